@@ -1,0 +1,82 @@
+"""Rules between the keys of a profile: each key may be well-formed and the whole still impossible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from edgeglm.devices.profile import NAME, Engine, InvalidValueError, Module, Placement, Profile
+
+ENGINE_PLACEMENT: dict[Engine, Placement] = {"tensorrt": "gpu", "qnn": "npu", "ort": "cpu", "litert": "cpu"}
+
+
+def check_consistency(profile: Profile) -> None:
+    """Raise `InvalidValueError` for the first rule between keys that ``profile`` breaks."""
+    _check_names(profile)
+    _check_memory(profile)
+    _check_engines(profile)
+    _check_npu_limits(profile)
+    for name, module in _modules(profile):
+        _check_placement(profile, name, module)
+        _check_npu_module(profile, name, module)
+
+
+def _modules(profile: Profile) -> Iterator[tuple[str, Module]]:
+    return ((name, getattr(profile.modules, name)) for name in profile.modules.__struct_fields__)
+
+
+def _check_names(profile: Profile) -> None:
+    for key, names in (("name", (profile.name,)), ("aliases", profile.aliases)):
+        for name in names:
+            if not NAME.fullmatch(name):
+                remedy = "use lower-case letters and digits, parted by '-'"
+                raise InvalidValueError(key, f"{name!r} is not a profile name", remedy)
+
+
+def _check_memory(profile: Profile) -> None:
+    total, usable = profile.memory.total.value, profile.memory.usable.value
+    if usable > total:
+        why = f"{usable} is more than memory.total"
+        raise InvalidValueError("memory.usable.value", why, f"write {total} or less")
+
+
+def _check_engines(profile: Profile) -> None:
+    engines = profile.engines.value
+    if not engines or len(set(engines)) < len(engines):
+        remedy = f"list each of {', '.join(ENGINE_PLACEMENT)} at most once, the preferred one first"
+        raise InvalidValueError("engines.value", "is empty or names an engine twice", remedy)
+    for engine in ("tensorrt", "qnn"):
+        if engine in engines and getattr(profile.toolchain, engine) is None:
+            why = f"is missing, and engines.value names {engine}"
+            raise InvalidValueError(f"toolchain.{engine}", why, f"add the table or drop {engine}")
+
+
+def _check_npu_limits(profile: Profile) -> None:
+    if profile.accelerators.npu is None:
+        return
+    for key in ("npu_float", "npu_decoder"):
+        if getattr(profile.limits, key) is None:
+            remedy = "say whether the NPU can do it (true or false), with the source"
+            raise InvalidValueError(f"limits.{key}", "is missing, and accelerators.npu is there", remedy)
+
+
+def _check_placement(profile: Profile, name: str, module: Module) -> None:
+    key, placement = f"modules.{name}.placement.value", module.placement.value
+    if placement != "cpu" and getattr(profile.accelerators, placement) is None:
+        remedy = f"place it on cpu or add accelerators.{placement}"
+        raise InvalidValueError(key, f"the profile has no {placement}", remedy)
+    if placement not in {ENGINE_PLACEMENT[engine] for engine in profile.engines.value}:
+        fitting = [engine for engine, place in ENGINE_PLACEMENT.items() if place == placement]
+        why = f"no engine in engines.value runs on the {placement}"
+        raise InvalidValueError(key, why, f"add {' or '.join(fitting)} to engines.value")
+
+
+def _check_npu_module(profile: Profile, name: str, module: Module) -> None:
+    if module.placement.value != "npu":
+        return
+    limits, precision = profile.limits, module.precision.value
+    if limits.npu_float and not limits.npu_float.value and precision in ("fp32", "fp16"):
+        why = f"the NPU computes no {precision} (limits.npu_float)"
+        raise InvalidValueError(f"modules.{name}.precision.value", why, "write int8 or place it on cpu")
+    if name == "decoder" and limits.npu_decoder and not limits.npu_decoder.value:
+        why = "the NPU runs no decoder (limits.npu_decoder)"
+        raise InvalidValueError("modules.decoder.placement.value", why, "place it on gpu or cpu")

@@ -1,0 +1,1 @@
+"""edgeglm: GLM-family checkpoints to proven device bundles."""

@@ -1,0 +1,61 @@
+"""Every error that a user can cause, and the exit code it ends with.
+
+    EdgeglmError
+    ├── UsageError         2   a wrong option, path, value or input file
+    ├── UnsupportedError   3   a model, operator or device combination we cannot serve
+    ├── AccuracyError      4   the accuracy gate failed
+    ├── BudgetError        5   does not fit the memory or disk budget
+    └── DamagedFileError   6   a file that is truncated, inconsistent or tampered with
+
+Exit code 0 is success, 1 a bug of ours (a traceback), 130 an interrupt.
+"""
+
+from __future__ import annotations
+
+
+class EdgeglmError(Exception):
+    """A failure the user can act on, printed as one line ``WHAT: WHY; REMEDY``.
+
+    Args:
+        what: The file, option or model at fault, by its name.
+        why: The reason, in a clause.
+        remedy: What to do about it, in a clause.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: object, why: str, remedy: str) -> None:
+        self.what = str(what)
+        self.why = why
+        self.remedy = remedy
+        super().__init__(" ".join(f"{what}: {why}; {remedy}".split()))
+
+
+class UsageError(EdgeglmError):
+    """A wrong option, path, value or input file."""
+
+    exit_code = 2
+
+
+class UnsupportedError(EdgeglmError):
+    """A model, operator or device combination that edgeglm cannot serve."""
+
+    exit_code = 3
+
+
+class AccuracyError(EdgeglmError):
+    """An artifact lost more accuracy than the user allowed."""
+
+    exit_code = 4
+
+
+class BudgetError(EdgeglmError):
+    """Work that does not fit the stated memory or disk budget."""
+
+    exit_code = 5
+
+
+class DamagedFileError(EdgeglmError):
+    """A file that is truncated, inconsistent or tampered with."""
+
+    exit_code = 6
