@@ -1,0 +1,1 @@
+"""The demo phone agent: its screens, its training, its evaluation."""

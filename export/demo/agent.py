@@ -1,0 +1,68 @@
+"""The demo model as a user of plain transformers runs it: checkpoint in, text out, greedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import BatchFeature, Glm4vForConditionalGeneration, PreTrainedTokenizerFast
+from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+
+IMAGE = "<|image|>"
+MAX_NEW_TOKENS = 96
+
+
+class Agent:
+    """A GLM-4.1V checkpoint with its tokenizer and image processor."""
+
+    def __init__(
+        self,
+        model: Glm4vForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerFast,
+        processor: Glm4vImageProcessorPil,
+    ) -> None:
+        self.model, self.tokenizer, self.processor = model, tokenizer, processor
+
+    @classmethod
+    def load(cls, folder: Path) -> Agent:
+        """From a Hugging Face checkpoint directory, computing in fp32."""
+        return cls(
+            Glm4vForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval(),
+            PreTrainedTokenizerFast.from_pretrained(folder),
+            Glm4vImageProcessorPil.from_pretrained(folder),
+        )
+
+    def encode(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> BatchFeature:
+        """Model inputs for one screenshot and one text each, padded on the left."""
+        pixels = self.processor(images=list(images), return_tensors="pt")
+        counts = (pixels["image_grid_thw"].prod(-1) // self.processor.merge_size**2).tolist()
+        texts = [
+            self._chat(prompt).replace(IMAGE, IMAGE * count) for prompt, count in zip(prompts, counts, strict=True)
+        ]
+        inputs: BatchFeature = self.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+        inputs.pop("token_type_ids", None)
+        inputs.update(pixels)
+        image = self.tokenizer.convert_tokens_to_ids(IMAGE)
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == image).long()
+        return inputs
+
+    def _chat(self, prompt: str) -> str:
+        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        chat: list[Any] = [{"role": "user", "content": content}]
+        return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+
+    @torch.inference_mode()
+    def answer(self, images: Sequence[Image.Image], prompts: Sequence[str], batch_size: int = 32) -> Iterator[str]:
+        """Greedy answers, one a screenshot."""
+        for start in range(0, len(prompts), batch_size):
+            some = slice(start, start + batch_size)
+            inputs = self.encode(images[some], prompts[some]).to(self.model.device)
+            output = self.model.generate(
+                **inputs,  # type: ignore[misc]
+                max_new_tokens=MAX_NEW_TOKENS,
+                do_sample=False,
+            )
+            yield from self.tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

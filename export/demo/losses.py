@@ -1,0 +1,149 @@
+"""The training forward pass and its losses.
+
+A vision-language model this small does not find taps from the answers alone. Helper heads, thrown away
+after training, ask every image token what lies under it and where, and the first answer tokens which
+patch they point at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Glm4vForConditionalGeneration
+from transformers.models.glm4v.modeling_glm4v import (
+    Glm4vVisionAttention,
+    Glm4vVisionModel,
+    apply_rotary_pos_emb_vision,
+)
+from transformers.vision_utils import get_vision_position_ids
+
+from edgeglm.export.demo.batches import (
+    CELL_COLUMNS,
+    CELL_ROWS,
+    CLASSES,
+    COLUMNS,
+    IGNORE,
+    IMAGE_TOKENS,
+    ROWS,
+    Batch,
+    Cells,
+    Packer,
+    to_patches,
+)
+from edgeglm.export.demo.model import MERGE
+from edgeglm.export.demo.screens import CHINESE
+
+POINTER_LAYER = 2  # the decoder layer whose output must know where to point
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Cross-entropy of the answers, and the sum of the helper losses."""
+
+    answer: Tensor
+    helper: Tensor
+
+
+def encode_images(vision: Glm4vVisionModel, patches: Tensor) -> Tensor:
+    """`Glm4vVisionModel` for a batch of equal grids: (B, N, C*P*P) -> (B, N / MERGE**2, hidden).
+
+    The same computation as its forward, with one attention call for the whole batch instead of one an image.
+    """
+    grid = torch.tensor([[1, ROWS, COLUMNS]], device=patches.device)
+    positions = get_vision_position_ids(grid, MERGE)
+    batch, count, _ = patches.shape
+    weight = vision.patch_embed.proj.weight.sum(2).flatten(1)  # a still image is two equal frames
+    hidden = vision.post_conv_layernorm(F.linear(patches, weight, vision.patch_embed.proj.bias))
+    nowhere = torch.zeros(count, hidden.shape[-1], device=patches.device)
+    hidden = hidden + vision.embeddings(nowhere, [count], grid, positions[:, 0], positions[:, 1])
+    cos, sin = vision.rotary_pos_emb(hidden, positions)
+    for block in vision.blocks:
+        hidden = hidden + _attend(block.attn, block.norm1(hidden), cos, sin)
+        hidden = hidden + block.mlp(block.norm2(hidden))
+    hidden = vision.post_layernorm(hidden)
+    down = vision.downsample
+    kernel = down.weight.permute(0, 2, 3, 1).reshape(down.out_channels, -1)
+    merged: Tensor = vision.merger(F.linear(hidden.view(batch, count // MERGE**2, -1), kernel, down.bias))
+    return merged
+
+
+def _attend(attention: Glm4vVisionAttention, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    heads = attention.qkv(hidden).view(*hidden.shape[:2], 3, attention.num_heads, -1)
+    query, key, value = heads.unbind(2)
+    query, key = apply_rotary_pos_emb_vision(query, key, cos, sin)
+    query, key, value = (x.transpose(1, 2).to(value.dtype) for x in (query, key, value))
+    mixed = F.scaled_dot_product_attention(query, key, value)
+    return attention.proj(mixed.transpose(1, 2).reshape(hidden.shape))
+
+
+class Helper(nn.Module):
+    """Heads on image tokens (class, offset, on/off, row, column) and on the first answer tokens (patch)."""
+
+    def __init__(self, model: Glm4vForConditionalGeneration, packer: Packer) -> None:
+        super().__init__()
+        width = model.lm_head.in_features
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.bias = nn.Parameter(torch.full((len(CLASSES),), -2.0))
+        self.inside = nn.Linear(width, 3 * len(CLASSES))
+        self.place = nn.Linear(width, CELL_ROWS + CELL_COLUMNS)
+        self.pointer = nn.Linear(width, ROWS + COLUMNS)
+        self.names = [packer.encode(f" {name}") + packer.encode(CHINESE[name]) for name in CLASSES]
+        self.hidden = torch.empty(0)
+        model.model.language_model.layers[POINTER_LAYER].register_forward_hook(self._keep)
+
+    def _keep(self, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        self.hidden = output
+
+    def vision_loss(self, image_tokens: Tensor, embedding: Tensor, elements: Cells) -> Tensor:
+        """What each image token shows; classes are compared with the embeddings of their names."""
+        names = torch.stack([embedding[ids].mean(0) for ids in self.names])
+        logits = (image_tokens @ names.T).float() * self.scale + self.bias
+        image, cell, label = elements.cells.unbind(1)
+        present = torch.zeros_like(logits)
+        present[image, cell, label] = 1
+        weight = torch.tensor(8.0, device=logits.device)
+        classes = F.binary_cross_entropy_with_logits(logits, present, pos_weight=weight) * len(CLASSES) / 4
+        found = self.inside(image_tokens[image, cell]).float().view(-1, len(CLASSES), 3)
+        found = found[torch.arange(len(label), device=label.device), label]
+        offset = F.l1_loss(found[:, :2], elements.inside[:, :2])
+        state = F.binary_cross_entropy_with_logits(found[:, 2], elements.inside[:, 2])
+        return classes + offset + 0.1 * state + self._place_loss(image_tokens)
+
+    def _place_loss(self, image_tokens: Tensor) -> Tensor:
+        rows, columns = self.place(image_tokens).float().split([CELL_ROWS, CELL_COLUMNS], dim=-1)
+        cell = torch.arange(IMAGE_TOKENS, device=image_tokens.device).repeat(len(image_tokens))
+        row, column = cell // CELL_COLUMNS, cell % CELL_COLUMNS
+        return F.cross_entropy(rows.flatten(0, 1), row) + F.cross_entropy(columns.flatten(0, 1), column)
+
+    def pointer_loss(self, pointers: Tensor) -> Tensor:
+        """Does the decoder know the target's patch when it begins to answer, and when it begins the action?"""
+        if not len(pointers):
+            return torch.zeros((), device=pointers.device)
+        image, spot, row, column = pointers.unbind(1)
+        rows, columns = self.pointer(self.hidden[image, spot]).float().split([ROWS, COLUMNS], dim=-1)
+        return 0.5 * (F.cross_entropy(rows, row) + F.cross_entropy(columns, column))
+
+
+def vision_loss(model: Glm4vForConditionalGeneration, helper: Helper, batch: Batch) -> Tensor:
+    """The vision-only first stage: no decoder, helper losses alone."""
+    image_tokens = encode_images(model.model.visual, to_patches(batch.pixels))
+    return helper.vision_loss(image_tokens, model.model.language_model.embed_tokens.weight, batch.elements)
+
+
+def losses(model: Glm4vForConditionalGeneration, helper: Helper, packer: Packer, batch: Batch) -> Losses:
+    """Both losses of a packed batch."""
+    image_tokens = encode_images(model.model.visual, to_patches(batch.pixels))
+    text = model.model.language_model
+    embedded = text.embed_tokens(batch.tokens)
+    start, stop = packer.image_start, packer.image_start + IMAGE_TOKENS
+    embedded = torch.cat([embedded[:, :start], image_tokens.to(embedded.dtype), embedded[:, stop:]], dim=1)
+    hidden = text(
+        inputs_embeds=embedded, position_ids=batch.positions, attention_mask=batch.mask(), use_cache=False
+    ).last_hidden_state
+    asked = batch.labels != IGNORE
+    answer = F.cross_entropy(model.lm_head(hidden[asked]).float(), batch.labels[asked])
+    seen = helper.vision_loss(image_tokens, text.embed_tokens.weight, batch.elements)
+    return Losses(answer, seen + helper.pointer_loss(batch.pointers))

@@ -1,0 +1,225 @@
+"""Train the demo phone agent from nothing: ``python -m edgeglm.export.demo.train --out DIR``.
+
+Two stages: the vision tower alone on what stands where, then everything on packed questions, easy screens
+first. Every batch is made on the fly from its index; a stopped run goes on from its last state.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Glm4vForConditionalGeneration, PreTrainedTokenizerFast
+from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+
+from edgeglm.export.demo.agent import Agent
+from edgeglm.export.demo.batches import Batch, Batches, Packer, Recipe
+from edgeglm.export.demo.losses import Helper, losses, vision_loss
+from edgeglm.export.demo.metrics import Score, score, succeeds
+from edgeglm.export.demo.model import build_config, build_model, build_tokenizer, save
+from edgeglm.export.demo.samples import make_sample
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Length and shape of a training run; learning rate warms up, then falls along a cosine to 2%."""
+
+    vision_steps: int = 500
+    steps: int = 5500
+    images: int = 16
+    questions: int = 6
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.02
+    warm_up: int = 100
+    easy: float = 0.15  # share of the second stage on sparse screens
+    helper: float = 0.5  # weight of the helper losses, falling to a tenth over the first 60%
+
+    @property
+    def total(self) -> int:
+        """Steps of both stages."""
+        return self.vision_steps + self.steps
+
+    def rate(self, step: int) -> float:
+        """Learning rate at `step`, counted over both stages."""
+        if step < self.vision_steps:
+            return self.learning_rate * min(1.0, (step + 1) / 50)
+        step -= self.vision_steps
+        cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return self.learning_rate * min(1.0, (step + 1) / self.warm_up) * (0.02 + 0.98 * cosine)
+
+    def helper_weight(self, step: int) -> float:
+        """Weight of the helper losses at `step`, counted over both stages."""
+        done = (step - self.vision_steps) / self.steps
+        return self.helper * max(0.1, 1 - done / 0.6)
+
+
+class Trainer:
+    """Model, helper heads and optimizer; one `step` at a time."""
+
+    def __init__(self, plan: Plan, tokenizer: PreTrainedTokenizerFast, device: torch.device) -> None:
+        self.plan, self.device = plan, device
+        self.packer = Packer(tokenizer)
+        self.model: Glm4vForConditionalGeneration = build_model(build_config(tokenizer))
+        self.model.to(device)  # type: ignore[arg-type]
+        self.helper = Helper(self.model, self.packer).to(device)
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=plan.learning_rate, betas=(0.9, 0.98), fused=True)
+        self.done = 0
+
+    def _groups(self) -> list[dict[str, object]]:
+        """Matrices decay; vectors, token embeddings and the position table do not."""
+        named = [*self.model.named_parameters(), *self.helper.named_parameters()]
+        decays = [p.ndim >= 2 and "embed_tokens" not in n and "position_embedding" not in n for n, p in named]
+        groups: dict[float, list[nn.Parameter]] = {self.plan.weight_decay: [], 0.0: []}
+        for (_, parameter), decay in zip(named, decays, strict=True):
+            groups[self.plan.weight_decay if decay else 0.0].append(parameter)
+        return [{"params": group, "weight_decay": decay} for decay, group in groups.items()]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Of the model and of the helper heads."""
+        return [*self.model.parameters(), *self.helper.parameters()]
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """One optimizer step; returns the losses."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.rate(self.done)
+        batch = _to(batch, self.device)
+        with self._autocast():
+            loss, report = self._loss(batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done += 1
+        return report
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        if self.done < self.plan.vision_steps:
+            loss = vision_loss(self.model, self.helper, batch)
+            return loss, {"helper": loss.item()}
+        both = losses(self.model, self.helper, self.packer, batch)
+        loss = both.answer + self.plan.helper_weight(self.done) * both.helper
+        return loss, {"answer": both.answer.item(), "helper": both.helper.item()}
+
+    def state(self) -> dict[str, Any]:
+        """Everything a resumed run needs."""
+        return {
+            "plan": asdict(self.plan),
+            "done": self.done,
+            "model": self.model.state_dict(),
+            "helper": self.helper.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken; refuses a state of another plan."""
+        if state["plan"] != asdict(self.plan):
+            raise click.UsageError("the saved state belongs to another plan: use the same options or another --out")
+        self.model.load_state_dict(state["model"])
+        self.helper.load_state_dict(state["helper"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.done = state["done"]
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    moved = {name: value.to(device) for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    cells = replace(batch.elements, cells=batch.elements.cells.to(device), inside=batch.elements.inside.to(device))
+    return replace(batch, elements=cells, **moved)
+
+
+def validate(agent: Agent, count: int) -> tuple[Score, list[tuple[str, str, str]]]:
+    """Score `agent` on the validation split: fresh screens, never trained on and never shipped."""
+    samples = [make_sample("validation", index) for index in range(count)]
+    prompts, expected = [sample.prompt for sample in samples], [sample.expected for sample in samples]
+    answers = list(agent.answer([sample.image for sample in samples], prompts))
+    triples = zip(prompts, expected, answers, strict=True)
+    wrong = [(prompt, want.response, got) for prompt, want, got in triples if not succeeds(want, got)]
+    return score(expected, answers), wrong
+
+
+def _loader(trainer: Trainer, workers: int) -> Iterator[Batch]:
+    plan = trainer.plan
+    easy = plan.vision_steps + int(plan.easy * plan.steps)
+    batches = Batches(trainer.packer, "train", Recipe(plan.images, plan.questions, easy_until=easy))
+    order = range(trainer.done, plan.total)
+    return iter(DataLoader(batches, sampler=order, batch_size=None, num_workers=workers))
+
+
+def _save_state(trainer: Trainer, file: Path) -> None:
+    partial = file.with_suffix(".partial")
+    torch.save(trainer.state(), partial)
+    partial.replace(file)
+
+
+def train(plan: Plan, out: Path, every: int, samples: int, log: Callable[[dict[str, object]], None]) -> Trainer:
+    """Run `plan` in `out`, from its saved state where there is one; save and validate `every` steps."""
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer()
+    trainer = Trainer(plan, tokenizer, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    saved = out / "state.pt"
+    if saved.exists():
+        trainer.restore(torch.load(saved, weights_only=True, map_location=trainer.device))
+        log({"resumed_at": trainer.done})
+    started, first = time.perf_counter(), trainer.done
+    for batch in _loader(trainer, workers=1):
+        report: dict[str, object] = dict(trainer.step(batch))
+        if trainer.done % 25 == 0:
+            pace = (time.perf_counter() - started) / (trainer.done - first)
+            log(
+                {
+                    "step": trainer.done,
+                    "of": plan.total,
+                    **report,
+                    "minutes_left": (plan.total - trainer.done) * pace / 60,
+                }
+            )
+        if trainer.done % every == 0 or trainer.done == plan.total:
+            _save_state(trainer, saved)
+            save(trainer.model, tokenizer, out / "checkpoint")
+            if trainer.done > plan.vision_steps and samples:
+                log(_validation(trainer, tokenizer, out / "checkpoint", samples))
+    return trainer
+
+
+def _validation(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, folder: Path, samples: int) -> dict[str, object]:
+    trainer.model.eval()
+    result, wrong = validate(Agent(trainer.model, tokenizer, Glm4vImageProcessorPil.from_pretrained(folder)), samples)
+    trainer.model.train()
+    return {"validation": asdict(result), "wrong": wrong[:8]}
+
+
+def _show(record: dict[str, object], file: Path) -> None:
+    record = {name: round(value, 4) if isinstance(value, float) else value for name, value in record.items()}
+    with file.open("a") as log:
+        log.write(json.dumps(record, ensure_ascii=False) + "\n")
+    end = "\r" if sys.stderr.isatty() and "step" in record else "\n"
+    click.echo("  ".join(f"{name} {value}" for name, value in record.items()) + end, err=True, nl=False)
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="State, log, checkpoint.")
+@click.option("--steps", default=Plan.steps, show_default=True, help="Steps of the second stage.")
+@click.option("--every", default=500, show_default=True, help="Save and validate every N steps.")
+@click.option("--samples", default=256, show_default=True, help="Validation screens; 0 for none.")
+def main(out: Path, steps: int, every: int, samples: int) -> None:
+    """Train the demo phone agent; stop it any time and start it again to go on."""
+    out.mkdir(parents=True, exist_ok=True)
+    trainer = train(Plan(steps=steps), out, every, samples, lambda record: _show(record, out / "train.jsonl"))
+    save(trainer.model.half(), build_tokenizer(), out / "checkpoint")
+
+
+if __name__ == "__main__":
+    main()
