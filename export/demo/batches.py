@@ -28,6 +28,7 @@ CELL_ROWS, CELL_COLUMNS = ROWS // MERGE, COLUMNS // MERGE
 IMAGE_TOKENS = CELL_ROWS * CELL_COLUMNS
 CLASSES = {name: index for index, name in enumerate(CHINESE)}
 IGNORE = -100
+BUCKET = 32  # sequence lengths are multiples of it: every new shape costs time and memory in the CPU kernels
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Packer:
         """One batch of images (B, HEIGHT, WIDTH, 3), their scenes and the steps asked about each."""
         rows = [[(self.encode(s.prompt), self.encode(s.response), s.box) for s in row] for row in steps]
         longest = max(sum(len(q) + len(self.assistant) + len(a) + 1 for q, a, _ in row) for row in rows)
-        shape = (len(rows), len(self.prefix) + longest)
+        shape = (len(rows), -(-(len(self.prefix) + longest) // BUCKET) * BUCKET)
         tokens, labels = np.full(shape, self.end), np.full(shape, IGNORE)
         segment, positions = np.full(shape, -1), np.zeros((3, *shape), dtype=np.int64)
         start = len(self.prefix)

@@ -143,7 +143,8 @@ def losses(model: Glm4vForConditionalGeneration, helper: Helper, packer: Packer,
     hidden = text(
         inputs_embeds=embedded, position_ids=batch.positions, attention_mask=batch.mask(), use_cache=False
     ).last_hidden_state
-    asked = batch.labels != IGNORE
-    answer = F.cross_entropy(model.lm_head(hidden[asked]).float(), batch.labels[asked])
+    after = len(packer.prefix)
+    logits = model.lm_head(hidden[:, after:]).float()
+    answer = F.cross_entropy(logits.flatten(0, 1), batch.labels[:, after:].flatten(), ignore_index=IGNORE)
     seen = helper.vision_loss(image_tokens, text.embed_tokens.weight, batch.elements)
     return Losses(answer, seen + helper.pointer_loss(batch.pointers))
