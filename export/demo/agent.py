@@ -60,9 +60,7 @@ class Agent:
         for start in range(0, len(prompts), batch_size):
             some = slice(start, start + batch_size)
             inputs = self.encode(images[some], prompts[some]).to(self.model.device)
-            output = self.model.generate(
-                **inputs,  # type: ignore[misc]
-                max_new_tokens=MAX_NEW_TOKENS,
-                do_sample=False,
+            output = self.model.generate(  # type: ignore[misc]
+                **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False
             )
             yield from self.tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -82,19 +82,19 @@ class Packer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.encoder: Tokenizer = tokenizer.backend_tokenizer
-        token = tokenizer.convert_tokens_to_ids
+        token = tokenizer.get_vocab()
         newline = self.encode("\n")
         self.prefix = [
-            *(token(name) for name in ("[gMASK]", "<sop>", "<|user|>")),
+            *(token[name] for name in ("[gMASK]", "<sop>", "<|user|>")),
             *newline,
-            token("<|begin_of_image|>"),
-            *[token("<|image|>")] * IMAGE_TOKENS,
-            token("<|end_of_image|>"),
+            token["<|begin_of_image|>"],
+            *[token["<|image|>"]] * IMAGE_TOKENS,
+            token["<|end_of_image|>"],
         ]
-        self.image_start = self.prefix.index(token("<|image|>"))
-        self.assistant = [token("<|assistant|>"), *newline]
-        self.answer = token("<answer>")
-        self.end = token("<|endoftext|>")
+        self.image_start = self.prefix.index(token["<|image|>"])
+        self.assistant = [token["<|assistant|>"], *newline]
+        self.answer = token["<answer>"]
+        self.end = token["<|endoftext|>"]
         self.prefix_positions = self._prefix_positions()
         self.text_start = int(self.prefix_positions.max()) + 1
 

@@ -7,7 +7,9 @@ patch they point at.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from transformers import Glm4vForConditionalGeneration
 from transformers.models.glm4v.modeling_glm4v import (
     Glm4vVisionAttention,
+    Glm4vVisionBlock,
     Glm4vVisionModel,
     apply_rotary_pos_emb_vision,
 )
@@ -60,7 +63,7 @@ def encode_images(vision: Glm4vVisionModel, patches: Tensor) -> Tensor:
     nowhere = torch.zeros(count, hidden.shape[-1], device=patches.device)
     hidden = hidden + vision.embeddings(nowhere, [count], grid, positions[:, 0], positions[:, 1])
     cos, sin = vision.rotary_pos_emb(hidden, positions)
-    for block in vision.blocks:
+    for block in cast(Iterable[Glm4vVisionBlock], vision.blocks):
         hidden = hidden + _attend(block.attn, block.norm1(hidden), cos, sin)
         hidden = hidden + block.mlp(block.norm2(hidden))
     hidden = vision.post_layernorm(hidden)
@@ -76,7 +79,8 @@ def _attend(attention: Glm4vVisionAttention, hidden: Tensor, cos: Tensor, sin: T
     query, key = apply_rotary_pos_emb_vision(query, key, cos, sin)
     query, key, value = (x.transpose(1, 2).to(value.dtype) for x in (query, key, value))
     mixed = F.scaled_dot_product_attention(query, key, value)
-    return attention.proj(mixed.transpose(1, 2).reshape(hidden.shape))
+    projected: Tensor = attention.proj(mixed.transpose(1, 2).reshape(hidden.shape))
+    return projected
 
 
 class Helper(nn.Module):

@@ -89,14 +89,14 @@ def _corpus(samples: int) -> list[str]:
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> Glm4vConfig:
     """The demo's `Glm4vConfig`: 4 vision and 4 decoder layers, grouped-query attention, partial M-RoPE."""
-    token = tokenizer.convert_tokens_to_ids
+    token = tokenizer.get_vocab()
     return Glm4vConfig(
-        image_token_id=token("<|image|>"),
-        video_token_id=token("<|video|>"),
-        image_start_token_id=token("<|begin_of_image|>"),
-        image_end_token_id=token("<|end_of_image|>"),
-        video_start_token_id=token("<|begin_of_video|>"),
-        video_end_token_id=token("<|end_of_video|>"),
+        image_token_id=token["<|image|>"],
+        video_token_id=token["<|video|>"],
+        image_start_token_id=token["<|begin_of_image|>"],
+        image_end_token_id=token["<|end_of_image|>"],
+        video_start_token_id=token["<|begin_of_video|>"],
+        video_end_token_id=token["<|end_of_video|>"],
         tie_word_embeddings=False,
         text_config={
             "vocab_size": VOCABULARY,
@@ -106,8 +106,8 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Glm4vConfig:
             "num_attention_heads": 8,
             "num_key_value_heads": 2,
             "max_position_embeddings": 4096,
-            "pad_token_id": token("<|endoftext|>"),
-            "eos_token_id": [token("<|endoftext|>"), token("<|user|>"), token("<|observation|>")],
+            "pad_token_id": token["<|endoftext|>"],
+            "eos_token_id": [token["<|endoftext|>"], token["<|user|>"], token["<|observation|>"]],
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 10000.0,
@@ -135,12 +135,11 @@ def build_model(config: Glm4vConfig, seed: int = 0) -> Glm4vForConditionalGenera
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             _initialize(name, parameter)
-        model.model.visual.embeddings.position_embedding.weight.copy_(
-            _sin_cos_table(HEIGHT // PATCH, config.vision_config.hidden_size)
-        )
-    generation = model.generation_config
-    generation.eos_token_id = config.text_config.eos_token_id
-    generation.pad_token_id = config.text_config.pad_token_id
+        positions = model.model.visual.embeddings.position_embedding.weight
+        positions.copy_(_sin_cos_table(HEIGHT // PATCH, positions.shape[1]))
+    generation, text = model.generation_config, config.get_text_config()
+    generation.eos_token_id = text.eos_token_id
+    generation.pad_token_id = text.pad_token_id
     generation.do_sample = False
     return model
 

@@ -61,9 +61,7 @@ NPU_DECODER = 'placement.value = "cpu"\nplacement.reason = "the vendor'
         ),
     ],
 )
-def test_what_does_not_belong_together_is_refused(
-    tmp_path: Path, name: str, old: str, new: str, expected: str
-) -> None:
+def test_what_does_not_belong_together_is_refused(tmp_path: Path, name: str, old: str, new: str, expected: str) -> None:
     text = (PROFILES / f"{name}.toml").read_text("utf-8")
     assert old in text
     board = tmp_path / "board.toml"

@@ -32,9 +32,7 @@ def test_the_example_of_the_docs_loads_by_its_path(board: Path, example: str) ->
     assert profile == read_profile(board)
 
 
-def test_a_path_needs_a_separator_or_the_suffix(
-    tmp_path: Path, example: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_path_needs_a_separator_or_the_suffix(tmp_path: Path, example: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for path in ("board.toml", "board"):
         Path(path).write_text(example)
@@ -166,7 +164,7 @@ def test_a_path_that_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     assert refusal(str(pipe)).startswith(f"{pipe}: is not a file of at most 1 MiB; ")
     assert "cannot be read: File name too long" in refusal("x" * 5000 + ".toml")
-    assert "cannot be read: embedded null byte" in refusal("a\0b.toml")
+    assert "cannot be read: embedded null" in refusal("a\0b.toml")
 
 
 def test_a_file_that_may_not_be_read(board: Path, example: str, monkeypatch: pytest.MonkeyPatch) -> None:

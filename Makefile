@@ -1,0 +1,57 @@
+# `make demo` and `make test` are all that a newcomer needs; `make help` lists the rest.
+
+# The first Python on the path that the host side can run on.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+VENV ?= .venv
+# Where to find torch beside the default package index, such as PyTorch's CPU wheels.
+TORCH_INDEX ?=
+INSTALLED := $(VENV)/.installed
+BIN := $(VENV)/bin
+
+# Everything that runs from here ships with the repository: a download would be a mistake.
+export HF_HUB_OFFLINE = 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help demo test lint format wheel clean
+.DELETE_ON_ERROR:
+
+help: ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+
+demo: $(INSTALLED) ## install, then evaluate the demo phone agent on its own screens
+	@echo '== demo: the phone agent that ships with edgeglm, in PyTorch, on 50 of its held-out screens'
+	$(BIN)/python -m edgeglm.export.demo.evaluate --limit 50
+	@echo '== That is as far as this version goes: export, validate and run follow in later versions.'
+
+test: $(INSTALLED) ## install, then run the test suite
+	@echo '== test: the whole suite'
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(INSTALLED) ## build the sdist and the wheel into dist/
+	$(BIN)/python -m build --no-isolation --outdir dist
+
+clean: ## remove the environment and everything built
+	rm -rf .venv build dist edgeglm.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n '$(PYTHON)' || { \
+		echo 'edgeglm: Python 3.11 or later: not found on the path; install it, or run make PYTHON=/path/to/python3.11' >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo 'edgeglm: $(PYTHON): is not Python 3.11 or later; run make PYTHON=/path/to/python3.11' >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo 'edgeglm: $(PYTHON): has no venv module; run apt install python3-venv' >&2; exit 2; }
+	@echo '== install: edgeglm with its host side and tools into $(VENV) (once; a few minutes, about 2 GB)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[export,dev]'
+	@touch $@

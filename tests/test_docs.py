@@ -1,0 +1,39 @@
+"""The documentation's links and its account of the command line."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from edgeglm.cli.doctor import Report
+from edgeglm.cli.main import COMMANDS
+from edgeglm.machine import Machine
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    for target, heading in LINK.findall(page.read_text(encoding="utf-8")):
+        path = (page.parent / target) if target else page
+        assert path.exists(), target
+        assert not heading or heading in headings(path), f"{target}#{heading}"
+
+
+def headings(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as Markdown renderers derive them."""
+    lines = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+def test_the_command_line_page_has_every_command_and_every_key_of_doctor() -> None:
+    text = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    assert all(f"## edgeglm {name}\n" in text for name in COMMANDS)
+    keys = {field.name for field in fields(Report)} | {f"machine.{field.name}" for field in fields(Machine)}
+    keys -= {"machine"}
+    assert [key for key in sorted(keys) if f"`{key}`" not in text and f"`{key}[]`" not in text] == []

@@ -1,0 +1,45 @@
+"""The names that other code may import: a change here is a change for users, and belongs in CHANGELOG.md."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import edgeglm
+
+SHARED = {
+    "edgeglm.actions": {"Action", "parse_action"},
+    "edgeglm.errors": {
+        "AccuracyError",
+        "BudgetError",
+        "DamagedFileError",
+        "EdgeglmError",
+        "UnsupportedError",
+        "UsageError",
+    },
+    "edgeglm.machine": {"Machine", "read_machine"},
+    "edgeglm.suggest": {"nearest_name"},
+    "edgeglm.units": {"format_size", "parse_percent", "parse_size"},
+}
+DEVICES = {
+    "edgeglm.devices.loader": {"load_profile", "profile_names", "read_profile"},
+}
+
+
+@pytest.mark.parametrize(("module", "names"), (SHARED | DEVICES).items(), ids=str)
+def test_a_module_defines_exactly_its_public_names(module: str, names: set[str]) -> None:
+    members = vars(importlib.import_module(module)).items()
+    defined = {
+        name
+        for name, value in members
+        if (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == module
+    }
+    assert {name for name in defined if not name.startswith("_")} == names
+
+
+def test_every_shared_module_is_pinned_above() -> None:
+    modules = {f"edgeglm.{module.name}" for module in pkgutil.iter_modules(edgeglm.__path__) if not module.ispkg}
+    assert modules - {"edgeglm.__main__"} == SHARED.keys()
