@@ -12,6 +12,17 @@ import edgeglm
 
 SHARED = {
     "edgeglm.actions": {"Action", "parse_action"},
+    "edgeglm.bundle": {
+        "Bundle",
+        "Damage",
+        "extra_files",
+        "find_damage",
+        "is_bundle",
+        "load_bundle",
+        "read_manifest",
+        "verify_bundle",
+    },
+    "edgeglm.digest": {"KnownHashes", "hash_range"},
     "edgeglm.errors": {
         "AccuracyError",
         "BudgetError",
@@ -21,6 +32,20 @@ SHARED = {
         "UsageError",
     },
     "edgeglm.machine": {"Machine", "read_machine"},
+    "edgeglm.manifest": {
+        "File",
+        "Generation",
+        "Manifest",
+        "Model",
+        "Module",
+        "Predicted",
+        "Provenance",
+        "Rope",
+        "Tensor",
+        "Vision",
+        "parse_manifest",
+    },
+    "edgeglm.memory": {"MemorySampler", "Phase", "PhaseLog", "current_rss", "peak_rss"},
     "edgeglm.suggest": {"nearest_name"},
     "edgeglm.units": {"format_size", "parse_percent", "parse_size"},
 }

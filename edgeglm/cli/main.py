@@ -21,6 +21,8 @@ from edgeglm.suggest import nearest_name
 COMMANDS = {
     "devices": "List the device profiles, or show every fact of one with its source.",
     "doctor": "Report what this machine has and what edgeglm can use of it.",
+    "inspect": "Show what a bundle holds, needs and was made from.",
+    "verify": "Check every file of a bundle against its hash.",
 }
 
 INTERRUPTED = 130

@@ -1,0 +1,193 @@
+"""A bundle on disk, and a reader that distrusts all of it.
+
+The order is the point: paths and sizes are checked before a file is mapped (`load_bundle`), hashes before anything
+is run (`verify_bundle`). See docs/bundle.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from edgeglm.digest import READ_ONLY, KnownHashes
+from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
+from edgeglm.manifest import MANIFEST, SCHEMA, File, Manifest, Module, ModuleName, parse_manifest
+
+MAX_MANIFEST_BYTES = 4 << 20
+RESTORE = "copy the bundle again from where it was exported, or export it again"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose manifest is valid, and whose files are there at their sizes; their content is not yet checked."""
+
+    folder: Path
+    manifest: Manifest
+
+    def path(self, relative: str) -> Path:
+        """The path of a file of the bundle; another one is a KeyError."""
+        if relative not in self.manifest.files:
+            raise KeyError(relative)
+        return self.folder / relative
+
+    def module(self, name: ModuleName) -> Module | None:
+        """The module of that name, if the bundle has it."""
+        return next((module for module in self.manifest.modules if module.name == name), None)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file, relative to the bundle, that is not as the manifest says, and why."""
+
+    file: str
+    why: str
+
+
+class _Header(msgspec.Struct):
+    """What a manifest of any schema has."""
+
+    bundle_schema: int
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder holds the manifest of a bundle, be it damaged or of another schema."""
+    with suppress(OSError, UsageError, DamagedFileError, msgspec.DecodeError, RecursionError):
+        msgspec.json.decode(_manifest_bytes(folder), type=_Header)
+        return True
+    return False
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a bundle; its files are not looked at.
+
+    Raises:
+        UsageError: The folder is not a bundle, or cannot be read.
+        DamagedFileError: The manifest is not what an export wrote; the message names the key.
+        UnsupportedError: A newer edgeglm wrote it.
+    """
+    path, data = folder / MANIFEST, _manifest_bytes(folder)
+    try:
+        schema = msgspec.json.decode(data, type=_Header).bundle_schema
+        if schema > SCHEMA:
+            why = f"has schema {schema}, and this edgeglm reads up to {SCHEMA}"
+            raise UnsupportedError(path, why, "update edgeglm: pip install -U edgeglm")
+        return parse_manifest(data)
+    except msgspec.ValidationError as error:
+        key, why = _explain(str(error))
+        raise DamagedFileError(f"{path}: {key}", why, RESTORE) from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise DamagedFileError(path, f"is not valid JSON: {error}", RESTORE) from error
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """A bundle, with every file there, inside the folder, and of its size.
+
+    Raises:
+        UsageError, UnsupportedError: As `read_manifest`.
+        DamagedFileError: The manifest, or a file, is not as it was exported.
+    """
+    manifest = read_manifest(folder)
+    bundle = Bundle(Path(os.path.realpath(folder)), manifest)
+    for relative, file in manifest.files.items():
+        if fault := _fault(bundle.folder, relative, file):
+            raise DamagedFileError(folder / relative, fault, RESTORE)
+    return bundle
+
+
+def verify_bundle(bundle: Bundle) -> None:
+    """Check the hash of every file; one that is unchanged since it was hashed last is not read again.
+
+    Raises:
+        DamagedFileError: A file is not as it was exported.
+    """
+    for damage in find_damage(bundle.folder, bundle.manifest):
+        raise DamagedFileError(bundle.folder / damage.file, damage.why, RESTORE)
+
+
+def find_damage(folder: Path, manifest: Manifest, *, trust_memory: bool = True) -> Iterator[Damage]:
+    """Every file that is not as the manifest says, in the manifest's order."""
+    root = Path(os.path.realpath(folder))
+    hashes = KnownHashes(root, trust=trust_memory)
+    for relative, file in manifest.files.items():
+        if fault := _fault(root, relative, file) or _hash_fault(root, relative, file, hashes):
+            yield Damage(relative, fault)
+    hashes.save()
+
+
+def extra_files(folder: Path, manifest: Manifest) -> list[str]:
+    """What lies in the folder, relative to it, and is not in the manifest."""
+    found = []
+    for directory, folders, names in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(directory, name))]
+        found += [Path(directory, name).relative_to(folder).as_posix() for name in names + links]
+    return sorted(set(found) - manifest.files.keys() - {MANIFEST})
+
+
+def _explain(error: str) -> tuple[str, str]:
+    """The key and the fault in msgspec's message."""
+    located = re.fullmatch(r"(.*) - at `\$\.?(.*)`", error, re.DOTALL)
+    return (located[2], located[1]) if located else ("top level", error)
+
+
+def _manifest_bytes(folder: Path) -> bytes:
+    path = folder / MANIFEST
+    try:
+        if not stat.S_ISDIR(os.stat(folder).st_mode):
+            raise UsageError(folder, "is not a folder", "give the folder of a bundle")
+        with open(os.open(path, READ_ONLY), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise DamagedFileError(path, "is not a regular file", RESTORE)
+            data = file.read(MAX_MANIFEST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, error) from error
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise DamagedFileError(path, "is longer than the 4MiB that a manifest may have", RESTORE)
+    return data
+
+
+def _unreadable(folder: Path, error: Exception) -> UsageError | DamagedFileError:
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.ENOENT and folder.is_dir():
+        return UsageError(folder, f"is not a bundle: it has no {MANIFEST}", "give a folder that edgeglm export wrote")
+    if number == errno.ELOOP and folder.is_dir():
+        return DamagedFileError(folder / MANIFEST, "is a symbolic link", RESTORE)
+    why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return UsageError(folder, f"cannot be read: {why}", "give a folder that edgeglm export wrote")
+
+
+def _fault(root: Path, relative: str, file: File) -> str | None:
+    """What is wrong with a file, short of its content."""
+    try:
+        real = Path(os.path.realpath(root / relative, strict=True))
+        status = real.stat()
+    except (OSError, ValueError) as error:
+        return _why(error)
+    if not real.is_relative_to(root):
+        return "is a link that leaves the bundle"
+    if not stat.S_ISREG(status.st_mode):
+        return "is not a regular file"
+    if status.st_size != file.bytes:
+        return f"has {status.st_size} bytes instead of {file.bytes}"
+    return None
+
+
+def _hash_fault(root: Path, relative: str, file: File, hashes: KnownHashes) -> str | None:
+    try:
+        actual = hashes.sha256(Path(os.path.realpath(root / relative)))
+    except OSError as error:
+        return _why(error)
+    return None if actual == file.sha256 else "is damaged or was changed: its SHA-256 is not the manifest's"
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "is missing"
+    return f"cannot be read: {(error.strerror if isinstance(error, OSError) else None) or error}"

@@ -1,0 +1,90 @@
+"""``edgeglm inspect``: what a bundle's manifest says of its modules, its needs and its origin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import msgspec
+
+from edgeglm.bundle import read_manifest
+from edgeglm.cli.output import json_option, print_json
+from edgeglm.manifest import Manifest, Module
+from edgeglm.units import format_size
+
+HEADINGS = ("MODULE", "PRECISION", "FORMAT", "FILE", "SIZE", "ERROR")
+
+
+@click.command("inspect")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@json_option
+def command(bundle: Path, as_json: bool) -> None:
+    """Show what a bundle holds, needs and was made from."""
+    manifest = read_manifest(bundle)
+    if as_json:
+        print_json(_summary(bundle, manifest))
+    else:
+        click.echo("\n".join(_lines(manifest)))
+
+
+def describe_modules(manifest: Manifest) -> list[dict[str, object]]:
+    """The modules as every command's ``--json`` gives them."""
+    return [
+        {
+            "name": module.name,
+            "precision": module.precision,
+            "format": module.format,
+            "file": module.file,
+            "bytes": manifest.module_bytes(module),
+            "max_relative_error": module.max_relative_error,
+        }
+        for module in manifest.modules
+    ]
+
+
+def module_table(manifest: Manifest) -> list[str]:
+    """The modules as the lines of a table."""
+    rows = [HEADINGS, *(_row(manifest, module) for module in manifest.modules)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _row(manifest: Manifest, module: Module) -> tuple[str, ...]:
+    error = module.max_relative_error
+    size = format_size(manifest.module_bytes(module))
+    return module.name, module.precision, module.format, module.file, size, "-" if error is None else f"{error:.2g}"
+
+
+def _lines(manifest: Manifest) -> Iterator[str]:
+    model, predicted, provenance = manifest.model, manifest.predicted, manifest.provenance
+    yield f"model   {model.name} ({model.architecture}, {model.layers} layers of {model.hidden_size})"
+    yield f"target  {manifest.profile.name}: {manifest.profile.title}"
+    yield f"size    {format_size(manifest.bundle_bytes)} in {len(manifest.files)} files"
+    yield ""
+    yield from module_table(manifest)
+    yield ""
+    yield "predicted peak memory"
+    yield f"  {'export':<16}{format_size(predicted.export_peak_rss_bytes)}"
+    for context, size in sorted(predicted.device_peak_rss_bytes.items()):
+        yield f"  {f'{context} tokens':<16}{format_size(size)}"
+    yield "made from"
+    yield f"  {'weights':<16}sha256 {provenance.weights_sha256}"
+    yield f"  {'configuration':<16}sha256 {provenance.config_sha256}"
+    yield f"  {'calibration':<16}{f'sha256 {calibration}' if (calibration := provenance.calibration_sha256) else '-'}"
+    for name, value in (*sorted(provenance.versions.items()), *sorted(provenance.options.items())):
+        yield f"  {name:<16}{'-' if value is None else value}"
+
+
+def _summary(bundle: Path, manifest: Manifest) -> dict[str, object]:
+    provenance: dict[str, object] = msgspec.to_builtins(manifest.provenance)
+    return {
+        "bundle": str(bundle),
+        "target": manifest.profile.name,
+        "model": {"name": manifest.model.name, "architecture": manifest.model.architecture},
+        "modules": describe_modules(manifest),
+        "bundle_bytes": manifest.bundle_bytes,
+        "predicted_peak_rss_bytes": manifest.predicted.export_peak_rss_bytes,
+        "device_peak_rss_bytes": dict(sorted(manifest.predicted.device_peak_rss_bytes.items())),
+        "provenance": provenance,
+    }

@@ -1,0 +1,207 @@
+"""What a bundle's manifest says, as types, and its bytes: strict, the same for the same content, and sealed."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from edgeglm.devices.profile import Count, Engine, Placement, Profile
+
+SCHEMA: Final = 1
+MANIFEST = "manifest.json"
+BLANK_SEAL = "0" * 64
+
+ModuleName = Literal["vision", "embedding", "decoder"]
+Format = Literal["onnx", "rows"]
+Dialect = Literal["ort", "portable"]
+Dtype = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
+# Without control characters, which a terminal would obey.
+Text = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z", max_length=4096)]
+Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Natural = Annotated[int, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
+
+
+class Rope(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Rotary embedding: base, rotated fraction of a head, and M-RoPE's sections (time, height, width) of its half."""
+
+    theta: Positive
+    partial_rotary_factor: Annotated[float, Meta(gt=0, le=1)]
+    mrope_sections: tuple[Count, Count, Count] | None = None
+
+
+class Vision(Struct, frozen=True, forbid_unknown_fields=True):
+    """The picture a vision module was made for, and the tokens that stand for it in a prompt.
+
+    ``grid`` counts patches in rows and columns before merging; ``mean`` and ``std`` are per RGB channel of 0 to 1.
+    """
+
+    grid: tuple[Count, Count]
+    patch_size: Count
+    temporal_patch_size: Count
+    merge_size: Count
+    mean: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
+    image_start_token_id: Natural
+    image_token_id: Natural
+    image_end_token_id: Natural
+
+
+class Model(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """Which model it is, and the dimensions that running it takes."""
+
+    name: Text
+    architecture: Text
+    family: Text
+    hidden_size: Count
+    layers: Count
+    heads: Count
+    kv_heads: Count
+    head_dim: Count
+    vocabulary: Count
+    max_positions: Count
+    rope: Rope
+    vision: Vision | None = None
+
+
+class Tensor(Struct, frozen=True, forbid_unknown_fields=True):
+    """An input or output of a module; a dimension that varies is a name."""
+
+    name: Text
+    dtype: Dtype
+    shape: tuple[Natural | Text, ...]
+
+
+class Module(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """One part of the model, in the folder of its name: the file to open and how it runs.
+
+    ``rows`` is a table that is gathered from a memory map, without engine and dialect.
+    ``max_relative_error`` is against the unquantized module, None where it was not measured.
+    """
+
+    name: ModuleName
+    file: str
+    format: Format
+    precision: Text
+    placement: Placement
+    engine: Engine | None = None
+    dialect: Dialect | None = None
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    max_relative_error: Annotated[float, Meta(ge=0)] | None = None
+
+
+class Generation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The model's own defaults for generating; temperature 0 is greedy."""
+
+    eos_token_ids: tuple[Natural, ...]
+    pad_token_id: Natural | None = None
+    temperature: Annotated[float, Meta(ge=0)] = 0.0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    repetition_penalty: Positive = 1.0
+
+
+class Provenance(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """What the bundle was made from and with."""
+
+    config_sha256: Sha256
+    weights_sha256: Sha256
+    calibration_sha256: Sha256 | None = None
+    versions: dict[Text, Text]
+    options: dict[Text, Text | int | float | bool | None]
+
+
+class Predicted(Struct, frozen=True, forbid_unknown_fields=True):
+    """Peak resident memory as predicted: of the export, and of running by context length in tokens."""
+
+    export_peak_rss_bytes: Natural
+    device_peak_rss_bytes: dict[Count, Natural]
+
+
+class File(Struct, frozen=True, forbid_unknown_fields=True):
+    """The hash and the size of a file."""
+
+    sha256: Sha256
+    bytes: Natural
+
+
+class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything a bundle says about itself; ``files`` are all of its files but the manifest, by relative path.
+
+    ``seal`` is the SHA-256 of the manifest's own bytes with zeros in its place: no byte changes unseen.
+    """
+
+    bundle_schema: Literal[1] = SCHEMA
+    model: Model
+    profile: Profile
+    modules: tuple[Module, ...]
+    generation: Generation
+    provenance: Provenance
+    predicted: Predicted
+    files: dict[str, File]
+    seal: Sha256 = BLANK_SEAL
+
+    @property
+    def bundle_bytes(self) -> int:
+        """The bytes of all files but the manifest."""
+        return sum(file.bytes for file in self.files.values())
+
+    def module_bytes(self, module: Module) -> int:
+        """The bytes of all files in a module's folder."""
+        return sum(file.bytes for path, file in self.files.items() if path.startswith(f"{module.name}/"))
+
+    def to_bytes(self) -> bytes:
+        """The manifest as the file's bytes, the same for the same content, with its seal.
+
+        Raises:
+            ValueError: The reader would refuse or misread it.
+        """
+        blank = msgspec.structs.replace(self, seal=BLANK_SEAL)
+        text = msgspec.json.encode(msgspec.to_builtins(blank, str_keys=True, enc_hook=int), order="sorted")
+        data = msgspec.json.format(text, indent=2) + b"\n"
+        head, _, tail = data.rpartition(BLANK_SEAL.encode())
+        data = head + hashlib.sha256(data).hexdigest().encode() + tail
+        try:
+            same = msgspec.structs.replace(parse_manifest(data), seal=BLANK_SEAL) == blank
+        except msgspec.ValidationError as error:
+            raise ValueError(f"the manifest would be refused: {error}") from error
+        if not same:
+            raise ValueError("the manifest holds a value that JSON does not carry, such as NaN")
+        return data
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """The manifest in the bytes of a file.
+
+    Raises:
+        msgspec.DecodeError: They are not JSON, or (`msgspec.ValidationError`) not what `Manifest.to_bytes` returned;
+            the message ends with the place, ``at `$.key` ``.
+    """
+    manifest = msgspec.json.decode(data, type=Manifest, dec_hook=_size)
+    for path in manifest.files:
+        if not _is_inside(path):
+            raise msgspec.ValidationError(f"{path!r} is not a path inside the bundle - at `$.files`")
+    for index, module in enumerate(manifest.modules):
+        if module.file not in manifest.files:
+            raise msgspec.ValidationError(f"{module.file!r} is not in files - at `$.modules[{index}].file`")
+    if len({module.name for module in manifest.modules}) < len(manifest.modules):
+        raise msgspec.ValidationError("has a name twice - at `$.modules`")
+    head, seal, tail = data.rpartition(manifest.seal.encode())
+    if hashlib.sha256(head + b"0" * len(seal) + tail).hexdigest() != manifest.seal:
+        raise msgspec.ValidationError("does not fit the content, which was changed after the export - at `$.seal`")
+    return manifest
+
+
+def _size(target: type, value: object) -> object:
+    """A profile's size or bandwidth, which a manifest holds in bytes."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return target(value)
+    raise ValueError(f"{value!r} is not a number of bytes")
+
+
+def _is_inside(path: str) -> bool:
+    parts = path.split("/")
+    return path.isprintable() and path != MANIFEST and not any(part in ("", ".", "..") for part in parts)

@@ -1,0 +1,143 @@
+"""Resident memory of a process and its descendants, from Linux's ``/proc``; everything in bytes.
+
+Resident memory (RSS) is anonymous pages, mapped files and shared memory together (``RssAnon``, ``RssFile`` and
+``RssShmem`` in proc_pid_status(5)). A page that several processes map counts in each of them, so a sum over a tree of
+processes is an upper bound. The page cache of files that are read or written without a map is in none of them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from threading import Event, Thread
+from types import TracebackType
+
+PEAK = re.compile(rb"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
+CURRENT = re.compile(rb"^VmRSS:\s+(\d+) kB$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A finished phase of work: its milliseconds, and the resident memory of this process at its end."""
+
+    name: str
+    ms: float
+    rss_bytes: int
+
+
+class PhaseLog:
+    """The phases of work in this process, in the order in which they ended."""
+
+    def __init__(self) -> None:
+        self.phases: list[Phase] = []
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Record a phase, also when it ends in an exception."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phases.append(Phase(name, (time.perf_counter() - start) * 1e3, current_rss()))
+
+
+class MemorySampler:
+    """Watches this process and all of its descendants from a thread, as a context manager.
+
+    Args:
+        interval: Seconds between two samples.
+
+    Attributes:
+        rss_bytes: The sum over the processes in the newest sample.
+        process_peaks: The kernel's own peak (``VmHWM``) of every process seen, by process id. It misses nothing, and
+            includes what came before the sampler.
+    """
+
+    def __init__(self, interval: float = 0.05) -> None:
+        self.rss_bytes = 0
+        self.process_peaks: dict[int, int] = {}
+        self._interval = interval
+        self._sampled_peak = 0
+        self._stop = Event()
+        self._thread = Thread(target=self._watch, name="memory sampler", daemon=True)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The highest sum in a sample, or the kernel's peak of a single process where that is higher."""
+        return max(self._sampled_peak, *self.process_peaks.values(), 0)
+
+    def __enter__(self) -> MemorySampler:
+        self._sample()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._sample()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._interval):
+            self._sample()
+
+    def _sample(self) -> None:
+        total = 0
+        for pid in _tree(os.getpid()):
+            with suppress(OSError):  # it has ended
+                status = _status(pid)
+                total += _bytes(CURRENT, status)
+                self.process_peaks[pid] = max(_bytes(PEAK, status), self.process_peaks.get(pid, 0))
+        self.rss_bytes = total
+        self._sampled_peak = max(self._sampled_peak, total)
+
+
+def current_rss(pid: int | None = None) -> int:
+    """The resident memory of a process (default: this one) now.
+
+    Raises:
+        OSError: There is no such process.
+    """
+    return _bytes(CURRENT, _status(pid or os.getpid()))
+
+
+def peak_rss(pid: int | None = None) -> int:
+    """The highest resident memory that a process (default: this one) had since it began its program.
+
+    Raises:
+        OSError: There is no such process.
+    """
+    return _bytes(PEAK, _status(pid or os.getpid()))
+
+
+def _status(pid: int) -> bytes:
+    with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+        return file.read()
+
+
+def _bytes(field: re.Pattern[bytes], status: bytes) -> int:
+    match = field.search(status)
+    return int(match[1]) * 1024 if match else 0  # a process that is ending has no memory left
+
+
+def _tree(pid: int) -> Iterator[int]:
+    """Yield a process and its descendants."""
+    yield pid
+    for child in _children(pid):
+        yield from _tree(child)
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that a process started, each of which belongs to the thread that did it."""
+    children: list[int] = []
+    with suppress(OSError):  # it has ended
+        for task in os.listdir(f"/proc/{pid}/task"):
+            # Needs CONFIG_PROC_CHILDREN, which distributions set; without it, children go uncounted.
+            with suppress(OSError), open(f"/proc/{pid}/task/{task}/children", "rb", buffering=0) as file:
+                children += map(int, file.read().split())
+    return children
