@@ -1,0 +1,539 @@
+"""Checkpoints as transformers writes them, as downloads damage them, and as an attacker would."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import json
+import mmap
+import os
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgeglm.errors import DamagedFileError, EdgeglmError, UnsupportedError, UsageError
+from edgeglm.export.checkpoint import Checkpoint
+
+Header = dict[str, Any]
+
+ARCHITECTURES = ["GlmForCausalLM", "Glm4ForCausalLM", "Glm4vForConditionalGeneration"]
+CONFIG = {"architectures": ["Glm4ForCausalLM"]}
+# Two tensors and their 40 bytes of data.
+HEADER: Header = {
+    "__metadata__": {"format": "pt"},
+    "a.weight": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+    "b.weight": {"dtype": "BF16", "shape": [4, 2], "data_offsets": [24, 40]},
+}
+DATA = bytes(range(40))
+
+
+def pack(header: object, data: bytes = DATA) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def changed(**fields: object) -> bytes:
+    """Return a file whose ``b.weight`` has other fields; those that are None are left out."""
+    header = copy.deepcopy(HEADER)
+    entry = header["b.weight"] | fields
+    header["b.weight"] = {name: value for name, value in entry.items() if value is not None}
+    return pack(header)
+
+
+def make(folder: Path, weights: bytes | None = None, config: object = CONFIG) -> Path:
+    (folder / "config.json").write_bytes(config if isinstance(config, bytes) else json.dumps(config).encode())
+    if weights is not None:
+        (folder / "model.safetensors").write_bytes(weights)
+    return folder
+
+
+def make_sharded(folder: Path, weight_map: object, **shards: bytes) -> Path:
+    make(folder)
+    for name, data in shards.items():
+        (folder / f"{name}.safetensors").write_bytes(data)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def one(name: str) -> bytes:
+    """Return a shard that holds a single tensor."""
+    return pack({name: {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}}, bytes(4))
+
+
+def tiny_model(architecture: str, *, tied: bool = False) -> Any:  # noqa: ANN401 (a transformers class chosen by name)
+    transformers = pytest.importorskip("transformers")
+    text: dict[str, Any] = {
+        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 160, "pad_token_id": 0,
+    }  # fmt: skip
+    model = getattr(transformers, architecture)
+    if architecture != "Glm4vForConditionalGeneration":
+        return model(model.config_class(**text, head_dim=16, tie_word_embeddings=tied))
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}
+    vision = {
+        "depth": 1, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 64, "intermediate_size": 48, "image_size": 56
+    }  # fmt: skip
+    config = model.config_class(
+        text_config=text | {"rope_parameters": rope}, vision_config=vision, tie_word_embeddings=tied
+    )
+    return model(config)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(("tied", "shard_size"), [(False, "1GB"), (True, "40KB")])
+def test_reads_what_transformers_saves(
+    architecture: str, dtype: str, tied: bool, shard_size: str, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    safetensors = pytest.importorskip("safetensors")
+    tiny_model(architecture, tied=tied).to(getattr(torch, dtype)).save_pretrained(tmp_path, max_shard_size=shard_size)
+    checkpoint = Checkpoint.open(tmp_path)
+    assert checkpoint.architecture == architecture
+    assert ("lm_head.weight" in checkpoint.tensors) is not tied
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert (len(files) > 1) is tied
+    names = set()
+    for file in files:
+        with safetensors.safe_open(file, "pt") as theirs:
+            for name in theirs.keys():  # noqa: SIM118 (not a mapping)
+                names.add(name)
+                expected = theirs.get_tensor(name).float().numpy()
+                rows = checkpoint.rows(name)
+                assert np.array_equal(rows, expected)
+                assert rows.dtype == np.float32
+                assert rows.flags.c_contiguous
+                assert np.array_equal(checkpoint.rows(name, 1, 3), expected[1:3])
+    assert checkpoint.tensors.keys() == names
+    assert checkpoint.total_bytes == sum(t.nbytes for t in checkpoint.tensors.values())
+    assert sum(file.stat().st_size for file in files) - checkpoint.total_bytes < 20_000
+    checkpoint.require({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
+
+
+@pytest.mark.parametrize(("dtype", "torch_dtype"), [("F16", "float16"), ("BF16", "bfloat16")])
+def test_every_16_bit_pattern_is_widened_exactly(dtype: str, torch_dtype: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    data = np.arange(65536, dtype=np.uint16)
+    header = {"w": {"dtype": dtype, "shape": [65536], "data_offsets": [0, 131072]}}
+    rows = Checkpoint.open(make(tmp_path, pack(header, data.tobytes()))).rows("w")
+    expected = torch.from_numpy(data.view(np.int16)).view(getattr(torch, torch_dtype)).float().numpy()
+    assert np.array_equal(rows, expected, equal_nan=True)
+    assert np.array_equal(np.signbit(rows), np.signbit(expected))
+
+
+def test_rows_of_every_range(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(make(tmp_path, pack(HEADER)))
+    whole = np.frombuffer(DATA[:24], np.float32).reshape(2, 3)
+    assert np.array_equal(checkpoint.rows("a.weight"), whole)
+    assert np.array_equal(checkpoint.rows("a.weight", 1), whole[1:])
+    assert checkpoint.rows("a.weight", 2).shape == (0, 3)
+    assert checkpoint.read_bytes("b.weight", 1, 3).tobytes() == DATA[28:36]
+    for start, stop in [(-1, None), (0, 3), (2, 1), (3, None)]:
+        with pytest.raises(IndexError, match=r"a\.weight has 2 rows"):
+            checkpoint.rows("a.weight", start, stop)
+
+
+def test_scalars_and_empty_tensors_are_read(tmp_path: Path) -> None:
+    header = {
+        "scalar": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]},
+        "empty": {"dtype": "BF16", "shape": [0, 1 << 50], "data_offsets": [0, 0]},
+        "last": {"dtype": "F16", "shape": [3, 0], "data_offsets": [4, 4]},
+    }
+    checkpoint = Checkpoint.open(make(tmp_path, pack(header, struct.pack("<f", 2.5))))
+    assert checkpoint.rows("scalar").tolist() == [2.5]
+    assert checkpoint.rows("empty").shape == (0, 1 << 50)
+    assert checkpoint.rows("last", 1).shape == (2, 0)
+
+
+def test_one_file_goes_before_an_index_as_in_transformers(tmp_path: Path) -> None:
+    make_sharded(tmp_path, {"x": "a.safetensors"}, a=one("x"))
+    make(tmp_path, pack(HEADER))
+    checkpoint = Checkpoint.open(tmp_path)
+    assert checkpoint.weights == tmp_path / "model.safetensors"
+    assert checkpoint.tensors.keys() == {"a.weight", "b.weight"}
+
+
+def test_links_out_of_the_folder_are_followed_as_in_the_hub_cache(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots"
+    blobs.mkdir()
+    snapshot.mkdir()
+    make(blobs, pack(HEADER))
+    for name in ("config.json", "model.safetensors"):
+        (snapshot / name).symlink_to(f"../blobs/{name}")
+    assert Checkpoint.open(snapshot).rows("a.weight").shape == (2, 3)
+
+
+def test_sidecars(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(make(tmp_path, pack(HEADER)))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "chat_template.jinja").mkdir()
+    assert checkpoint.sidecar("tokenizer.json") == tmp_path / "tokenizer.json"
+    assert checkpoint.sidecar("chat_template.jinja") is None
+    assert checkpoint.sidecar("preprocessor_config.json") is None
+
+
+def test_header_only_files_are_enough_for_a_plan(tmp_path: Path) -> None:
+    make(tmp_path, pack(HEADER, b""))
+    checkpoint = Checkpoint.open(tmp_path, headers_only=True)
+    assert checkpoint.total_bytes == 40
+    with pytest.raises(DamagedFileError, match=r"model\.safetensors: b\.weight: is cut off by the end of the file"):
+        checkpoint.rows("b.weight")
+
+
+AGAIN = "; download it again"
+NOT_JSON = "its header is not valid JSON"
+
+DAMAGE: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", ": is not a safetensors file" + AGAIN),
+    "seven bytes": (b"\0" * 7, ": is not a safetensors file"),
+    "no header": (struct.pack("<Q", 0), NOT_JSON),
+    "huge header": (struct.pack("<Q", 1 << 63) + DATA, ": is not a safetensors file"),
+    "header over the limit": (struct.pack("<Q", 100_000_001) + DATA, ": is not a safetensors file"),
+    "web page": (b"<!DOCTYPE html><html>Not found</html>", ": is not a safetensors file"),
+    "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer.*; run git lfs pull"),
+    "cut in the header": (pack(HEADER)[:100], r"ends within its header, at 100 of \d+ bytes"),
+    "not utf-8": (pack(b'{"\xff": 1}'), NOT_JSON),
+    "utf-16": (pack('{"a": 1}'.encode("utf-16")), NOT_JSON),
+    "not json": (pack(b"{nope}"), NOT_JSON),
+    "deep json": (pack(b"[" * 200_000), NOT_JSON),
+    "long number": (pack(b'{"a": ' + b"9" * 9999 + b"}"), "model.safetensors: "),
+    "a list": (pack([1]), "its header is not a JSON object"),
+    "duplicate names": (pack(b'{"a": 1, "a": 2}'), "it has a twice"),
+    "duplicate fields": (pack(b'{"a": {"dtype": "F16", "dtype": "F32"}}'), "it has dtype twice"),
+    "metadata": (pack(HEADER | {"__metadata__": 3}), "its __metadata__ is not an object"),
+    "entry is no object": (pack(HEADER | {"c": 3}), ": c: lacks a dtype"),
+    "no dtype": (changed(dtype=None), r": b\.weight: lacks a dtype"),
+    "no shape": (changed(shape=None), r": b\.weight: lacks a dtype"),
+    "no offsets": (changed(data_offsets=None), r": b\.weight: lacks a dtype"),
+    "one offset": (changed(data_offsets=[24]), r": b\.weight: lacks a dtype"),
+    "offsets not a list": (changed(data_offsets="ab"), r": b\.weight: lacks a dtype"),
+    "dtype is a number": (changed(dtype=3), r": b\.weight: lacks a dtype"),
+    "dtype is prose": (changed(dtype="b\n16"), r": b\.weight: has dtype 'b\\n16'"),
+    "shape is a number": (changed(shape=8), r": b\.weight: has shape 8"),
+    "negative extent": (changed(shape=[-4, -2]), r"has shape \[-4, -2\]"),
+    "fractional extent": (changed(shape=[4.0, 2]), r"has shape \[4\.0, 2\]"),
+    "boolean extent": (changed(shape=[True, 8]), r"has shape \[True, 8\]"),
+    "product beyond 64 bits": (changed(shape=[0, 1 << 40, 1 << 40]), "has shape"),
+    "hundred axes": (changed(shape=[1] * 100), "has shape"),
+    "negative offset": (changed(data_offsets=[-16, 0]), r"has data_offsets \[-16, 0\]"),
+    "fractional offset": (changed(data_offsets=[24.0, 40.0]), r"has data_offsets \[24\.0, 40\.0\]"),
+    "backward offsets": (changed(data_offsets=[40, 24]), r"has data_offsets \[40, 24\]"),
+    "huge offsets": (changed(data_offsets=[1 << 70, (1 << 70) + 16]), "has data_offsets"),
+    "size against shape": (changed(shape=[4, 3]), r"has 16 bytes where BF16 of shape \[4, 3\] takes 24"),
+    "size against dtype": (changed(dtype="F32"), r"has 16 bytes where F32 of shape \[4, 2\] takes 32"),
+    "overlap": (changed(data_offsets=[20, 36]), r": b\.weight: overlaps a\.weight"),
+    "hole": (changed(data_offsets=[28, 44]), r": b\.weight: leaves 4 bytes unused after a\.weight"),
+    "hole at the start": (
+        pack({"c": {"dtype": "F16", "shape": [2], "data_offsets": [2, 6]}}),
+        ": c: leaves 2 bytes unused after the header",
+    ),
+    "trailing bytes": (pack(HEADER, DATA + b"xyz"), r"model\.safetensors: has 3 bytes after its last tensor"),
+    "cut in the last tensor": (pack(HEADER)[:-1], r": b\.weight: is cut off, the file ends at \d+ bytes"),
+    "cut in the first tensor": (pack(HEADER)[:-30], r": a\.weight: is cut off"),
+    "no data": (pack(HEADER, b""), r": a\.weight: is cut off"),
+    "escape codes in a name": (pack({"\x1b[2J": 1}), r": '\\x1b\[2J': lacks"),
+    "endless name": (pack({"a" * 10_000: 1}), r"aaa\.\.\.aaa"),
+}
+
+
+@pytest.mark.parametrize(("weights", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_damaged_weights_are_one_line_that_names_them(weights: bytes, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DamagedFileError, match=message) as caught:
+        Checkpoint.open(make(tmp_path, weights))
+    line = str(caught.value)
+    assert line.startswith(f"{tmp_path}/model.safetensors: ")
+    assert line.isprintable()
+    assert len(line) < 600 + len(str(tmp_path))
+
+
+def test_the_undamaged_file_passes(tmp_path: Path) -> None:
+    assert changed() == pack(HEADER)
+    Checkpoint.open(make(tmp_path, pack(HEADER)))
+    Checkpoint.open(make(tmp_path, pack(b"{}   ", b""))).require({})
+
+
+@pytest.mark.parametrize(
+    "shard",
+    [
+        "../a.safetensors",
+        "/a.safetensors",
+        "sub/a.safetensors",
+        "..",
+        "",
+        "a.bin",
+        "a\0.safetensors",
+        "\ud800",
+        3,
+        None,
+    ],
+)
+def test_an_index_that_leads_elsewhere_is_refused(shard: object, tmp_path: Path) -> None:
+    folder = tmp_path / "sub"
+    folder.mkdir()
+    (tmp_path / "a.safetensors").write_bytes(one("x"))
+    make_sharded(folder, {"x": shard}, a=one("x"))
+    with pytest.raises(DamagedFileError, match=r"index\.json: x: lies in .* no safetensors file of that folder"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        (None, r"index\.json: has no weight_map"),
+        ({}, r"index\.json: has no weight_map"),
+        (["x"], r"index\.json: has no weight_map"),
+        ({"x": "a.safetensors", "y": "gone.safetensors"}, r"/gone\.safetensors: is missing"),
+        ({"x": "a.safetensors", "z": "a.safetensors"}, r"/a\.safetensors: z: is not there, where the index has it"),
+        ({"x": "a.safetensors", "y": "a.safetensors"}, r"/a\.safetensors: y: is not there, where the index has it"),
+        ({"x": "a.safetensors", "y": "b.safetensors", "w": "c.safetensors"}, r"/c\.safetensors: x: is in a\.saf.* too"),
+    ],
+)
+def test_an_index_that_contradicts_its_shards(weight_map: object, message: str, tmp_path: Path) -> None:
+    twice = {n: {"dtype": "F16", "shape": [2], "data_offsets": [4 * i, 4 * i + 4]} for i, n in enumerate("xw")}
+    make_sharded(tmp_path, weight_map, a=one("x"), b=one("y"), c=pack(twice, bytes(8)))
+    with pytest.raises(DamagedFileError, match=message):
+        Checkpoint.open(tmp_path)
+
+
+def test_a_weight_that_is_missing_misshapen_or_foreign(tmp_path: Path) -> None:
+    header = HEADER | {"ids": {"dtype": "I64", "shape": [1], "data_offsets": [40, 48]}}
+    checkpoint = Checkpoint.open(make(tmp_path, pack(header, DATA + bytes(8))))
+    checkpoint.require({"a.weight": (2, 3)})
+    assert checkpoint.foreign == {"ids": "I64"}
+    assert checkpoint.total_bytes == 40
+    with pytest.raises(DamagedFileError, match=r"/model\.safetensors: c: is missing, and the model needs it; "):
+        checkpoint.require({"a.weight": (2, 3), "c": (1,)})
+    with pytest.raises(DamagedFileError, match=r"a\.weight: has shape \[2, 3\] where config\.json makes it \[3, 2\]"):
+        checkpoint.require({"a.weight": (3, 2)})
+    reads: list[Callable[[], object]] = [lambda: checkpoint.require({"ids": (1,)}), lambda: checkpoint.rows("ids")]
+    for read in reads:
+        with pytest.raises(UnsupportedError, match="ids: is stored as I64; use a checkpoint in F32, F16, BF16"):
+            read()
+    with pytest.raises(DamagedFileError, match="c: is missing"):
+        checkpoint.rows("c")
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        (b"", DamagedFileError, "its content is not valid JSON"),
+        (b"[]", DamagedFileError, "its content is not a JSON object"),
+        (b'{"a": 1, "a": 2}', DamagedFileError, "it has a twice"),
+        (
+            {"quantization_config": {"quant_method": "awq"}},
+            UnsupportedError,
+            "use the original, unquantized checkpoint",
+        ),
+        ({"text_config": {"quantization_config": {}}}, UnsupportedError, "has a quantization_config"),
+    ],
+)
+def test_a_config_that_cannot_be_used(config: object, error: type[EdgeglmError], message: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=rf"/config\.json: .*{message}"):
+        Checkpoint.open(make(tmp_path, pack(HEADER), config))
+
+
+def test_a_config_of_absurd_size_is_not_read(tmp_path: Path) -> None:
+    os.truncate(make(tmp_path, pack(HEADER)) / "config.json", 100_000_001)
+    with pytest.raises(DamagedFileError, match=r"config\.json: has 100000001 bytes, too many for such a file"):
+        Checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize("architectures", [None, [], "GlmForCausalLM", [3]])
+def test_a_config_without_an_architecture(architectures: object, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(make(tmp_path, pack(HEADER), {"architectures": architectures}))
+    with pytest.raises(UnsupportedError, match=r"config\.json: names no architecture"):
+        checkpoint.check_architecture(ARCHITECTURES)
+
+
+def test_another_architecture_is_named_with_those_supported(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(make(tmp_path, pack(HEADER)))
+    assert checkpoint.check_architecture(ARCHITECTURES) == "Glm4ForCausalLM"
+    with pytest.raises(UnsupportedError, match="Glm4ForCausalLM is not supported; use one of LlamaForCausalLM, Other"):
+        checkpoint.check_architecture(["LlamaForCausalLM", "Other"])
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "model.pth"])
+def test_pickles_are_refused_with_the_conversion(name: str, tmp_path: Path) -> None:
+    (make(tmp_path) / name).write_bytes(b"cos\nsystem\n")
+    remedy = r"Glm4ForCausalLM\.from_pretrained\(DIR\)\.save_pretrained\(NEW_DIR\)"
+    with pytest.raises(UnsupportedError, match=rf"/{name}: is a pickle.*; convert it with transformers: {remedy}"):
+        Checkpoint.open(tmp_path)
+
+
+def test_the_conversion_of_a_pickle_works(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    model = tiny_model("Glm4ForCausalLM")
+    model.config.architectures = ["Glm4ForCausalLM"]
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UnsupportedError, match="is a pickle"):
+        Checkpoint.open(tmp_path)
+    type(model).from_pretrained(tmp_path).save_pretrained(tmp_path / "new")
+    weights = Checkpoint.open(tmp_path / "new").rows("lm_head.weight")
+    assert np.array_equal(weights, model.lm_head.weight.detach().numpy())
+
+
+def test_a_pickle_beside_safetensors_is_ignored(tmp_path: Path) -> None:
+    (make(tmp_path, pack(HEADER)) / "pytorch_model.bin").write_bytes(b"x")
+    Checkpoint.open(tmp_path)
+
+
+def test_paths_that_are_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "config").mkdir()
+    make(tmp_path / "config")
+    for name, why in {
+        "gone": "does not exist; give a directory",
+        "file": "is not a directory; give a directory",
+        "file/below": "cannot be read: Not a directory",
+        "nul\0": "cannot be read: embedded null",
+        "a" * 300: "cannot be read: File name too long",
+        "empty": r"holds no config\.json; give a directory",
+        "config": r"holds neither model\.safetensors nor model\.safetensors\.index\.json; download the whole",
+    }.items():
+        with pytest.raises(UsageError, match=why):
+            Checkpoint.open(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json"])
+@pytest.mark.parametrize(
+    ("replace", "why"),
+    [
+        (os.mkfifo, "is not a regular file"),
+        (os.mkdir, "is not a regular file"),
+        (lambda path: os.symlink("gone", path), "is missing, or a link to nothing"),
+    ],
+    ids=["fifo", "directory", "broken link"],
+)
+def test_special_files_neither_block_nor_pass(
+    name: str, replace: Callable[[Path], None], why: str, tmp_path: Path
+) -> None:
+    make(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    replace(tmp_path / name)
+    with pytest.raises(DamagedFileError, match=f"/{name}: {why}"):
+        Checkpoint.open(tmp_path)
+
+
+def test_a_link_in_a_circle_is_a_usage_error(tmp_path: Path) -> None:
+    make(tmp_path)
+    (tmp_path / "model.safetensors").symlink_to("model.safetensors")
+    with pytest.raises(UsageError, match="cannot be read: Too many levels of symbolic links"):
+        Checkpoint.open(tmp_path)
+
+
+def test_a_file_that_shrinks_after_it_was_checked(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(make(tmp_path, pack(HEADER)))
+    os.truncate(tmp_path / "model.safetensors", len(pack(HEADER)) - 1)
+    assert checkpoint.rows("b.weight", 0, 3).shape == (3, 2)
+    with pytest.raises(DamagedFileError, match=r"b\.weight: is cut off by the end of the file"):
+        checkpoint.rows("b.weight")
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    flips=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4),
+    size=st.integers(0, 400) | st.none(),
+)
+def test_no_damage_raises_anything_but_our_errors(
+    tmp_path: Path, flips: list[tuple[int, int]], size: int | None
+) -> None:
+    data = bytearray(pack(HEADER))
+    for at, value in flips:
+        data[at % len(data)] = value
+    make(tmp_path, bytes(data[:size]))
+    try:
+        checkpoint = Checkpoint.open(tmp_path)
+        for name, tensor in checkpoint.tensors.items():
+            assert checkpoint.rows(name).shape == (tensor.shape or (1,))
+    except EdgeglmError:
+        pass
+
+
+def test_thousands_of_reads_from_threads_leave_no_descriptor_open(tmp_path: Path) -> None:
+    values = np.arange(40_000, dtype=np.float32).reshape(400, 100)
+    header = {"w": {"dtype": "F32", "shape": [400, 100], "data_offsets": [0, values.nbytes]}}
+    checkpoint = Checkpoint.open(make(tmp_path, pack(header, values.tobytes())))
+    before = len(os.listdir("/proc/self/fd"))
+    right: list[bool] = []
+
+    def read() -> None:
+        right.extend(np.array_equal(checkpoint.rows("w", i, i + 1), values[i : i + 1]) for i in range(400))
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert right == [True] * 1600
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def cached_pages(path: Path) -> int:
+    """Return how many of a file's pages the page cache holds."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE) as view:
+        pages = (ctypes.c_ubyte * -(-len(view) // mmap.PAGESIZE))()
+        start = ctypes.c_char.from_buffer(view)
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.mincore(ctypes.byref(start), ctypes.c_size_t(len(view)), pages) == 0
+        del start
+        return sum(page & 1 for page in pages)
+
+
+def test_what_was_read_leaves_the_page_cache(tmp_path: Path) -> None:
+    header = {"w": {"dtype": "F32", "shape": [1024, 1024], "data_offsets": [0, 4 << 20]}}
+    file = make(tmp_path, pack(header, bytes(4 << 20))) / "model.safetensors"
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+    file.read_bytes()
+    assert cached_pages(file) > 1000
+    with file.open("rb") as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if cached_pages(file) > 100:
+        pytest.skip("this file system keeps its pages")
+    file.read_bytes()
+    checkpoint = Checkpoint.open(tmp_path)
+    for start in range(0, 1024, 256):
+        checkpoint.rows("w", start, start + 256)
+    assert cached_pages(file) < 20
+
+
+READ_BY_ROWS = """
+import sys
+from pathlib import Path
+from edgeglm.export.checkpoint import Checkpoint
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM"))
+
+checkpoint, before, read = Checkpoint.open(Path(sys.argv[1])), peak(), 0
+for start in range(0, 150_000, 5_000):
+    read += checkpoint.rows("w", start, start + 5_000).nbytes
+print(read, peak() - before, *(name for name in ("torch", "transformers", "safetensors") if name in sys.modules))
+"""
+
+
+@pytest.mark.slow
+def test_a_file_read_by_rows_takes_the_memory_of_a_chunk(tmp_path: Path) -> None:
+    header = {"w": {"dtype": "BF16", "shape": [150_000, 1000], "data_offsets": [0, 300_000_000]}}
+    make(tmp_path, pack(header, b""))
+    file = tmp_path / "model.safetensors"
+    os.truncate(file, file.stat().st_size + 300_000_000)
+    command = [sys.executable, "-c", READ_BY_ROWS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    read, megabytes, *libraries = done.stdout.split()
+    assert int(read) == 600_000_000
+    # A chunk is 10 MB as stored and 20 MB as float32; the last one is alive while the next is read.
+    assert int(megabytes) < 60
+    assert libraries == []
