@@ -5,6 +5,7 @@ Everything of a batch derives from its index, so that a resumed run sees the sam
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -175,23 +176,23 @@ class Recipe:
 
     images: int
     questions: int
-    easy_until: int = 0  # batches before this one hold sparse screens
-    ground: float = 0.5  # share of plain "tap the …" questions
+    sparse: bool = False  # fewer elements on a screen than there will be
 
 
 class Batches(Dataset[Batch]):
-    """Batch `index` of the training data of `split`, made on the fly."""
+    """Batch `index` of the training data of `split`, made on the fly to the recipe of that index."""
 
-    def __init__(self, packer: Packer, split: str, recipe: Recipe) -> None:
+    def __init__(self, packer: Packer, split: str, recipe: Callable[[int], Recipe]) -> None:
         self.packer, self.split, self.recipe = packer, split, recipe
 
     def __getitem__(self, index: int) -> Batch:
-        recipe, scenes, steps, pixels = self.recipe, [], [], []
+        recipe = self.recipe(index)
+        scenes, steps, pixels = [], [], []
         for image in range(recipe.images):
             random = Random(f"{self.split}/{index}/{image}")
-            scene = sample_scene(random, density=0.35 if index < recipe.easy_until else 1.0)
+            scene = sample_scene(random, density=0.35 if recipe.sparse else 1.0)
             scenes.append(scene)
-            steps.append([sample_step(scene, random, recipe.ground) for _ in range(recipe.questions)])
+            steps.append([sample_step(scene, random) for _ in range(recipe.questions)])
             bright = random.uniform(0.85, 1.1)
             pixels.append((to_pixels(render(scene)) * bright).clip(0, 255).astype(np.uint8))
         return self.packer.pack(np.stack(pixels), scenes, steps)

@@ -64,12 +64,15 @@ SWIPES = {
 }
 
 
-def sample_step(scene: Scene, random: Random, ground: float = 0.5) -> Step:
-    """A step whose right action can be read off `scene`; `ground` is the share of plain "tap the …" steps."""
+GROUND = 0.5  # the share of plain "tap the …" steps
+
+
+def sample_step(scene: Scene, random: Random) -> Step:
+    """A step whose right action can be read off `scene`."""
     sampler = _Sampler(scene, random)
     if scene.kind in BLOCKED:
         return BLOCKED[scene.kind](sampler)
-    if random.random() < ground and (step := sampler.tap_named()):
+    if random.random() < GROUND and (step := sampler.tap_named()):
         return step
     if scene.focused and random.random() < 0.4:
         return sampler.type_text()

@@ -35,15 +35,15 @@ from edgeglm.export.demo.samples import make_sample
 class Plan:
     """Length and shape of a training run; learning rate warms up, then falls along a cosine to 2%."""
 
-    vision_steps: int = 500
-    steps: int = 5500
+    vision_steps: int = 4000
+    steps: int = 3200
     images: int = 16
     questions: int = 6
     learning_rate: float = 1e-3
     weight_decay: float = 0.02
     warm_up: int = 100
-    easy: float = 0.15  # share of the second stage on sparse screens
-    helper: float = 0.5  # weight of the helper losses, falling to a tenth over the first 60%
+    sparse: int = 400  # first steps of each stage, on screens with few elements
+    helper: float = 0.5  # weight of the helper losses in the second stage, falling to a fifth of it
 
     @property
     def total(self) -> int:
@@ -60,8 +60,13 @@ class Plan:
 
     def helper_weight(self, step: int) -> float:
         """Weight of the helper losses at `step`, counted over both stages."""
-        done = (step - self.vision_steps) / self.steps
-        return self.helper * max(0.1, 1 - done / 0.6)
+        return self.helper * (1 - 0.8 * (step - self.vision_steps) / self.steps)
+
+    def recipe(self, step: int) -> Recipe:
+        """What the batch of `step` holds: the vision stage asks no questions but the one that a batch must have."""
+        if step < self.vision_steps:
+            return Recipe(self.images, 1, sparse=step < self.sparse)
+        return Recipe(self.images, self.questions, sparse=step - self.vision_steps < self.sparse)
 
 
 class Trainer:
@@ -151,10 +156,8 @@ def validate(agent: Agent, count: int) -> tuple[Score, list[tuple[str, str, str]
 
 
 def _loader(trainer: Trainer, workers: int) -> Iterator[Batch]:
-    plan = trainer.plan
-    easy = plan.vision_steps + int(plan.easy * plan.steps)
-    batches = Batches(trainer.packer, "train", Recipe(plan.images, plan.questions, easy_until=easy))
-    order = range(trainer.done, plan.total)
+    batches = Batches(trainer.packer, "train", trainer.plan.recipe)
+    order = range(trainer.done, trainer.plan.total)
     return iter(DataLoader(batches, sampler=order, batch_size=None, num_workers=workers))
 
 
@@ -212,7 +215,7 @@ def _show(record: dict[str, object], file: Path) -> None:
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="State, log, checkpoint.")
 @click.option("--steps", default=Plan.steps, show_default=True, help="Steps of the second stage.")
-@click.option("--every", default=500, show_default=True, help="Save and validate every N steps.")
+@click.option("--every", default=800, show_default=True, help="Save and validate every N steps.")
 @click.option("--samples", default=256, show_default=True, help="Validation screens; 0 for none.")
 def main(out: Path, steps: int, every: int, samples: int) -> None:
     """Train the demo phone agent; stop it any time and start it again to go on."""

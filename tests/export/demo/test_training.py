@@ -34,7 +34,7 @@ def test_the_tokenizer_is_deterministic_and_lossless() -> None:
 
 
 def test_batches_depend_on_nothing_but_their_index(packer: Packer) -> None:
-    batches = Batches(packer, "train", Recipe(images=2, questions=3))
+    batches = Batches(packer, "train", lambda _: Recipe(images=2, questions=3))
     first, again, other = batches[5], batches[5], batches[6]
     assert torch.equal(first.tokens, again.tokens)
     assert torch.equal(first.pixels, again.pixels)
@@ -43,7 +43,7 @@ def test_batches_depend_on_nothing_but_their_index(packer: Packer) -> None:
 
 def test_batched_vision_equals_transformers(packer: Packer) -> None:
     model = build_model(build_config(build_tokenizer(samples=500)))
-    patches = to_patches(Batches(packer, "train", Recipe(2, 1))[0].pixels)
+    patches = to_patches(Batches(packer, "train", lambda _: Recipe(2, 1))[0].pixels)
     doubled = patches.view(-1, 3, 1, 14 * 14).expand(-1, -1, 2, -1).reshape(-1, 3 * 2 * 14 * 14)
     with torch.no_grad():
         expected = model.model.visual(doubled, torch.tensor([[1, 24, 12]] * 2)).pooler_output
@@ -56,7 +56,7 @@ def test_packing_hides_questions_from_one_another(packer: Packer) -> None:
     """A question's loss in a pack is its loss alone."""
     model = build_model(build_config(build_tokenizer(samples=500)))
     helper = Helper(model, packer)
-    pack = Batches(packer, "train", Recipe(images=1, questions=4))[3]
+    pack = Batches(packer, "train", lambda _: Recipe(images=1, questions=4))[3]
 
     def alone(number: int) -> Tensor:
         labels = torch.where(pack.segment.roll(-1, 1) == number, pack.labels, -100)
@@ -74,7 +74,7 @@ def test_a_few_steps_lower_the_loss() -> None:
     torch.manual_seed(0)
     plan = Plan(vision_steps=0, steps=40, images=2, questions=4, warm_up=1)
     trainer = Trainer(plan, build_tokenizer(samples=500), torch.device("cpu"))
-    batches = Batches(trainer.packer, "train", Recipe(2, 4))
+    batches = Batches(trainer.packer, "train", lambda _: Recipe(2, 4))
     reports = [trainer.step(batches[index % 2]) for index in range(24)]
     assert reports[-1]["answer"] < 0.7 * reports[0]["answer"]
     assert reports[-1]["helper"] < 0.7 * reports[0]["helper"]
