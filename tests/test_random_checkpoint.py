@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.random_checkpoint import CONFIGS, shape_config, weight_shapes, write_checkpoint
 from edgeglm.errors import BudgetError, UsageError
-from edgeglm.export.checkpoint import Checkpoint
+from edgeglm.export.checkpoint.reader import Checkpoint
 
 ROOT = Path(__file__).parents[1]
 FAMILIES = ["glm4-300m", "glm4-1b", "autoglm-phone-9b"]

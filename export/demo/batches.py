@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerFast
 from edgeglm.export.demo.model import IMAGE_MEAN, IMAGE_STD, MERGE, PATCH
 from edgeglm.export.demo.render import render
 from edgeglm.export.demo.screens import CHINESE, HEIGHT, WIDTH, Box, Scene, sample_scene
-from edgeglm.export.demo.tasks import Step, sample_step
+from edgeglm.export.demo.steps import Step
+from edgeglm.export.demo.tasks import sample_step
 
 ROWS, COLUMNS = HEIGHT // PATCH, WIDTH // PATCH  # of patches
 CELL = PATCH * MERGE  # model pixels under one image token

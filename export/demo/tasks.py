@@ -7,61 +7,13 @@ Multi-step goals (launch, search, switch on, confirm, finish) are sampled at any
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from random import Random
 
-from edgeglm.export.demo.screens import APPS, CHINESE, HEIGHT, ROWS, TOOLS, WIDTH, Box, Element, Scene
+from edgeglm.export.demo.screens import APPS, CHINESE, ROWS, TOOLS, Element, Scene
+from edgeglm.export.demo.steps import SWIPES, Step, do, finish, to_units
 from edgeglm.export.demo.words import sample_text
 
 Maker = Callable[["_Sampler"], "Step | None"]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One question to the agent and its answer; `box` is the target of a tap in model pixels."""
-
-    instruction: str
-    previous: tuple[str, ...]
-    thought: str
-    action: str
-    box: Box | None = None
-
-    @property
-    def prompt(self) -> str:
-        """The user's text, as it stands after the screenshot."""
-        return "\n".join((self.instruction, *self.previous))
-
-    @property
-    def response(self) -> str:
-        """The agent's whole answer, in the form of AutoGLM-Phone."""
-        return f"<think>{self.thought}</think><answer>{self.action}</answer>"
-
-
-def do(action: str, **arguments: object) -> str:
-    """``do(action="Tap", element=[x,y])`` exactly as Open-AutoGLM writes it."""
-    parts = [f'action="{action}"']
-    for name, value in arguments.items():
-        shown = f"[{value[0]},{value[1]}]" if isinstance(value, tuple) else f'"{value}"'
-        parts.append(f"{name}={shown}")
-    return f"do({', '.join(parts)})"
-
-
-def finish(message: str) -> str:
-    """``finish(message="…")``."""
-    return f'finish(message="{message}")'
-
-
-def to_units(x: float, y: float) -> tuple[int, int]:
-    """Model pixels to the action language's coordinates, 0 to 999 of 1000 on either axis."""
-    return min(999, max(0, round(x / WIDTH * 1000))), min(999, max(0, round(y / HEIGHT * 1000)))
-
-
-SWIPES = {
-    "down": ("下", (500, 800), (500, 200)),
-    "up": ("上", (500, 200), (500, 800)),
-    "left": ("左", (200, 500), (800, 500)),
-    "right": ("右", (800, 500), (200, 500)),
-}
 
 
 GROUND = 0.5  # the share of plain "tap the …" steps

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgeglm.errors import DamagedFileError, EdgeglmError, UnsupportedError, UsageError
-from edgeglm.export.checkpoint import Checkpoint
+from edgeglm.export.checkpoint.reader import Checkpoint
 
 Header = dict[str, Any]
 
@@ -511,7 +511,7 @@ def test_what_was_read_leaves_the_page_cache(tmp_path: Path) -> None:
 READ_BY_ROWS = """
 import sys
 from pathlib import Path
-from edgeglm.export.checkpoint import Checkpoint
+from edgeglm.export.checkpoint.reader import Checkpoint
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()

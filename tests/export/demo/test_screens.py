@@ -12,7 +12,8 @@ from edgeglm.actions import ACTIONS, parse_action
 from edgeglm.export.demo.glyphs import GLYPHS, _shapes
 from edgeglm.export.demo.render import SCALE, render
 from edgeglm.export.demo.screens import APPS, CHINESE, HEIGHT, KINDS, ROWS, TOOLS, WIDTH, Scene, sample_scene
-from edgeglm.export.demo.tasks import Step, sample_step
+from edgeglm.export.demo.steps import Step
+from edgeglm.export.demo.tasks import sample_step
 from edgeglm.export.demo.words import sample_text
 
 

@@ -1,0 +1,56 @@
+"""One step of a phone agent: what is asked on a screen, and the answer in Open-AutoGLM's language."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeglm.export.demo.screens import HEIGHT, WIDTH, Box
+
+
+@dataclass(frozen=True)
+class Step:
+    """One question to the agent and its answer; `box` is the target of a tap in model pixels."""
+
+    instruction: str
+    previous: tuple[str, ...]
+    thought: str
+    action: str
+    box: Box | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The user's text, as it stands after the screenshot."""
+        return "\n".join((self.instruction, *self.previous))
+
+    @property
+    def response(self) -> str:
+        """The agent's whole answer, in the form of AutoGLM-Phone."""
+        return f"<think>{self.thought}</think><answer>{self.action}</answer>"
+
+
+def do(action: str, **arguments: object) -> str:
+    """``do(action="Tap", element=[x,y])`` exactly as Open-AutoGLM writes it."""
+    parts = [f'action="{action}"']
+    for name, value in arguments.items():
+        shown = f"[{value[0]},{value[1]}]" if isinstance(value, tuple) else f'"{value}"'
+        parts.append(f"{name}={shown}")
+    return f"do({', '.join(parts)})"
+
+
+def finish(message: str) -> str:
+    """``finish(message="…")``."""
+    return f'finish(message="{message}")'
+
+
+def to_units(x: float, y: float) -> tuple[int, int]:
+    """Model pixels to the action language's coordinates, 0 to 999 of 1000 on either axis."""
+    return min(999, max(0, round(x / WIDTH * 1000))), min(999, max(0, round(y / HEIGHT * 1000)))
+
+
+# Where the view goes: its name in Chinese, start and end of the finger.
+SWIPES = {
+    "down": ("下", (500, 800), (500, 200)),
+    "up": ("上", (500, 200), (500, 800)),
+    "left": ("左", (200, 500), (800, 500)),
+    "right": ("右", (800, 500), (200, 500)),
+}

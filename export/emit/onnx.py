@@ -1,0 +1,79 @@
+"""Emit a quantized graph as ONNX: a small ``model.onnx`` and one file of weights that an engine maps into memory.
+
+The layout of the weights follows from their shapes alone, so that sizes are known, and the graph can be written,
+before a weight is read. Then every weight is one job whose pieces go straight to their places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeglm.export.model import Part, Piece, Stored
+
+# Pages map whole; small vectors need no more than what vector instructions like.
+PAGE, LINE = 4096, 64
+
+
+class Output(Protocol):
+    """A file that is written at given offsets."""
+
+    def pwrite(self, offset: int, data: NDArray[Any]) -> None:
+        """Write all of `data` at `offset`."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each part of each stored weight begins in the file of weights, and how long the file is."""
+
+    offsets: tuple[tuple[int, ...], ...]
+    nbytes: int
+
+
+def lay_out(weights: Sequence[Stored]) -> Layout:
+    """Put the parts one after the other, large ones on page boundaries."""
+    end, offsets = 0, []
+    for stored in weights:
+        row = []
+        for part in stored.parts:
+            align = PAGE if part.nbytes >= PAGE else LINE
+            begin = -(-end // align) * align
+            row.append(begin)
+            end = begin + part.nbytes
+        offsets.append(tuple(row))
+    return Layout(tuple(offsets), end)
+
+
+def bind(model: ir.Model, weights: Sequence[Stored], layout: Layout, location: str) -> None:
+    """Point the graph's initializers into the file at `location`, relative to the model."""
+    initializers = model.graph.initializers
+    for stored, offsets in zip(weights, layout.offsets, strict=True):
+        for part, name, offset in zip(stored.parts, stored.initializers, offsets, strict=True):
+            shape = ir.Shape(part.shape)
+            initializers[name].const_value = ir.ExternalTensor(
+                location, offset, part.nbytes, part.dtype, shape=shape, name=name
+            )
+
+
+def write(pieces: Iterable[Piece], stored: Stored, offsets: Sequence[int], output: Output) -> None:
+    """Write the encoded pieces of one stored weight to its parts' places."""
+    for piece in pieces:
+        for part, offset, array in zip(stored.parts, offsets, piece.arrays, strict=True):
+            _place(output, offset, part, piece.start, stored.rows, array)
+
+
+def _place(output: Output, offset: int, part: Part, start: int, rows: int, array: NDArray[Any]) -> None:
+    if part.row_axis == 0:
+        output.pwrite(offset + start * part.nbytes // rows, array)
+        return
+    # A strip of columns of a [K, rows] array: one piece a line.
+    stride = part.nbytes // part.shape[0]
+    if array.nbytes == part.nbytes:
+        output.pwrite(offset, array)
+        return
+    for line, strip in enumerate(array):
+        output.pwrite(offset + line * stride + start * stride // rows, strip)

@@ -1,0 +1,153 @@
+"""What travels between the stages of an export: plain data that all of them share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+Kind = Literal["decoder", "vision"]
+Dialect = Literal["ort", "portable"]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A stack of equal decoder blocks between an embedding table and a language-model head.
+
+    Weight names are those of the checkpoint; ``blocks`` holds ``{layer}`` where the layer's number goes.
+    ``mrope_section`` is empty where positions are one number a token, else the rotary channels of time, row, column.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary_dim: int
+    vocabulary: int
+    epsilon: float
+    max_positions: int
+    mrope_section: tuple[int, ...]
+    blocks: str
+    embedding: str
+    norm: str
+    head: str
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head reads the embedding table."""
+        return self.head == self.embedding
+
+
+@dataclass(frozen=True)
+class Vision:
+    """A vision tower for one grid of patches: patch embedding, equal blocks, merger."""
+
+    layers: int
+    hidden: int
+    heads: int
+    output: int
+    patch: int
+    temporal_patch: int
+    merge: int
+    channels: int
+    grid: tuple[int, int]  # rows and columns of patches
+    blocks: str
+    prefix: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint's architecture and the modules it has."""
+
+    architecture: str
+    family: str
+    decoder: Decoder
+    vision: Vision | None = None
+
+
+@dataclass(frozen=True)
+class Traces:
+    """The three traced graphs of a module; what one gives, the next takes by its name."""
+
+    front: ir.Model
+    block: ir.Model
+    back: ir.Model
+
+
+@dataclass(frozen=True)
+class Part:
+    """One stored array of a weight whose Linear layer has N output rows and K input columns.
+
+    Args:
+        suffix: What to append to the weight's name: ``weight`` or ``scale``.
+        dtype: The stored element type; two INT4 elements share a byte, the first in its low half.
+        shape: The logical shape, in elements.
+        row_axis: The axis of the stored array along which the weight's rows run: 0 where a chunk of rows appends its
+            bytes, 1 in a [K, N] array, where it fills a strip of columns.
+    """
+
+    suffix: str
+    dtype: ir.DataType
+    shape: tuple[int, ...]
+    row_axis: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole array."""
+        return (math.prod(self.shape) * self.dtype.bitwidth + 7) // 8
+
+    @property
+    def row_multiple(self) -> int:
+        """What the rows of every chunk must be a multiple of, so that no two chunks share a byte."""
+        return 8 // self.dtype.bitwidth if self.row_axis == 1 and self.dtype.bitwidth < 8 else 1
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One matrix or vector to write: the rows of the checkpoint's tensors `names`, one after the other.
+
+    `initializers` are the graph's names of `parts`. A vector has one column. With `split_rotary` the first so many
+    rows of every `head_dim` are stored even ones first. `scheme` is one of `quantize.schemes`.
+    """
+
+    names: tuple[str, ...]
+    rows: int
+    columns: int
+    scheme: Any
+    parts: tuple[Part, ...]
+    initializers: tuple[str, ...]
+    split_rotary: int = 0
+    head_dim: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of a stored weight, encoded: their piece of each part, beginning with row `start`."""
+
+    start: int
+    arrays: tuple[NDArray[Any], ...]
+
+
+class HasShape(Protocol):
+    """A tensor of a checkpoint, not read yet."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its dimensions, outermost first."""
+
+
+class Rows(Protocol):
+    """Where weights are read from, some rows at a time: `edgeglm.export.checkpoint.Checkpoint`."""
+
+    @property
+    def tensors(self) -> Mapping[str, HasShape]:
+        """What there is, by name."""
+
+    def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Rows of a tensor as fp32, C-contiguous."""

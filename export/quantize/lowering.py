@@ -1,0 +1,185 @@
+"""The nodes that compute ``y = x W^T + b`` from the stored parts of W.
+
+No node takes operands of two floating-point types: TensorRT's strongly typed networks refuse that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from edgeglm.export.model import Dialect
+from edgeglm.export.quantize.schemes import Fp16, Fp32, Int4, Int8, Int8Block, Scheme
+
+MICROSOFT = "com.microsoft"
+
+
+def lower_linear(
+    scheme: Scheme,
+    dialect: Dialect,
+    x: ir.Value,
+    parts: tuple[ir.Value, ...],
+    bias: ir.Value | None,
+    *,
+    rows: int,
+    columns: int,
+    name: str,
+) -> tuple[list[ir.Node], ir.Value]:
+    """Return the nodes in topological order and their output y [..., rows], of the type of x and called `name`.
+
+    Args:
+        scheme: As given to `storage.parts`, like `dialect`, `rows` and `columns`.
+        dialect: See `scheme`.
+        x: Activations [..., columns], FLOAT or FLOAT16, with their type set.
+        parts: The stored parts, in the order of `storage.parts`.
+        bias: [rows] of the type of x, or None.
+        rows: Output channels, N.
+        columns: Input channels, K.
+        name: Of the output; names inside start with it.
+
+    Raises:
+        ValueError: If x has no floating-point type, the bias another type, or the operator cannot take it.
+    """
+    if x.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        raise ValueError(f"{name}: activations are {x.dtype}, not FLOAT or FLOAT16")
+    if bias is not None and bias.dtype != x.dtype:
+        raise ValueError(f"{name}: bias is {bias.dtype} and activations are {x.dtype}")
+    linear = _Linear(name, x, parts, bias, rows, columns)
+    output = NODES[type(scheme), dialect](linear, scheme)
+    output.name, output.shape = name, None if x.shape is None else ir.Shape([*x.shape[:-1], rows])
+    return linear.nodes, output
+
+
+def opset_imports(scheme: Scheme, dialect: Dialect) -> dict[str, int]:
+    """Return the lowest version of every operator domain that the nodes of `lower_linear` need.
+
+    20 is the portable dialect's; per-channel DequantizeLinear with FLOAT16 scales came with 19, blocks and INT4 with
+    21 (https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html).
+    """
+    blocked = isinstance(scheme, Int8Block | Int4)
+    if dialect == "portable":
+        return {"": 21 if blocked else 20}
+    return {"": 20, MICROSOFT: 1} if blocked or isinstance(scheme, Int8) else {"": 20}
+
+
+@dataclass
+class _Linear:
+    """One layer: what it reads, and the nodes made for it so far."""
+
+    name: str
+    x: ir.Value
+    parts: tuple[ir.Value, ...]
+    bias: ir.Value | None
+    rows: int
+    columns: int
+    nodes: list[ir.Node] = field(default_factory=list)
+
+    def op(
+        self,
+        operator: str,
+        inputs: Sequence[ir.Value | None],
+        suffix: str,
+        attributes: Mapping[str, int] | None = None,
+        dtype: ir.DataType | None = None,
+        domain: str = "",
+    ) -> ir.Value:
+        """Add a node and return its output, of the type of the first input unless told otherwise."""
+        first = inputs[0].dtype if inputs[0] is not None else None
+        output = ir.Value(name=f"{self.name}.{suffix}", type=ir.TensorType(dtype or first or ir.DataType.FLOAT))
+        self.nodes.append(ir.node(operator, inputs, attributes, domain=domain, outputs=[output], name=output.name))
+        return output
+
+    def constant(self, value: float | list[int], suffix: str) -> ir.Value:
+        """Add a Constant: a list as INT64, a number as a scalar FLOAT."""
+        tensor = ir.tensor(value, dtype=ir.DataType.INT64 if isinstance(value, list) else ir.DataType.FLOAT)
+        output = ir.Value(name=f"{self.name}.{suffix}", type=ir.TensorType(tensor.dtype))
+        self.nodes.append(ir.node("Constant", [], {"value": tensor}, outputs=[output], name=output.name))
+        return output
+
+    def cast(self, value: ir.Value, dtype: ir.DataType | None, suffix: str) -> ir.Value:
+        """Return the value as `dtype`, through a Cast only where it is another type."""
+        if dtype is None or value.dtype == dtype:
+            return value
+        return self.op("Cast", [value], suffix, {"to": int(dtype)}, dtype)
+
+    def matmul(self, x: ir.Value, weight: ir.Value) -> ir.Value:
+        """Multiply by a [K, N] weight, in the wider type of the two, and add the bias."""
+        wide = ir.DataType.FLOAT if ir.DataType.FLOAT in (x.dtype, weight.dtype) else x.dtype
+        operands = [self.cast(x, wide, "wide_x"), self.cast(weight, wide, "wide_weight")]
+        return self.add_bias(self.cast(self.op("MatMul", operands, "matmul"), x.dtype, "narrow"))
+
+    def add_bias(self, value: ir.Value) -> ir.Value:
+        """Return the value plus the bias, where there is one."""
+        return value if self.bias is None else self.op("Add", [value, self.bias], "add")
+
+
+def _dense(linear: _Linear, _: Fp32 | Fp16) -> ir.Value:
+    """MatMul. FP16 weights under FP32 activations are cast, which ONNX Runtime does once, at load.
+
+    That halves the file, not the memory: after load the weights take as much anonymous memory as those stored in fp32,
+    and run as fast. Casting the activations instead ends in the same fp32 kernels (x86 has no others) with a fifth more
+    memory. Whoever is short of memory wants INT8.
+    """
+    return linear.matmul(linear.x, linear.parts[0])
+
+
+def _dynamic_int8(linear: _Linear, _: Int8) -> ir.Value:
+    """DynamicQuantizeMatMul on x over its largest magnitude per token.
+
+    The operator takes one activation scale for all tokens of the call: one token 64 times larger than the others, as
+    the first one of many language models is, costs the others 48% relative error. Divided per token that is 1.2%,
+    for 1% (128 tokens) to 9% (one token) of the time of a 2048 x 2048 layer.
+
+    On x86 without VNNI the u8s8 kernels saturate: such a session wants ``session.x64quantprecision`` = ``1``.
+    """
+    x = linear.x
+    if x.dtype != ir.DataType.FLOAT:
+        raise ValueError(f"{linear.name}: DynamicQuantizeMatMul takes FLOAT activations, not {x.dtype}")
+    magnitude = linear.op("Abs", [x], "abs")
+    largest = linear.op("ReduceMax", [magnitude, linear.constant([-1], "axis")], "max", {"keepdims": 1})
+    # A token of zeros, as in padding, must not become 0 / 0.
+    divisor = linear.op("Max", [largest, linear.constant(1e-30, "tiny")], "divisor")
+    inputs = [linear.op("Div", [x, divisor], "unit"), *linear.parts]
+    product = linear.op("DynamicQuantizeMatMul", inputs, "product", domain=MICROSOFT)
+    return linear.add_bias(linear.op("Mul", [product, divisor], "mul"))
+
+
+def _n_bits(linear: _Linear, scheme: Int8Block | Int4) -> ir.Value:
+    """MatMulNBits with its implied zero point (8 or 128), activations in INT8 blocks.
+
+    accuracy_level 4 is what has fast kernels: without it 8 bits take 4 times as long for a prompt and 80 times for a
+    single token. (https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits)
+    """
+    inputs = [linear.x, *linear.parts, *([None, None, linear.bias] if linear.bias is not None else [])]
+    attributes = {
+        "K": linear.columns,
+        "N": linear.rows,
+        "bits": 4 if isinstance(scheme, Int4) else 8,
+        "block_size": scheme.block_size,
+        "accuracy_level": 4,
+    }
+    return linear.op("MatMulNBits", inputs, "product", attributes, domain=MICROSOFT)
+
+
+def _dequantized(linear: _Linear, scheme: Int8 | Int8Block | Int4) -> ir.Value:
+    """DequantizeLinear on [K, N], per column or in blocks along K, then MatMul: engines fuse the two."""
+    attributes = {"axis": 1} if isinstance(scheme, Int8) else {"axis": 0, "block_size": scheme.block_size}
+    weight = linear.op("DequantizeLinear", linear.parts, "dequantized", attributes, linear.parts[1].dtype)
+    return linear.matmul(linear.x, weight)
+
+
+NODES: dict[tuple[type[Any], Dialect], Callable[[_Linear, Any], ir.Value]] = {
+    (Fp32, "ort"): _dense,
+    (Fp32, "portable"): _dense,
+    (Fp16, "ort"): _dense,
+    (Fp16, "portable"): _dense,
+    (Int8, "ort"): _dynamic_int8,
+    (Int8, "portable"): _dequantized,
+    (Int8Block, "ort"): _n_bits,
+    (Int8Block, "portable"): _dequantized,
+    (Int4, "ort"): _n_bits,
+    (Int4, "portable"): _dequantized,
+}

@@ -1,0 +1,67 @@
+"""How a weight is stored: one frozen dataclass a scheme, and what it becomes on disk.
+
+Static INT8 (activations calibrated, not measured at run time) will be one more dataclass here, one more entry of
+`storage.FORMS` and one more of `lowering.NODES`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeglm.errors import UsageError
+from edgeglm.suggest import nearest_name
+
+# What both MatMulNBits and TensorRT's block DequantizeLinear have fast kernels for.
+BLOCK_SIZES = (32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Fp32:
+    """IEEE single precision."""
+
+
+@dataclass(frozen=True)
+class Fp16:
+    """IEEE half precision."""
+
+
+@dataclass(frozen=True)
+class Int8:
+    """Symmetric INT8, one scale an output channel; on ONNX Runtime activations are quantized per token as they come."""
+
+
+@dataclass(frozen=True)
+class _Blocked:
+    block_size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.block_size not in BLOCK_SIZES:
+            raise ValueError(f"block size {self.block_size} is not one of {', '.join(map(str, BLOCK_SIZES))}")
+
+
+@dataclass(frozen=True)
+class Int8Block(_Blocked):
+    """Symmetric INT8, one scale for `block_size` consecutive columns of a row."""
+
+
+@dataclass(frozen=True)
+class Int4(_Blocked):
+    """Symmetric INT4, one scale for `block_size` consecutive columns of a row."""
+
+
+Scheme = Fp32 | Fp16 | Int8 | Int8Block | Int4
+
+SCHEMES: dict[str, Scheme] = {
+    "fp32": Fp32(),
+    "fp16": Fp16(),
+    "int8": Int8(),
+    "int8-block": Int8Block(),
+    "int4": Int4(),
+}
+
+
+def parse_scheme(name: str) -> Scheme:
+    """Return the scheme that `name` stands for, one of `SCHEMES`. Raises UsageError for another name."""
+    if name in SCHEMES:
+        return SCHEMES[name]
+    raise UsageError(f"precision {name!r}", "there is no such scheme", nearest_name(name, SCHEMES))

@@ -1,0 +1,28 @@
+"""What the tracing process is asked, and what it leaves: plain data, so that both sides of the pipe share it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeglm.export.model import Dialect
+
+
+@dataclass(frozen=True)
+class TraceRequest:
+    """Which traces of a checkpoint's architecture are wanted.
+
+    `context` is the largest number of positions, `grid` the rows and columns of a picture's patches (None for a model
+    without pictures), `half` traces in fp16 with norms and softmax in fp32, `static` gives (new tokens, past tokens)
+    where shapes must be fixed.
+    """
+
+    config: str
+    dialect: Dialect
+    context: int
+    grid: tuple[int, int] | None = None
+    half: bool = False
+    static: tuple[int, int] | None = None
+
+
+# A module is traced in three graphs; the outputs of one are inputs of the next by their names.
+PARTS = ("front", "block", "back")

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx_ir")
+
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+from edgeglm.export.model import Dialect
+from edgeglm.export.quantize.lowering import lower_linear, opset_imports
+from edgeglm.export.quantize.schemes import Fp16, Fp32, Int4, Int8, Int8Block, Scheme
+from edgeglm.export.quantize.storage import dequantize, encode, parts
+
+FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
+SCHEMES: list[Scheme] = [Fp32(), Fp16(), Int8(), Int8Block(), Int8Block(128), Int4(), Int4(64), Int4(128)]
+# (scheme, dialect, type of the activations): DynamicQuantizeMatMul takes fp32 alone.
+FORMS = [
+    form
+    for form in itertools.product(SCHEMES, ("ort", "portable"), (FLOAT, FLOAT16))
+    if form[1:] != ("ort", FLOAT16) or not isinstance(form[0], Int8)
+]
+every_form = pytest.mark.parametrize(("scheme", "dialect", "dtype"), FORMS, ids=str)
+Array = NDArray[np.float32]
+
+
+def build(
+    scheme: Scheme, dialect: Dialect, weight: Array, bias: Array | None, dtype: ir.DataType, chunk: int = 6
+) -> onnx.ModelProto:
+    """A checked model of one Linear layer, its weight encoded in chunks."""
+    rows, columns = weight.shape
+    planned = parts(scheme, dialect, rows, columns, dtype)
+    pieces = [encode(scheme, dialect, weight[row : row + chunk], dtype) for row in range(0, rows, chunk)]
+    values = []
+    for part, *arrays in zip(planned, *pieces, strict=True):
+        array = np.concatenate(arrays, part.row_axis)
+        values.append(initializer(part.suffix, array, part.dtype, part.shape))
+    offset = None if bias is None else initializer("bias", bias.astype(dtype.numpy()), dtype, bias.shape)
+    x = ir.Value(name="x", type=ir.TensorType(dtype), shape=ir.Shape(["batch", "sequence", columns]))
+    nodes, y = lower_linear(scheme, dialect, x, tuple(values), offset, rows=rows, columns=columns, name="y")
+    graph = ir.Graph(
+        [x],
+        [y],
+        nodes=nodes,
+        initializers=[*values, *([offset] if offset else [])],
+        opset_imports=opset_imports(scheme, dialect),
+        name="linear",
+    )
+    model = ir.to_proto(ir.Model(graph, ir_version=10))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def initializer(name: str, array: NDArray[Any], dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
+    tensor: ir.TensorProtocol = ir.tensor(array)
+    if dtype == ir.DataType.INT4:
+        tensor = ir.PackedTensor(array, dtype, shape=ir.Shape(shape))
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
+
+
+def run_onnxruntime(model: onnx.ModelProto, x: NDArray[Any]) -> Array:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(["y"], {"x": x})[0], np.float32)
+
+
+def run_reference(model: onnx.ModelProto, x: NDArray[Any]) -> Array:
+    (y,) = ReferenceEvaluator(model).run(["y"], {"x": x})
+    return np.asarray(y, np.float32)
+
+
+def relative_error(value: Array, exact: Array) -> float:
+    return float(np.linalg.norm(value - exact) / np.linalg.norm(exact))
+
+
+def layer(rows: int, columns: int) -> tuple[Array, Array]:
+    generator = np.random.default_rng(rows + columns)
+    weight = generator.standard_normal((rows, columns), np.float32) / np.float32(columns**0.5)
+    return weight, generator.standard_normal(rows, np.float32)
+
+
+def activations(columns: int, dtype: ir.DataType) -> NDArray[Any]:
+    """Values that INT8 activations represent exactly, per token and per block: so only the weights' bytes can err."""
+    x = np.random.default_rng(3).integers(-126, 127, (2, 3, columns)).astype(np.float32)
+    x[..., ::32], x[..., 1::32] = -128, 127
+    return (x / 128).astype(dtype.numpy())
+
+
+def on_the_grid(scheme: Scheme, dialect: Dialect, x: NDArray[Any]) -> NDArray[Any]:
+    """MatMulNBits, to which ONNX Runtime turns DequantizeLinear + MatMul, has 127 steps to either side, not 128."""
+    return x if (type(scheme), dialect) == (Int8, "ort") else np.maximum(x, -127 / 128).astype(x.dtype)
+
+
+@every_form
+@pytest.mark.parametrize("columns", [256, 320, 75])
+@pytest.mark.parametrize("with_bias", [False, True], ids=["plain", "bias"])
+def test_the_engine_multiplies_by_the_dequantized_weight(
+    scheme: Scheme, dialect: Dialect, dtype: ir.DataType, columns: int, with_bias: bool
+) -> None:
+    weight, bias = layer(10, columns)
+    model = build(scheme, dialect, weight, bias if with_bias else None, dtype)
+    x = on_the_grid(scheme, dialect, activations(columns, dtype))
+    restored = dequantize(scheme, dialect, encode(scheme, dialect, weight, dtype), columns)
+    expected = x.astype(np.float32) @ restored.T + (bias if with_bias else 0)
+    tolerance = 2e-6 if dtype == FLOAT else 2e-3
+    assert relative_error(run_onnxruntime(model, x), expected) < tolerance
+    if dialect == "portable":
+        assert relative_error(run_reference(model, x), expected) < tolerance
+
+
+ERRORS: dict[tuple[type[Scheme], Dialect], float] = {
+    (Fp32, "ort"): 1e-6,
+    (Fp32, "portable"): 1e-6,
+    (Fp16, "ort"): 4e-4,
+    (Fp16, "portable"): 4e-4,
+    (Int8, "ort"): 0.014,
+    (Int8, "portable"): 0.009,
+    (Int8Block, "ort"): 0.012,
+    (Int8Block, "portable"): 0.011,
+    (Int4, "ort"): 0.105,
+    (Int4, "portable"): 0.11,
+}
+
+
+@every_form
+def test_the_error_against_the_exact_product_is_the_schemes(
+    scheme: Scheme, dialect: Dialect, dtype: ir.DataType
+) -> None:
+    weight, bias = layer(64, 512)
+    x = np.random.default_rng(4).standard_normal((1, 16, 512)).astype(dtype.numpy())
+    y = run_onnxruntime(build(scheme, dialect, weight, bias, dtype), x)
+    half = 1e-3 if dtype == FLOAT16 else 0.0
+    assert relative_error(y - bias, x.astype(np.float32) @ weight.T) < ERRORS[type(scheme), dialect] + half
+
+
+@pytest.mark.parametrize("scheme", [Int8(), Int8Block(), Int4()], ids=str)
+def test_an_outlier_token_costs_the_others_nothing(scheme: Scheme) -> None:
+    weight, _ = layer(64, 512)
+    model = build(scheme, "ort", weight, None, FLOAT)
+    x = np.random.default_rng(4).standard_normal((1, 16, 512)).astype(np.float32)
+    x[:, 0] *= 1000
+    others = run_onnxruntime(model, x)[:, 1:]
+    assert relative_error(others, x[:, 1:] @ weight.T) < 1.1 * ERRORS[type(scheme), "ort"]
+
+
+def test_tokens_of_zeros_give_the_bias() -> None:
+    weight, bias = layer(10, 64)
+    y = run_onnxruntime(build(Int8(), "ort", weight, bias, FLOAT), np.zeros((1, 2, 64), np.float32))
+    assert np.array_equal(y, np.broadcast_to(bias, y.shape))
+
+
+@every_form
+def test_no_node_mixes_floating_point_types(scheme: Scheme, dialect: Dialect, dtype: ir.DataType) -> None:
+    model = onnx.shape_inference.infer_shapes(build(scheme, dialect, *layer(8, 64), dtype))
+    graph = ir.from_proto(model).graph
+    floats = {ir.DataType.FLOAT, ir.DataType.FLOAT16}
+    mixed = [
+        node.op_type
+        for node in graph
+        if len({value.dtype for value in (*node.inputs, *node.outputs) if value and value.dtype in floats}) > 1
+        and node.op_type != "Cast"
+    ]
+    assert mixed == []
+    assert graph.outputs[0].dtype == dtype
+
+
+@pytest.mark.parametrize("dialect", ["ort", "portable"])
+def test_the_portable_dialect_alone_keeps_to_standard_operators(dialect: Dialect) -> None:
+    domains = {node.domain for scheme in SCHEMES for node in build(scheme, dialect, *layer(8, 64), FLOAT).graph.node}
+    assert domains == ({"", "com.microsoft"} if dialect == "ort" else {""})
+
+
+def test_names_and_shape_are_the_layers() -> None:
+    x = ir.Value(name="x", type=ir.TensorType(FLOAT), shape=ir.Shape(["batch", 7, 64]))
+    weight = ir.Value(name="w", type=ir.TensorType(FLOAT), shape=ir.Shape([64, 8]))
+    bias = ir.Value(name="b", type=ir.TensorType(FLOAT), shape=ir.Shape([8]))
+    nodes, y = lower_linear(Fp32(), "ort", x, (weight,), bias, rows=8, columns=64, name="layers.0.q")
+    assert [node.name for node in nodes] == ["layers.0.q.matmul", "layers.0.q.add"]
+    assert (y.name, y.shape, y.dtype) == ("layers.0.q", ir.Shape(["batch", 7, 8]), FLOAT)
+
+
+@pytest.mark.parametrize(
+    ("x_dtype", "bias_dtype", "why"),
+    [
+        (None, FLOAT, "activations are None"),
+        (ir.DataType.INT8, FLOAT, "activations are INT8"),
+        (FLOAT, FLOAT16, "bias is FLOAT16 and activations are FLOAT"),
+        (FLOAT16, FLOAT16, "DynamicQuantizeMatMul takes FLOAT activations, not FLOAT16"),
+    ],
+)
+def test_types_that_the_operator_cannot_take_are_refused(
+    x_dtype: ir.DataType | None, bias_dtype: ir.DataType, why: str
+) -> None:
+    x = ir.Value(name="x", type=None if x_dtype is None else ir.TensorType(x_dtype))
+    bias = ir.Value(name="b", type=ir.TensorType(bias_dtype))
+    with pytest.raises(ValueError, match=f"y: {why}"):
+        lower_linear(Int8(), "ort", x, (), bias, rows=8, columns=64, name="y")

@@ -1,0 +1,166 @@
+"""Trace, stamp, fuse, lower and write: fp32 graphs equal transformers' own forward on every shape that breaks ports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.vision_utils import get_vision_position_ids
+
+from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.emit.onnx import bind, lay_out, write
+from edgeglm.export.model import Dialect, Model
+from edgeglm.export.modules import build_decoder, build_vision
+from edgeglm.export.quantize.graph import quantize_graph
+from edgeglm.export.quantize.schemes import Fp32
+from edgeglm.export.quantize.stream import pieces
+from edgeglm.export.trace.request import TraceRequest
+from edgeglm.export.trace.tracer import trace
+from tests.export.tiny import SHAPES, Shape, save
+
+CONTEXT = 128
+LIMIT = 1e-5
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A tiny model and its fp32 graphs."""
+
+    shape: Shape
+    dialect: Dialect
+    reference: PreTrainedModel
+    model: Model
+    decoder: onnxruntime.InferenceSession
+    vision: onnxruntime.InferenceSession | None
+
+
+class File:
+    """An emitter's output in memory."""
+
+    def __init__(self, size: int) -> None:
+        self.data = bytearray(size)
+
+    def pwrite(self, offset: int, data: NDArray[Any]) -> None:
+        raw = data.tobytes()
+        self.data[offset : offset + len(raw)] = raw
+
+
+def emit(model: ir.Model, dialect: Dialect, checkpoint: Checkpoint, path: Path) -> onnxruntime.InferenceSession:
+    stored = quantize_graph(model, dialect, lambda name: Fp32())
+    layout = lay_out(stored)
+    bind(model, stored, layout, f"{path.stem}.bin")
+    file = File(layout.nbytes)
+    for weight, offsets in zip(stored, layout.offsets, strict=True):
+        write(pieces(weight, checkpoint, dialect), weight, offsets, file)
+    path.with_suffix(".bin").write_bytes(file.data)
+    ir.save(model, path)
+    if dialect == "portable":
+        onnx.checker.check_model(str(path), full_check=True)
+    return onnxruntime.InferenceSession(path)
+
+
+@pytest.fixture(scope="module", params=[(name, dialect) for name in SHAPES for dialect in ("ort", "portable")], ids=str)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    name, dialect = request.param
+    shape, folder = SHAPES[name], tmp_path_factory.mktemp("model")
+    reference = save(shape, folder)
+    grid = shape.grid if shape.family == "glm4v" else None
+    traced = trace(TraceRequest(str(folder), dialect, CONTEXT, grid))
+    checkpoint = Checkpoint.open(folder)
+    decoder = emit(build_decoder(traced.decoder, traced.model.decoder, dialect), dialect, checkpoint, folder / "d.onnx")
+    vision = None
+    if traced.vision and traced.model.vision:
+        graph = build_vision(traced.vision, traced.model.vision, dialect)
+        vision = emit(graph, dialect, checkpoint, folder / "v.onnx")
+    return Exported(shape, dialect, reference, traced.model, decoder, vision)
+
+
+def error(got: NDArray[Any], want: NDArray[Any]) -> float:
+    """Relative L2 error."""
+    assert got.shape == want.shape
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+def positions(exported: Exported, start: int, length: int) -> Tensor:
+    """(axes, 1, length); with M-RoPE three axes that differ."""
+    token: Tensor = torch.arange(start, start + length)
+    axes = [token, token // 3 + 5, token * 2 % 17] if exported.model.decoder.mrope_section else [token]
+    return torch.stack(axes)[:, None]
+
+
+class Decoder:
+    """Feeds the emitted decoder, whichever dialect keeps the state."""
+
+    def __init__(self, exported: Exported) -> None:
+        self.session, self.fused = exported.decoder, exported.dialect == "ort"
+        self.inputs = [value.name for value in self.session.get_inputs()]
+        decoder = exported.model.decoder
+        shape = (1, decoder.kv_heads, CONTEXT if self.fused else 0, decoder.head_dim)
+        self.state = {name: np.zeros(shape, np.float32) for name in self.inputs if name.startswith("past_")}
+        self.done = 0
+
+    def step(self, hidden: Tensor, position_ids: Tensor) -> NDArray[Any]:
+        length = hidden.shape[1]
+        total = self.done + length
+        feed = {
+            "hidden": hidden.numpy(),
+            "position_ids": position_ids.numpy(),
+            "seqlens_k": np.array([total - 1], np.int32),
+            "total_length": np.array([total], np.int32),
+            "mask": np.triu(np.full((1, 1, length, total), -1e4, np.float32), self.done + 1),
+            **self.state,
+        }
+        names = [value.name for value in self.session.get_outputs()]
+        values = self.session.run(None, {name: feed[name] for name in self.inputs})
+        outputs = dict(zip(names, values, strict=True))
+        self.state = {name: outputs[name.replace("past_", "present_")] for name in self.state}
+        self.done = total
+        logits: NDArray[Any] = outputs["logits"]
+        return logits
+
+
+@pytest.mark.parametrize("lengths", [(1, 1, 1), (7, 1, 3, 1), (64, 1, 5)], ids=str)
+def test_decoder_equals_transformers(exported: Exported, lengths: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    reference: Any = exported.reference
+    text = reference.model.language_model if exported.shape.family == "glm4v" else reference.model
+    cache, decoder = DynamicCache(), Decoder(exported)
+    for length in lengths:
+        hidden = torch.randn(1, length, exported.shape.hidden)
+        where = positions(exported, decoder.done, length)
+        with torch.no_grad():
+            position_ids = where if exported.model.decoder.mrope_section else where[0]
+            output = text(inputs_embeds=hidden, position_ids=position_ids, past_key_values=cache, use_cache=True)
+            want = reference.lm_head(output.last_hidden_state[:, -1:]).numpy()
+        assert error(decoder.step(hidden, where), want) <= LIMIT
+
+
+def test_vision_equals_transformers(exported: Exported) -> None:
+    if exported.vision is None:
+        assert exported.shape.family != "glm4v"
+        return
+    torch.manual_seed(2)
+    tower: Any = exported.reference.model.visual
+    rows, columns = exported.shape.grid
+    grid = torch.tensor([[1, rows, columns]])
+    pixels = torch.randn(rows * columns, 3 * 2 * 14 * 14)
+    where = get_vision_position_ids(grid, 2)
+    with torch.no_grad():
+        want = tower(pixels, grid).pooler_output.numpy()
+        nothing = torch.zeros(rows * columns, 48)
+        position = tower.embeddings(nothing, [rows * columns], grid, where[:, 0], where[:, 1]).numpy()
+    (got,) = exported.vision.run(None, {"pixel_values": pixels.numpy(), "position": position})
+    assert error(got, want) <= LIMIT

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import onnx_ir as ir
+from transformers import Glm4Config
+
+from edgeglm.export.trace.request import TraceRequest
+from edgeglm.export.trace.tracer import key, trace
+
+
+def configure(folder: Path, **changes: int) -> str:
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    config = Glm4Config(**{**sizes, "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 100, **changes})
+    config.architectures = ["Glm4ForCausalLM"]
+    folder.mkdir(exist_ok=True)
+    config.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_trace_holds_no_weights_whatever_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    wide = configure(tmp_path / "wide", hidden_size=4096, intermediate_size=13696, num_hidden_layers=40)
+    traced = trace(TraceRequest(wide, "ort", 64))
+    assert traced.model.decoder.layers == 40
+    block = traced.decoder.block.graph
+    assert sum(value.const_value.nbytes for value in block.initializers.values() if value.const_value) < 1000
+    linears = {node.attributes["weights"].as_strings()[0]: node for node in block if node.op_type == "Linear"}
+    assert linears["mlp.gate_up_proj"].attributes["rows"].as_int() == 2 * 13696
+    assert sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*.onnx")) < 100_000
+
+
+def test_the_second_time_it_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    request = TraceRequest(configure(tmp_path / "model"), "portable", 64, half=True)
+    first = trace(request)
+    assert {value.dtype for value in first.decoder.block.graph.outputs} == {ir.DataType.FLOAT16}
+    monkeypatch.setattr("edgeglm.export.trace.tracer._run", lambda *_: pytest.fail("traced again"))
+    assert ir.to_proto(trace(request).decoder.block) == ir.to_proto(first.decoder.block)
+
+
+def test_all_that_determines_a_trace_is_in_its_key(tmp_path: Path) -> None:
+    model = configure(tmp_path / "model")
+    keys = {
+        key(TraceRequest(model, "ort", 64)),
+        key(TraceRequest(model, "portable", 64)),
+        key(TraceRequest(model, "portable", 64, half=True)),
+        key(TraceRequest(model, "ort", 128)),
+        key(TraceRequest(configure(tmp_path / "other", hidden_size=96), "ort", 64)),
+    }
+    assert len(keys) == 5
+
+
+def test_static_shapes_are_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    traced = trace(TraceRequest(configure(tmp_path / "model"), "portable", 64, static=(16, 32)))
+    for value in (*traced.decoder.block.graph.inputs, *traced.decoder.block.graph.outputs):
+        assert value.shape is not None
+        assert all(isinstance(size, int) for size in value.shape), value
