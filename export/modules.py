@@ -1,11 +1,15 @@
-"""From traces to the graph of a module: fuse within the block, stamp it, fuse across blocks."""
+"""From traces to the graph of a module: fuse within the block, stamp it, fuse across blocks; and what it must find."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterable
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from edgeglm.export.model import Decoder, Dialect, Traces, Vision
+from edgeglm.errors import DamagedFileError
+from edgeglm.export.model import Decoder, Dialect, Rows, Stored, Traces, Vision
 from edgeglm.export.passes.fuse_linears import FuseLinears
 from edgeglm.export.passes.fuse_skip_norm import FuseSkipNorm
 from edgeglm.export.passes.merge_reshapes import MergeReshapes
@@ -40,3 +44,29 @@ def _build(traces: Traces, layers: int, names: Names, dialect: Dialect, rename: 
     for module_pass in (*MODULE_PASSES[dialect], RemoveUnusedNodesPass()):
         module_pass(model)
     return model
+
+
+def check_weights(weights: Iterable[Stored], source: Rows) -> None:
+    """Check that the checkpoint has every tensor of a module, as large as the graph takes it.
+
+    Raises:
+        DamagedFileError: One is missing or has another size; the message names it.
+    """
+    for stored in weights:
+        sizes = [_size(name, source) for name in stored.names]
+        for name, (_, columns) in zip(stored.names, sizes, strict=True):
+            if columns != stored.columns:
+                raise _contradiction(name, f"has {columns} columns where config.json makes it {stored.columns}")
+        if sum(rows for rows, _ in sizes) != stored.rows:
+            raise _contradiction(stored.names[0], f"has not the {stored.rows} rows that config.json makes it have")
+
+
+def _size(name: str, source: Rows) -> tuple[int, int]:
+    if name not in source.tensors:
+        raise _contradiction(name, "is missing, and the model needs it")
+    shape = source.tensors[name].shape
+    return shape[0] if shape else 1, math.prod(shape[1:])
+
+
+def _contradiction(name: str, why: str) -> DamagedFileError:
+    return DamagedFileError(name, why, "download the whole checkpoint again")

@@ -22,16 +22,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from edgeglm.export.families import FAMILIES
 from edgeglm.export.model import Model
 from edgeglm.export.trace.dialects import ATTENTION, OPSETS, Attention, OrtAttention, PortableAttention, Step, hooked
 from edgeglm.export.trace.placeholders import Linear, insert_placeholders
 from edgeglm.export.trace.request import TraceRequest
 
-FAMILIES = {
-    "GlmForCausalLM": "glm",
-    "Glm4ForCausalLM": "glm4",
-    "Glm4vForConditionalGeneration": "glm4v",
-}
 # Sizes of the example inputs; none equal, so that no two dynamic axes are taken for one.
 LENGTH, PAST = 5, 11
 

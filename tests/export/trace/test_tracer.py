@@ -60,6 +60,7 @@ def test_all_that_determines_a_trace_is_in_its_key(tmp_path: Path) -> None:
         key(TraceRequest(configure(tmp_path / "other", hidden_size=96), "ort", 64)),
     }
     assert len(keys) == 5
+    assert key(TraceRequest(configure(tmp_path / "copy"), "ort", 64)) == key(TraceRequest(model, "ort", 64))
 
 
 def test_static_shapes_are_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

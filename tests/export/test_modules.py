@@ -1,0 +1,128 @@
+"""A module through every scheme: lowered, laid out, streamed and run by the engine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgeglm.errors import DamagedFileError
+from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.emit.onnx import bind, lay_out, write
+from edgeglm.export.model import Stored
+from edgeglm.export.modules import build_decoder, check_weights
+from edgeglm.export.quantize import stream
+from edgeglm.export.quantize.graph import quantize_graph
+from edgeglm.export.quantize.schemes import SCHEMES, Scheme
+from edgeglm.export.trace.request import TraceRequest
+from edgeglm.export.trace.tracer import Traced, trace
+from tests.export.tiny import SHAPES, save
+
+SHAPE = SHAPES["glm4"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    folder = tmp_path_factory.mktemp("glm4")
+    save(SHAPE, folder)
+    return Checkpoint.open(folder)
+
+
+def traced(checkpoint: Checkpoint) -> Traced:
+    return trace(TraceRequest(str(checkpoint.folder), "ort", 64))
+
+
+class File:
+    """An emitter's output in memory, which knows what was written twice or never."""
+
+    def __init__(self, size: int) -> None:
+        self.data = np.zeros(size, np.uint8)
+        self.written = np.zeros(size, np.uint8)
+
+    def pwrite(self, offset: int, data: NDArray[Any]) -> None:
+        raw = np.frombuffer(np.ascontiguousarray(data).tobytes(), np.uint8)
+        self.data[offset : offset + len(raw)] = raw
+        self.written[offset : offset + len(raw)] += 1
+
+
+def emit(checkpoint: Checkpoint, scheme: Scheme) -> tuple[ir.Model, tuple[Stored, ...], File]:
+    module = traced(checkpoint)
+    model = build_decoder(module.decoder, module.model.decoder, "ort")
+    stored = quantize_graph(model, "ort", lambda name: scheme)
+    layout = lay_out(stored)
+    bind(model, stored, layout, "weights.bin")
+    file = File(layout.nbytes)
+    for weight, offsets in zip(stored, layout.offsets, strict=True):
+        write(stream.pieces(weight, checkpoint, "ort"), weight, offsets, file)
+    return model, stored, file
+
+
+def logits(model: ir.Model, file: File, folder: Path) -> NDArray[np.float32]:
+    (folder / "weights.bin").write_bytes(file.data.tobytes())
+    ir.save(model, folder / "model.onnx")
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    state = np.zeros((1, SHAPE.kv_heads, 64, SHAPE.head_dim), np.float32)
+    feed = {name.name: state for name in session.get_inputs() if name.name.startswith("past_")}
+    feed["hidden"] = np.random.default_rng(0).standard_normal((1, 9, SHAPE.hidden), np.float32)
+    feed["seqlens_k"], feed["total_length"] = np.array([8], np.int32), np.array([9], np.int32)
+    output: NDArray[np.float32] = session.run(["logits"], feed)[0]
+    return output
+
+
+# Relative error of the logits on random weights, where nothing averages out: what a broken kernel would exceed.
+LIMITS = {"fp32": 1e-6, "fp16": 1e-3, "int8": 0.05, "int8-block": 0.05, "int4": 0.5}
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_every_scheme_runs_within_its_error(checkpoint: Checkpoint, name: str, tmp_path: Path) -> None:
+    exact_model, _, exact_file = emit(checkpoint, SCHEMES["fp32"])
+    (tmp_path / "exact").mkdir()
+    exact = logits(exact_model, exact_file, tmp_path / "exact")
+    model, stored, file = emit(checkpoint, SCHEMES[name])
+    got = logits(model, file, tmp_path)
+    error = np.linalg.norm(got - exact) / np.linalg.norm(exact)
+    assert error <= LIMITS[name]
+    assert sum(part.nbytes for weight in stored for part in weight.parts) == np.count_nonzero(file.written)
+
+
+def test_every_byte_is_written_once_whatever_the_chunks(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, whole = emit(checkpoint, SCHEMES["int4"])
+    monkeypatch.setattr(stream, "CHUNK_BYTES", 4096)
+    _, _, chunked = emit(checkpoint, SCHEMES["int4"])
+    assert chunked.written.max() == 1
+    assert np.array_equal(whole.data, chunked.data)
+
+
+def test_the_block_is_fused(checkpoint: Checkpoint) -> None:
+    """One projection for queries, keys and values; residual and norm in one; no reshape between."""
+    model, _, _ = emit(checkpoint, SCHEMES["int4"])
+    layer = [node.op_type for node in model.graph if (node.name or "").startswith("layer.1.")]
+    counts = {name: layer.count(name) for name in ("GroupQueryAttention", "Reshape", "QuickGelu", "Add")}
+    assert counts == {"GroupQueryAttention": 1, "Reshape": 0, "QuickGelu": 1, "Add": 0}
+    products = [node for node in model.graph if node.op_type == "MatMulNBits"]
+    assert len(products) == 4 * SHAPE.layers + 1
+
+
+def test_a_checkpoint_that_contradicts_its_config_is_damaged(checkpoint: Checkpoint) -> None:
+    _, stored, _ = emit(checkpoint, SCHEMES["fp32"])
+    check_weights(stored, checkpoint)
+    name = "model.layers.2.mlp.down_proj.weight"
+    lost = {key: value for key, value in checkpoint.tensors.items() if key != name}
+    with pytest.raises(DamagedFileError, match=f"{name}: is missing"):
+        check_weights(stored, replace(checkpoint, tensors=lost))
+    for shape in ((96, 161), (95, 160)):
+        tensor = replace(checkpoint.tensors[name], shape=shape)
+        with pytest.raises(DamagedFileError, match=name):
+            check_weights(stored, replace(checkpoint, tensors=lost | {name: tensor}))
