@@ -22,7 +22,7 @@ from edgeglm.export.demo.model import IMAGE_MEAN, IMAGE_STD, MERGE, PATCH
 from edgeglm.export.demo.render import render
 from edgeglm.export.demo.screens import CHINESE, HEIGHT, WIDTH, Box, Scene, sample_scene
 from edgeglm.export.demo.steps import Step
-from edgeglm.export.demo.tasks import sample_step
+from edgeglm.export.demo.tasks import sample_step, sample_tap
 
 ROWS, COLUMNS = HEIGHT // PATCH, WIDTH // PATCH  # of patches
 CELL = PATCH * MERGE  # model pixels under one image token
@@ -114,10 +114,18 @@ class Packer:
         positions[:, start + IMAGE_TOKENS :] = after + np.arange(length - start - IMAGE_TOKENS)
         return positions
 
-    def pack(self, pixels: NDArray[np.uint8], scenes: list[Scene], steps: list[list[Step]]) -> Batch:
-        """One batch of images (B, HEIGHT, WIDTH, 3), their scenes and the steps asked about each."""
-        rows = [[(self.encode(s.prompt), self.encode(s.response), s.box) for s in row] for row in steps]
-        longest = max(sum(len(q) + len(self.assistant) + len(a) + 1 for q, a, _ in row) for row in rows)
+    def pack(
+        self, pixels: NDArray[np.uint8], scenes: list[Scene], steps: list[list[Step]], answers: bool = True
+    ) -> Batch:
+        """One batch of images (B, HEIGHT, WIDTH, 3), their scenes and the steps asked about each.
+
+        Without `answers` a question ends where its answer would begin, and only points.
+        """
+        encode = self.encode
+        rows = [
+            [(encode(s.prompt), [*encode(s.response), self.end] if answers else [], s.box) for s in r] for r in steps
+        ]
+        longest = max(sum(len(q) + len(self.assistant) + len(a) for q, a, _ in row) for row in rows)
         shape = (len(rows), -(-(len(self.prefix) + longest) // BUCKET) * BUCKET)
         tokens, labels = np.full(shape, self.end), np.full(shape, IGNORE)
         segment, positions = np.full(shape, -1), np.zeros((3, *shape), dtype=np.int64)
@@ -129,18 +137,15 @@ class Packer:
             at = start
             for number, (question, answer, box) in enumerate(row, start=1):
                 prompt = [*question, *self.assistant]
-                whole = [*prompt, *answer, self.end]
+                whole = [*prompt, *answer]
                 stop, first = at + len(whole), at + len(prompt)
                 tokens[image, at:stop], segment[image, at:stop] = whole, number
                 labels[image, first - 1 : stop - 1] = whole[len(prompt) :]
                 positions[:, image, at:stop] = self.text_start + np.arange(len(whole))
                 if box:
-                    spots = (
-                        first - 2,
-                        first - 1,
-                        at + whole.index(self.answer),
-                        at + whole.index(self.answer) + 1,
-                    )
+                    spots = [first - 2, first - 1]
+                    if answers:
+                        spots += [at + whole.index(self.answer), at + whole.index(self.answer) + 1]
                     pointers += [(image, spot, *_patch_of(box)) for spot in spots]
                 at = stop
         return Batch(
@@ -178,6 +183,7 @@ class Recipe:
     images: int
     questions: int
     sparse: bool = False  # fewer elements on a screen than there will be
+    answers: bool = True  # else plain "tap the …" questions, which only point
 
 
 class Batches(Dataset[Batch]):
@@ -191,9 +197,13 @@ class Batches(Dataset[Batch]):
         scenes, steps, pixels = [], [], []
         for image in range(recipe.images):
             random = Random(f"{self.split}/{index}/{image}")
-            scene = sample_scene(random, density=0.35 if recipe.sparse else 1.0)
+            density = 0.35 if recipe.sparse else 1.0
+            scene = sample_scene(random, density)
+            while not (recipe.answers or scene.elements):
+                scene = sample_scene(random, density)
             scenes.append(scene)
-            steps.append([sample_step(scene, random) for _ in range(recipe.questions)])
+            ask = sample_step if recipe.answers else sample_tap
+            steps.append([ask(scene, random) for _ in range(recipe.questions)])
             bright = random.uniform(0.85, 1.1)
             pixels.append((to_pixels(render(scene)) * bright).clip(0, 255).astype(np.uint8))
-        return self.packer.pack(np.stack(pixels), scenes, steps)
+        return self.packer.pack(np.stack(pixels), scenes, steps, recipe.answers)

@@ -137,18 +137,29 @@ def vision_loss(model: Glm4vForConditionalGeneration, helper: Helper, batch: Bat
     return helper.vision_loss(image_tokens, model.model.language_model.embed_tokens.weight, batch.elements)
 
 
+def pointing_loss(model: Glm4vForConditionalGeneration, helper: Helper, packer: Packer, batch: Batch) -> Tensor:
+    """The second stage: the decoder must know where to point when a question ends; no answers."""
+    image_tokens, _ = _read(model, packer, batch)
+    seen = helper.vision_loss(image_tokens, model.model.language_model.embed_tokens.weight, batch.elements)
+    return seen + helper.pointer_loss(batch.pointers)
+
+
 def losses(model: Glm4vForConditionalGeneration, helper: Helper, packer: Packer, batch: Batch) -> Losses:
     """Both losses of a packed batch."""
+    image_tokens, hidden = _read(model, packer, batch)
+    after = len(packer.prefix)
+    logits = model.lm_head(hidden[:, after:]).float()
+    answer = F.cross_entropy(logits.flatten(0, 1), batch.labels[:, after:].flatten(), ignore_index=IGNORE)
+    seen = helper.vision_loss(image_tokens, model.model.language_model.embed_tokens.weight, batch.elements)
+    return Losses(answer, seen + helper.pointer_loss(batch.pointers))
+
+
+def _read(model: Glm4vForConditionalGeneration, packer: Packer, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The image tokens (B, IMAGE_TOKENS, hidden) and the decoder's last hidden state (B, L, hidden)."""
     image_tokens = encode_images(model.model.visual, to_patches(batch.pixels))
     text = model.model.language_model
     embedded = text.embed_tokens(batch.tokens)
     start, stop = packer.image_start, packer.image_start + IMAGE_TOKENS
     embedded = torch.cat([embedded[:, :start], image_tokens.to(embedded.dtype), embedded[:, stop:]], dim=1)
-    hidden = text(
-        inputs_embeds=embedded, position_ids=batch.positions, attention_mask=batch.mask(), use_cache=False
-    ).last_hidden_state
-    after = len(packer.prefix)
-    logits = model.lm_head(hidden[:, after:]).float()
-    answer = F.cross_entropy(logits.flatten(0, 1), batch.labels[:, after:].flatten(), ignore_index=IGNORE)
-    seen = helper.vision_loss(image_tokens, text.embed_tokens.weight, batch.elements)
-    return Losses(answer, seen + helper.pointer_loss(batch.pointers))
+    output = text(inputs_embeds=embedded, position_ids=batch.positions, attention_mask=batch.mask(), use_cache=False)
+    return image_tokens, output.last_hidden_state

@@ -35,6 +35,13 @@ def sample_step(scene: Scene, random: Random) -> Step:
             return step
 
 
+def sample_tap(scene: Scene, random: Random) -> Step:
+    """A plain "tap the …" step on a screen that has something to tap."""
+    step = _Sampler(scene, random).tap_named()
+    assert step is not None
+    return step
+
+
 class _Sampler:
     """The methods are the kinds of step; each gives None where the scene cannot pose it."""
 

@@ -1,7 +1,7 @@
 """Train the demo phone agent from nothing: ``python -m edgeglm.export.demo.train --out DIR``.
 
-Two stages: the vision tower alone on what stands where, then everything on packed questions, easy screens
-first. Every batch is made on the fly from its index; a stopped run goes on from its last state.
+Three stages: the vision tower alone on what stands where, then questions that only point, then whole answers.
+Every batch is made on the fly from its index; a stopped run goes on from its last state.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProce
 
 from edgeglm.export.demo.agent import Agent
 from edgeglm.export.demo.batches import Batch, Batches, Packer, Recipe
-from edgeglm.export.demo.losses import Helper, losses, vision_loss
+from edgeglm.export.demo.losses import Helper, losses, pointing_loss, vision_loss
 from edgeglm.export.demo.metrics import Score, score, succeeds
 from edgeglm.export.demo.model import build_config, build_model, build_tokenizer, save
 from edgeglm.export.demo.samples import make_sample
@@ -33,40 +33,50 @@ from edgeglm.export.demo.samples import make_sample
 
 @dataclass(frozen=True)
 class Plan:
-    """Length and shape of a training run; learning rate warms up, then falls along a cosine to 2%."""
+    """Length and shape of a training run; the learning rate stays up, and in the last stage falls to 2%."""
 
     vision_steps: int = 4000
-    steps: int = 3200
+    pointing_steps: int = 2000
+    steps: int = 3600
     images: int = 16
+    pointing_questions: int = 16
     questions: int = 6
     learning_rate: float = 1e-3
     weight_decay: float = 0.02
     warm_up: int = 100
-    sparse: int = 400  # first steps of each stage, on screens with few elements
-    helper: float = 0.5  # weight of the helper losses in the second stage, falling to a fifth of it
+    sparse: int = 400  # first steps of the first two stages, on screens with few elements
+    helper: float = 0.5  # weight of the helper losses in the last stage, falling to a fifth of it
+
+    @property
+    def before_answers(self) -> int:
+        """Steps of the first two stages."""
+        return self.vision_steps + self.pointing_steps
 
     @property
     def total(self) -> int:
-        """Steps of both stages."""
-        return self.vision_steps + self.steps
+        """Steps of all stages."""
+        return self.before_answers + self.steps
 
     def rate(self, step: int) -> float:
-        """Learning rate at `step`, counted over both stages."""
-        if step < self.vision_steps:
+        """Learning rate at `step`, counted over all stages."""
+        if step < self.before_answers:
             return self.learning_rate * min(1.0, (step + 1) / 50)
-        step -= self.vision_steps
+        step -= self.before_answers
         cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
         return self.learning_rate * min(1.0, (step + 1) / self.warm_up) * (0.02 + 0.98 * cosine)
 
     def helper_weight(self, step: int) -> float:
-        """Weight of the helper losses at `step`, counted over both stages."""
-        return self.helper * (1 - 0.8 * (step - self.vision_steps) / self.steps)
+        """Weight of the helper losses at `step` of the last stage, counted over all stages."""
+        return self.helper * (1 - 0.8 * (step - self.before_answers) / self.steps)
 
     def recipe(self, step: int) -> Recipe:
         """What the batch of `step` holds: the vision stage asks no questions but the one that a batch must have."""
         if step < self.vision_steps:
             return Recipe(self.images, 1, sparse=step < self.sparse)
-        return Recipe(self.images, self.questions, sparse=step - self.vision_steps < self.sparse)
+        if step < self.before_answers:
+            sparse = step - self.vision_steps < self.sparse
+            return Recipe(self.images, self.pointing_questions, sparse, answers=False)
+        return Recipe(self.images, self.questions)
 
 
 class Trainer:
@@ -115,6 +125,9 @@ class Trainer:
         if self.done < self.plan.vision_steps:
             loss = vision_loss(self.model, self.helper, batch)
             return loss, {"helper": loss.item()}
+        if self.done < self.plan.before_answers:
+            loss = pointing_loss(self.model, self.helper, self.packer, batch)
+            return loss, {"pointing": loss.item()}
         both = losses(self.model, self.helper, self.packer, batch)
         loss = both.answer + self.plan.helper_weight(self.done) * both.helper
         return loss, {"answer": both.answer.item(), "helper": both.helper.item()}
@@ -192,7 +205,7 @@ def train(plan: Plan, out: Path, every: int, samples: int, log: Callable[[dict[s
         if trainer.done % every == 0 or trainer.done == plan.total:
             _save_state(trainer, saved)
             save(trainer.model, tokenizer, out / "checkpoint")
-            if trainer.done > plan.vision_steps and samples:
+            if trainer.done > plan.before_answers and samples:
                 log(_validation(trainer, tokenizer, out / "checkpoint", samples))
     return trainer
 
@@ -214,7 +227,7 @@ def _show(record: dict[str, object], file: Path) -> None:
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="State, log, checkpoint.")
-@click.option("--steps", default=Plan.steps, show_default=True, help="Steps of the second stage.")
+@click.option("--steps", default=Plan.steps, show_default=True, help="Steps of the last stage.")
 @click.option("--every", default=800, show_default=True, help="Save and validate every N steps.")
 @click.option("--samples", default=256, show_default=True, help="Validation screens; 0 for none.")
 def main(out: Path, steps: int, every: int, samples: int) -> None:
