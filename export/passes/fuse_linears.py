@@ -51,6 +51,6 @@ def _fuse(graph: ir.Graph, nodes: list[ir.Node]) -> None:
 
 def _constant(graph: ir.Graph, name: str, numbers: list[int]) -> ir.Value:
     tensor = ir.tensor(numbers, dtype=ir.DataType.INT64, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(name=name, shape=ir.Shape([len(numbers)]), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value

@@ -98,7 +98,8 @@ def positions(exported: Exported, start: int, length: int) -> Tensor:
     """(axes, 1, length); with M-RoPE three axes that differ."""
     token: Tensor = torch.arange(start, start + length)
     axes = [token, token // 3 + 5, token * 2 % 17] if exported.model.decoder.mrope_section else [token]
-    return torch.stack(axes)[:, None]
+    stacked: Tensor = torch.stack(axes)
+    return stacked[:, None]
 
 
 class Decoder:

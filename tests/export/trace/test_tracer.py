@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,14 +14,16 @@ from edgeglm.export.trace.request import TraceRequest
 from edgeglm.export.trace.tracer import key, trace
 
 
-def configure(folder: Path, **changes: int) -> str:
-    sizes: dict[str, Any] = {
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    config = Glm4Config(**{**sizes, "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 100, **changes})
+def configure(folder: Path, hidden: int = 64, intermediate: int = 96, layers: int = 2) -> str:
+    config = Glm4Config(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        vocab_size=100,
+    )
     config.architectures = ["Glm4ForCausalLM"]
     folder.mkdir(exist_ok=True)
     config.save_pretrained(folder)
@@ -31,7 +32,7 @@ def configure(folder: Path, **changes: int) -> str:
 
 def test_a_trace_holds_no_weights_whatever_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    wide = configure(tmp_path / "wide", hidden_size=4096, intermediate_size=13696, num_hidden_layers=40)
+    wide = configure(tmp_path / "wide", hidden=4096, intermediate=13696, layers=40)
     traced = trace(TraceRequest(wide, "ort", 64))
     assert traced.model.decoder.layers == 40
     block = traced.decoder.block.graph
@@ -57,7 +58,7 @@ def test_all_that_determines_a_trace_is_in_its_key(tmp_path: Path) -> None:
         key(TraceRequest(model, "portable", 64)),
         key(TraceRequest(model, "portable", 64, half=True)),
         key(TraceRequest(model, "ort", 128)),
-        key(TraceRequest(configure(tmp_path / "other", hidden_size=96), "ort", 64)),
+        key(TraceRequest(configure(tmp_path / "other", hidden=96), "ort", 64)),
     }
     assert len(keys) == 5
     assert key(TraceRequest(configure(tmp_path / "copy"), "ort", 64)) == key(TraceRequest(model, "ort", 64))
