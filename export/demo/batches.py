@@ -173,7 +173,9 @@ def _cells(scenes: list[Scene]) -> Cells:
             row = min(CELL_ROWS - 1, max(0, int(y / CELL)))
             cells.append((image, row * CELL_COLUMNS + column, CLASSES[element.name]))
             inside.append((x / CELL - column, y / CELL - row, float(element.on)))
-    return Cells(torch.tensor(cells).reshape(-1, 3), torch.tensor(inside).reshape(-1, 3))
+    # A few screens may hold nothing at all.
+    where = torch.tensor(cells, dtype=torch.int64).reshape(-1, 3)
+    return Cells(where, torch.tensor(inside, dtype=torch.float32).reshape(-1, 3))
 
 
 @dataclass(frozen=True)

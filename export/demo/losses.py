@@ -110,6 +110,8 @@ class Helper(nn.Module):
         present[image, cell, label] = 1
         weight = torch.tensor(8.0, device=logits.device)
         classes = F.binary_cross_entropy_with_logits(logits, present, pos_weight=weight) * len(CLASSES) / 4
+        if not len(label):
+            return classes + self._place_loss(image_tokens)
         found = self.inside(image_tokens[image, cell]).float().view(-1, len(CLASSES), 3)
         found = found[torch.arange(len(label), device=label.device), label]
         offset = F.l1_loss(found[:, :2], elements.inside[:, :2])
