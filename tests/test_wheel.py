@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("build", reason="builds the wheel with the build tool of the dev extra")
+pytest.importorskip("build.env", reason="builds the wheel with the build tool of the dev extra")
 
 pytestmark = pytest.mark.slow
 
