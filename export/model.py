@@ -11,7 +11,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-Kind = Literal["decoder", "vision"]
 Dialect = Literal["ort", "portable"]
 
 
@@ -37,11 +36,6 @@ class Decoder:
     embedding: str
     norm: str
     head: str
-
-    @property
-    def tied(self) -> bool:
-        """Whether the head reads the embedding table."""
-        return self.head == self.embedding
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import msgspec
 import onnx_ir as ir
 
 from edgeglm.export.model import Model, Traces
-from edgeglm.export.trace.request import TraceRequest
+from edgeglm.export.trace.request import PARTS, TraceRequest
 
 LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
@@ -72,5 +72,5 @@ def _load(folder: Path) -> Traced:
 
 
 def _traces(folder: Path, kind: str) -> Traces:
-    front, block, back = (ir.load(folder / f"{kind}.{part}.onnx") for part in ("front", "block", "back"))
+    front, block, back = (ir.load(folder / f"{kind}.{part}.onnx") for part in PARTS)
     return Traces(front, block, back)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,14 +17,13 @@ from numpy.typing import NDArray
 
 from edgeglm.errors import DamagedFileError
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.emit.onnx import bind, lay_out, write
 from edgeglm.export.model import Stored
 from edgeglm.export.modules import build_decoder, check_weights
 from edgeglm.export.quantize import stream
-from edgeglm.export.quantize.graph import quantize_graph
 from edgeglm.export.quantize.schemes import SCHEMES, Scheme
 from edgeglm.export.trace.request import TraceRequest
 from edgeglm.export.trace.tracer import Traced, trace
+from tests.export.emitting import File, emit
 from tests.export.tiny import SHAPES, save
 
 SHAPE = SHAPES["glm4"]
@@ -42,28 +40,10 @@ def traced(checkpoint: Checkpoint) -> Traced:
     return trace(TraceRequest(str(checkpoint.folder), "ort", 64))
 
 
-class File:
-    """An emitter's output in memory, which knows what was written twice or never."""
-
-    def __init__(self, size: int) -> None:
-        self.data = np.zeros(size, np.uint8)
-        self.written = np.zeros(size, np.uint8)
-
-    def pwrite(self, offset: int, data: NDArray[Any]) -> None:
-        raw = np.frombuffer(np.ascontiguousarray(data).tobytes(), np.uint8)
-        self.data[offset : offset + len(raw)] = raw
-        self.written[offset : offset + len(raw)] += 1
-
-
-def emit(checkpoint: Checkpoint, scheme: Scheme) -> tuple[ir.Model, tuple[Stored, ...], File]:
+def export(checkpoint: Checkpoint, scheme: Scheme) -> tuple[ir.Model, tuple[Stored, ...], File]:
     module = traced(checkpoint)
     model = build_decoder(module.decoder, module.model.decoder, "ort")
-    stored = quantize_graph(model, "ort", lambda name: scheme)
-    layout = lay_out(stored)
-    bind(model, stored, layout, "weights.bin")
-    file = File(layout.nbytes)
-    for weight, offsets in zip(stored, layout.offsets, strict=True):
-        write(stream.pieces(weight, checkpoint, "ort"), weight, offsets, file)
+    stored, file = emit(model, "ort", scheme, checkpoint, "weights.bin")
     return model, stored, file
 
 
@@ -85,10 +65,10 @@ LIMITS = {"fp32": 1e-6, "fp16": 1e-3, "int8": 0.05, "int8-block": 0.05, "int4": 
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_every_scheme_runs_within_its_error(checkpoint: Checkpoint, name: str, tmp_path: Path) -> None:
-    exact_model, _, exact_file = emit(checkpoint, SCHEMES["fp32"])
+    exact_model, _, exact_file = export(checkpoint, SCHEMES["fp32"])
     (tmp_path / "exact").mkdir()
     exact = logits(exact_model, exact_file, tmp_path / "exact")
-    model, stored, file = emit(checkpoint, SCHEMES[name])
+    model, stored, file = export(checkpoint, SCHEMES[name])
     got = logits(model, file, tmp_path)
     error = np.linalg.norm(got - exact) / np.linalg.norm(exact)
     assert error <= LIMITS[name]
@@ -98,16 +78,16 @@ def test_every_scheme_runs_within_its_error(checkpoint: Checkpoint, name: str, t
 def test_every_byte_is_written_once_whatever_the_chunks(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, _, whole = emit(checkpoint, SCHEMES["int4"])
+    _, _, whole = export(checkpoint, SCHEMES["int4"])
     monkeypatch.setattr(stream, "CHUNK_BYTES", 4096)
-    _, _, chunked = emit(checkpoint, SCHEMES["int4"])
+    _, _, chunked = export(checkpoint, SCHEMES["int4"])
     assert chunked.written.max() == 1
     assert np.array_equal(whole.data, chunked.data)
 
 
 def test_the_block_is_fused(checkpoint: Checkpoint) -> None:
     """One projection for queries, keys and values; residual and norm in one; no reshape between."""
-    model, _, _ = emit(checkpoint, SCHEMES["int4"])
+    model, _, _ = export(checkpoint, SCHEMES["int4"])
     layer = [node.op_type for node in model.graph if (node.name or "").startswith("layer.1.")]
     counts = {name: layer.count(name) for name in ("GroupQueryAttention", "Reshape", "QuickGelu", "Add")}
     assert counts == {"GroupQueryAttention": 1, "Reshape": 0, "QuickGelu": 1, "Add": 0}
@@ -116,7 +96,7 @@ def test_the_block_is_fused(checkpoint: Checkpoint) -> None:
 
 
 def test_a_checkpoint_that_contradicts_its_config_is_damaged(checkpoint: Checkpoint) -> None:
-    _, stored, _ = emit(checkpoint, SCHEMES["fp32"])
+    _, stored, _ = export(checkpoint, SCHEMES["fp32"])
     check_weights(stored, checkpoint)
     name = "model.layers.2.mlp.down_proj.weight"
     lost = {key: value for key, value in checkpoint.tensors.items() if key != name}

@@ -21,14 +21,12 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.vision_utils import get_vision_position_ids
 
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.emit.onnx import bind, lay_out, write
 from edgeglm.export.model import Dialect, Model
 from edgeglm.export.modules import build_decoder, build_vision
-from edgeglm.export.quantize.graph import quantize_graph
 from edgeglm.export.quantize.schemes import Fp32
-from edgeglm.export.quantize.stream import pieces
 from edgeglm.export.trace.request import TraceRequest
 from edgeglm.export.trace.tracer import trace
+from tests.export.emitting import emit
 from tests.export.tiny import SHAPES, Shape, save
 
 CONTEXT = 128
@@ -47,25 +45,9 @@ class Exported:
     vision: onnxruntime.InferenceSession | None
 
 
-class File:
-    """An emitter's output in memory."""
-
-    def __init__(self, size: int) -> None:
-        self.data = bytearray(size)
-
-    def pwrite(self, offset: int, data: NDArray[Any]) -> None:
-        raw = data.tobytes()
-        self.data[offset : offset + len(raw)] = raw
-
-
-def emit(model: ir.Model, dialect: Dialect, checkpoint: Checkpoint, path: Path) -> onnxruntime.InferenceSession:
-    stored = quantize_graph(model, dialect, lambda name: Fp32())
-    layout = lay_out(stored)
-    bind(model, stored, layout, f"{path.stem}.bin")
-    file = File(layout.nbytes)
-    for weight, offsets in zip(stored, layout.offsets, strict=True):
-        write(pieces(weight, checkpoint, dialect), weight, offsets, file)
-    path.with_suffix(".bin").write_bytes(file.data)
+def load(model: ir.Model, dialect: Dialect, checkpoint: Checkpoint, path: Path) -> onnxruntime.InferenceSession:
+    _, file = emit(model, dialect, Fp32(), checkpoint, f"{path.stem}.bin")
+    path.with_suffix(".bin").write_bytes(file.data.tobytes())
     ir.save(model, path)
     if dialect == "portable":
         onnx.checker.check_model(str(path), full_check=True)
@@ -80,11 +62,11 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     grid = shape.grid if shape.family == "glm4v" else None
     traced = trace(TraceRequest(str(folder), dialect, CONTEXT, grid))
     checkpoint = Checkpoint.open(folder)
-    decoder = emit(build_decoder(traced.decoder, traced.model.decoder, dialect), dialect, checkpoint, folder / "d.onnx")
+    decoder = load(build_decoder(traced.decoder, traced.model.decoder, dialect), dialect, checkpoint, folder / "d.onnx")
     vision = None
     if traced.vision and traced.model.vision:
         graph = build_vision(traced.vision, traced.model.vision, dialect)
-        vision = emit(graph, dialect, checkpoint, folder / "v.onnx")
+        vision = load(graph, dialect, checkpoint, folder / "v.onnx")
     return Exported(shape, dialect, reference, traced.model, decoder, vision)
 
 
