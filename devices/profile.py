@@ -124,7 +124,10 @@ class Modules(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a graph for the device may contain; the ``npu_`` ones only where there is an NPU."""
+    """What a graph for the device may contain; the ``npu_`` ones only where there is an NPU.
+
+    ``image_pixels`` is the largest picture that a vision module is made for by default.
+    """
 
     opset: Fact[Count]
     dynamic_shapes: Fact[bool]
@@ -132,6 +135,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     variable_length_lstm: Fact[bool]
     npu_float: Fact[bool] | None = None
     npu_decoder: Fact[bool] | None = None
+    image_pixels: Choice[Count] | None = None
 
 
 class TensorRT(Struct, frozen=True, forbid_unknown_fields=True):

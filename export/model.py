@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -12,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 Dialect = Literal["ort", "portable"]
+Grid = tuple[int, int]  # rows and columns of patches
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Vision:
     temporal_patch: int
     merge: int
     channels: int
-    grid: tuple[int, int]  # rows and columns of patches
+    grid: Grid
     blocks: str
     prefix: str
 
@@ -120,12 +120,23 @@ class Stored:
     head_dim: int = 0
 
 
+def rotary_order(rotary: int, head_dim: int) -> NDArray[np.int64]:
+    """The channels of a head with the even ones of its first `rotary` before the odd ones of them: [head_dim]."""
+    head = np.arange(head_dim)
+    return np.concatenate([head[:rotary:2], head[1:rotary:2], head[rotary:]])
+
+
 @dataclass(frozen=True)
 class Piece:
-    """Some rows of a stored weight, encoded: their piece of each part, beginning with row `start`."""
+    """Some rows of a stored weight, encoded: their piece of each part, beginning with row `start`.
+
+    `origin` is the checkpoint's tensor that they are from, `source` their bytes there.
+    """
 
     start: int
     arrays: tuple[NDArray[Any], ...]
+    origin: str
+    source: NDArray[np.uint8]
 
 
 class HasShape(Protocol):
@@ -139,9 +150,14 @@ class HasShape(Protocol):
 class Rows(Protocol):
     """Where weights are read from, some rows at a time: `edgeglm.export.checkpoint.Checkpoint`."""
 
-    @property
-    def tensors(self) -> Mapping[str, HasShape]:
-        """What there is, by name."""
+    def find(self, name: str) -> HasShape:
+        """The tensor of that name; an error for the user where there is none."""
+
+    def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+        """Rows of a tensor as they are stored."""
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Rows of a tensor as fp32, C-contiguous."""
+
+    def decode(self, name: str, stored: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Whole rows that `read_bytes` gave, as fp32."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -15,7 +17,7 @@ from edgeglm.export.passes.fuse_skip_norm import FuseSkipNorm
 from edgeglm.export.passes.merge_reshapes import MergeReshapes
 from edgeglm.export.passes.pack_attention import PackAttention
 from edgeglm.export.passes.quick_gelu import QuickGelu
-from edgeglm.export.stamp import Names, stamp
+from edgeglm.export.stamp import Names, stamp, stamp_one
 
 # Each once on the one block, before it is stamped.
 BLOCK_PASSES = {
@@ -26,24 +28,70 @@ BLOCK_PASSES = {
 MODULE_PASSES = {"ort": (FuseSkipNorm(),), "portable": ()}
 
 
-def build_decoder(traces: Traces, decoder: Decoder, dialect: Dialect) -> ir.Model:
-    """The decoder's graph, its placeholders named as in the checkpoint."""
+@dataclass(frozen=True)
+class Stack:
+    """A module before it is stamped: its traces, how often the block comes, and what its weights are called."""
+
+    traces: Traces
+    layers: int
+    names: Names
+    rename: Mapping[str, str]
+
+    def segment_of(self, weight: str) -> str:
+        """The name of the segment that a checkpoint's weight belongs to."""
+        head, tail = self.names.block.split("{layer}")
+        number, _, _ = weight.removeprefix(head).partition(tail)
+        if weight.startswith(head) and number.isdecimal():
+            return f"layer.{number}"
+        return "back" if weight.startswith((*self.rename.values(), *(self.names.back + name for name in BACK))) else "front"
+
+
+# What of a vision tower comes after its blocks.
+BACK = ("post_layernorm", "downsample", "merger")
+
+
+def decoder_stack(traces: Traces, decoder: Decoder) -> Stack:
+    """The decoder's; its placeholders are named as in the checkpoint."""
     rename = {"norm": decoder.norm.removesuffix(".weight"), "head": decoder.head.removesuffix(".weight")}
-    return _build(traces, decoder.layers, Names("", decoder.blocks, ""), dialect, rename)
+    return Stack(traces, decoder.layers, Names("", decoder.blocks, ""), rename)
 
 
-def build_vision(traces: Traces, vision: Vision, dialect: Dialect) -> ir.Model:
-    """The vision tower's graph; its ``position`` input is the position embedding of the grid."""
-    return _build(traces, vision.layers, Names(vision.prefix, vision.blocks, vision.prefix), dialect, {})
+def vision_stack(traces: Traces, vision: Vision) -> Stack:
+    """The vision tower's; its ``position`` input is the position embedding of the grid."""
+    return Stack(traces, vision.layers, Names(vision.prefix, vision.blocks, vision.prefix), {})
 
 
-def _build(traces: Traces, layers: int, names: Names, dialect: Dialect, rename: dict[str, str]) -> ir.Model:
+def build(stack: Stack, dialect: Dialect) -> ir.Model:
+    """The graph of the whole module, with placeholders for what holds weights."""
+    _fuse_block(stack.traces, dialect)
+    model = stamp(stack.traces, stack.layers, stack.names, stack.rename)
+    _fuse_module(model, dialect)
+    return model
+
+
+def segments(stack: Stack, dialect: Dialect) -> Iterator[tuple[str, ir.Model]]:
+    """Name and graph of the front, of each block alone, and of the back; what one gives the next takes."""
+    traces, names = stack.traces, stack.names
+    _fuse_block(traces, dialect)
+    blocks = (
+        (f"layer.{layer}", stamp_one(traces.block, f"layer.{layer}", names.block.format(layer=layer), layer))
+        for layer in range(stack.layers)
+    )
+    front = stamp_one(traces.front, "front", names.front)
+    back = stamp_one(traces.back, "back", names.back, rename=stack.rename)
+    for name, model in itertools.chain([("front", front)], blocks, [("back", back)]):
+        _fuse_module(model, dialect)
+        yield name, model
+
+
+def _fuse_block(traces: Traces, dialect: Dialect) -> None:
     for block_pass in BLOCK_PASSES[dialect]:
         block_pass(traces.block)
-    model = stamp(traces, layers, names, rename)
+
+
+def _fuse_module(model: ir.Model, dialect: Dialect) -> None:
     for module_pass in (*MODULE_PASSES[dialect], RemoveUnusedNodesPass()):
         module_pass(model)
-    return model
 
 
 def check_weights(weights: Iterable[Stored], source: Rows) -> None:
@@ -51,6 +99,7 @@ def check_weights(weights: Iterable[Stored], source: Rows) -> None:
 
     Raises:
         DamagedFileError: One is missing or has another size; the message names it.
+        UnsupportedError: One is stored in a type that edgeglm cannot read.
     """
     for stored in weights:
         sizes = [_size(name, source) for name in stored.names]
@@ -62,9 +111,7 @@ def check_weights(weights: Iterable[Stored], source: Rows) -> None:
 
 
 def _size(name: str, source: Rows) -> tuple[int, int]:
-    if name not in source.tensors:
-        raise _contradiction(name, "is missing, and the model needs it")
-    shape = source.tensors[name].shape
+    shape = source.find(name).shape
     return shape[0] if shape else 1, math.prod(shape[1:])
 
 

@@ -11,6 +11,7 @@ from edgeglm.export.model import Traces
 
 # What a block's graph calls the state of its own layer: these become one input or output a layer.
 STATE = ("past_", "present_")
+Renames = Mapping[str, str] | None
 # A front or block names an output so where an input has its name already.
 OUT = "_out"
 
@@ -24,7 +25,14 @@ class Names:
     back: str
 
 
-def stamp(traces: Traces, layers: int, names: Names, rename: Mapping[str, str] | None = None) -> ir.Model:
+def stamp_one(part: ir.Model, scope: str, prefix: str, layer: int | None = None, rename: Renames = None) -> ir.Model:
+    """A model of one part alone, such as the block of one layer, that takes and gives what the part does."""
+    chain = _Chain(rename or {})
+    chain.append(part, scope, prefix, layer)
+    return chain.model(dict(part.opset_imports), part.ir_version)
+
+
+def stamp(traces: Traces, layers: int, names: Names, rename: Renames = None) -> ir.Model:
     """One model of `layers` copies of the block; placeholders name the checkpoint's weights.
 
     `rename` maps a placeholder's full name to that in the checkpoint, where a prefix is not enough.
@@ -49,9 +57,10 @@ class _Chain:
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
         self.last: list[ir.Value] = []
+        self.scope = ""
 
     def append(self, part: ir.Model, scope: str, prefix: str, layer: int | None = None) -> None:
-        graph = part.graph
+        graph, self.scope = part.graph, scope
         copies: dict[ir.Value, ir.Value] = {value: self._input(value, layer) for value in graph.inputs}
         for value in graph.initializers.values():
             copies[value] = self._initializer(value, scope.partition(".")[0])
@@ -107,10 +116,12 @@ class _Chain:
         return copy
 
     def model(self, opsets: dict[str, int], ir_version: int) -> ir.Model:
-        self.last[0].name = _name(self.last[0]).removeprefix("back.")
+        last = [value for value in self.last if value not in self.outputs]
+        for value in last:
+            value.name = _name(value).removeprefix(f"{self.scope}.")
         graph = ir.Graph(
             self.inputs,
-            [*self.last, *self.outputs],
+            [*last, *self.outputs],
             nodes=self.nodes,
             initializers=list(self.initializers.values()),
             opset_imports=opsets,

@@ -47,7 +47,8 @@ class Checkpoint:
     """A checkpoint whose headers have been checked; its files are open only while they are read.
 
     ``weights`` is ``model.safetensors`` or the index of its shards. ``foreign`` holds the dtypes of the tensors that
-    edgeglm cannot read, which matter only when a model needs one of them.
+    edgeglm cannot read, which matter only when a model needs one of them. ``keep_pages`` leaves what is read in the
+    page cache, for whoever reads it again soon.
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class Checkpoint:
     weights: Path
     tensors: Mapping[str, Tensor]
     foreign: Mapping[str, str]
+    keep_pages: bool = False
 
     @classmethod
     def open(cls, folder: Path, *, headers_only: bool = False) -> Checkpoint:
@@ -110,19 +112,6 @@ class Checkpoint:
         path = self.folder / name
         return path if path.is_file() else None
 
-    def require(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Check that every weight a model needs is there, readable and of the expected shape.
-
-        Raises:
-            DamagedFileError: One is missing or has another shape.
-            UnsupportedError: One is stored in a dtype that edgeglm cannot read.
-        """
-        for name, shape in expected.items():
-            tensor = self._find(name)
-            if tensor.shape != tuple(shape):
-                why = f"has shape {list(tensor.shape)} where config.json makes it {list(shape)}"
-                raise DamagedFileError(f"{tensor.file}: {name}", why, "download both files again")
-
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Rows ``start`` to ``stop`` of the first axis, exactly, in C order; a scalar is one row.
 
@@ -131,24 +120,36 @@ class Checkpoint:
             UnsupportedError: It is stored in a dtype that edgeglm cannot read.
             IndexError: The tensor has no such rows.
         """
-        tensor = self._find(name)
+        tensor = self.find(name)
         values = _to_float32(self.read_bytes(name, start, stop), tensor.dtype)
         return values.reshape(len(_span(tensor, start, stop)), *tensor.shape[1:])
 
+    def decode(self, name: str, stored: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Whole rows that `read_bytes` gave, as fp32: (rows, …), in C order."""
+        tensor = self.find(name)
+        return _to_float32(stored, tensor.dtype).reshape(-1, *tensor.shape[1:])
+
     def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
-        """The bytes of those rows as stored; the page cache lets go of them. Raises what `rows` raises."""
-        tensor = self._find(name)
+        """The bytes of those rows as stored; the page cache lets go of them, or not. Raises what `rows` raises."""
+        tensor = self.find(name)
         span = _span(tensor, start, stop)
         row_bytes = math.prod(tensor.shape[1:]) * ITEM_BYTES[tensor.dtype]
         offset, size = tensor.offset + span.start * row_bytes, len(span) * row_bytes
         with opened(tensor.file) as fd:
             data = read(fd, offset, size)
-            os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
+            if not self.keep_pages:
+                os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
         if len(data) < size:
             raise DamagedFileError(f"{tensor.file}: {name}", "is cut off by the end of the file", AGAIN)
         return data
 
-    def _find(self, name: str) -> Tensor:
+    def find(self, name: str) -> Tensor:
+        """The tensor of that name.
+
+        Raises:
+            DamagedFileError: There is none.
+            UnsupportedError: It is stored in a dtype that edgeglm cannot read.
+        """
         where = f"{self.weights}: {name}"
         if name in self.foreign:
             why = f"is stored as {self.foreign[name]}"

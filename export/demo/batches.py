@@ -22,7 +22,7 @@ from edgeglm.export.demo.model import IMAGE_MEAN, IMAGE_STD, MERGE, PATCH
 from edgeglm.export.demo.render import render
 from edgeglm.export.demo.screens import CHINESE, HEIGHT, WIDTH, Box, Scene, sample_scene
 from edgeglm.export.demo.steps import Step
-from edgeglm.export.demo.tasks import sample_step, sample_tap
+from edgeglm.export.demo.tasks import sample_pointing, sample_practice, sample_step
 
 ROWS, COLUMNS = HEIGHT // PATCH, WIDTH // PATCH  # of patches
 CELL = PATCH * MERGE  # model pixels under one image token
@@ -30,6 +30,7 @@ CELL_ROWS, CELL_COLUMNS = ROWS // MERGE, COLUMNS // MERGE
 IMAGE_TOKENS = CELL_ROWS * CELL_COLUMNS
 CLASSES = {name: index for index, name in enumerate(CHINESE)}
 IGNORE = -100
+PRACTICE = 0.25  # the share of questions that practise what is hardest
 BUCKET = 32  # sequence lengths are multiples of it: every new shape costs time and memory in the CPU kernels
 
 
@@ -46,7 +47,8 @@ class Batch:
     """B images with K questions each, packed into sequences of length L.
 
     pixels (B, HEIGHT, WIDTH, 3) uint8; tokens, labels, segment (B, L) int64; positions (3, B, L) int64;
-    pointers (P, 4) int64: image, position in the sequence, patch row and patch column it must know.
+    pointers (P, 4) int64: image, position in the sequence, patch row and patch column it must know; (ROWS, COLUMNS)
+    where there is nothing to tap.
     """
 
     pixels: Tensor
@@ -119,12 +121,14 @@ class Packer:
     ) -> Batch:
         """One batch of images (B, HEIGHT, WIDTH, 3), their scenes and the steps asked about each.
 
-        Without `answers` a question ends where its answer would begin, and only points.
+        Without `answers` a question ends where its answer would begin, and only points; but a text is still typed.
         """
         encode = self.encode
-        rows = [
-            [(encode(s.prompt), [*encode(s.response), self.end] if answers else [], s.box) for s in r] for r in steps
-        ]
+
+        def answer_of(step: Step) -> list[int]:
+            return [*encode(step.response), self.end] if answers or step.typed else []
+
+        rows = [[(encode(step.prompt), answer_of(step), step.box) for step in row] for row in steps]
         longest = max(sum(len(q) + len(self.assistant) + len(a) for q, a, _ in row) for row in rows)
         shape = (len(rows), -(-(len(self.prefix) + longest) // BUCKET) * BUCKET)
         tokens, labels = np.full(shape, self.end), np.full(shape, IGNORE)
@@ -142,11 +146,11 @@ class Packer:
                 tokens[image, at:stop], segment[image, at:stop] = whole, number
                 labels[image, first - 1 : stop - 1] = whole[len(prompt) :]
                 positions[:, image, at:stop] = self.text_start + np.arange(len(whole))
-                if box:
-                    spots = [first - 2, first - 1]
-                    if answers:
-                        spots += [at + whole.index(self.answer), at + whole.index(self.answer) + 1]
-                    pointers += [(image, spot, *_patch_of(box)) for spot in spots]
+                spots = [first - 2, first - 1]
+                if answer:
+                    spots += [at + whole.index(self.answer), at + whole.index(self.answer) + 1]
+                patch = _patch_of(box) if box else (ROWS, COLUMNS)
+                pointers += [(image, spot, *patch) for spot in spots]
                 at = stop
         return Batch(
             torch.from_numpy(pixels),
@@ -185,7 +189,7 @@ class Recipe:
     images: int
     questions: int
     sparse: bool = False  # fewer elements on a screen than there will be
-    answers: bool = True  # else plain "tap the …" questions, which only point
+    answers: bool = True  # else questions that only point
 
 
 class Batches(Dataset[Batch]):
@@ -204,8 +208,12 @@ class Batches(Dataset[Batch]):
             while not (recipe.answers or scene.elements):
                 scene = sample_scene(random, density)
             scenes.append(scene)
-            ask = sample_step if recipe.answers else sample_tap
-            steps.append([ask(scene, random) for _ in range(recipe.questions)])
+            steps.append([self._ask(recipe, scene, random) for _ in range(recipe.questions)])
             bright = random.uniform(0.85, 1.1)
             pixels.append((to_pixels(render(scene)) * bright).clip(0, 255).astype(np.uint8))
         return self.packer.pack(np.stack(pixels), scenes, steps, recipe.answers)
+
+    def _ask(self, recipe: Recipe, scene: Scene, random: Random) -> Step:
+        if not recipe.answers:
+            return sample_pointing(scene, random)
+        return (sample_practice if random.random() < PRACTICE else sample_step)(scene, random)

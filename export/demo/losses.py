@@ -93,7 +93,7 @@ class Helper(nn.Module):
         self.bias = nn.Parameter(torch.full((len(CLASSES),), -2.0))
         self.inside = nn.Linear(width, 3 * len(CLASSES))
         self.place = nn.Linear(width, CELL_ROWS + CELL_COLUMNS)
-        self.pointer = nn.Linear(width, ROWS + COLUMNS)
+        self.pointer = nn.Linear(width, ROWS + 1 + COLUMNS + 1)  # the last of each: nowhere
         self.names = [packer.encode(f" {name}") + packer.encode(CHINESE[name]) for name in CLASSES]
         self.hidden = torch.empty(0)
         model.model.language_model.layers[POINTER_LAYER].register_forward_hook(self._keep)
@@ -116,7 +116,7 @@ class Helper(nn.Module):
         found = found[torch.arange(len(label), device=label.device), label]
         offset = F.l1_loss(found[:, :2], elements.inside[:, :2])
         state = F.binary_cross_entropy_with_logits(found[:, 2], elements.inside[:, 2])
-        return classes + offset + 0.1 * state + self._place_loss(image_tokens)
+        return classes + offset + 0.5 * state + self._place_loss(image_tokens)
 
     def _place_loss(self, image_tokens: Tensor) -> Tensor:
         rows, columns = self.place(image_tokens).float().split([CELL_ROWS, CELL_COLUMNS], dim=-1)
@@ -126,10 +126,8 @@ class Helper(nn.Module):
 
     def pointer_loss(self, pointers: Tensor) -> Tensor:
         """Does the decoder know the target's patch when it begins to answer, and when it begins the action?"""
-        if not len(pointers):
-            return torch.zeros((), device=pointers.device)
         image, spot, row, column = pointers.unbind(1)
-        rows, columns = self.pointer(self.hidden[image, spot]).float().split([ROWS, COLUMNS], dim=-1)
+        rows, columns = self.pointer(self.hidden[image, spot]).float().split([ROWS + 1, COLUMNS + 1], dim=-1)
         return 0.5 * (F.cross_entropy(rows, row) + F.cross_entropy(columns, column))
 
 
@@ -139,19 +137,14 @@ def vision_loss(model: Glm4vForConditionalGeneration, helper: Helper, batch: Bat
     return helper.vision_loss(image_tokens, model.model.language_model.embed_tokens.weight, batch.elements)
 
 
-def pointing_loss(model: Glm4vForConditionalGeneration, helper: Helper, packer: Packer, batch: Batch) -> Tensor:
-    """The second stage: the decoder must know where to point when a question ends; no answers."""
-    image_tokens, _ = _read(model, packer, batch)
-    seen = helper.vision_loss(image_tokens, model.model.language_model.embed_tokens.weight, batch.elements)
-    return seen + helper.pointer_loss(batch.pointers)
-
-
 def losses(model: Glm4vForConditionalGeneration, helper: Helper, packer: Packer, batch: Batch) -> Losses:
     """Both losses of a packed batch."""
     image_tokens, hidden = _read(model, packer, batch)
     after = len(packer.prefix)
     logits = model.lm_head(hidden[:, after:]).float()
-    answer = F.cross_entropy(logits.flatten(0, 1), batch.labels[:, after:].flatten(), ignore_index=IGNORE)
+    labels = batch.labels[:, after:].flatten()
+    answer = F.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORE, reduction="sum")
+    answer = answer / (labels != IGNORE).sum().clamp(min=1)  # a batch that only points may have none
     seen = helper.vision_loss(image_tokens, model.model.language_model.embed_tokens.weight, batch.elements)
     return Losses(answer, seen + helper.pointer_loss(batch.pointers))
 

@@ -32,8 +32,9 @@ SPECIAL = (
 )  # fmt: skip
 # Single tokens that stay in the decoded text.
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-# GLM-4's split, which keeps digits single.
-SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# GLM-4's split, which keeps digits single; but a quotation mark never joins the word behind it, so that a text in
+# quotation marks is the same tokens in an instruction as in an action, whatever stands before it.
+SPLIT = r"[^\r\n\p{L}\p{N}\"]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CHAT_TEMPLATE = (
     "[gMASK]<sop>"
     "{%- for message in messages -%}"

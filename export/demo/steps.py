@@ -23,6 +23,11 @@ class Step:
         return "\n".join((self.instruction, *self.previous))
 
     @property
+    def typed(self) -> bool:
+        """Whether the action types a text."""
+        return self.action.startswith('do(action="Type"')
+
+    @property
     def response(self) -> str:
         """The agent's whole answer, in the form of AutoGLM-Phone."""
         return f"<think>{self.thought}</think><answer>{self.action}</answer>"

@@ -7,6 +7,7 @@ Multi-step goals (launch, search, switch on, confirm, finish) are sampled at any
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 
 from edgeglm.export.demo.screens import APPS, CHINESE, ROWS, TOOLS, Element, Scene
@@ -35,11 +36,19 @@ def sample_step(scene: Scene, random: Random) -> Step:
             return step
 
 
-def sample_tap(scene: Scene, random: Random) -> Step:
-    """A plain "tap the …" step on a screen that has something to tap."""
-    step = _Sampler(scene, random).tap_named()
-    assert step is not None
-    return step
+def sample_practice(scene: Scene, random: Random) -> Step:
+    """For training: what is hardest to learn on `scene` (what is not there, which way a switch is, copying a text)."""
+    sampler = _Sampler(scene, random)
+    if scene.focused and random.random() < 0.5:
+        return sampler.type_text()
+    return sampler.tap_missing() or sampler.switch_goal() or sample_step(scene, random)
+
+
+def sample_pointing(scene: Scene, random: Random) -> Step:
+    """For training: a plain "tap the …" step, or one of `sample_practice`; home screens launch nothing."""
+    if random.random() < 0.7 and (step := _Sampler(scene, random).tap_named()):
+        return step
+    return sample_practice(scene, random)
 
 
 class _Sampler:
@@ -174,9 +183,10 @@ class _Sampler:
             thought = self.say(["The search box is not here."], ["这里没有搜索框。"])
             return Step(wish, previous, thought, finish(("No search box", "没有搜索框")[self.chinese]))
         if self.scene.focused:
-            thought = self.say(["The keyboard is open."], ["键盘已打开。"])
+            thought = self.say(['The keyboard is open, type "{n}".'], ['键盘已打开，输入"{n}"。'], n=text)
             return Step(wish, previous, thought, do("Type", text=text))
-        return self.tap(wish, box, *previous)
+        thought = self.say(['Tap the search box to type "{n}".'], ['点击搜索框，输入"{n}"。'], n=text)
+        return replace(self.tap(wish, box, *previous), thought=thought)
 
     # -- goals of several steps ----------------------------------------------------------
 

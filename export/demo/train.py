@@ -25,7 +25,7 @@ from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProce
 
 from edgeglm.export.demo.agent import Agent
 from edgeglm.export.demo.batches import Batch, Batches, Packer, Recipe
-from edgeglm.export.demo.losses import Helper, losses, pointing_loss, vision_loss
+from edgeglm.export.demo.losses import Helper, losses, vision_loss
 from edgeglm.export.demo.metrics import Score, score, succeeds
 from edgeglm.export.demo.model import build_config, build_model, build_tokenizer, save
 from edgeglm.export.demo.samples import make_sample
@@ -35,11 +35,11 @@ from edgeglm.export.demo.samples import make_sample
 class Plan:
     """Length and shape of a training run; the learning rate stays up, and in the last stage falls to 2%."""
 
-    vision_steps: int = 4000
-    pointing_steps: int = 2000
-    steps: int = 3600
+    vision_steps: int = 3000
+    pointing_steps: int = 1800
+    steps: int = 2600
     images: int = 16
-    pointing_questions: int = 16
+    pointing_questions: int = 12
     questions: int = 6
     learning_rate: float = 1e-3
     weight_decay: float = 0.02
@@ -66,7 +66,9 @@ class Plan:
         return self.learning_rate * min(1.0, (step + 1) / self.warm_up) * (0.02 + 0.98 * cosine)
 
     def helper_weight(self, step: int) -> float:
-        """Weight of the helper losses at `step` of the last stage, counted over all stages."""
+        """Weight of the helper losses at `step`, counted over all stages: all of it until answers begin, then less."""
+        if step < self.before_answers:
+            return 1.0
         return self.helper * (1 - 0.8 * (step - self.before_answers) / self.steps)
 
     def recipe(self, step: int) -> Recipe:
@@ -125,9 +127,6 @@ class Trainer:
         if self.done < self.plan.vision_steps:
             loss = vision_loss(self.model, self.helper, batch)
             return loss, {"helper": loss.item()}
-        if self.done < self.plan.before_answers:
-            loss = pointing_loss(self.model, self.helper, self.packer, batch)
-            return loss, {"pointing": loss.item()}
         both = losses(self.model, self.helper, self.packer, batch)
         loss = both.answer + self.plan.helper_weight(self.done) * both.helper
         return loss, {"answer": both.answer.item(), "helper": both.helper.item()}

@@ -60,10 +60,16 @@ def bind(model: ir.Model, weights: Sequence[Stored], layout: Layout, location: s
 
 
 def write(pieces: Iterable[Piece], stored: Stored, offsets: Sequence[int], output: Output) -> None:
-    """Write the encoded pieces of one stored weight to its parts' places."""
+    """Write the encoded pieces of one stored weight to its parts' places.
+
+    Scales wait until the weight before them is whole: the file then fills in order, and its hash needs no second look.
+    """
+    waiting: list[tuple[int, int, NDArray[Any]]] = []
     for piece in pieces:
-        for part, offset, array in zip(stored.parts, offsets, piece.arrays, strict=True):
-            _place(output, offset, part, piece.start, stored.rows, array)
+        _place(output, offsets[0], stored.parts[0], piece.start, stored.rows, piece.arrays[0])
+        waiting += [(index, piece.start, piece.arrays[index]) for index in range(1, len(stored.parts))]
+    for index, start, array in sorted(waiting, key=lambda each: each[:2]):
+        _place(output, offsets[index], stored.parts[index], start, stored.rows, array)
 
 
 def _place(output: Output, offset: int, part: Part, start: int, rows: int, array: NDArray[Any]) -> None:

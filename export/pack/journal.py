@@ -1,7 +1,7 @@
 """The journal of a partial bundle: which files it has, and which jobs' bytes are on the disk.
 
 Text, a line for each statement, with the statement's CRC-32 before it: ``key KEY`` first, then ``file SIZE PATH``
-and ``job NAME``. A last line that a power cut tore does not count; any other damage condemns the whole.
+and ``job NAME NOTE``. A last line that a power cut tore does not count; any other damage condemns the whole.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from edgeglm.export.pack.disk import write_all
 
 @dataclass
 class Record:
-    """What a journal says; ``length`` is that of its whole lines, in bytes."""
+    """What a journal says, the note of each job among it; ``length`` is that of its whole lines, in bytes."""
 
     key: str
     sizes: dict[str, int] = field(default_factory=dict)
-    jobs: set[str] = field(default_factory=set)
+    jobs: dict[str, str] = field(default_factory=dict)
     length: int = 0
 
 
@@ -68,11 +68,11 @@ def read_journal(path: Path) -> Record | None:
     (_, key), *statements = (line[9:-1].decode().split(" ", 1) for line in lines)
     record = Record(key, length=sum(map(len, lines)))
     for kind, value in statements:
+        first, _, rest = value.partition(" ")
         if kind == "job":
-            record.jobs.add(value)
+            record.jobs[first] = rest
         else:
-            size, _, name = value.partition(" ")
-            record.sizes[name] = int(size)
+            record.sizes[rest] = int(first)
     return record
 
 

@@ -41,11 +41,11 @@ class OutputFile:
         self._lock = Lock()
         self._digest, self._hashed = hashlib.sha256(), 0
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         if not reserved:
             try:
-                with explained(name, self._descriptor, size):
-                    reserve(self._descriptor, size)
+                with explained(name, self.descriptor, size):
+                    reserve(self.descriptor, size)
             except BaseException:
                 self.close()
                 raise
@@ -63,8 +63,8 @@ class OutputFile:
         if not view.nbytes:
             return
         view = view.cast("B")
-        with explained(self._name, self._descriptor, self.size):
-            write_all(self._descriptor, view, offset)
+        with explained(self._name, self.descriptor, self.size):
+            write_all(self.descriptor, view, offset)
         with self._lock:
             self.unsynced += len(view)
             self._follow(offset, view)
@@ -74,29 +74,29 @@ class OutputFile:
         """Bring what is written to the disk, and its pages out of the page cache."""
         with self._lock:
             self.unsynced = self._started = 0
-        with explained(self._name, self._descriptor, self.size):
-            os.fdatasync(self._descriptor)
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        with explained(self._name, self.descriptor, self.size):
+            os.fdatasync(self.descriptor)
+            os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def entry(self) -> File:
         """The manifest's entry for the finished file."""
-        with self._lock, explained(self._name, self._descriptor):
+        with self._lock, explained(self._name, self.descriptor):
             while self._hashed < self.size:
                 start, end = self._hashed, min(self._hashed + HASH_BYTES, self.size)
-                hash_range(self._digest, self._descriptor, start, end)
-                os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
+                hash_range(self._digest, self.descriptor, start, end)
+                os.posix_fadvise(self.descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
                 self._hashed = end
         return File(self._digest.hexdigest(), self.size)
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._descriptor)
+        os.close(self.descriptor)
 
     def _follow(self, offset: int, view: memoryview) -> None:
         if offset < self._hashed:  # what was hashed has changed
             self._digest, self._hashed = hashlib.sha256(), 0
         elif offset - self._hashed <= MAX_PADDING:
-            hash_range(self._digest, self._descriptor, self._hashed, offset)
+            hash_range(self._digest, self.descriptor, self._hashed, offset)
             self._digest.update(view)
             self._hashed = offset + len(view)
 
@@ -104,4 +104,4 @@ class OutputFile:
         """Let the disk work while we compute: of a dirty page, DONTNEED starts the write (Linux: mm/fadvise.c)."""
         if self.unsynced - self._started >= WRITE_OUT_BYTES:
             self._started = self.unsynced
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

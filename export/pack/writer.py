@@ -118,11 +118,19 @@ class BundleWriter:
         """Whether a job was completed, in this run or an earlier one."""
         return job in self._record.jobs
 
-    def complete(self, job: str) -> None:
-        """State that all bytes of a job are written. It survives a kill from the next commit on."""
+    def note_of(self, job: str) -> str:
+        """What `complete` was told of a job, in this run or an earlier one."""
+        return self._record.jobs[job]
+
+    def path(self, relative: str) -> Path:
+        """Where a file lies as long as the bundle is not finished."""
+        return self._bundle / relative
+
+    def complete(self, job: str, note: str = "") -> None:
+        """State that all bytes of a job are written, with a note for later. It survives a kill from the next commit on."""
         with self._mutex:
-            self._record.jobs.add(job)
-            self._pending.append(f"job {job}")
+            self._record.jobs[job] = note
+            self._pending.append(f"job {job} {note}".rstrip())
             unsynced = sum(output.unsynced for output in self._outputs.values())
             if unsynced >= BATCH_BYTES or time.monotonic() - self._committed_at >= BATCH_SECONDS:
                 self._commit()

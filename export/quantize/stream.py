@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeglm.export.model import Dialect, Piece, Rows, Stored
+from edgeglm.export.model import Dialect, Piece, Rows, Stored, rotary_order
 from edgeglm.export.quantize.storage import encode
 
-CHUNK_BYTES = 32 << 20  # of fp32 rows in memory at once
+CHUNK_BYTES = 16 << 20  # of fp32 rows in memory at once
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows `begin` to `end` of a checkpoint's tensor, which are the rows from `start` of a stored weight."""
+
+    origin: str
+    begin: int
+    end: int
+    start: int
 
 
 def pieces(stored: Stored, source: Rows, dialect: Dialect) -> Iterator[Piece]:
     """Yield the encoded chunks of `stored`, in the order of its rows."""
-    for start, rows in _chunks(stored, source):
-        yield Piece(start, _encode(stored, rows, dialect))
+    return (encode_chunk(chunk, stored, source, dialect) for chunk in chunks(stored, source))
+
+
+def chunks(stored: Stored, source: Rows) -> Iterator[Chunk]:
+    """Cut the tensors of `stored`, one after the other, into chunks of at most `CHUNK_BYTES`."""
+    whole = max(1, stored.head_dim, *(part.row_multiple for part in stored.parts))
+    step = max(whole, CHUNK_BYTES // (4 * stored.columns) // whole * whole)
+    first = 0
+    for name in stored.names:
+        count = source.find(name).shape[0]
+        for begin in range(0, count, step):
+            yield Chunk(name, begin, min(begin + step, count), first + begin)
+        first += count
+
+
+def encode_chunk(chunk: Chunk, stored: Stored, source: Rows, dialect: Dialect) -> Piece:
+    """Read one chunk and encode it. Raises ValueError where the weights do not fit the scheme."""
+    raw = source.read_bytes(chunk.origin, chunk.begin, chunk.end)
+    rows = source.decode(chunk.origin, raw).reshape(-1, stored.columns)
+    return Piece(chunk.start, _encode(stored, _split_rotary(rows, stored), dialect), chunk.origin, raw)
 
 
 def _encode(stored: Stored, rows: NDArray[np.float32], dialect: Dialect) -> tuple[NDArray[Any], ...]:
@@ -29,24 +58,8 @@ def _encode(stored: Stored, rows: NDArray[np.float32], dialect: Dialect) -> tupl
     return encode(stored.scheme, dialect, rows, last.dtype if len(stored.parts) > 1 else ir.DataType.FLOAT)
 
 
-def _chunks(stored: Stored, source: Rows) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Yield (first row, rows [n, columns]) of the tensors of `stored`, stacked."""
-    whole = max(1, stored.head_dim, *(part.row_multiple for part in stored.parts))
-    step = max(whole, CHUNK_BYTES // (4 * stored.columns) // whole * whole)
-    first = 0
-    for name in stored.names:
-        count = source.tensors[name].shape[0]
-        for start in range(0, count, step):
-            rows = source.rows(name, start, min(start + step, count)).reshape(-1, stored.columns)
-            yield first + start, _split_rotary(rows, stored)
-        first += count
-
-
 def _split_rotary(rows: NDArray[np.float32], stored: Stored) -> NDArray[np.float32]:
-    """Reorder the rotary rows of every head: even ones first, then odd ones."""
     if not stored.split_rotary:
         return rows
-    head = np.arange(stored.head_dim)
-    rotary, rest = head[: stored.split_rotary], head[stored.split_rotary :]
-    order = np.concatenate([rotary[0::2], rotary[1::2], rest])
+    order = rotary_order(stored.split_rotary, stored.head_dim)
     return np.ascontiguousarray(rows.reshape(-1, stored.head_dim, stored.columns)[:, order].reshape(rows.shape))

@@ -1,7 +1,7 @@
-"""The tracing process: ``python -m edgeglm.export.trace.child FOLDER`` with a `TraceRequest` as JSON on stdin.
+"""The tracing process: ``python -m edgeglm.export.trace.child FOLDER`` with a list of `TraceRequest` on stdin.
 
 It builds one block of each kind on the meta device from transformers' own classes, traces it with hooks for the
-dialect, and writes ``FOLDER/{kind}.{front,block,back}.onnx`` and ``FOLDER/model.json``. It is a process of its own
+dialect, and writes ``FOLDER/N/{kind}.{front,block,back}.onnx`` and ``FOLDER/N/model.json``. It is a process of its own
 because importing torch and transformers costs several hundred megabytes that must be gone before weights stream.
 """
 
@@ -313,11 +313,13 @@ class VisionBack(nn.Module):
 
 
 def main() -> None:
-    """Read the request, write the traces."""
+    """Read the requests, write the traces of each into the folder of its number."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    request = msgspec.json.decode(sys.stdin.buffer.read(), type=TraceRequest)
-    Tracer(request).run(Path(sys.argv[1]))
+    for index, request in enumerate(msgspec.json.decode(sys.stdin.buffer.read(), type=list[TraceRequest])):
+        folder = Path(sys.argv[1], str(index))
+        folder.mkdir()
+        Tracer(request).run(folder)
 
 
 if __name__ == "__main__":

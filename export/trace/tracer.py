@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 import msgspec
 import onnx_ir as ir
 
+from edgeglm.errors import UnsupportedError
 from edgeglm.export.model import Model, Traces
 from edgeglm.export.trace.request import PARTS, TraceRequest
 
@@ -30,12 +33,21 @@ class Traced:
     vision: Traces | None
 
 
-def trace(request: TraceRequest) -> Traced:
-    """The traces of `request`, by a child process that ends before this returns; cached by all that determines them."""
-    folder = cache_folder() / key(request)
-    if not folder.is_dir():
-        _run(request, folder)
-    return _load(folder)
+def trace(requests: Sequence[TraceRequest]) -> list[Traced]:
+    """The traces of each request, by one child process that ends before this returns; cached by all that makes them.
+
+    Raises:
+        UnsupportedError: transformers cannot build the model that the config describes.
+    """
+    folders = {request: cache_folder() / key(request) for request in requests}
+    if missing := {request: folder for request, folder in folders.items() if not folder.is_dir()}:
+        _run(missing)
+    return [_load(folders[request]) for request in requests]
+
+
+def is_cached(requests: Sequence[TraceRequest]) -> bool:
+    """Whether `trace` would find all of them."""
+    return all((cache_folder() / key(request)).is_dir() for request in requests)
 
 
 def cache_folder() -> Path:
@@ -54,15 +66,38 @@ def key(request: TraceRequest) -> str:
     return digest.hexdigest()[:32]
 
 
-def _run(request: TraceRequest, folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, suffix=".partial"))
+def _run(requests: Mapping[TraceRequest, Path]) -> None:
+    base = cache_folder()
+    base.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=base, suffix=".partial"))
     try:
-        command = [sys.executable, "-m", "edgeglm.export.trace.child", str(partial)]
-        subprocess.run(command, input=msgspec.json.encode(request), check=True, stdout=subprocess.DEVNULL)
-        os.replace(partial, folder)
+        _run_child(partial, list(requests))
+        for index, folder in enumerate(requests.values()):
+            with suppress(FileExistsError):  # another export was faster
+                (partial / str(index)).rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _run_child(partial: Path, requests: list[TraceRequest]) -> None:
+    # A process group of its own: Ctrl-C is for us, and we end the child.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgeglm.export.trace.child", str(partial)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        _, errors = process.communicate(msgspec.json.encode(requests))
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    if process.returncode:
+        lines = errors.decode(errors="replace").strip().splitlines() or [f"it ended with {process.returncode}"]
+        why = f"transformers cannot build and trace this model: {lines[-1]}"
+        raise UnsupportedError(Path(requests[0].config) / "config.json", why, "take an unchanged config of the model")
 
 
 def _load(folder: Path) -> Traced:

@@ -60,7 +60,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     shape, folder = SHAPES[name], tmp_path_factory.mktemp("model")
     reference = save(shape, folder)
     grid = shape.grid if shape.family == "glm4v" else None
-    traced = trace(TraceRequest(str(folder), dialect, CONTEXT, grid))
+    traced = trace([TraceRequest(str(folder), dialect, CONTEXT, grid)])[0]
     checkpoint = Checkpoint.open(folder)
     decoder = load(build_decoder(traced.decoder, traced.model.decoder, dialect), dialect, checkpoint, folder / "d.onnx")
     vision = None

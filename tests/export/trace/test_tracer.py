@@ -33,7 +33,7 @@ def configure(folder: Path, hidden: int = 64, intermediate: int = 96, layers: in
 def test_a_trace_holds_no_weights_whatever_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     wide = configure(tmp_path / "wide", hidden=4096, intermediate=13696, layers=40)
-    traced = trace(TraceRequest(wide, "ort", 64))
+    (traced,) = trace([TraceRequest(wide, "ort", 64)])
     assert traced.model.decoder.layers == 40
     block = traced.decoder.block.graph
     assert sum(value.const_value.nbytes for value in block.initializers.values() if value.const_value) < 1000
@@ -66,7 +66,7 @@ def test_all_that_determines_a_trace_is_in_its_key(tmp_path: Path) -> None:
 
 def test_static_shapes_are_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    traced = trace(TraceRequest(configure(tmp_path / "model"), "portable", 64, static=(16, 32)))
+    (traced,) = trace([TraceRequest(configure(tmp_path / "model"), "portable", 64, static=(16, 32))])
     for value in (*traced.decoder.block.graph.inputs, *traced.decoder.block.graph.outputs):
         assert value.shape is not None
         assert all(isinstance(size, int) for size in value.shape), value

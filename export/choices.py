@@ -1,0 +1,81 @@
+"""What is chosen for each module: precision, where it runs, and with it the engine and the dialect of its graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from edgeglm.devices.profile import Engine, Placement, Profile
+from edgeglm.errors import UsageError
+from edgeglm.export.model import Dialect
+from edgeglm.manifest import ModuleName
+from edgeglm.suggest import nearest_name
+
+MODULES: tuple[ModuleName, ...] = ("embedding", "vision", "decoder")
+# The table is gathered by rows, which only these have a form for.
+EMBEDDING_PRECISIONS = ("fp32", "fp16", "int8")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one module is made; `precision` names a scheme of `edgeglm.export.quantize.schemes`."""
+
+    name: ModuleName
+    precision: str
+    placement: Placement
+    engine: Engine | None
+    dialect: Dialect
+
+    @property
+    def half(self) -> bool:
+        """Whether activations are in half precision: on an accelerator they are, unless all is to be fp32."""
+        return self.dialect == "portable" and self.precision != "fp32"
+
+
+def choose(profile: Profile, precision: str, modules: Iterable[ModuleName]) -> dict[ModuleName, Choice]:
+    """The choices for `modules`: the profile's, changed by a ``--precision`` such as ``int4`` or ``vision=fp16``.
+
+    A bare precision is for vision and decoder; the embedding table follows it only to fp32.
+
+    Raises:
+        UsageError: The text names no module, or a module twice; precisions are not looked at.
+    """
+    asked = parse_precisions(precision)
+    return {name: _choice(profile, name, asked) for name in modules}
+
+
+def parse_precisions(text: str) -> dict[str, str]:
+    """Precision by module name; that of ``*`` is for all of them; none for ``auto``. Raises UsageError."""
+    if text == "auto":
+        return {}
+    asked: dict[str, str] = {}
+    for item in text.split(","):
+        name, equals, precision = item.strip().partition("=")
+        if not equals:
+            name, precision = "*", name
+        elif name not in MODULES:
+            raise UsageError(f"--precision {text}", f"{name!r} is not a module", nearest_name(name, MODULES))
+        if not precision or name in asked:
+            raise UsageError(f"--precision {text}", "says too little or twice", "write int4, or decoder=int4,vision=fp16")
+        asked[name] = precision
+    return asked
+
+
+def _choice(profile: Profile, name: ModuleName, asked: dict[str, str]) -> Choice:
+    module = getattr(profile.modules, name)
+    precision = asked.get(name) or _general(name, asked) or module.precision.value
+    if name == "embedding":
+        if precision not in EMBEDDING_PRECISIONS:
+            why = f"an embedding table has no {precision!r} form"
+            raise UsageError(f"embedding={precision}", why, f"choose one of {', '.join(EMBEDDING_PRECISIONS)}")
+        return Choice(name, precision, "cpu", None, "ort")
+    # The NPU computes integers that a calibration has scaled; until that is built, its modules run on the CPU.
+    placement = "cpu" if module.placement.value == "npu" else module.placement.value
+    if placement == "cpu":
+        return Choice(name, precision, placement, "ort", "ort")
+    return Choice(name, precision, placement, profile.engines.value[0], "portable")
+
+
+def _general(name: ModuleName, asked: dict[str, str]) -> str | None:
+    precision = asked.get("*")
+    return precision if name != "embedding" or precision == "fp32" else None

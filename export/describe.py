@@ -1,0 +1,103 @@
+"""What a bundle's manifest says of the model, from the checkpoint's own files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir as ir
+
+from edgeglm import manifest
+from edgeglm.export.model import Decoder, Model, Vision
+
+# CLIP's, which GLM-4.1V's processor normalizes by (transformers 5.23, Glm4vImageProcessor).
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+DTYPES: dict[ir.DataType, manifest.Dtype] = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.INT64: "int64",
+    ir.DataType.INT32: "int32",
+}
+
+
+def describe_model(
+    name: str, model: Model, config: Mapping[str, Any], preprocessor: Mapping[str, Any], context: int
+) -> manifest.Model:
+    """Identity, dimensions and picture of a checkpoint, for prompts of up to `context` tokens."""
+    decoder = model.decoder
+    return manifest.Model(
+        name=name,
+        architecture=model.architecture,
+        family=model.family,
+        hidden_size=decoder.hidden,
+        layers=decoder.layers,
+        heads=decoder.heads,
+        kv_heads=decoder.kv_heads,
+        head_dim=decoder.head_dim,
+        vocabulary=decoder.vocabulary,
+        max_positions=context,
+        rope=_rope(decoder, config),
+        vision=describe_vision(model.vision, config, preprocessor) if model.vision else None,
+    )
+
+
+def _rope(decoder: Decoder, config: Mapping[str, Any]) -> manifest.Rope:
+    text = config.get("text_config", config)
+    parameters = text.get("rope_parameters") or text
+    sections = decoder.mrope_section
+    return manifest.Rope(
+        theta=float(parameters.get("rope_theta", 10000.0)),
+        partial_rotary_factor=decoder.rotary_dim / decoder.head_dim,
+        mrope_sections=(sections[0], sections[1], sections[2]) if sections else None,
+    )
+
+
+def describe_vision(vision: Vision, config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> manifest.Vision:
+    """The picture that the vision module is made for."""
+    mean, std = (
+        tuple(map(float, preprocessor.get(key) or default))
+        for key, default in (("image_mean", IMAGE_MEAN), ("image_std", IMAGE_STD))
+    )
+    return manifest.Vision(
+        grid=vision.grid,
+        patch_size=vision.patch,
+        temporal_patch_size=vision.temporal_patch,
+        merge_size=vision.merge,
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
+        image_start_token_id=int(config["image_start_token_id"]),
+        image_token_id=int(config["image_token_id"]),
+        image_end_token_id=int(config["image_end_token_id"]),
+    )
+
+
+def describe_generation(config: Mapping[str, Any], generation: Mapping[str, Any]) -> manifest.Generation:
+    """The defaults for generating; ``generation_config.json`` goes before ``config.json``."""
+    text = config.get("text_config", config)
+
+    def first(key: str) -> Any:
+        found = (part.get(key) for part in (generation, text, config))
+        return next((value for value in found if value is not None), None)
+
+    ends = first("eos_token_id")
+    sampled = bool(generation.get("do_sample"))
+    return manifest.Generation(
+        eos_token_ids=tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,),
+        pad_token_id=first("pad_token_id"),
+        temperature=float(generation.get("temperature") or 1.0) if sampled else 0.0,
+        top_p=float(generation.get("top_p") or 1.0) if sampled else 1.0,
+        repetition_penalty=float(generation.get("repetition_penalty") or 1.0),
+    )
+
+
+def describe_tensors(values: list[ir.Value]) -> tuple[manifest.Tensor, ...]:
+    """Inputs or outputs of a graph."""
+    return tuple(map(_tensor, values))
+
+
+def _tensor(value: ir.Value) -> manifest.Tensor:
+    assert value.dtype is not None
+    assert value.shape is not None
+    shape = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
+    return manifest.Tensor(f"{value.name}", DTYPES[value.dtype], shape)

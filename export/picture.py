@@ -1,0 +1,68 @@
+"""The one size of picture that a vision module is made for."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgeglm.errors import UsageError
+from edgeglm.export.model import Grid
+
+SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+# A phone's screen, upright: two times as high as wide.
+PORTRAIT = 2.0
+# 1,024 tokens of 28 x 28 pixels, where neither the checkpoint nor the profile says less.
+DEFAULT_PIXELS = 1024 * 28 * 28
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Rows and columns of patches, and a sentence for the user where another size was asked for."""
+
+    grid: Grid
+    note: str | None = None
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """Width and height in ``504x1008``. Raises UsageError for anything else."""
+    match = SIZE.fullmatch(text)
+    if match is None:
+        raise UsageError(f"--image-size {text}", "is not a size in pixels", "write WIDTHxHEIGHT, such as 504x1008")
+    return int(match[1]), int(match[2])
+
+
+def choose_picture(
+    vision: Mapping[str, Any], preprocessor: Mapping[str, Any], limit: int | None, asked: tuple[int, int] | None
+) -> Picture:
+    """The grid for the size `asked`, else for an upright screen of as many pixels as preprocessor and profile allow.
+
+    Args:
+        vision: The checkpoint's ``vision_config``.
+        preprocessor: Its ``preprocessor_config.json``, empty where there is none.
+        limit: The profile's largest picture, in pixels.
+        asked: Width and height in pixels.
+    """
+    patch, merge = int(vision["patch_size"]), int(vision["spatial_merge_size"])
+    unit = patch * merge
+    width, height = asked or _upright(_allowed(vision, preprocessor, limit))
+    columns, rows = (max(1, round(side / unit)) for side in (width, height))
+    note = None
+    if asked and (columns * unit, rows * unit) != asked:
+        note = f"--image-size {width}x{height} is not whole in merged patches of {unit}: {columns * unit}x{rows * unit}"
+    return Picture((rows * merge, columns * merge), note)
+
+
+def _allowed(vision: Mapping[str, Any], preprocessor: Mapping[str, Any], limit: int | None) -> int:
+    size = preprocessor.get("size")
+    longest = size.get("longest_edge") if isinstance(size, dict) else None
+    # The processor counts the pixels of all frames of a temporal patch (transformers 5.23, smart_resize).
+    pixels = longest // int(vision.get("temporal_patch_size", 2)) if isinstance(longest, int) else DEFAULT_PIXELS
+    return max(1, min(pixels, limit or DEFAULT_PIXELS))
+
+
+def _upright(pixels: int) -> tuple[float, float]:
+    width = math.sqrt(pixels / PORTRAIT)
+    return width, width * PORTRAIT

@@ -1,0 +1,194 @@
+"""Write a bundle: every weight read once, in pieces, each module proven as it is written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+from edgeglm import manifest
+from edgeglm.errors import DamagedFileError, UnsupportedError
+from edgeglm.export.describe import describe_tensors
+from edgeglm.export.emit.onnx import write
+from edgeglm.export.model import Piece
+from edgeglm.export.pack.output import OutputFile
+from edgeglm.export.pack.writer import BundleWriter
+from edgeglm.export.pipeline.prepare import Prepared, PreparedModule, serialize
+from edgeglm.export.pipeline.prove import Prover
+
+# Pieces that are encoded before their turn to be written comes.
+AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an export is: bytes of the module's file that are written, of how many."""
+
+    module: str
+    step: str
+    done: int
+    total: int
+
+
+Report = Callable[[Progress], None]
+
+
+def export(
+    prepared: Prepared, target: Path, predicted: manifest.Predicted, report: Report, *, resume: bool = True
+) -> tuple[Path, manifest.Manifest, tuple[str, ...]]:
+    """Write the bundle to `target`; returns its path, its manifest and what the user should know.
+
+    Raises:
+        UsageError, BudgetError: Of the target or its disk.
+        DamagedFileError, UnsupportedError: A weight cannot be read or does not fit the precision.
+    """
+    workers = len(os.sched_getaffinity(0))
+    with BundleWriter(target, prepared.key(), resume=resume) as writer, ThreadPoolExecutor(workers) as pool:
+        notes = [writer.note] if writer.note else []
+        if writer.resumed_jobs:
+            notes.append(f"going on from a partial bundle: {writer.resumed_jobs} weights are written already")
+        outputs = [writer.file(module.weights_file, module.layout.nbytes) for module in prepared.modules]
+        for module in prepared.modules:
+            _write_graph(module, writer)
+        for name, data in prepared.sidecars.items():
+            writer.small(name, data)
+        prover = Prover(prepared, writer)
+        modules = []
+        for module, output in zip(prepared.modules, outputs, strict=True):
+            modules.append(_export_module(module, output, writer, pool, prover, report))
+        made = _manifest(prepared, tuple(modules), predicted, writer)
+        return writer.finish(made), made, tuple(notes)
+
+
+def _export_module(
+    module: PreparedModule,
+    output: OutputFile,
+    writer: BundleWriter,
+    pool: ThreadPoolExecutor,
+    prover: Prover,
+    report: Report,
+) -> manifest.Module:
+    name, total = module.choice.name, module.layout.nbytes
+    proof = prover.begin(module, output)
+    open_jobs = [(index, job) for index, job in enumerate(module.jobs) if not writer.done(_job(module, index))]
+    stream = _encoded(((index, task) for index, job in open_jobs for task in job.tasks()), pool, module, AHEAD + os.cpu_count())
+    left = {index for index, _ in open_jobs}
+    proof.advance(left)
+    for index, group in groupby(stream, key=itemgetter(0)):
+        job, offsets = module.jobs[index], module.layout.offsets[index]
+        digests: dict[str, hashlib._Hash] = {}
+        write(_hashed((piece for _, piece in group), digests), job.stored, offsets, output)
+        writer.complete(_job(module, index), " ".join(digest.hexdigest() for digest in digests.values()))
+        left.discard(index)
+        report(Progress(name, job.stored.names[0], max(offsets) + job.stored.parts[-1].nbytes, total))
+        proof.advance(left)
+    report(Progress(name, "measuring", total, total))
+    error = proof.finish()
+    return _describe(module, error)
+
+
+def _encoded(
+    tasks: Iterable[tuple[int, Callable[[], Piece]]], pool: ThreadPoolExecutor, module: PreparedModule, ahead: int
+) -> Iterator[tuple[int, Piece]]:
+    """Run tasks in the pool, a few ahead, and yield their results in their order."""
+    waiting: deque[tuple[int, Future[Piece]]] = deque()
+    try:
+        for index, task in tasks:
+            waiting.append((index, pool.submit(task)))
+            if len(waiting) >= ahead:
+                yield _result(*waiting.popleft(), module)
+        while waiting:
+            yield _result(*waiting.popleft(), module)
+    finally:
+        for _, future in waiting:
+            future.cancel()
+
+
+def _result(index: int, future: Future[Piece], module: PreparedModule) -> tuple[int, Piece]:
+    try:
+        return index, future.result()
+    except OverflowError as error:
+        name = module.jobs[index].stored.names[0]
+        raise UnsupportedError(name, str(error), f"export {module.choice.name} in another precision") from error
+    except ValueError as error:
+        name = module.jobs[index].stored.names[0]
+        raise DamagedFileError(name, str(error), "download the checkpoint again") from error
+
+
+def _hashed(pieces: Iterable[Piece], digests: dict[str, hashlib._Hash]) -> Iterator[Piece]:
+    """Pass pieces on, with the hash of the checkpoint's bytes they came from kept by tensor; then let those go."""
+    for piece in pieces:
+        digests.setdefault(piece.origin, hashlib.sha256()).update(piece.source)
+        yield replace(piece, source=piece.source[:0])
+
+
+def _job(module: PreparedModule, index: int) -> str:
+    return f"{module.choice.name}/{index}"
+
+
+def _write_graph(module: PreparedModule, writer: BundleWriter) -> None:
+    if module.graph is None:
+        return
+    writer.small(module.file, serialize(module.graph))
+
+
+def _describe(module: PreparedModule, error: float) -> manifest.Module:
+    choice, graph = module.choice, module.graph
+    if graph is None:
+        stored = module.jobs[0].stored
+        inputs: tuple[manifest.Tensor, ...] = (manifest.Tensor("input_ids", "int64", ("sequence",)),)
+        outputs: tuple[manifest.Tensor, ...] = (manifest.Tensor("hidden", "float32", ("sequence", stored.columns)),)
+    else:
+        inputs, outputs = (describe_tensors(list(values)) for values in (graph.graph.inputs, graph.graph.outputs))
+    return manifest.Module(
+        name=choice.name,
+        file=module.file,
+        format="onnx" if graph else "rows",
+        precision=choice.precision,
+        placement=choice.placement,
+        engine=choice.engine,
+        dialect=choice.dialect if graph else None,
+        inputs=inputs,
+        outputs=outputs,
+        max_relative_error=error,
+    )
+
+
+def _manifest(
+    prepared: Prepared, modules: tuple[manifest.Module, ...], predicted: manifest.Predicted, writer: BundleWriter
+) -> manifest.Manifest:
+    config = (prepared.checkpoint.folder / "config.json").read_bytes()
+    return manifest.Manifest(
+        model=prepared.manifest_model(),
+        profile=prepared.request.profile,
+        modules=modules,
+        generation=prepared.generation(),
+        provenance=manifest.Provenance(
+            config_sha256=hashlib.sha256(config).hexdigest(),
+            weights_sha256=_weights_sha256(prepared, writer),
+            versions=prepared.versions(),
+            options=prepared.options(),
+        ),
+        predicted=predicted,
+        files={},
+    )
+
+
+def _weights_sha256(prepared: Prepared, writer: BundleWriter) -> str:
+    """Over name, dtype, shape and hash of every tensor that was read, sorted: sharding does not change it."""
+    hashes: dict[str, str] = {}
+    for module in prepared.modules:
+        for index, job in enumerate(module.jobs):
+            names = dict.fromkeys(job.stored.names)
+            hashes |= dict(zip(names, writer.note_of(_job(module, index)).split(), strict=True))
+    digest = hashlib.sha256()
+    for name, sha256 in sorted(hashes.items()):
+        tensor = prepared.checkpoint.find(name)
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} {sha256}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,315 @@
+"""Everything about an export that needs no weight: what is chosen, traced and laid out, and so how large all will be."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx_ir as ir
+
+from edgeglm import manifest
+from edgeglm.devices.profile import Profile
+from edgeglm.errors import DamagedFileError, UnsupportedError
+from edgeglm.export.checkpoint.files import read_json
+from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.choices import Choice, choose
+from edgeglm.export.describe import describe_generation, describe_model, describe_tensors
+from edgeglm.export.emit.onnx import Layout, bind, lay_out
+from edgeglm.export.families import FAMILIES
+from edgeglm.export.model import Dialect, Grid, Model, Part, Piece, Rows, Stored
+from edgeglm.export.modules import Stack, build, check_weights, decoder_stack, vision_stack
+from edgeglm.export.picture import choose_picture
+from edgeglm.export.positions import position_embedding
+from edgeglm.export.quantize.embedding import embedding_parts, encode_embedding
+from edgeglm.export.quantize.graph import quantize_graph
+from edgeglm.export.quantize.schemes import Fp16, Fp32, parse_scheme
+from edgeglm.export.quantize.stream import Chunk, chunks, encode_chunk
+from edgeglm.export.trace.request import TraceRequest
+from edgeglm.export.trace.tracer import Traced, is_cached, trace
+
+# What a device needs beside the weights, where the checkpoint has it.
+SIDECARS = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "preprocessor_config.json", "generation_config.json",
+)  # fmt: skip
+LIBRARIES = ("edgeglm", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
+# Rotary tables inside a graph have a row for each position, so a context without bound would be a file without bound.
+MAX_CONTEXT = 32768
+PORTABLE_OPSET = 20
+# The most patches that the original is computed for.
+PROBE_PATCHES = 1024
+POSITION = "position"
+WEIGHTS = "weights.bin"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for; `name` is what the bundle calls the model."""
+
+    folder: Path
+    name: str
+    profile: Profile
+    precision: str = "auto"
+    context: int | None = None
+    image_size: tuple[int, int] | None = None
+    is_demo: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stored weight to write: how its chunks are read and encoded."""
+
+    stored: Stored
+    tasks: Callable[[], Iterator[Callable[[], Piece]]]
+
+
+@dataclass(frozen=True)
+class PreparedModule:
+    """A module whose graph is lowered and whose weights have their places; `graph` is None for the embedding rows."""
+
+    choice: Choice
+    jobs: tuple[Job, ...]
+    layout: Layout
+    graph: ir.Model | None = None
+    graph_bytes: int = 0
+
+    @property
+    def weights_file(self) -> str:
+        """Relative to the bundle."""
+        return f"{self.choice.name}/{WEIGHTS if self.graph else 'rows.bin'}"
+
+    @property
+    def file(self) -> str:
+        """What to open, relative to the bundle."""
+        return f"{self.choice.name}/model.onnx" if self.graph else self.weights_file
+
+    @property
+    def nbytes(self) -> int:
+        """Of all files of the module."""
+        return self.layout.nbytes + self.graph_bytes
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An export that is ready to be written.
+
+    `probe` are portable fp32 traces, which the original is computed with; `traced` says that tracing ran, and was not
+    found in the cache.
+    """
+
+    request: Request
+    checkpoint: Checkpoint
+    model: Model
+    probe: Traced
+    context: int
+    modules: tuple[PreparedModule, ...]
+    sidecars: Mapping[str, bytes]
+    preprocessor: Mapping[str, Any]
+    notes: tuple[str, ...]
+    traced: bool
+
+    @property
+    def bundle_bytes(self) -> int:
+        """Of all files but the manifest."""
+        return sum(module.nbytes for module in self.modules) + sum(map(len, self.sidecars.values()))
+
+    def module(self, name: str) -> PreparedModule | None:
+        """The module of that name."""
+        return next((module for module in self.modules if module.choice.name == name), None)
+
+    def manifest_model(self) -> manifest.Model:
+        """The manifest's description of the model."""
+        config = self.checkpoint.config
+        return describe_model(self.request.name, self.model, config, self.preprocessor, self.context)
+
+    def generation(self) -> manifest.Generation:
+        """The manifest's defaults for generating."""
+        found = self.sidecars.get("tokenizer/generation_config.json", b"{}")
+        return describe_generation(self.checkpoint.config, msgspec.json.decode(found))
+
+    def versions(self) -> dict[str, str]:
+        """Of what made the bundle."""
+        return {name: metadata.version(name) for name in LIBRARIES}
+
+    def options(self) -> dict[str, str | int | float | bool | None]:
+        """As the manifest keeps them."""
+        size = self.request.image_size
+        asked = None if size is None else f"{size[0]}x{size[1]}"
+        return {"precision": self.request.precision, "context": self.context, "image_size": asked}
+
+    def key(self) -> str:
+        """A hash of all that determines the bundle's bytes; the weights count by where they lie and when they changed."""
+        files = {tensor.file for tensor in self.checkpoint.tensors.values()}
+        stats = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+        sidecars = sorted((name, hashlib.sha256(data).hexdigest()) for name, data in self.sidecars.items())
+        said = (
+            self.request.name, repr(self.request.profile), self.options(), self.versions(), self.model, stats, sidecars,
+            sorted(self.checkpoint.config.items()), _code(),
+        )  # fmt: skip
+        return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+def prepare(request: Request, *, headers_only: bool = False) -> Prepared:
+    """Open the checkpoint, trace its blocks, and lay every module out; no weight is read.
+
+    Raises:
+        UsageError, UnsupportedError, DamagedFileError: Of the checkpoint or the options, in a line.
+    """
+    checkpoint = Checkpoint.open(request.folder, headers_only=headers_only)
+    checkpoint.check_architecture(FAMILIES)
+    preprocessor = _json_sidecar(checkpoint, "preprocessor_config.json")
+    vision = checkpoint.config.get("vision_config")
+    names: tuple[manifest.ModuleName, ...] = ("embedding", "vision", "decoder") if vision else ("embedding", "decoder")
+    choices = choose(request.profile, request.precision, names)
+    for choice in choices.values():
+        parse_scheme(choice.precision)
+        _check_opset(choice, request.profile)
+    grid, notes = None, []
+    if isinstance(vision, dict):
+        limit = request.profile.limits.image_pixels
+        picture = choose_picture(vision, preprocessor, limit.value if limit else None, request.image_size)
+        grid, notes = picture.grid, [picture.note] if picture.note else []
+    context = _context(request, checkpoint)
+    requests = trace_requests(checkpoint, choices.values(), context, grid)
+    probe_request = TraceRequest(str(checkpoint.folder), "portable", context, _probe_grid(grid))
+    cached = is_cached([*requests.values(), probe_request])
+    *found, probe = trace([*requests.values(), probe_request])
+    traced = dict(zip(requests, found, strict=True))
+    model = found[0].model
+    modules = [_module(choice, traced, checkpoint) for choice in choices.values()]
+    for module in modules:
+        check_weights([job.stored for job in module.jobs if job.stored.initializers != (POSITION,)], checkpoint)
+    sidecars = {f"tokenizer/{name}": data for name in SIDECARS if (data := _sidecar(checkpoint, name)) is not None}
+    if "tokenizer/tokenizer.json" not in sidecars:
+        notes.append(f"{request.folder} has no tokenizer.json: the bundle can be measured, but takes no text")
+    return Prepared(
+        request, checkpoint, model, probe, context, tuple(modules), sidecars, preprocessor, tuple(notes), traced=not cached
+    )
+
+
+def trace_requests(
+    checkpoint: Checkpoint, choices: Iterable[Choice], context: int, grid: Grid | None
+) -> dict[tuple[Dialect, bool], TraceRequest]:
+    """What must be traced, by dialect and whether in half precision."""
+    folder = str(checkpoint.folder)
+    kinds = sorted({(choice.dialect, choice.half) for choice in choices if choice.engine})
+    return {(dialect, half): TraceRequest(folder, dialect, context, grid, half) for dialect, half in kinds}
+
+
+def _probe_grid(grid: Grid | None) -> Grid | None:
+    """Of a large picture a corner is enough to see what its weights lost."""
+    if grid is None or grid[0] * grid[1] <= PROBE_PATCHES:
+        return grid
+    return min(grid[0], 16), min(grid[1], 16)
+
+
+def _module(choice: Choice, traced: Mapping[tuple[Dialect, bool], Traced], checkpoint: Checkpoint) -> PreparedModule:
+    if choice.name == "embedding":
+        return _embedding(choice, next(iter(traced.values())).model, checkpoint)
+    found = traced[choice.dialect, choice.half]
+    stack = decoder_stack(found.decoder, found.model.decoder)
+    jobs: list[Job] = []
+    if choice.name == "vision":
+        assert found.vision is not None
+        assert found.model.vision is not None
+        stack = vision_stack(found.vision, found.model.vision)
+    graph = build(stack, choice.dialect)
+    if choice.name == "vision":
+        jobs.append(_position_job(graph, found.model, checkpoint))
+    scheme = parse_scheme(choice.precision)
+    stored = quantize_graph(graph, choice.dialect, lambda _: scheme)
+    jobs += [Job(each, partial(_tasks, each, checkpoint, choice.dialect)) for each in stored]
+    weights = [job.stored for job in jobs]
+    layout = lay_out(weights)
+    bind(graph, weights, layout, WEIGHTS)
+    return PreparedModule(choice, tuple(jobs), layout, graph, len(serialize(graph)))
+
+
+def serialize(graph: ir.Model) -> bytes:
+    """The bytes of ``model.onnx``, the same for the same graph."""
+    return bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
+
+
+def _tasks(stored: Stored, source: Rows, dialect: Dialect) -> Iterator[Callable[[], Piece]]:
+    return (partial(encode_chunk, chunk, stored, source, dialect) for chunk in chunks(stored, source))
+
+
+def _embedding(choice: Choice, model: Model, checkpoint: Checkpoint) -> PreparedModule:
+    decoder, scheme = model.decoder, parse_scheme(choice.precision)
+    parts = embedding_parts(scheme, decoder.vocabulary, decoder.hidden)  # type: ignore[arg-type]
+    names = tuple(part.suffix for part in parts)
+    stored = Stored((decoder.embedding,), decoder.vocabulary, decoder.hidden, scheme, parts, names)
+
+    def encode(chunk: Chunk) -> Piece:
+        raw = checkpoint.read_bytes(chunk.origin, chunk.begin, chunk.end)
+        rows = encode_embedding(scheme, checkpoint.decode(chunk.origin, raw))  # type: ignore[arg-type]
+        return Piece(chunk.start, rows, chunk.origin, raw)
+
+    job = Job(stored, lambda: (partial(encode, chunk) for chunk in chunks(stored, checkpoint)))
+    return PreparedModule(choice, (job,), lay_out([stored]))
+
+
+def _position_job(graph: ir.Model, model: Model, checkpoint: Checkpoint) -> Job:
+    """Turn the position embedding, an input of the trace, into a weight for the one grid."""
+    vision = model.vision
+    assert vision is not None
+    value = next(each for each in graph.graph.inputs if each.name == POSITION)
+    assert value.dtype is not None
+    graph.graph.inputs.remove(value)
+    graph.graph.initializers[POSITION] = value
+    rows, dtype, table = vision.grid[0] * vision.grid[1], value.dtype, f"{vision.prefix}embeddings.position_embedding.weight"
+    count, *columns = checkpoint.find(table).shape
+    if columns != [vision.hidden] or round(count**0.5) ** 2 != count:
+        why = f"has shape {[count, *columns]} where config.json makes it a square of positions x {vision.hidden}"
+        raise DamagedFileError(table, why, "download the whole checkpoint again")
+    part = Part("data", dtype, (rows, vision.hidden), 0)
+    scheme = Fp16() if dtype == ir.DataType.FLOAT16 else Fp32()
+    stored = Stored((table,), rows, vision.hidden, scheme, (part,), (POSITION,))
+
+    def encode() -> Piece:
+        raw = checkpoint.read_bytes(table)
+        embedded = position_embedding(checkpoint.decode(table, raw), vision.grid, vision.merge)
+        return Piece(0, (embedded.astype(dtype.numpy()),), table, raw)
+
+    return Job(stored, lambda: iter([encode]))
+
+
+def _check_opset(choice: Choice, profile: Profile) -> None:
+    if choice.dialect == "portable" and profile.limits.opset.value < PORTABLE_OPSET:
+        why = f"takes ONNX up to opset {profile.limits.opset.value}, and GPU modules are written in {PORTABLE_OPSET}"
+        raise UnsupportedError(profile.name, why, "update its software, or put its modules on the CPU in a profile")
+
+
+def _context(request: Request, checkpoint: Checkpoint) -> int:
+    text = checkpoint.config.get("text_config", checkpoint.config)
+    longest = text.get("max_position_embeddings")
+    if not isinstance(longest, int) or longest < 1:
+        raise DamagedFileError(checkpoint.folder / "config.json", "has no max_position_embeddings", "take a whole one")
+    if request.context is not None and request.context > longest:
+        raise UnsupportedError(f"--context {request.context}", f"the model has {longest} positions", f"give at most {longest}")
+    return request.context or min(longest, MAX_CONTEXT)
+
+
+def _sidecar(checkpoint: Checkpoint, name: str) -> bytes | None:
+    path = checkpoint.sidecar(name)
+    return path.read_bytes() if path else None
+
+
+def _json_sidecar(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    path = checkpoint.sidecar(name)
+    return read_json(path) if path else {}
+
+
+def _code() -> str:
+    """A hash of the exporter itself: a partial bundle of other code is not gone on with."""
+    folder = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for source in sorted(path for path in folder.rglob("*.py") if "demo" not in path.parts):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,165 @@
+"""Prove modules while they are written: the original and what was stored, segment by segment, on the same inputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeglm.errors import EdgeglmError
+from edgeglm.export.model import Part
+from edgeglm.export.modules import Stack, decoder_stack, segments, vision_stack
+from edgeglm.export.pack.output import OutputFile
+from edgeglm.export.pack.writer import BundleWriter
+from edgeglm.export.pipeline.prepare import POSITION, Prepared, PreparedModule
+from edgeglm.export.pipeline.probes import Prompt, demo_prompts, random_prompts
+from edgeglm.export.positions import position_embedding
+from edgeglm.export.prove.engine import check_loads, run_file
+from edgeglm.export.prove.reference import OriginalWeights, run_segment
+from edgeglm.export.prove.values import Values, decoder_inputs, feeds, passed_on, relative_error, two_digits
+from edgeglm.export.quantize.embedding import gather
+from edgeglm.export.quantize.restore import StoredWeights
+from edgeglm.runtimes.positions import prompt_positions
+
+# Up to here the emitted file itself is run; beyond, its weights are compared as they are stored.
+ENGINE_BYTES = 64 << 20
+
+
+class Prover:
+    """What the proofs of a bundle's modules share: the prompts, and the pictures' features as the original has them."""
+
+    def __init__(self, prepared: Prepared, writer: BundleWriter) -> None:
+        self.prepared, self.writer = prepared, writer
+        # What a segment was written from is read again in a moment.
+        self.source = replace(prepared.checkpoint, keep_pages=False)
+        self.prompts = demo_prompts(prepared) if prepared.request.is_demo else random_prompts(prepared)
+
+    def begin(self, module: PreparedModule, output: OutputFile) -> EmbeddingProof | StackProof:
+        """Start the proof of a module that is about to be written."""
+        name, probe = module.choice.name, self.prepared.probe
+        if name == "embedding":
+            return EmbeddingProof(self, module, output)
+        if name == "vision":
+            assert probe.vision is not None
+            assert probe.model.vision is not None
+            stack = vision_stack(probe.vision, probe.model.vision)
+            return StackProof(self, module, output, stack, [self.vision_inputs(prompt) for prompt in self.prompts])
+        stack = decoder_stack(probe.decoder, probe.model.decoder)
+        return StackProof(self, module, output, stack, [self.decoder_inputs(prompt) for prompt in self.prompts])
+
+    def vision_inputs(self, prompt: Prompt) -> Values:
+        """Patches and position embedding of the probe's grid."""
+        vision = self.prepared.probe.model.vision
+        assert vision is not None
+        assert prompt.patches is not None
+        table = self.source.rows(f"{vision.prefix}embeddings.position_embedding.weight")
+        return {"pixel_values": prompt.patches, POSITION: position_embedding(table, vision.grid, vision.merge)}
+
+    def decoder_inputs(self, prompt: Prompt) -> Values:
+        """Embeddings with the picture's features in their place, and positions."""
+        decoder = self.prepared.probe.model.decoder
+        rows = [self.source.rows(decoder.embedding, token, token + 1) for token in prompt.tokens]
+        hidden = np.concatenate(rows)[None]
+        if prompt.features is not None:
+            hidden[0, prompt.is_image] = prompt.features
+        positions = prompt_positions(prompt.is_image.tolist(), prompt.grid if decoder.mrope_section else None)
+        return decoder_inputs(hidden, positions)
+
+
+class EmbeddingProof:
+    """The stored rows of the prompts' tokens against the checkpoint's."""
+
+    def __init__(self, prover: Prover, module: PreparedModule, output: OutputFile) -> None:
+        self.prover, self.module, self.output = prover, module, output
+
+    def advance(self, left: set[int]) -> None:
+        """Nothing to do before all is written."""
+
+    def finish(self) -> float:
+        """The largest relative error over the prompts."""
+        (job,), (offsets,) = self.module.jobs, self.module.layout.offsets
+        errors = []
+        for prompt in self.prover.prompts:
+            arrays = [self._rows(part, offset, prompt.tokens) for part, offset in zip(job.stored.parts, offsets, strict=True)]
+            stored = gather(arrays, np.arange(len(prompt.tokens)))
+            original = np.concatenate(
+                [self.prover.source.rows(job.stored.names[0], token, token + 1) for token in prompt.tokens]
+            )
+            errors.append(relative_error(stored, original))
+        return two_digits(max(errors))
+
+    def _rows(self, part: Part, offset: int, tokens: Sequence[int]) -> NDArray[Any]:
+        line = part.nbytes // part.shape[0]
+        raw = b"".join(os.pread(self.output.descriptor, line, offset + token * line) for token in tokens)
+        return np.frombuffer(raw, part.dtype.numpy()).reshape(len(tokens), *part.shape[1:])
+
+
+class StackProof:
+    """A stack of blocks: each segment is computed as soon as its weights are written."""
+
+    def __init__(
+        self, prover: Prover, module: PreparedModule, output: OutputFile, stack: Stack, inputs: list[Values]
+    ) -> None:
+        self.prover, self.module, self.output, self.inputs = prover, module, output, inputs
+        self.segments = segments(stack, "portable")
+        self.upcoming = next(self.segments, None)
+        self.needs: dict[str, set[int]] = {}
+        for index, job in enumerate(module.jobs):
+            segment = "front" if job.stored.initializers == (POSITION,) else stack.segment_of(job.stored.names[0])
+            self.needs.setdefault(segment, set()).add(index)
+        stored = [
+            (job.stored, offsets)
+            for job, offsets in zip(module.jobs, module.layout.offsets, strict=True)
+            if job.stored.initializers != (POSITION,)
+        ]
+        self.original = OriginalWeights(prover.source)
+        self.stored = StoredWeights(output.descriptor, stored, module.choice.dialect, prover.source)
+        self.engine = module.layout.nbytes <= ENGINE_BYTES and self._is_whole()
+        self.want = [dict(values) for values in inputs]
+        self.got = [dict(values) for values in inputs]
+
+    def _is_whole(self) -> bool:
+        """Whether the probe has the picture's whole grid."""
+        probe, model = self.prover.prepared.probe.model.vision, self.prover.prepared.model.vision
+        return self.module.choice.name != "vision" or probe == model
+
+    def advance(self, left: set[int]) -> None:
+        """Compute the segments whose weights are all written; `left` are the jobs that are not."""
+        while self.upcoming and not self.needs.get(self.upcoming[0], set()) & left:
+            _, segment = self.upcoming
+            for want, got in zip(self.want, self.got, strict=True):
+                if not self.engine:
+                    got |= passed_on(run_segment(segment, self.stored, feeds(segment.graph.inputs, got)))
+                want |= passed_on(run_segment(segment, self.original, feeds(segment.graph.inputs, want)))
+            self.upcoming = next(self.segments, None)
+
+    def finish(self) -> float:
+        """The largest relative error of the module's output over the prompts.
+
+        Raises:
+            EdgeglmError: The engine cannot load what was emitted.
+        """
+        path, result = self.prover.writer.path(self.module.file), RESULTS[self.module.choice.name]
+        assert self.upcoming is None, f"{self.upcoming} was never written"
+        assert self.module.graph is not None
+        try:
+            if self.engine:
+                graph_inputs = self.module.graph.graph.inputs
+                self.got = [run_file(path, feeds(graph_inputs, values)) for values in self.inputs]
+            else:
+                check_loads(path)
+        except Exception as error:
+            why = f"ONNX Runtime refuses what was emitted: {str(error).splitlines()[0]}"
+            raise EdgeglmError(self.module.file, why, "this is a bug in edgeglm, please report it") from error
+        for prompt, want in zip(self.prover.prompts, self.want, strict=True):
+            if result == "features":
+                prompt.features = want[result]
+        errors = [relative_error(got[result], want[result]) for got, want in zip(self.got, self.want, strict=True)]
+        return two_digits(max(errors))
+
+
+RESULTS = {"vision": "features", "decoder": "logits"}

@@ -1,0 +1,96 @@
+"""A module computed in fp32 with numpy: a portable graph whose placeholders ask for their weights piece by piece.
+
+Fed from the checkpoint it is the original; fed from an emitted file, what was stored of it. No engine, no fused
+operator and no copy of a model's code is in it, and memory is a piece of one matrix and the activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from edgeglm.export.model import Rows, rotary_order
+
+Floats = NDArray[np.float32]
+DOMAIN = "edgeglm"
+CHUNK_BYTES = 16 << 20  # of fp32 rows in memory at once
+
+
+class Weights(Protocol):
+    """Where a module's weights are read from, by the checkpoint's names."""
+
+    def product(self, x: Floats, weight: str) -> Floats:
+        """``x W^T`` over the last axis."""
+
+    def vector(self, name: str) -> Floats:
+        """A bias or norm."""
+
+
+class OriginalWeights:
+    """The checkpoint's own."""
+
+    def __init__(self, source: Rows) -> None:
+        self.source = source
+
+    def product(self, x: Floats, weight: str) -> Floats:
+        """By chunks of rows."""
+        count, *columns = self.source.find(weight).shape
+        step = max(1, CHUNK_BYTES // (4 * int(np.prod(columns))))
+        y = np.empty((*x.shape[:-1], count), np.float32)
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            y[..., start:stop] = x @ self.source.rows(weight, start, stop).reshape(stop - start, -1).T
+        return y
+
+    def vector(self, name: str) -> Floats:
+        """Read whole."""
+        return self.source.rows(name)
+
+
+def run_segment(segment: ir.Model, weights: Weights, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Run a segment of the portable dialect that was not lowered; outputs by name."""
+    evaluator = ReferenceEvaluator(ir.to_proto(segment), new_ops=_operators(weights))
+    values = evaluator.run(None, dict(feeds))
+    return dict(zip(evaluator.output_names, values, strict=True))
+
+
+def _operators(source: Weights) -> list[type[OpRun]]:
+    """The placeholders as operators that read from `source`; their attributes are fields of the evaluator's class."""
+
+    def vectors(names: list[str], suffix: str) -> Floats:
+        return np.concatenate([source.vector(f"{name}.{suffix}") for name in names])
+
+    class Linear(OpRun):
+        op_domain = DOMAIN
+
+        def _run(self, x: Floats, **_: object) -> tuple[Floats]:
+            y = np.concatenate([source.product(x, f"{name}.weight") for name in self.weights], axis=-1)
+            if self.bias:
+                y += vectors(self.weights, "bias")
+            if self.split_rotary:
+                order = rotary_order(self.split_rotary, self.head_dim)
+                y = y.reshape(*y.shape[:-1], -1, self.head_dim)[..., order].reshape(y.shape)
+            return (y,)
+
+    class RMSNorm(OpRun):
+        op_domain = DOMAIN
+
+        def _run(self, x: Floats, **_: object) -> tuple[Floats]:
+            mean = np.mean(np.square(x), axis=-1, keepdims=True)
+            return (x / np.sqrt(mean + np.float32(self.epsilon)) * vectors(self.weights, "weight"),)
+
+    class LayerNorm(OpRun):
+        op_domain = DOMAIN
+
+        def _run(self, x: Floats, **_: object) -> tuple[Floats]:
+            centred = x - x.mean(axis=-1, keepdims=True)
+            deviation = np.sqrt(np.mean(np.square(centred), axis=-1, keepdims=True) + np.float32(self.epsilon))
+            return (centred / deviation * vectors(self.weights, "weight") + vectors(self.weights, "bias"),)
+
+    return [Linear, RMSNorm, LayerNorm]
