@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from edgeglm.devices.profile import Engine, Placement, Profile
+from edgeglm.devices.profile import Placement, Profile
 from edgeglm.errors import UsageError
-from edgeglm.export.model import Dialect
+from edgeglm.export.model import Choice
 from edgeglm.manifest import ModuleName
 from edgeglm.suggest import nearest_name
 
 MODULES: tuple[ModuleName, ...] = ("embedding", "vision", "decoder")
 # The table is gathered by rows, which only these have a form for.
 EMBEDDING_PRECISIONS = ("fp32", "fp16", "int8")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How one module is made; `precision` names a scheme of `edgeglm.export.quantize.schemes`."""
-
-    name: ModuleName
-    precision: str
-    placement: Placement
-    engine: Engine | None
-    dialect: Dialect
-
-    @property
-    def half(self) -> bool:
-        """Whether activations are in half precision: on an accelerator they are, unless all is to be fp32."""
-        return self.dialect == "portable" and self.precision != "fp32"
 
 
 def choose(profile: Profile, precision: str, modules: Iterable[ModuleName]) -> dict[ModuleName, Choice]:
@@ -56,7 +39,9 @@ def parse_precisions(text: str) -> dict[str, str]:
         elif name not in MODULES:
             raise UsageError(f"--precision {text}", f"{name!r} is not a module", nearest_name(name, MODULES))
         if not precision or name in asked:
-            raise UsageError(f"--precision {text}", "says too little or twice", "write int4, or decoder=int4,vision=fp16")
+            raise UsageError(
+                f"--precision {text}", "says too little or twice", "write int4, or decoder=int4,vision=fp16"
+            )
         asked[name] = precision
     return asked
 
@@ -70,7 +55,7 @@ def _choice(profile: Profile, name: ModuleName, asked: dict[str, str]) -> Choice
             raise UsageError(f"embedding={precision}", why, f"choose one of {', '.join(EMBEDDING_PRECISIONS)}")
         return Choice(name, precision, "cpu", None, "ort")
     # The NPU computes integers that a calibration has scaled; until that is built, its modules run on the CPU.
-    placement = "cpu" if module.placement.value == "npu" else module.placement.value
+    placement: Placement = "cpu" if module.placement.value == "npu" else module.placement.value
     if placement == "cpu":
         return Choice(name, precision, placement, "ort", "ort")
     return Choice(name, precision, placement, profile.engines.value[0], "portable")

@@ -10,6 +10,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgeglm.devices.profile import Engine, Placement
+from edgeglm.manifest import ModuleName
+
 Dialect = Literal["ort", "portable"]
 Grid = tuple[int, int]  # rows and columns of patches
 
@@ -63,6 +66,22 @@ class Model:
     family: str
     decoder: Decoder
     vision: Vision | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one module is made; `precision` names a scheme of `edgeglm.export.quantize.schemes`."""
+
+    name: ModuleName
+    precision: str
+    placement: Placement
+    engine: Engine | None
+    dialect: Dialect
+
+    @property
+    def half(self) -> bool:
+        """Whether activations are in half precision: on an accelerator they are, unless all is to be fp32."""
+        return self.dialect == "portable" and self.precision != "fp32"
 
 
 @dataclass(frozen=True)

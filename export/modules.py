@@ -43,7 +43,11 @@ class Stack:
         number, _, _ = weight.removeprefix(head).partition(tail)
         if weight.startswith(head) and number.isdecimal():
             return f"layer.{number}"
-        return "back" if weight.startswith((*self.rename.values(), *(self.names.back + name for name in BACK))) else "front"
+        return (
+            "back"
+            if weight.startswith((*self.rename.values(), *(self.names.back + name for name in BACK)))
+            else "front"
+        )
 
 
 # What of a vision tower comes after its blocks.

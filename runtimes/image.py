@@ -19,8 +19,8 @@ def to_patches(image: Image.Image, vision: Vision) -> NDArray[np.float32]:
     """
     (rows, columns), size, merge = vision.grid, vision.patch_size, vision.merge_size
     resized = image.convert("RGB").resize((columns * size, rows * size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(resized, np.float32) / np.float32(255)
-    pixels = (pixels - np.asarray(vision.mean, np.float32)) / np.asarray(vision.std, np.float32)
+    mean, std = np.array(vision.mean, np.float32), np.array(vision.std, np.float32)
+    pixels: NDArray[np.float32] = (np.asarray(resized, np.float32) / np.float32(255) - mean) / std
     blocks = pixels.reshape(rows // merge, merge, size, columns // merge, merge, size, 3)
     patches = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, 1, size * size)
     return np.repeat(patches, vision.temporal_patch_size, axis=2).reshape(rows * columns, -1)

@@ -14,14 +14,16 @@ from typing import TypeGuard
 import click
 from click.shell_completion import shell_complete
 
-from edgeglm.errors import BudgetError, EdgeglmError, UsageError
+from edgeglm.errors import BudgetError, EdgeglmError, UnsupportedError, UsageError
 from edgeglm.suggest import nearest_name
 
 # Name and short help of each command; the module edgeglm.cli.<name> holds it under the name `command`.
 COMMANDS = {
     "devices": "List the device profiles, or show every fact of one with its source.",
     "doctor": "Report what this machine has and what edgeglm can use of it.",
+    "export": "Export a checkpoint to a bundle for a device.",
     "inspect": "Show what a bundle holds, needs and was made from.",
+    "plan": "Say what an export takes, and whether its bundle fits the device.",
     "verify": "Check every file of a bundle against its hash.",
 }
 
@@ -48,7 +50,11 @@ class LazyGroup(click.Group):
         """Import a command's module and return the command, or None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"edgeglm.cli.{cmd_name}").command
+        try:
+            command: click.Command = importlib.import_module(f"edgeglm.cli.{cmd_name}").command
+        except ModuleNotFoundError as error:
+            why = f"needs {error.name}, which is not installed"
+            raise UnsupportedError(cmd_name, why, "run pip install 'edgeglm[export]'") from error
         return command
 
     def resolve_command(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -17,12 +18,14 @@ from edgeglm.export.model import Part, Piece, Stored
 
 # Pages map whole; small vectors need no more than what vector instructions like.
 PAGE, LINE = 4096, 64
+# Of strips in memory at once.
+JOINED_BYTES = 64 << 20
 
 
 class Output(Protocol):
     """A file that is written at given offsets."""
 
-    def pwrite(self, offset: int, data: NDArray[Any]) -> None:
+    def pwrite(self, offset: int, data: memoryview) -> None:
         """Write all of `data` at `offset`."""
 
 
@@ -63,23 +66,39 @@ def write(pieces: Iterable[Piece], stored: Stored, offsets: Sequence[int], outpu
     """Write the encoded pieces of one stored weight to its parts' places.
 
     Scales wait until the weight before them is whole: the file then fills in order, and its hash needs no second look.
+    Of a [K, N] array pieces are strips of columns, joined to wide ones, or to the whole, before they are written.
     """
     waiting: list[tuple[int, int, NDArray[Any]]] = []
+    strips: list[tuple[int, NDArray[Any]]] = []
+    first, offset = stored.parts[0], offsets[0]
     for piece in pieces:
-        _place(output, offsets[0], stored.parts[0], piece.start, stored.rows, piece.arrays[0])
         waiting += [(index, piece.start, piece.arrays[index]) for index in range(1, len(stored.parts))]
+        if first.row_axis == 0:
+            _place(output, offset, first, piece.start, stored.rows, piece.arrays[0])
+            continue
+        strips.append((piece.start, piece.arrays[0]))
+        if sum(strip.nbytes for _, strip in strips) >= JOINED_BYTES:
+            _join(output, offset, first, stored.rows, strips)
+    if strips:
+        _join(output, offset, first, stored.rows, strips)
     for index, start, array in sorted(waiting, key=lambda each: each[:2]):
         _place(output, offsets[index], stored.parts[index], start, stored.rows, array)
 
 
+def _join(output: Output, offset: int, part: Part, rows: int, strips: list[tuple[int, NDArray[Any]]]) -> None:
+    start, array = strips[0][0], np.concatenate([strip for _, strip in strips], axis=1)
+    strips.clear()
+    _place(output, offset, part, start, rows, array)
+
+
 def _place(output: Output, offset: int, part: Part, start: int, rows: int, array: NDArray[Any]) -> None:
     if part.row_axis == 0:
-        output.pwrite(offset + start * part.nbytes // rows, array)
+        output.pwrite(offset + start * part.nbytes // rows, array.data)
         return
     # A strip of columns of a [K, rows] array: one piece a line.
     stride = part.nbytes // part.shape[0]
     if array.nbytes == part.nbytes:
-        output.pwrite(offset, array)
+        output.pwrite(offset, array.data)
         return
     for line, strip in enumerate(array):
-        output.pwrite(offset + line * stride + start * stride // rows, strip)
+        output.pwrite(offset + line * stride + start * stride // rows, strip.data)

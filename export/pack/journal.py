@@ -1,7 +1,7 @@
 """The journal of a partial bundle: which files it has, and which jobs' bytes are on the disk.
 
 Text, a line for each statement, with the statement's CRC-32 before it: ``key KEY`` first, then ``file SIZE PATH``
-and ``job NAME NOTE``. A last line that a power cut tore does not count; any other damage condemns the whole.
+and ``job NAME TAB NOTE``. A last line that a power cut tore does not count; any other damage condemns the whole.
 """
 
 from __future__ import annotations
@@ -68,11 +68,12 @@ def read_journal(path: Path) -> Record | None:
     (_, key), *statements = (line[9:-1].decode().split(" ", 1) for line in lines)
     record = Record(key, length=sum(map(len, lines)))
     for kind, value in statements:
-        first, _, rest = value.partition(" ")
         if kind == "job":
-            record.jobs[first] = rest
+            name, _, note = value.partition("\t")
+            record.jobs[name] = note
         else:
-            record.sizes[rest] = int(first)
+            size, _, name = value.partition(" ")
+            record.sizes[name] = int(size)
     return record
 
 

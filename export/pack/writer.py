@@ -127,10 +127,10 @@ class BundleWriter:
         return self._bundle / relative
 
     def complete(self, job: str, note: str = "") -> None:
-        """State that all bytes of a job are written, with a note for later. It survives a kill from the next commit on."""
+        """State that all bytes of a job are written, with a note. It survives a kill from the next commit on."""
         with self._mutex:
             self._record.jobs[job] = note
-            self._pending.append(f"job {job} {note}".rstrip())
+            self._pending.append(f"job {job}\t{note}".rstrip())
             unsynced = sum(output.unsynced for output in self._outputs.values())
             if unsynced >= BATCH_BYTES or time.monotonic() - self._committed_at >= BATCH_SECONDS:
                 self._commit()

@@ -13,6 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from edgeglm import manifest
+from edgeglm.bundle import read_manifest
 from edgeglm.errors import DamagedFileError, UnsupportedError
 from edgeglm.export.describe import describe_tensors
 from edgeglm.export.emit.onnx import write
@@ -24,6 +25,7 @@ from edgeglm.export.pipeline.prove import Prover
 
 # Pieces that are encoded before their turn to be written comes.
 AHEAD = 2
+WORKERS = min(4, len(os.sched_getaffinity(0)))
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,6 @@ class Progress:
     """How far an export is: bytes of the module's file that are written, of how many."""
 
     module: str
-    step: str
     done: int
     total: int
 
@@ -41,15 +42,14 @@ Report = Callable[[Progress], None]
 
 def export(
     prepared: Prepared, target: Path, predicted: manifest.Predicted, report: Report, *, resume: bool = True
-) -> tuple[Path, manifest.Manifest, tuple[str, ...]]:
-    """Write the bundle to `target`; returns its path, its manifest and what the user should know.
+) -> tuple[manifest.Manifest, tuple[str, ...]]:
+    """Write the bundle to `target`; returns its manifest and what the user should know.
 
     Raises:
         UsageError, BudgetError: Of the target or its disk.
         DamagedFileError, UnsupportedError: A weight cannot be read or does not fit the precision.
     """
-    workers = len(os.sched_getaffinity(0))
-    with BundleWriter(target, prepared.key(), resume=resume) as writer, ThreadPoolExecutor(workers) as pool:
+    with BundleWriter(target, prepared.key(), resume=resume) as writer, ThreadPoolExecutor(WORKERS) as pool:
         notes = [writer.note] if writer.note else []
         if writer.resumed_jobs:
             notes.append(f"going on from a partial bundle: {writer.resumed_jobs} weights are written already")
@@ -63,7 +63,8 @@ def export(
         for module, output in zip(prepared.modules, outputs, strict=True):
             modules.append(_export_module(module, output, writer, pool, prover, report))
         made = _manifest(prepared, tuple(modules), predicted, writer)
-        return writer.finish(made), made, tuple(notes)
+        path = writer.finish(made)
+    return read_manifest(path), tuple(notes)
 
 
 def _export_module(
@@ -77,31 +78,34 @@ def _export_module(
     name, total = module.choice.name, module.layout.nbytes
     proof = prover.begin(module, output)
     open_jobs = [(index, job) for index, job in enumerate(module.jobs) if not writer.done(_job(module, index))]
-    stream = _encoded(((index, task) for index, job in open_jobs for task in job.tasks()), pool, module, AHEAD + os.cpu_count())
+    stream = _encoded(((index, task) for index, job in open_jobs for task in job.tasks()), pool, module)
     left = {index for index, _ in open_jobs}
-    proof.advance(left)
-    for index, group in groupby(stream, key=itemgetter(0)):
-        job, offsets = module.jobs[index], module.layout.offsets[index]
-        digests: dict[str, hashlib._Hash] = {}
-        write(_hashed((piece for _, piece in group), digests), job.stored, offsets, output)
-        writer.complete(_job(module, index), " ".join(digest.hexdigest() for digest in digests.values()))
-        left.discard(index)
-        report(Progress(name, job.stored.names[0], max(offsets) + job.stored.parts[-1].nbytes, total))
-        proof.advance(left)
-    report(Progress(name, "measuring", total, total))
-    error = proof.finish()
-    return _describe(module, error)
+    # Proofs follow in a thread of their own, so that the disk and the encoders need not wait for them.
+    with ThreadPoolExecutor(1) as follower:
+        steps = [follower.submit(proof.advance, frozenset(left))]
+        for index, group in groupby(stream, key=itemgetter(0)):
+            job, offsets = module.jobs[index], module.layout.offsets[index]
+            digests: dict[str, hashlib._Hash] = {}
+            write(_hashed((piece for _, piece in group), digests), job.stored, offsets, output)
+            writer.complete(_job(module, index), " ".join(digest.hexdigest() for digest in digests.values()))
+            left.discard(index)
+            steps.append(follower.submit(proof.advance, frozenset(left)))
+            report(Progress(name, max(offsets) + job.stored.parts[-1].nbytes, total))
+        report(Progress(name, total, total))
+        for step in steps:
+            step.result()
+    return _describe(module, proof.finish())
 
 
 def _encoded(
-    tasks: Iterable[tuple[int, Callable[[], Piece]]], pool: ThreadPoolExecutor, module: PreparedModule, ahead: int
+    tasks: Iterable[tuple[int, Callable[[], Piece]]], pool: ThreadPoolExecutor, module: PreparedModule
 ) -> Iterator[tuple[int, Piece]]:
     """Run tasks in the pool, a few ahead, and yield their results in their order."""
     waiting: deque[tuple[int, Future[Piece]]] = deque()
     try:
         for index, task in tasks:
             waiting.append((index, pool.submit(task)))
-            if len(waiting) >= ahead:
+            if len(waiting) >= WORKERS + AHEAD:
                 yield _result(*waiting.popleft(), module)
         while waiting:
             yield _result(*waiting.popleft(), module)
@@ -124,7 +128,7 @@ def _result(index: int, future: Future[Piece], module: PreparedModule) -> tuple[
 def _hashed(pieces: Iterable[Piece], digests: dict[str, hashlib._Hash]) -> Iterator[Piece]:
     """Pass pieces on, with the hash of the checkpoint's bytes they came from kept by tensor; then let those go."""
     for piece in pieces:
-        digests.setdefault(piece.origin, hashlib.sha256()).update(piece.source)
+        digests.setdefault(piece.origin, hashlib.sha256()).update(piece.source.data)
         yield replace(piece, source=piece.source[:0])
 
 

@@ -1,10 +1,10 @@
-"""Everything about an export that needs no weight: what is chosen, traced and laid out, and so how large all will be."""
+"""All of an export that needs no weight: what is chosen, traced and laid out, and so how large everything will be."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -15,15 +15,15 @@ import onnx_ir as ir
 
 from edgeglm import manifest
 from edgeglm.devices.profile import Profile
-from edgeglm.errors import DamagedFileError, UnsupportedError
+from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.checkpoint.files import read_json
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.choices import Choice, choose
-from edgeglm.export.describe import describe_generation, describe_model, describe_tensors
+from edgeglm.export.choices import choose
+from edgeglm.export.describe import describe_generation, describe_model
 from edgeglm.export.emit.onnx import Layout, bind, lay_out
 from edgeglm.export.families import FAMILIES
-from edgeglm.export.model import Dialect, Grid, Model, Part, Piece, Rows, Stored
-from edgeglm.export.modules import Stack, build, check_weights, decoder_stack, vision_stack
+from edgeglm.export.model import Choice, Dialect, Grid, Model, Part, Piece, Rows, Stored
+from edgeglm.export.modules import build, check_weights, decoder_stack, vision_stack
 from edgeglm.export.picture import choose_picture
 from edgeglm.export.positions import position_embedding
 from edgeglm.export.quantize.embedding import embedding_parts, encode_embedding
@@ -96,37 +96,57 @@ class PreparedModule:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """An export that is ready to be written.
+class Opened:
+    """A checkpoint whose headers were read, and what was chosen for it; nothing is traced yet.
 
-    `probe` are portable fp32 traces, which the original is computed with; `traced` says that tracing ran, and was not
-    found in the cache.
+    `requests` are the traces that its modules need, by dialect and whether in half precision; `probe` is the one that
+    the original is computed with.
     """
 
     request: Request
     checkpoint: Checkpoint
-    model: Model
-    probe: Traced
+    choices: tuple[Choice, ...]
     context: int
-    modules: tuple[PreparedModule, ...]
-    sidecars: Mapping[str, bytes]
+    requests: Mapping[tuple[Dialect, bool], TraceRequest]
+    probe: TraceRequest
     preprocessor: Mapping[str, Any]
     notes: tuple[str, ...]
-    traced: bool
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether the traces are in the cache."""
+        return is_cached([*self.requests.values(), self.probe])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An export that is ready to be written; `probe` are the traces that the original is computed with."""
+
+    opened: Opened
+    model: Model
+    probe: Traced
+    modules: tuple[PreparedModule, ...]
+    sidecars: Mapping[str, bytes]
+
+    @property
+    def request(self) -> Request:
+        """What the user asked for."""
+        return self.opened.request
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Where the weights are read from."""
+        return self.opened.checkpoint
 
     @property
     def bundle_bytes(self) -> int:
         """Of all files but the manifest."""
         return sum(module.nbytes for module in self.modules) + sum(map(len, self.sidecars.values()))
 
-    def module(self, name: str) -> PreparedModule | None:
-        """The module of that name."""
-        return next((module for module in self.modules if module.choice.name == name), None)
-
     def manifest_model(self) -> manifest.Model:
         """The manifest's description of the model."""
         config = self.checkpoint.config
-        return describe_model(self.request.name, self.model, config, self.preprocessor, self.context)
+        return describe_model(self.request.name, self.model, config, self.opened.preprocessor, self.opened.context)
 
     def generation(self) -> manifest.Generation:
         """The manifest's defaults for generating."""
@@ -141,10 +161,10 @@ class Prepared:
         """As the manifest keeps them."""
         size = self.request.image_size
         asked = None if size is None else f"{size[0]}x{size[1]}"
-        return {"precision": self.request.precision, "context": self.context, "image_size": asked}
+        return {"precision": self.request.precision, "context": self.opened.context, "image_size": asked}
 
     def key(self) -> str:
-        """A hash of all that determines the bundle's bytes; the weights count by where they lie and when they changed."""
+        """A hash of all that determines the bundle's bytes; weights count by their files' names, sizes and times."""
         files = {tensor.file for tensor in self.checkpoint.tensors.values()}
         stats = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
         sidecars = sorted((name, hashlib.sha256(data).hexdigest()) for name, data in self.sidecars.items())
@@ -155,8 +175,8 @@ class Prepared:
         return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
-def prepare(request: Request, *, headers_only: bool = False) -> Prepared:
-    """Open the checkpoint, trace its blocks, and lay every module out; no weight is read.
+def open_export(request: Request, *, headers_only: bool = False) -> Opened:
+    """Read the checkpoint's headers and choose; what cannot be exported is refused here, if headers show it.
 
     Raises:
         UsageError, UnsupportedError, DamagedFileError: Of the checkpoint or the options, in a line.
@@ -166,40 +186,42 @@ def prepare(request: Request, *, headers_only: bool = False) -> Prepared:
     preprocessor = _json_sidecar(checkpoint, "preprocessor_config.json")
     vision = checkpoint.config.get("vision_config")
     names: tuple[manifest.ModuleName, ...] = ("embedding", "vision", "decoder") if vision else ("embedding", "decoder")
-    choices = choose(request.profile, request.precision, names)
-    for choice in choices.values():
+    choices = tuple(choose(request.profile, request.precision, names).values())
+    for choice in choices:
         parse_scheme(choice.precision)
-        _check_opset(choice, request.profile)
+        if needs_more_opset(choice, request.profile):
+            why = f"takes ONNX up to opset {request.profile.limits.opset.value}, and GPU modules need {PORTABLE_OPSET}"
+            raise UnsupportedError(request.profile.name, why, "give a profile that puts them on the CPU")
     grid, notes = None, []
     if isinstance(vision, dict):
         limit = request.profile.limits.image_pixels
         picture = choose_picture(vision, preprocessor, limit.value if limit else None, request.image_size)
         grid, notes = picture.grid, [picture.note] if picture.note else []
-    context = _context(request, checkpoint)
-    requests = trace_requests(checkpoint, choices.values(), context, grid)
-    probe_request = TraceRequest(str(checkpoint.folder), "portable", context, _probe_grid(grid))
-    cached = is_cached([*requests.values(), probe_request])
-    *found, probe = trace([*requests.values(), probe_request])
-    traced = dict(zip(requests, found, strict=True))
-    model = found[0].model
-    modules = [_module(choice, traced, checkpoint) for choice in choices.values()]
+    elif request.image_size:
+        raise UsageError("--image-size", "the model takes no pictures", "leave it out")
+    context, folder = _context(request, checkpoint), str(checkpoint.folder)
+    kinds = sorted({(choice.dialect, choice.half) for choice in choices if choice.engine})
+    requests = {(dialect, half): TraceRequest(folder, dialect, context, grid, half) for dialect, half in kinds}
+    probe = TraceRequest(folder, "portable", context, _probe_grid(grid))
+    if checkpoint.sidecar("tokenizer.json") is None:
+        notes.append(f"{request.folder} has no tokenizer.json: its bundle can be measured, but takes no text")
+    return Opened(request, checkpoint, choices, context, requests, probe, preprocessor, tuple(notes))
+
+
+def prepare(opened: Opened) -> Prepared:
+    """Trace the blocks and lay every module out; no weight is read.
+
+    Raises:
+        UnsupportedError, DamagedFileError: The model cannot be traced, or its weights are not those it needs.
+    """
+    checkpoint = opened.checkpoint
+    *found, probe = trace([*opened.requests.values(), opened.probe])
+    traced = dict(zip(opened.requests, found, strict=True))
+    modules = tuple(_module(choice, traced, checkpoint) for choice in opened.choices)
     for module in modules:
         check_weights([job.stored for job in module.jobs if job.stored.initializers != (POSITION,)], checkpoint)
     sidecars = {f"tokenizer/{name}": data for name in SIDECARS if (data := _sidecar(checkpoint, name)) is not None}
-    if "tokenizer/tokenizer.json" not in sidecars:
-        notes.append(f"{request.folder} has no tokenizer.json: the bundle can be measured, but takes no text")
-    return Prepared(
-        request, checkpoint, model, probe, context, tuple(modules), sidecars, preprocessor, tuple(notes), traced=not cached
-    )
-
-
-def trace_requests(
-    checkpoint: Checkpoint, choices: Iterable[Choice], context: int, grid: Grid | None
-) -> dict[tuple[Dialect, bool], TraceRequest]:
-    """What must be traced, by dialect and whether in half precision."""
-    folder = str(checkpoint.folder)
-    kinds = sorted({(choice.dialect, choice.half) for choice in choices if choice.engine})
-    return {(dialect, half): TraceRequest(folder, dialect, context, grid, half) for dialect, half in kinds}
+    return Prepared(opened, found[0].model, probe, modules, sidecars)
 
 
 def _probe_grid(grid: Grid | None) -> Grid | None:
@@ -224,7 +246,9 @@ def _module(choice: Choice, traced: Mapping[tuple[Dialect, bool], Traced], check
         jobs.append(_position_job(graph, found.model, checkpoint))
     scheme = parse_scheme(choice.precision)
     stored = quantize_graph(graph, choice.dialect, lambda _: scheme)
-    jobs += [Job(each, partial(_tasks, each, checkpoint, choice.dialect)) for each in stored]
+    # The proof reads the same rows again in a moment, and then lets the page cache go of them.
+    kept = replace(checkpoint, keep_pages=True)
+    jobs += [Job(each, partial(_tasks, each, kept, choice.dialect)) for each in stored]
     weights = [job.stored for job in jobs]
     layout = lay_out(weights)
     bind(graph, weights, layout, WEIGHTS)
@@ -263,7 +287,11 @@ def _position_job(graph: ir.Model, model: Model, checkpoint: Checkpoint) -> Job:
     assert value.dtype is not None
     graph.graph.inputs.remove(value)
     graph.graph.initializers[POSITION] = value
-    rows, dtype, table = vision.grid[0] * vision.grid[1], value.dtype, f"{vision.prefix}embeddings.position_embedding.weight"
+    rows, dtype, table = (
+        vision.grid[0] * vision.grid[1],
+        value.dtype,
+        f"{vision.prefix}embeddings.position_embedding.weight",
+    )
     count, *columns = checkpoint.find(table).shape
     if columns != [vision.hidden] or round(count**0.5) ** 2 != count:
         why = f"has shape {[count, *columns]} where config.json makes it a square of positions x {vision.hidden}"
@@ -280,10 +308,9 @@ def _position_job(graph: ir.Model, model: Model, checkpoint: Checkpoint) -> Job:
     return Job(stored, lambda: iter([encode]))
 
 
-def _check_opset(choice: Choice, profile: Profile) -> None:
-    if choice.dialect == "portable" and profile.limits.opset.value < PORTABLE_OPSET:
-        why = f"takes ONNX up to opset {profile.limits.opset.value}, and GPU modules are written in {PORTABLE_OPSET}"
-        raise UnsupportedError(profile.name, why, "update its software, or put its modules on the CPU in a profile")
+def needs_more_opset(choice: Choice, profile: Profile) -> bool:
+    """Whether a module would be written in a later opset than the device takes."""
+    return choice.dialect == "portable" and choice.engine is not None and profile.limits.opset.value < PORTABLE_OPSET
 
 
 def _context(request: Request, checkpoint: Checkpoint) -> int:
@@ -292,7 +319,9 @@ def _context(request: Request, checkpoint: Checkpoint) -> int:
     if not isinstance(longest, int) or longest < 1:
         raise DamagedFileError(checkpoint.folder / "config.json", "has no max_position_embeddings", "take a whole one")
     if request.context is not None and request.context > longest:
-        raise UnsupportedError(f"--context {request.context}", f"the model has {longest} positions", f"give at most {longest}")
+        raise UnsupportedError(
+            f"--context {request.context}", f"the model has {longest} positions", f"give at most {longest}"
+        )
     return request.context or min(longest, MAX_CONTEXT)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +33,7 @@ def demo_prompts(prepared: Prepared) -> list[Prompt]:
     checkpoint, vision = prepared.checkpoint, prepared.probe.model.vision
     assert vision is not None
     tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
-    described = describe_vision(vision, checkpoint.config, prepared.preprocessor)
+    described = describe_vision(vision, checkpoint.config, prepared.opened.preprocessor)
     grid = (vision.grid[0] // vision.merge, vision.grid[1] // vision.merge)
     picture = f"<|begin_of_image|>{'<|image|>' * (grid[0] * grid[1])}<|end_of_image|>"
     prompts = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,8 +33,7 @@ class Prover:
 
     def __init__(self, prepared: Prepared, writer: BundleWriter) -> None:
         self.prepared, self.writer = prepared, writer
-        # What a segment was written from is read again in a moment.
-        self.source = replace(prepared.checkpoint, keep_pages=False)
+        self.source = prepared.checkpoint
         self.prompts = demo_prompts(prepared) if prepared.request.is_demo else random_prompts(prepared)
 
     def begin(self, module: PreparedModule, output: OutputFile) -> EmbeddingProof | StackProof:
@@ -76,7 +74,7 @@ class EmbeddingProof:
     def __init__(self, prover: Prover, module: PreparedModule, output: OutputFile) -> None:
         self.prover, self.module, self.output = prover, module, output
 
-    def advance(self, left: set[int]) -> None:
+    def advance(self, left: frozenset[int]) -> None:
         """Nothing to do before all is written."""
 
     def finish(self) -> float:
@@ -84,8 +82,8 @@ class EmbeddingProof:
         (job,), (offsets,) = self.module.jobs, self.module.layout.offsets
         errors = []
         for prompt in self.prover.prompts:
-            arrays = [self._rows(part, offset, prompt.tokens) for part, offset in zip(job.stored.parts, offsets, strict=True)]
-            stored = gather(arrays, np.arange(len(prompt.tokens)))
+            parts = zip(job.stored.parts, offsets, strict=True)
+            stored = gather([self._rows(*part, prompt.tokens) for part in parts], np.arange(len(prompt.tokens)))
             original = np.concatenate(
                 [self.prover.source.rows(job.stored.names[0], token, token + 1) for token in prompt.tokens]
             )
@@ -127,14 +125,14 @@ class StackProof:
         probe, model = self.prover.prepared.probe.model.vision, self.prover.prepared.model.vision
         return self.module.choice.name != "vision" or probe == model
 
-    def advance(self, left: set[int]) -> None:
+    def advance(self, left: frozenset[int]) -> None:
         """Compute the segments whose weights are all written; `left` are the jobs that are not."""
         while self.upcoming and not self.needs.get(self.upcoming[0], set()) & left:
             _, segment = self.upcoming
-            for want, got in zip(self.want, self.got, strict=True):
-                if not self.engine:
-                    got |= passed_on(run_segment(segment, self.stored, feeds(segment.graph.inputs, got)))
-                want |= passed_on(run_segment(segment, self.original, feeds(segment.graph.inputs, want)))
+            for values in [] if self.engine else self.got:
+                values.update(passed_on(run_segment(segment, self.stored, feeds(segment.graph.inputs, values))))
+            for values in self.want:
+                values.update(passed_on(run_segment(segment, self.original, feeds(segment.graph.inputs, values))))
             self.upcoming = next(self.segments, None)
 
     def finish(self) -> float:

@@ -19,7 +19,7 @@ from edgeglm.export.model import Rows, rotary_order
 
 Floats = NDArray[np.float32]
 DOMAIN = "edgeglm"
-CHUNK_BYTES = 16 << 20  # of fp32 rows in memory at once
+CHUNK_BYTES = 1 << 20  # of fp32 rows at once: what stays in the processor's cache
 
 
 class Weights(Protocol):
@@ -53,6 +53,17 @@ class OriginalWeights:
         return self.source.rows(name)
 
 
+class _Placeholder(OpRun):
+    """A node of domain ``edgeglm``, whose attributes the evaluator makes fields of."""
+
+    op_domain = DOMAIN
+    weights: list[str]
+    bias: int
+    epsilon: float
+    split_rotary: int
+    head_dim: int
+
+
 def run_segment(segment: ir.Model, weights: Weights, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Run a segment of the portable dialect that was not lowered; outputs by name."""
     evaluator = ReferenceEvaluator(ir.to_proto(segment), new_ops=_operators(weights))
@@ -61,33 +72,27 @@ def run_segment(segment: ir.Model, weights: Weights, feeds: Mapping[str, NDArray
 
 
 def _operators(source: Weights) -> list[type[OpRun]]:
-    """The placeholders as operators that read from `source`; their attributes are fields of the evaluator's class."""
+    """The placeholders as operators that read from `source`."""
 
     def vectors(names: list[str], suffix: str) -> Floats:
         return np.concatenate([source.vector(f"{name}.{suffix}") for name in names])
 
-    class Linear(OpRun):
-        op_domain = DOMAIN
-
+    class Linear(_Placeholder):
         def _run(self, x: Floats, **_: object) -> tuple[Floats]:
-            y = np.concatenate([source.product(x, f"{name}.weight") for name in self.weights], axis=-1)
+            y: Floats = np.concatenate([source.product(x, f"{name}.weight") for name in self.weights], axis=-1)
             if self.bias:
-                y += vectors(self.weights, "bias")
+                y = y + vectors(self.weights, "bias")
             if self.split_rotary:
                 order = rotary_order(self.split_rotary, self.head_dim)
                 y = y.reshape(*y.shape[:-1], -1, self.head_dim)[..., order].reshape(y.shape)
             return (y,)
 
-    class RMSNorm(OpRun):
-        op_domain = DOMAIN
-
+    class RMSNorm(_Placeholder):
         def _run(self, x: Floats, **_: object) -> tuple[Floats]:
             mean = np.mean(np.square(x), axis=-1, keepdims=True)
             return (x / np.sqrt(mean + np.float32(self.epsilon)) * vectors(self.weights, "weight"),)
 
-    class LayerNorm(OpRun):
-        op_domain = DOMAIN
-
+    class LayerNorm(_Placeholder):
         def _run(self, x: Floats, **_: object) -> tuple[Floats]:
             centred = x - x.mean(axis=-1, keepdims=True)
             deviation = np.sqrt(np.mean(np.square(centred), axis=-1, keepdims=True) + np.float32(self.epsilon))

@@ -14,7 +14,7 @@ from edgeglm.export.model import Dialect, Part, Rows, Stored, rotary_order
 from edgeglm.export.quantize.rounding import Floats
 from edgeglm.export.quantize.storage import dequantize
 
-CHUNK_BYTES = 16 << 20  # of fp32 weights in memory at once
+CHUNK_BYTES = 1 << 20  # of fp32 weights at once: what stays in the processor's cache
 # Whole blocks of every size, and whole bytes of INT4.
 ALIGN = 128
 

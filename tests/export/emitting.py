@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.emit.onnx import bind, lay_out, write
@@ -23,8 +20,8 @@ class File:
         self.data = np.zeros(size, np.uint8)
         self.written = np.zeros(size, np.uint8)
 
-    def pwrite(self, offset: int, data: NDArray[Any]) -> None:
-        raw = np.frombuffer(np.ascontiguousarray(data).tobytes(), np.uint8)
+    def pwrite(self, offset: int, data: memoryview) -> None:
+        raw = np.frombuffer(data.tobytes(), np.uint8)
         self.data[offset : offset + len(raw)] = raw
         self.written[offset : offset + len(raw)] += 1
 

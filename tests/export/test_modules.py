@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgeglm.errors import DamagedFileError
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.model import Stored
-from edgeglm.export.modules import build_decoder, check_weights
+from edgeglm.export.modules import build, check_weights, decoder_stack
 from edgeglm.export.quantize import stream
 from edgeglm.export.quantize.schemes import SCHEMES, Scheme
 from edgeglm.export.trace.request import TraceRequest
@@ -42,7 +42,7 @@ def traced(checkpoint: Checkpoint) -> Traced:
 
 def export(checkpoint: Checkpoint, scheme: Scheme) -> tuple[ir.Model, tuple[Stored, ...], File]:
     module = traced(checkpoint)
-    model = build_decoder(module.decoder, module.model.decoder, "ort")
+    model = build(decoder_stack(module.decoder, module.model.decoder), "ort")
     stored, file = emit(model, "ort", scheme, checkpoint, "weights.bin")
     return model, stored, file
 

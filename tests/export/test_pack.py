@@ -147,7 +147,7 @@ def test_a_partial_that_is_damaged_is_thrown_away_with_a_note(
 
 def test_a_last_line_that_was_torn_does_not_count(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    Journal(path, Record("key")).append(["file 7 a b", "job one", "job two"])
+    Journal(path, Record("key")).append(["file 7 a b", "job one\ta note", "job two"])
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
@@ -157,7 +157,7 @@ def test_a_last_line_that_was_torn_does_not_count(tmp_path: Path) -> None:
         assert record is None or len(record.sizes) + len(record.jobs) == lines - 1
     path.write_bytes(whole[:-3])
     Journal(path, read_journal(path) or Record("")).append(["job 2"])
-    assert read_journal(path) == Record("key", {"a b": 7}, {"one", "2"}, len(whole) - 2)
+    assert read_journal(path) == Record("key", {"a b": 7}, {"one": "a note", "2": ""}, len(whole) - 2)
 
 
 def test_a_statement_is_one_line(tmp_path: Path) -> None:

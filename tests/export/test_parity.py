@@ -22,7 +22,7 @@ from transformers.vision_utils import get_vision_position_ids
 
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.model import Dialect, Model
-from edgeglm.export.modules import build_decoder, build_vision
+from edgeglm.export.modules import build, decoder_stack, vision_stack
 from edgeglm.export.quantize.schemes import Fp32
 from edgeglm.export.trace.request import TraceRequest
 from edgeglm.export.trace.tracer import trace
@@ -62,10 +62,12 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     grid = shape.grid if shape.family == "glm4v" else None
     traced = trace([TraceRequest(str(folder), dialect, CONTEXT, grid)])[0]
     checkpoint = Checkpoint.open(folder)
-    decoder = load(build_decoder(traced.decoder, traced.model.decoder, dialect), dialect, checkpoint, folder / "d.onnx")
+    decoder = load(
+        build(decoder_stack(traced.decoder, traced.model.decoder), dialect), dialect, checkpoint, folder / "d.onnx"
+    )
     vision = None
     if traced.vision and traced.model.vision:
-        graph = build_vision(traced.vision, traced.model.vision, dialect)
+        graph = build(vision_stack(traced.vision, traced.model.vision), dialect)
         vision = load(graph, dialect, checkpoint, folder / "v.onnx")
     return Exported(shape, dialect, reference, traced.model, decoder, vision)
 

@@ -45,10 +45,10 @@ def test_a_trace_holds_no_weights_whatever_the_size(tmp_path: Path, monkeypatch:
 def test_the_second_time_it_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     request = TraceRequest(configure(tmp_path / "model"), "portable", 64, half=True)
-    first = trace(request)
+    (first,) = trace([request])
     assert {value.dtype for value in first.decoder.block.graph.outputs} == {ir.DataType.FLOAT16}
     monkeypatch.setattr("edgeglm.export.trace.tracer._run", lambda *_: pytest.fail("traced again"))
-    assert ir.to_proto(trace(request).decoder.block) == ir.to_proto(first.decoder.block)
+    assert ir.to_proto(trace([request])[0].decoder.block) == ir.to_proto(first.decoder.block)
 
 
 def test_all_that_determines_a_trace_is_in_its_key(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""The arguments that `export` and `plan` share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+# Before numpy is loaded: encoders and proofs have threads of their own, which those of a product would only disturb.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from edgeglm.devices.loader import load_profile
+from edgeglm.export.locate import locate
+from edgeglm.export.picture import parse_image_size
+from edgeglm.export.pipeline.prepare import Request
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def checkpoint_options(function: F) -> F:
+    """Add MODEL, --target and what decides how the modules are made."""
+    for decorator in (
+        click.option("--image-size", metavar="WxH", help="Picture of the vision module in pixels, such as 504x1008."),
+        click.option("--context", type=click.IntRange(min=1), metavar="N", help="Most tokens of a conversation."),
+        click.option(
+            "--precision",
+            default="auto",
+            metavar="SPEC",
+            help="auto (the profile's), fp32, fp16, int8, int4, or by module: decoder=int4,vision=fp16.",
+        ),
+        click.option("--target", required=True, metavar="NAME", help="Device profile: a name or the path of a file."),
+        click.argument("model", required=False),
+    ):
+        function = decorator(function)
+    return function
+
+
+def to_request(model: str | None, target: str, precision: str, context: int | None, image_size: str | None) -> Request:
+    """What the options ask of the exporter. Raises UsageError for a wrong one."""
+    profile = load_profile(target)
+    size = parse_image_size(image_size) if image_size else None
+    folder, name = locate(model)
+    return Request(folder, name, profile, precision, context, size, is_demo=model is None)

@@ -1,0 +1,67 @@
+"""``edgeglm plan``: whether a model fits a device, and what its export takes, before anything is converted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import click
+
+from edgeglm.cli.checkpoint_options import checkpoint_options, to_request
+from edgeglm.cli.output import json_option, print_json
+from edgeglm.devices.profile import Profile
+from edgeglm.export.pipeline.forecast import Forecast, forecast
+from edgeglm.units import format_size
+
+
+@click.command("plan")
+@checkpoint_options
+@json_option
+def command(
+    model: str | None, target: str, precision: str, context: int | None, image_size: str | None, as_json: bool
+) -> None:
+    """Say what an export takes, and whether its bundle fits the device.
+
+    MODEL is a directory with config.json and the headers of the weights, or org/name on the hub; without it, the demo.
+    """
+    request = to_request(model, target, precision, context, image_size)
+    result = forecast(request)
+    if as_json:
+        print_json(_summary(request.profile, result))
+    else:
+        click.echo("\n".join(_lines(request.name, request.profile, result)))
+
+
+def _summary(profile: Profile, result: Forecast) -> dict[str, object]:
+    return {
+        "fits": result.fits,
+        "target": profile.name,
+        "context": result.context,
+        "export_peak_rss_bytes": result.export_peak_rss_bytes,
+        "bundle_bytes": result.chosen.bundle_bytes,
+        "device_peak_rss_bytes": result.chosen.device_peak_rss_bytes,
+        "blockers": [asdict(blocker) for blocker in result.blockers],
+        "precisions": [asdict(option) for option in result.options],
+        "notes": list(result.notes),
+        "recommended": result.recommended,
+    }
+
+
+def _lines(name: str, profile: Profile, result: Forecast) -> Iterator[str]:
+    usable = format_size(int(profile.memory.usable.value))
+    yield f"{name} on {profile.name}: {'fits' if result.fits else 'does not fit'} at {result.context} tokens"
+    yield f"export peak  {format_size(result.export_peak_rss_bytes)}"
+    yield ""
+    lengths = sorted(result.chosen.device_peak_rss_bytes)
+    rows = [("PRECISION", "BUNDLE", *(f"AT {length}" for length in lengths), f"FITS {usable}")]
+    for option in (result.chosen, *result.options):
+        peaks = (format_size(option.device_peak_rss_bytes[length]) for length in lengths)
+        rows.append((option.precision, format_size(option.bundle_bytes), *peaks, "yes" if option.fits else "no"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    yield from ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    yield ""
+    for blocker in result.blockers:
+        yield f"blocker  {blocker.module}: {blocker.reason}; {blocker.remedy}"
+    for note in result.notes:
+        yield f"note     {note}"
+    yield f"recommended  {result.recommended or 'another device'}"

@@ -1,0 +1,212 @@
+"""What an export will take and give on a target, from the checkpoint's headers alone: `edgeglm plan`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from edgeglm import manifest
+from edgeglm.devices.loader import load_profile, profile_names
+from edgeglm.devices.profile import Profile
+from edgeglm.errors import BudgetError
+from edgeglm.export import plan
+from edgeglm.export.choices import choose
+from edgeglm.export.model import Choice, Stored
+from edgeglm.export.pipeline.export import WORKERS
+from edgeglm.export.pipeline.prepare import (
+    Opened,
+    Prepared,
+    PreparedModule,
+    Request,
+    needs_more_opset,
+    open_export,
+    prepare,
+)
+from edgeglm.export.pipeline.prove import ENGINE_BYTES
+from edgeglm.export.quantize.embedding import embedding_parts
+from edgeglm.export.quantize.schemes import parse_scheme
+from edgeglm.export.quantize.storage import parts
+from edgeglm.units import format_size
+
+# Where a plan asks whether it fits, unless told otherwise: a phone agent's screenshot, history and answer.
+USUAL_CONTEXT = 4096
+# From the most accurate to the smallest.
+LADDER = ("fp16", "int8", "int4")
+
+
+@dataclass(frozen=True)
+class Blocker:
+    """Why a module cannot be used on the target, and what to do."""
+
+    module: str
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Option:
+    """One precision: the bundle's bytes, the device's peak by context, and whether that fits."""
+
+    precision: str
+    bundle_bytes: int
+    device_peak_rss_bytes: dict[int, int]
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The answer of ``edgeglm plan``."""
+
+    fits: bool
+    context: int
+    export_peak_rss_bytes: int
+    chosen: Option
+    options: tuple[Option, ...]
+    blockers: tuple[Blocker, ...]
+    notes: tuple[str, ...]
+    recommended: str | None
+
+
+def export_peak(opened: Opened, *, traced: bool) -> int:
+    """Peak resident memory of the export, from the headers alone; `traced` if its blocks must be traced first."""
+    return plan.export_peak(
+        [_from_headers(opened, choice) for choice in opened.choices], WORKERS, ENGINE_BYTES, traced=traced
+    )
+
+
+def check_budget(opened: Opened, budget: int) -> int:
+    """The export's peak, if it is within the budget of ``--max-ram``.
+
+    Raises:
+        BudgetError: It is not; the message names the smallest budget that would do.
+    """
+    peak = export_peak(opened, traced=not opened.is_traced)
+    if peak > budget:
+        why = f"{format_size(budget)} is too little for {opened.request.name}"
+        raise BudgetError("--max-ram", why, f"it takes at least {-(-peak // plan.MIB)}MiB")
+    return peak
+
+
+def predict(prepared: Prepared) -> manifest.Predicted:
+    """The peaks of a whole export and of running its bundle."""
+    peaks = plan.by_context(module_sizes(prepared), prepared.model.decoder, prepared.opened.context)
+    return manifest.Predicted(export_peak(prepared.opened, traced=True), peaks)
+
+
+def module_sizes(prepared: Prepared) -> list[plan.ModuleSize]:
+    """What the predictions take of the modules."""
+    return [_size(prepared, module) for module in prepared.modules]
+
+
+def _from_headers(opened: Opened, choice: Choice) -> plan.ModuleSize:
+    """A module as its checkpoint's tensors show it, before anything is fused."""
+    weights, scheme = [], parse_scheme(choice.precision)
+    for tensor in opened.checkpoint.tensors.values():
+        if len(tensor.shape) < 2 or _module_of(tensor.name) != choice.name:
+            continue
+        rows, columns = tensor.shape[0], math.prod(tensor.shape[1:])
+        if choice.name == "embedding":
+            stored = embedding_parts(scheme, rows, columns)  # type: ignore[arg-type]
+        else:
+            stored = parts(scheme, choice.dialect, rows + rows % 2, columns)
+        weights.append(Stored((tensor.name,), rows, columns, scheme, stored, ()))
+    return plan.ModuleSize(choice, weights, sum(part.nbytes for stored in weights for part in stored.parts), 0, 0)
+
+
+def _module_of(tensor: str) -> str:
+    if ".visual." in tensor:
+        return "vision"
+    return "embedding" if tensor.endswith("embed_tokens.weight") else "decoder"
+
+
+def forecast(request: Request) -> Forecast:
+    """Prepare the export in every precision, and say which of them fit the target.
+
+    Raises:
+        UsageError, UnsupportedError, DamagedFileError: As `prepare`.
+    """
+    prepared = prepare(open_export(request, headers_only=True))
+    profile, usable = request.profile, int(request.profile.memory.usable.value)
+    context = min(request.context or USUAL_CONTEXT, prepared.opened.context)
+    chosen = _option(request.precision, prepared, context, usable)
+    others = {
+        name: prepare(open_export(replace(request, precision=name), headers_only=True)) for name in ("fp32", *LADDER)
+    }
+    options = tuple(_option(name, each, context, usable) for name, each in others.items())
+    notes, blockers = list(prepared.opened.notes), []
+    npu = _npu_note(profile)
+    if npu and chosen.fits:
+        notes.append(f"decoder: {npu[0]}; {npu[1]}")
+    elif npu:
+        blockers.append(Blocker("decoder", *npu))
+    if not chosen.fits:
+        blockers.append(_memory_blocker(prepared, others, context))
+    fitting = [option.precision for option in options if option.fits and option.precision in LADDER]
+    recommended = request.precision if chosen.fits else fitting[0] if fitting else None
+    peak = export_peak(prepared.opened, traced=True)
+    return Forecast(chosen.fits, context, peak, chosen, options, tuple(blockers), tuple(notes), recommended)
+
+
+def _size(prepared: Prepared, module: PreparedModule) -> plan.ModuleSize:
+    config = prepared.checkpoint.config
+    text, vision = config.get("text_config", config), prepared.model.vision
+    if module.choice.name == "vision" and vision:
+        tokens, wide = vision.grid[0] * vision.grid[1], vision.hidden + 2 * vision.output
+    else:
+        tokens, wide = plan.PREFILL_CHUNK, text["hidden_size"] + 2 * text["intermediate_size"]
+    weights = [job.stored for job in module.jobs]
+    return plan.ModuleSize(module.choice, weights, module.layout.nbytes, tokens, wide)
+
+
+def _option(precision: str, prepared: Prepared, context: int, usable: int) -> Option:
+    sizes, decoder = module_sizes(prepared), prepared.model.decoder
+    peaks = plan.by_context(sizes, decoder, prepared.opened.context)
+    return Option(precision, prepared.bundle_bytes, peaks, plan.device_peak(sizes, decoder, context) <= usable)
+
+
+def _npu_note(profile: Profile) -> tuple[str, str] | None:
+    limit, qnn = profile.limits.npu_decoder, profile.toolchain.qnn
+    if limit is None or limit.value or qnn is None:
+        return None
+    reason = f"the vendor's language-model path needs Hexagon v73 or later, and this board has v{qnn.htp_arch.value}"
+    return reason, "the decoder runs on the CPU"
+
+
+def _memory_blocker(prepared: Prepared, others: dict[str, Prepared], context: int) -> Blocker:
+    profile, usable = prepared.request.profile, int(prepared.request.profile.memory.usable.value)
+    decoder, sizes = prepared.model.decoder, module_sizes(prepared)
+    worst = max(sizes, key=lambda size: plan.device_peak([size], decoder, context))
+    needed = plan.device_peak(sizes, decoder, context)
+    reason = (
+        f"the board's memory is too small: {format_size(needed)} at {context} tokens, "
+        f"where {format_size(usable)} of {format_size(int(profile.memory.total.value))} are for a model"
+    )
+    here = [name for name in LADDER if plan.device_peak(module_sizes(others[name]), decoder, context) <= usable]
+    if here:
+        return Blocker(worst.choice.name, reason, f"here {here[0]} fits: --precision {here[0]}")
+    smallest = {size.choice.name: size for size in module_sizes(others["int4"])}
+    count = plan.largest_decoder(usable, smallest, decoder, context)
+    elsewhere = ", ".join(_fitting_targets(others, context)) or "none of the profiles"
+    return Blocker(
+        worst.choice.name,
+        reason,
+        f"what does fit: here a decoder of up to {count / 1e9:.1f}B parameters in int4; this model on {elsewhere}",
+    )
+
+
+def _fitting_targets(others: dict[str, Prepared], context: int) -> Sequence[str]:
+    """The shipped profiles that the model fits, the smallest first, with the most accurate precision that does."""
+    found = []
+    modules = [module.choice.name for module in others["int4"].modules]
+    for profile in sorted(map(load_profile, profile_names()), key=lambda each: int(each.memory.usable.value)):
+        if any(needs_more_opset(choice, profile) for choice in choose(profile, "auto", modules).values()):
+            continue
+        for name in LADDER:
+            prepared = others[name]
+            if plan.device_peak(module_sizes(prepared), prepared.model.decoder, context) <= int(
+                profile.memory.usable.value
+            ):
+                found.append(f"{profile.name} ({name})")
+                break
+    return found

@@ -1,0 +1,116 @@
+"""How much memory an export and its bundle will take, before either begins.
+
+The constants were fitted to what `benchmarks/memory.py` measures, and are checked by it: it prints prediction and
+measurement side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from edgeglm.export.model import Choice, Decoder, Stored
+from edgeglm.manifest import ModuleName
+
+MIB = 1 << 20
+# The tracing child with torch and transformers, and the process that waits for it.
+TRACE_BYTES = 575 * MIB
+# The exporter's own code, ONNX Runtime and a stamped graph of some dozen layers.
+EXPORT_BYTES = 165 * MIB
+CHUNK_BYTES = 16 * MIB
+JOINED_BYTES = 64 * MIB
+# Python, numpy, Pillow, tokenizers and ONNX Runtime.
+RUNNER_BYTES = 64 * MIB
+# CUDA's context and TensorRT's workspace. Not measured: no Jetson was at hand.
+ACCELERATOR_BYTES = 512 * MIB
+PREFILL_CHUNK = 256
+# What a session keeps in memory for a byte of weights in the file: pre-packed, or widened where the CPU has no kernel.
+LOADED = {"fp32": 1.0, "fp16": 2.0, "int8": 1.03, "int8-block": 1.2, "int4": 1.43}
+LOADED_ON_GPU = 1.1
+CONTEXTS = (1024, 4096, 8192)
+
+
+@dataclass(frozen=True)
+class ModuleSize:
+    """What the predictions take of a module: its stored weights, and the width of its activations.
+
+    ``wide`` is the most elements that one token has in a layer at a time, ``tokens`` how many are computed at once.
+    """
+
+    choice: Choice
+    weights: Sequence[Stored]
+    nbytes: int
+    tokens: int
+    wide: int
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest part, which is in memory twice while it is loaded."""
+        return max(part.nbytes for stored in self.weights for part in stored.parts)
+
+    @property
+    def loaded(self) -> int:
+        """Bytes of the weights in a session."""
+        factor = LOADED[self.choice.precision] if self.choice.placement == "cpu" else LOADED_ON_GPU
+        return int(self.nbytes * factor)
+
+    @property
+    def activations(self) -> int:
+        """Bytes, of which an allocator keeps what several operators in a row took."""
+        return 10 * 4 * self.tokens * self.wide
+
+
+def export_peak(modules: Sequence[ModuleSize], workers: int, engine_bytes: int, *, traced: bool) -> int:
+    """Peak resident memory of an export's process tree.
+
+    Args:
+        modules: All of them.
+        workers: Encoding threads.
+        engine_bytes: Up to which size of its weights a module is run as a whole.
+        traced: Whether the tracing child runs, or its result is found in the cache.
+    """
+    streamed = max(_streaming(module, workers) for module in modules)
+    run = max((int(2.5 * module.nbytes) for module in modules if module.nbytes <= engine_bytes), default=0)
+    return max(EXPORT_BYTES + max(streamed, run), TRACE_BYTES if traced else 0)
+
+
+def _streaming(module: ModuleSize, workers: int) -> int:
+    """Chunks that are read and encoded, those that wait to be written, and strips that are joined."""
+    largest = max(module.weights, key=lambda stored: stored.rows * stored.columns)
+    elements = min(CHUNK_BYTES // 4, largest.rows * largest.columns)
+    encoded = int(elements * sum(part.nbytes for part in largest.parts) / (largest.rows * largest.columns))
+    strips = [part.nbytes for stored in module.weights for part in stored.parts[:1] if part.row_axis == 1]
+    joined = 2 * min(max(strips, default=0), JOINED_BYTES)
+    return workers * 10 * elements + (workers + 2) * (2 * elements + encoded) + joined
+
+
+def device_peak(modules: Sequence[ModuleSize], decoder: Decoder, context: int) -> int:
+    """Peak resident memory of running a bundle with `context` tokens; the modules are in memory one after the other."""
+    kv = 2 * 4 * decoder.layers * decoder.kv_heads * decoder.head_dim * context
+    peaks = [_device_peak(module, kv if module.choice.name == "decoder" else 0) for module in modules]
+    return RUNNER_BYTES + max(peaks)
+
+
+def _device_peak(module: ModuleSize, state: int) -> int:
+    if module.choice.engine is None:  # rows of a memory map
+        return 0
+    accelerator = 0 if module.choice.placement == "cpu" else ACCELERATOR_BYTES
+    return accelerator + module.loaded + max(module.largest, state + module.activations)
+
+
+def contexts(longest: int) -> list[int]:
+    """The lengths that a plan speaks of: 1k, 4k, 8k and the longest."""
+    return sorted({min(length, longest) for length in (*CONTEXTS, longest)})
+
+
+def by_context(modules: Sequence[ModuleSize], decoder: Decoder, longest: int) -> dict[int, int]:
+    """`device_peak` for each of `contexts`."""
+    return {context: device_peak(modules, decoder, context) for context in contexts(longest)}
+
+
+def largest_decoder(usable: int, modules: Mapping[ModuleName, ModuleSize], decoder: Decoder, context: int) -> int:
+    """About how many parameters a decoder like this one may have to fit into `usable` bytes."""
+    module = modules["decoder"]
+    parameters = sum(stored.rows * stored.columns for stored in module.weights)
+    needed = device_peak([module], decoder, context) - RUNNER_BYTES
+    return int(parameters * max(0, usable - RUNNER_BYTES) / needed)
