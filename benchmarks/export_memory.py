@@ -1,0 +1,199 @@
+"""Peak memory and time of exports, side by side with what was predicted and with what the disk alone takes.
+
+``python benchmarks/export_memory.py WORK_DIR [SHAPE …]`` writes random checkpoints of real shapes into WORK_DIR one
+after the other, plans and exports each in fresh processes, and prints one table, and with ``--plot FILE.svg`` a plot.
+The time is compared with reading the checkpoint once and writing the bundle's bytes once on the same disk, in the same
+run. A shape that the disk has no room for is skipped with a line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgeglm.units import format_size
+
+ROOT = Path(__file__).parents[1]
+SHAPES = ("glm4-1b", "glm4-3b", "autoglm-phone-9b")
+# Of the weights' bytes: a checkpoint and a bundle beside it, of at most half its size in INT4, and the partial one.
+ROOM = {"glm4-1b": 6 << 30, "glm4-3b": 12 << 30, "autoglm-phone-9b": 28 << 30}
+BLOCK = 16 << 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One export, measured."""
+
+    shape: str
+    checkpoint_bytes: int
+    bundle_bytes: int
+    planned_bytes: int
+    peak_bytes: int
+    predicted_bytes: int
+    seconds: float
+    disk_seconds: float
+
+    def cells(self) -> tuple[str, ...]:
+        """As the table shows it."""
+        return (
+            self.shape,
+            format_size(self.checkpoint_bytes),
+            format_size(self.bundle_bytes),
+            f"{self.bundle_bytes / self.planned_bytes - 1:+.2%}",
+            format_size(self.peak_bytes),
+            f"{self.peak_bytes / self.predicted_bytes - 1:+.0%}",
+            f"{self.seconds:.0f} s",
+            f"{self.disk_seconds:.0f} s",
+            f"{self.seconds / self.disk_seconds:.2f}",
+        )
+
+
+HEADINGS = (
+    "SHAPE",
+    "CHECKPOINT",
+    "BUNDLE",
+    "OFF PLAN",
+    "PEAK RSS",
+    "OFF PREDICTION",
+    "TIME",
+    "DISK ALONE",
+    "RATIO",
+)
+
+
+def edgeglm(*arguments: str | Path, cache: Path) -> dict[str, object]:
+    """Run a command with ``--json`` in a fresh process and return what it prints."""
+    command = [sys.executable, "-m", "edgeglm", *map(str, arguments), "--json"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    result: dict[str, object] = json.loads(done.stdout)
+    return result
+
+
+def measure(shape: str, work: Path, target: str, precision: str) -> Row:
+    """Write the checkpoint, export it with nothing cached, plan it, and time the disk alone."""
+    model, bundle, cache = work / shape, work / "bundle", work / "cache"
+    try:
+        subprocess.run([sys.executable, ROOT / "benchmarks/random_checkpoint.py", shape, model], check=True)
+        options = (model, "--target", target, "--precision", precision)
+        drop_caches(model)
+        export = edgeglm("export", *options, "-o", bundle, cache=cache)
+        plan = edgeglm("plan", *options, cache=cache)
+        shutil.rmtree(bundle)
+        size = number(export["bundle_bytes"])
+        return Row(
+            shape,
+            sum(file.stat().st_size for file in model.glob("*.safetensors")),
+            size,
+            number(plan["bundle_bytes"]),
+            number(export["peak_rss_bytes"]),
+            number(export["predicted_peak_rss_bytes"]),
+            float(str(export["seconds"])),
+            disk_seconds(model, work / "zeros", size),
+        )
+    finally:
+        for path in (model, bundle, cache, work / "bundle.partial"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def number(value: object) -> int:
+    """A whole number out of JSON."""
+    assert isinstance(value, int)
+    return value
+
+
+def drop_caches(folder: Path) -> None:
+    """Bring files to the disk, and out of the page cache."""
+    for file in folder.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def disk_seconds(model: Path, scratch: Path, size: int) -> float:
+    """Read the checkpoint once, cold, and write as many bytes as the bundle has, synced."""
+    drop_caches(model)
+    start = time.monotonic()
+    for _ in read(model):
+        pass
+    noise = np.random.default_rng(0).integers(0, 256, BLOCK, np.uint8).data
+    with scratch.open("wb", buffering=0) as file:
+        for begin in range(0, size, BLOCK):
+            file.write(noise[: min(BLOCK, size - begin)])
+        os.fsync(file.fileno())
+    seconds = time.monotonic() - start
+    scratch.unlink()
+    return seconds
+
+
+def read(model: Path) -> Iterator[int]:
+    """Read every file of weights in blocks."""
+    buffer = bytearray(BLOCK)
+    for path in sorted(model.glob("*.safetensors")):
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                yield count
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as lines."""
+    cells = [HEADINGS, *(row.cells() for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
+
+
+def plot(rows: list[Row]) -> str:
+    """Checkpoint and peak of each shape as bars on one scale, in SVG."""
+    longest = max(row.checkpoint_bytes for row in rows)
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="640" height="{60 * len(rows) + 20}" font-family="sans-serif">'
+    ]
+    for index, row in enumerate(rows):
+        y = 60 * index + 20
+        lines.append(f'<text x="0" y="{y + 20}" font-size="13">{row.shape}</text>')
+        for offset, size, colour, what in (
+            (0, row.checkpoint_bytes, "#9ab", "checkpoint"),
+            (20, row.peak_bytes, "#c33", "peak RSS of the export"),
+        ):
+            width = max(2, round(300 * size / longest))
+            lines.append(f'<rect x="130" y="{y + offset}" width="{width}" height="16" fill="{colour}"/>')
+            lines.append(
+                f'<text x="{136 + width}" y="{y + offset + 13}" font-size="12">{what} {format_size(size)}</text>'
+            )
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def main() -> None:
+    """Measure the shapes that there is room for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, metavar="WORK_DIR")
+    parser.add_argument("shapes", nargs="*", metavar="SHAPE", default=SHAPES)
+    parser.add_argument("--target", default="cpu")
+    parser.add_argument("--precision", default="int4")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for shape in arguments.shapes:
+        free, needed = shutil.disk_usage(arguments.work).free, ROOM.get(shape, 1 << 30)
+        if free < needed:
+            print(f"{shape}: skipped: it needs {format_size(needed)} of disk, and {format_size(free)} is free")
+            continue
+        rows.append(measure(shape, arguments.work, arguments.target, arguments.precision))
+    print(table(rows))
+    if arguments.plot and rows:
+        arguments.plot.write_text(plot(rows))
+
+
+if __name__ == "__main__":
+    main()
