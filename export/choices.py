@@ -21,10 +21,13 @@ def choose(profile: Profile, precision: str, modules: Iterable[ModuleName]) -> d
     A bare precision is for vision and decoder; the embedding table follows it only to fp32.
 
     Raises:
-        UsageError: The text names no module, or a module twice; precisions are not looked at.
+        UsageError: The text names no module, one that is not among `modules`, or one twice; precisions are not looked
+            at.
     """
-    asked = parse_precisions(precision)
-    return {name: _choice(profile, name, asked) for name in modules}
+    asked, names = parse_precisions(precision), list(modules)
+    for name in asked.keys() - {"*", *names}:
+        raise UsageError(f"--precision {precision}", f"the model has no {name} module", f"leave {name} out")
+    return {name: _choice(profile, name, asked) for name in names}
 
 
 def parse_precisions(text: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgeglm.errors import UsageError
+from edgeglm.errors import DamagedFileError, UsageError
 from edgeglm.export.model import Grid
 
 SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
@@ -20,9 +20,10 @@ DEFAULT_PIXELS = 1024 * 28 * 28
 
 @dataclass(frozen=True)
 class Picture:
-    """Rows and columns of patches, and a sentence for the user where another size was asked for."""
+    """Rows and columns of patches, the tokens they take, and a sentence for the user who asked for another size."""
 
     grid: Grid
+    tokens: int
     note: str | None = None
 
 
@@ -44,23 +45,34 @@ def choose_picture(
         preprocessor: Its ``preprocessor_config.json``, empty where there is none.
         limit: The profile's largest picture, in pixels.
         asked: Width and height in pixels.
+
+    Raises:
+        DamagedFileError: A size in ``vision_config`` is none.
     """
-    patch, merge = int(vision["patch_size"]), int(vision["spatial_merge_size"])
+    patch, merge = _size(vision, "patch_size", 14), _size(vision, "spatial_merge_size", 2)
     unit = patch * merge
     width, height = asked or _upright(_allowed(vision, preprocessor, limit))
     columns, rows = (max(1, round(side / unit)) for side in (width, height))
     note = None
     if asked and (columns * unit, rows * unit) != asked:
         note = f"--image-size {width}x{height} is not whole in merged patches of {unit}: {columns * unit}x{rows * unit}"
-    return Picture((rows * merge, columns * merge), note)
+    return Picture((rows * merge, columns * merge), rows * columns, note)
 
 
 def _allowed(vision: Mapping[str, Any], preprocessor: Mapping[str, Any], limit: int | None) -> int:
     size = preprocessor.get("size")
     longest = size.get("longest_edge") if isinstance(size, dict) else None
     # The processor counts the pixels of all frames of a temporal patch (transformers 5.23, smart_resize).
-    pixels = longest // int(vision.get("temporal_patch_size", 2)) if isinstance(longest, int) else DEFAULT_PIXELS
+    pixels = longest // _size(vision, "temporal_patch_size", 2) if isinstance(longest, int) else DEFAULT_PIXELS
     return max(1, min(pixels, limit or DEFAULT_PIXELS))
+
+
+def _size(vision: Mapping[str, Any], key: str, usual: int) -> int:
+    """A size, `usual` where the config leaves it to transformers (5.23, Glm4vVisionConfig)."""
+    value = vision.get(key, usual)
+    if not isinstance(value, int) or value < 1:
+        raise DamagedFileError("config.json", f"has {value!r} as {key} of its vision_config", "download it again")
+    return value
 
 
 def _upright(pixels: int) -> tuple[float, float]:

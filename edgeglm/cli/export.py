@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from types import TracebackType
 
 import click
 
@@ -41,7 +42,7 @@ def command(
     no_resume: bool,
     as_json: bool,
 ) -> None:
-    """Export a checkpoint to a bundle.
+    """Export a checkpoint to a bundle for a device.
 
     MODEL is a Hugging Face checkpoint directory, or org/name of one on the hub; without it, the demo.
     """
@@ -51,20 +52,16 @@ def command(
     folder = out or Path(f"{request.name.rpartition('/')[2]}-{request.profile.name}")
     opened = open_export(request)
     expected = check_budget(opened, budget)
-    with MemorySampler() as memory:
-        display = _Display(memory, budget, start)
+    with MemorySampler() as memory, _Display(memory, budget, start) as display:
         display.say(f"tracing {request.name} for {request.profile.name}")
         prepared = prepare(opened)
-        for note in opened.notes:
-            display.note(note)
 
         def report(progress: Progress) -> None:
             display.progress(progress.module, progress.done, progress.total)
 
         manifest, notes = export(prepared, folder, predict(prepared), report, resume=not no_resume)
-        display.end()
-    for note in notes:
-        display.note(note)
+    for note in (*opened.notes, *notes):
+        click.echo(f"note: {note}", err=True)
     seconds = time.monotonic() - start
     if as_json:
         print_json(_summary(folder, manifest, memory.peak_bytes, expected, seconds))
@@ -97,7 +94,7 @@ def _summary(folder: Path, manifest: Manifest, peak: int, predicted: int, second
 
 
 class _Display:
-    """Progress on a terminal's stderr; elsewhere only the notes."""
+    """Progress in one line of a terminal's stderr, as a context manager that leaves the line empty."""
 
     def __init__(self, memory: MemorySampler, budget: int, start: float) -> None:
         self.memory, self.budget, self.start = memory, budget, start
@@ -114,11 +111,12 @@ class _Display:
         speed = done / 1e6 / max(time.monotonic() - self.since, 1e-3)
         self.say(f"{module:<10}{done / max(total, 1):>4.0%}  {speed:.0f} MB/s")
 
-    def note(self, text: str) -> None:
-        self.end()
-        click.echo(f"note: {text}", err=True)
+    def __enter__(self) -> _Display:
+        return self
 
-    def end(self) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.terminal:
             click.echo("\r\x1b[2K", err=True, nl=False)
 

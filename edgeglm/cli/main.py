@@ -5,10 +5,14 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import TypeGuard
 
 import click
@@ -86,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; a failure is one line on stderr."""
     settings = Settings()
     try:
-        return _run(sys.argv[1:] if arguments is None else arguments, settings)
+        with _interrupted_once():
+            return _run(sys.argv[1:] if arguments is None else arguments, settings)
     except BrokenPipeError:
         _discard_stdout()
         return BROKEN_PIPE
@@ -98,6 +103,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:
         return _report(error, settings)
+
+
+@contextmanager
+def _interrupted_once() -> Iterator[None]:
+    """Let the first Ctrl-C end the command, and the next ones not disturb it while it puts its files in order."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    # Whoever has the signal ignored (nohup, a shell's background) or handles it in another way keeps that.
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _run(arguments: Sequence[str], settings: Settings) -> int:

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
@@ -81,7 +82,7 @@ def _export_module(
     stream = _encoded(((index, task) for index, job in open_jobs for task in job.tasks()), pool, module)
     left = {index for index, _ in open_jobs}
     # Proofs follow in a thread of their own, so that the disk and the encoders need not wait for them.
-    with ThreadPoolExecutor(1) as follower:
+    with _cancelled(ThreadPoolExecutor(1)) as follower:
         steps = [follower.submit(proof.advance, frozenset(left))]
         for index, group in groupby(stream, key=itemgetter(0)):
             job, offsets = module.jobs[index], module.layout.offsets[index]
@@ -95,6 +96,17 @@ def _export_module(
         for step in steps:
             step.result()
     return _describe(module, proof.finish())
+
+
+@contextmanager
+def _cancelled(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
+    """A pool that an error or an interrupt leaves without what has not begun."""
+    with pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _encoded(

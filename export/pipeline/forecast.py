@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from edgeglm import manifest
 from edgeglm.devices.loader import load_profile, profile_names
 from edgeglm.devices.profile import Profile
-from edgeglm.errors import BudgetError
+from edgeglm.errors import BudgetError, DamagedFileError
 from edgeglm.export import plan
 from edgeglm.export.choices import choose
 from edgeglm.export.model import Choice, Stored
@@ -80,6 +80,7 @@ def check_budget(opened: Opened, budget: int) -> int:
 
     Raises:
         BudgetError: It is not; the message names the smallest budget that would do.
+        DamagedFileError: A module has no weight at all.
     """
     peak = export_peak(opened, traced=not opened.is_traced)
     if peak > budget:
@@ -111,6 +112,9 @@ def _from_headers(opened: Opened, choice: Choice) -> plan.ModuleSize:
         else:
             stored = parts(scheme, choice.dialect, rows + rows % 2, columns)
         weights.append(Stored((tensor.name,), rows, columns, scheme, stored, ()))
+    if not weights:
+        why = f"has no weight of the {choice.name}, and the model needs it"
+        raise DamagedFileError(opened.checkpoint.weights, why, "download the whole checkpoint again")
     return plan.ModuleSize(choice, weights, sum(part.nbytes for stored in weights for part in stored.parts), 0, 0)
 
 

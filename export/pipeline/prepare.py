@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import onnx_ir as ir
 
 from edgeglm import manifest
@@ -24,10 +25,11 @@ from edgeglm.export.emit.onnx import Layout, bind, lay_out
 from edgeglm.export.families import FAMILIES
 from edgeglm.export.model import Choice, Dialect, Grid, Model, Part, Piece, Rows, Stored
 from edgeglm.export.modules import build, check_weights, decoder_stack, vision_stack
-from edgeglm.export.picture import choose_picture
+from edgeglm.export.picture import Picture, choose_picture
 from edgeglm.export.positions import position_embedding
 from edgeglm.export.quantize.embedding import embedding_parts, encode_embedding
 from edgeglm.export.quantize.graph import quantize_graph
+from edgeglm.export.quantize.rounding import check_range
 from edgeglm.export.quantize.schemes import Fp16, Fp32, parse_scheme
 from edgeglm.export.quantize.stream import Chunk, chunks, encode_chunk
 from edgeglm.export.trace.request import TraceRequest
@@ -183,23 +185,25 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     """
     checkpoint = Checkpoint.open(request.folder, headers_only=headers_only)
     checkpoint.check_architecture(FAMILIES)
+    _check_config(checkpoint)
     preprocessor = _json_sidecar(checkpoint, "preprocessor_config.json")
     vision = checkpoint.config.get("vision_config")
-    names: tuple[manifest.ModuleName, ...] = ("embedding", "vision", "decoder") if vision else ("embedding", "decoder")
+    names: tuple[manifest.ModuleName, ...] = (
+        ("embedding", "decoder") if vision is None else ("embedding", "vision", "decoder")
+    )
     choices = tuple(choose(request.profile, request.precision, names).values())
     for choice in choices:
         parse_scheme(choice.precision)
         if needs_more_opset(choice, request.profile):
             why = f"takes ONNX up to opset {request.profile.limits.opset.value}, and GPU modules need {PORTABLE_OPSET}"
             raise UnsupportedError(request.profile.name, why, "give a profile that puts them on the CPU")
+    context, folder = _context(request, checkpoint), str(checkpoint.folder)
     grid, notes = None, []
-    if isinstance(vision, dict):
-        limit = request.profile.limits.image_pixels
-        picture = choose_picture(vision, preprocessor, limit.value if limit else None, request.image_size)
+    if vision is not None:
+        picture = _picture(request, vision, preprocessor, context)
         grid, notes = picture.grid, [picture.note] if picture.note else []
     elif request.image_size:
         raise UsageError("--image-size", "the model takes no pictures", "leave it out")
-    context, folder = _context(request, checkpoint), str(checkpoint.folder)
     kinds = sorted({(choice.dialect, choice.half) for choice in choices if choice.engine})
     requests = {(dialect, half): TraceRequest(folder, dialect, context, grid, half) for dialect, half in kinds}
     probe = TraceRequest(folder, "portable", context, _probe_grid(grid))
@@ -261,7 +265,16 @@ def serialize(graph: ir.Model) -> bytes:
 
 
 def _tasks(stored: Stored, source: Rows, dialect: Dialect) -> Iterator[Callable[[], Piece]]:
-    return (partial(encode_chunk, chunk, stored, source, dialect) for chunk in chunks(stored, source))
+    return (partial(_encode, chunk, stored, source, dialect) for chunk in chunks(stored, source))
+
+
+def _encode(chunk: Chunk, stored: Stored, source: Rows, dialect: Dialect) -> Piece:
+    """As `encode_chunk`; a bias or norm has no scheme that would refuse what its type cannot hold."""
+    part = stored.parts[-1]
+    if part.shape == (stored.rows,) and len(stored.parts) == 1:
+        values = source.decode(chunk.origin, source.read_bytes(chunk.origin, chunk.begin, chunk.end))
+        check_range(np.abs(values), part.dtype.numpy())
+    return encode_chunk(chunk, stored, source, dialect)
 
 
 def _embedding(choice: Choice, model: Model, checkpoint: Checkpoint) -> PreparedModule:
@@ -303,6 +316,7 @@ def _position_job(graph: ir.Model, model: Model, checkpoint: Checkpoint) -> Job:
     def encode() -> Piece:
         raw = checkpoint.read_bytes(table)
         embedded = position_embedding(checkpoint.decode(table, raw), vision.grid, vision.merge)
+        check_range(np.abs(embedded), dtype.numpy())
         return Piece(0, (embedded.astype(dtype.numpy()),), table, raw)
 
     return Job(stored, lambda: iter([encode]))
@@ -311,6 +325,21 @@ def _position_job(graph: ir.Model, model: Model, checkpoint: Checkpoint) -> Job:
 def needs_more_opset(choice: Choice, profile: Profile) -> bool:
     """Whether a module would be written in a later opset than the device takes."""
     return choice.dialect == "portable" and choice.engine is not None and profile.limits.opset.value < PORTABLE_OPSET
+
+
+def _check_config(checkpoint: Checkpoint) -> None:
+    for part in ("text_config", "vision_config"):
+        if not isinstance(checkpoint.config.get(part, {}), dict):
+            raise DamagedFileError(checkpoint.folder / "config.json", f"its {part} is no object", "download it again")
+
+
+def _picture(request: Request, vision: Mapping[str, Any], preprocessor: Mapping[str, Any], context: int) -> Picture:
+    limit, asked = request.profile.limits.image_pixels, request.image_size
+    picture = choose_picture(vision, preprocessor, limit.value if limit else None, asked)
+    if asked and picture.tokens >= context:
+        why = f"takes {picture.tokens} tokens, and a conversation has {context}"
+        raise UnsupportedError(f"--image-size {asked[0]}x{asked[1]}", why, "give a smaller size")
+    return picture
 
 
 def _context(request: Request, checkpoint: Checkpoint) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeglm.errors import EdgeglmError
+from edgeglm.errors import AccuracyError, DamagedFileError, EdgeglmError
 from edgeglm.export.model import Part
 from edgeglm.export.modules import Stack, decoder_stack, segments, vision_stack
 from edgeglm.export.pack.output import OutputFile
@@ -129,10 +129,11 @@ class StackProof:
         """Compute the segments whose weights are all written; `left` are the jobs that are not."""
         while self.upcoming and not self.needs.get(self.upcoming[0], set()) & left:
             _, segment = self.upcoming
-            for values in [] if self.engine else self.got:
-                values.update(passed_on(run_segment(segment, self.stored, feeds(segment.graph.inputs, values))))
-            for values in self.want:
-                values.update(passed_on(run_segment(segment, self.original, feeds(segment.graph.inputs, values))))
+            with np.errstate(all="ignore"):  # what is not finite in the end is said there
+                for values in [] if self.engine else self.got:
+                    values.update(passed_on(run_segment(segment, self.stored, feeds(segment.graph.inputs, values))))
+                for values in self.want:
+                    values.update(passed_on(run_segment(segment, self.original, feeds(segment.graph.inputs, values))))
             self.upcoming = next(self.segments, None)
 
     def finish(self) -> float:
@@ -140,6 +141,7 @@ class StackProof:
 
         Raises:
             EdgeglmError: The engine cannot load what was emitted.
+            AccuracyError, DamagedFileError: What was emitted, or already the original, computes NaN or infinity.
         """
         path, result = self.prover.writer.path(self.module.file), RESULTS[self.module.choice.name]
         assert self.upcoming is None, f"{self.upcoming} was never written"
@@ -156,8 +158,18 @@ class StackProof:
         for prompt, want in zip(self.prover.prompts, self.want, strict=True):
             if result == "features":
                 prompt.features = want[result]
+        self._check_finite(result)
         errors = [relative_error(got[result], want[result]) for got, want in zip(self.got, self.want, strict=True)]
         return two_digits(max(errors))
+
+    def _check_finite(self, result: str) -> None:
+        name = self.module.choice.name
+        if not all(np.isfinite(want[result]).all() for want in self.want):
+            why = f"computes NaN or infinity in its {name}"
+            raise DamagedFileError(self.prover.source.folder, why, "download the checkpoint again")
+        if not all(np.isfinite(got[result]).all() for got in self.got):
+            why = f"computes NaN or infinity in {self.module.choice.precision}, where the original does not"
+            raise AccuracyError(self.module.file, why, f"export {name} in another precision")
 
 
 RESULTS = {"vision": "features", "decoder": "logits"}

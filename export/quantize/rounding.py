@@ -39,11 +39,17 @@ def magnitude(weight: Floats, axis: int) -> Floats:
 
 
 def check_range(largest: Floats, dtype: DTypeLike) -> None:
-    """Raise ValueError where a magnitude is NaN, infinite, or more than the floating-point `dtype` can hold."""
+    """Check that the floating-point `dtype` can hold magnitudes.
+
+    Raises:
+        ValueError: One is NaN or infinite.
+        OverflowError: One is more than the type can hold.
+    """
     if not np.isfinite(largest).all():
         raise ValueError("the weight holds NaN or infinity")
     if largest.size and largest.max() > np.finfo(dtype).max:
-        raise ValueError(f"the weight holds {largest.max():g}, more than {np.dtype(dtype)} can ({np.finfo(dtype).max})")
+        why = f"the weight holds {largest.max():g}, more than {np.dtype(dtype)} can ({np.finfo(dtype).max})"
+        raise OverflowError(why)
 
 
 def storable_scale(scale: Floats, dtype: DTypeLike, reach: int) -> Floats:

@@ -57,7 +57,7 @@ def test_a_table_that_is_not_a_number_is_refused(scheme: EmbeddingScheme, error:
 
 
 def test_a_table_beyond_half_precision_is_refused() -> None:
-    with pytest.raises(ValueError, match="more than float16 can"):
+    with pytest.raises(OverflowError, match="more than float16 can"):
         encode_embedding(Fp16(), np.array([[1, -7e4]], np.float32))
     assert gather(encode_embedding(Int8(), np.array([[1, -7e4]], np.float32)), np.array([0]))[0, 1] == pytest.approx(
         -7e4

@@ -130,7 +130,7 @@ def test_a_weight_beyond_half_precision_is_refused_not_made_infinite(
 ) -> None:
     weight = gaussian(4, 40)
     weight[2, 1] = bad
-    with pytest.raises(ValueError, match=r"more than float16 can \(65504\.0\)"):
+    with pytest.raises(OverflowError, match=r"more than float16 can \(65504\.0\)"):
         encode(scheme, dialect, weight, FLOAT16)
 
 
