@@ -31,9 +31,7 @@ def choose(profile: Profile, precision: str, modules: Iterable[ModuleName]) -> d
 
 
 def parse_precisions(text: str) -> dict[str, str]:
-    """Precision by module name; that of ``*`` is for all of them; none for ``auto``. Raises UsageError."""
-    if text == "auto":
-        return {}
+    """Precision by module name; that of ``*`` is for all of them; none where it is ``auto``. Raises UsageError."""
     asked: dict[str, str] = {}
     for item in text.split(","):
         name, equals, precision = item.strip().partition("=")
@@ -46,7 +44,7 @@ def parse_precisions(text: str) -> dict[str, str]:
                 f"--precision {text}", "says too little or twice", "write int4, or decoder=int4,vision=fp16"
             )
         asked[name] = precision
-    return asked
+    return {name: precision for name, precision in asked.items() if precision != "auto"}
 
 
 def _choice(profile: Profile, name: ModuleName, asked: dict[str, str]) -> Choice:

@@ -66,9 +66,10 @@ def describe_vision(vision: Vision, config: Mapping[str, Any], preprocessor: Map
         merge_size=vision.merge,
         mean=(mean[0], mean[1], mean[2]),
         std=(std[0], std[1], std[2]),
-        image_start_token_id=int(config["image_start_token_id"]),
-        image_token_id=int(config["image_token_id"]),
-        image_end_token_id=int(config["image_end_token_id"]),
+        # transformers' own defaults (5.23, Glm4vConfig) where a config leaves them out.
+        image_start_token_id=int(config.get("image_start_token_id", 151339)),
+        image_token_id=int(config.get("image_token_id", 151343)),
+        image_end_token_id=int(config.get("image_end_token_id", 151340)),
     )
 
 

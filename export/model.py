@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -160,6 +161,10 @@ class Piece:
 
 class HasShape(Protocol):
     """A tensor of a checkpoint, not read yet."""
+
+    @property
+    def file(self) -> Path:
+        """Where it lies."""
 
     @property
     def shape(self) -> tuple[int, ...]:

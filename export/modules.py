@@ -109,9 +109,11 @@ def check_weights(weights: Iterable[Stored], source: Rows) -> None:
         sizes = [_size(name, source) for name in stored.names]
         for name, (_, columns) in zip(stored.names, sizes, strict=True):
             if columns != stored.columns:
-                raise _contradiction(name, f"has {columns} columns where config.json makes it {stored.columns}")
+                raise _contradiction(source, name, f"has {columns} columns where config.json makes it {stored.columns}")
         if sum(rows for rows, _ in sizes) != stored.rows:
-            raise _contradiction(stored.names[0], f"has not the {stored.rows} rows that config.json makes it have")
+            raise _contradiction(
+                source, stored.names[0], f"has not the {stored.rows} rows that config.json makes it have"
+            )
 
 
 def _size(name: str, source: Rows) -> tuple[int, int]:
@@ -119,5 +121,5 @@ def _size(name: str, source: Rows) -> tuple[int, int]:
     return shape[0] if shape else 1, math.prod(shape[1:])
 
 
-def _contradiction(name: str, why: str) -> DamagedFileError:
-    return DamagedFileError(name, why, "download the whole checkpoint again")
+def _contradiction(source: Rows, name: str, why: str) -> DamagedFileError:
+    return DamagedFileError(f"{source.find(name).file}: {name}", why, "download the whole checkpoint again")

@@ -12,6 +12,7 @@ import click
 from edgeglm.cli.checkpoint_options import checkpoint_options, to_request
 from edgeglm.cli.inspect import describe_modules, module_table
 from edgeglm.cli.output import json_option, print_json
+from edgeglm.export.pack.writer import check_target
 from edgeglm.export.pipeline.export import Progress, export
 from edgeglm.export.pipeline.forecast import check_budget, predict
 from edgeglm.export.pipeline.prepare import open_export, prepare
@@ -50,6 +51,7 @@ def command(
     request = to_request(model, target, precision, context, image_size)
     budget = parse_size(max_ram) if max_ram else int(SHARE * read_machine().memory_available_bytes)
     folder = out or Path(f"{request.name.rpartition('/')[2]}-{request.profile.name}")
+    check_target(folder)
     opened = open_export(request)
     expected = check_budget(opened, budget)
     with MemorySampler() as memory, _Display(memory, budget, start) as display:

@@ -52,7 +52,7 @@ class BundleWriter:
     """
 
     def __init__(self, target: Path, key: str, *, resume: bool = True) -> None:
-        self.target = _checked(target)
+        self.target = check_target(target)
         self.note: str | None = None
         self.resumed_jobs = 0
         self._key, self._resume = key, resume
@@ -142,7 +142,7 @@ class BundleWriter:
         self.small(MANIFEST, msgspec.structs.replace(manifest, files=files).to_bytes())
         with explained(self.target, self._partial):
             sync_tree(self._bundle)
-            if is_bundle(_checked(self.target)):
+            if is_bundle(check_target(self.target)):
                 self.target.rename(self._partial / "old")
             self._bundle.rename(self.target)
             self._finished = True
@@ -217,8 +217,8 @@ class BundleWriter:
         _keep_only(self._bundle, {self._bundle / relative for relative in self._record.sizes})
 
 
-def _checked(target: Path) -> Path:
-    """The resolved target, if a bundle may be put there."""
+def check_target(target: Path) -> Path:
+    """The resolved target, if a bundle may be put there. Raises UsageError."""
     try:
         resolved = Path(os.path.realpath(target))
     except ValueError as error:

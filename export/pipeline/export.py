@@ -15,7 +15,6 @@ from pathlib import Path
 
 from edgeglm import manifest
 from edgeglm.bundle import read_manifest
-from edgeglm.errors import DamagedFileError, UnsupportedError
 from edgeglm.export.describe import describe_tensors
 from edgeglm.export.emit.onnx import write
 from edgeglm.export.model import Piece
@@ -79,7 +78,7 @@ def _export_module(
     name, total = module.choice.name, module.layout.nbytes
     proof = prover.begin(module, output)
     open_jobs = [(index, job) for index, job in enumerate(module.jobs) if not writer.done(_job(module, index))]
-    stream = _encoded(((index, task) for index, job in open_jobs for task in job.tasks()), pool, module)
+    stream = _encoded(((index, task) for index, job in open_jobs for task in job.tasks()), pool)
     left = {index for index, _ in open_jobs}
     # Proofs follow in a thread of their own, so that the disk and the encoders need not wait for them.
     with _cancelled(ThreadPoolExecutor(1)) as follower:
@@ -109,32 +108,24 @@ def _cancelled(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
             raise
 
 
-def _encoded(
-    tasks: Iterable[tuple[int, Callable[[], Piece]]], pool: ThreadPoolExecutor, module: PreparedModule
-) -> Iterator[tuple[int, Piece]]:
+def _encoded(tasks: Iterable[tuple[int, Callable[[], Piece]]], pool: ThreadPoolExecutor) -> Iterator[tuple[int, Piece]]:
     """Run tasks in the pool, a few ahead, and yield their results in their order."""
     waiting: deque[tuple[int, Future[Piece]]] = deque()
     try:
         for index, task in tasks:
             waiting.append((index, pool.submit(task)))
             if len(waiting) >= WORKERS + AHEAD:
-                yield _result(*waiting.popleft(), module)
+                yield _next(waiting)
         while waiting:
-            yield _result(*waiting.popleft(), module)
+            yield _next(waiting)
     finally:
         for _, future in waiting:
             future.cancel()
 
 
-def _result(index: int, future: Future[Piece], module: PreparedModule) -> tuple[int, Piece]:
-    try:
-        return index, future.result()
-    except OverflowError as error:
-        name = module.jobs[index].stored.names[0]
-        raise UnsupportedError(name, str(error), f"export {module.choice.name} in another precision") from error
-    except ValueError as error:
-        name = module.jobs[index].stored.names[0]
-        raise DamagedFileError(name, str(error), "download the checkpoint again") from error
+def _next(waiting: deque[tuple[int, Future[Piece]]]) -> tuple[int, Piece]:
+    index, future = waiting.popleft()
+    return index, future.result()
 
 
 def _hashed(pieces: Iterable[Piece], digests: dict[str, hashlib._Hash]) -> Iterator[Piece]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from edgeglm import manifest
@@ -68,11 +68,10 @@ class Forecast:
     recommended: str | None
 
 
-def export_peak(opened: Opened, *, traced: bool) -> int:
+def export_peak(opened: Opened, *, workers: int, traced: bool) -> int:
     """Peak resident memory of the export, from the headers alone; `traced` if its blocks must be traced first."""
-    return plan.export_peak(
-        [_from_headers(opened, choice) for choice in opened.choices], WORKERS, ENGINE_BYTES, traced=traced
-    )
+    sizes = [_from_headers(opened, choice) for choice in opened.choices]
+    return plan.export_peak(sizes, workers, ENGINE_BYTES, traced=traced)
 
 
 def check_budget(opened: Opened, budget: int) -> int:
@@ -82,7 +81,7 @@ def check_budget(opened: Opened, budget: int) -> int:
         BudgetError: It is not; the message names the smallest budget that would do.
         DamagedFileError: A module has no weight at all.
     """
-    peak = export_peak(opened, traced=not opened.is_traced)
+    peak = export_peak(opened, workers=WORKERS, traced=not opened.is_traced)
     if peak > budget:
         why = f"{format_size(budget)} is too little for {opened.request.name}"
         raise BudgetError("--max-ram", why, f"it takes at least {-(-peak // plan.MIB)}MiB")
@@ -92,7 +91,7 @@ def check_budget(opened: Opened, budget: int) -> int:
 def predict(prepared: Prepared) -> manifest.Predicted:
     """The peaks of a whole export and of running its bundle."""
     peaks = plan.by_context(module_sizes(prepared), prepared.model.decoder, prepared.opened.context)
-    return manifest.Predicted(export_peak(prepared.opened, traced=True), peaks)
+    return manifest.Predicted(export_peak(prepared.opened, workers=plan.USUAL_WORKERS, traced=True), peaks)
 
 
 def module_sizes(prepared: Prepared) -> list[plan.ModuleSize]:
@@ -148,7 +147,7 @@ def forecast(request: Request) -> Forecast:
         blockers.append(_memory_blocker(prepared, others, context))
     fitting = [option.precision for option in options if option.fits and option.precision in LADDER]
     recommended = request.precision if chosen.fits else fitting[0] if fitting else None
-    peak = export_peak(prepared.opened, traced=True)
+    peak = export_peak(prepared.opened, workers=WORKERS, traced=True)
     return Forecast(chosen.fits, context, peak, chosen, options, tuple(blockers), tuple(notes), recommended)
 
 
@@ -177,7 +176,7 @@ def _npu_note(profile: Profile) -> tuple[str, str] | None:
     return reason, "the decoder runs on the CPU"
 
 
-def _memory_blocker(prepared: Prepared, others: dict[str, Prepared], context: int) -> Blocker:
+def _memory_blocker(prepared: Prepared, others: Mapping[str, Prepared], context: int) -> Blocker:
     profile, usable = prepared.request.profile, int(prepared.request.profile.memory.usable.value)
     decoder, sizes = prepared.model.decoder, module_sizes(prepared)
     worst = max(sizes, key=lambda size: plan.device_peak([size], decoder, context))
@@ -199,18 +198,21 @@ def _memory_blocker(prepared: Prepared, others: dict[str, Prepared], context: in
     )
 
 
-def _fitting_targets(others: dict[str, Prepared], context: int) -> Sequence[str]:
+def _fitting_targets(others: Mapping[str, Prepared], context: int) -> list[str]:
     """The shipped profiles that the model fits, the smallest first, with the most accurate precision that does."""
-    found = []
-    modules = [module.choice.name for module in others["int4"].modules]
-    for profile in sorted(map(load_profile, profile_names()), key=lambda each: int(each.memory.usable.value)):
-        if any(needs_more_opset(choice, profile) for choice in choose(profile, "auto", modules).values()):
-            continue
-        for name in LADDER:
-            prepared = others[name]
-            if plan.device_peak(module_sizes(prepared), prepared.model.decoder, context) <= int(
-                profile.memory.usable.value
-            ):
-                found.append(f"{profile.name} ({name})")
-                break
-    return found
+    profiles = sorted(map(load_profile, profile_names()), key=lambda each: int(each.memory.usable.value))
+    found = ((profile, _fitting_precision(profile, others, context)) for profile in profiles)
+    return [f"{profile.name} ({precision})" for profile, precision in found if precision]
+
+
+def _fitting_precision(profile: Profile, others: Mapping[str, Prepared], context: int) -> str | None:
+    for precision in LADDER:
+        prepared = others[precision]
+        sizes = module_sizes(prepared)
+        choices = choose(profile, precision, [size.choice.name for size in sizes])
+        if any(needs_more_opset(choice, profile) for choice in choices.values()):
+            return None
+        placed = [replace(size, choice=choices[size.choice.name]) for size in sizes]
+        if plan.device_peak(placed, prepared.model.decoder, context) <= int(profile.memory.usable.value):
+            return precision
+    return None

@@ -23,7 +23,7 @@ from edgeglm.export.choices import choose
 from edgeglm.export.describe import describe_generation, describe_model
 from edgeglm.export.emit.onnx import Layout, bind, lay_out
 from edgeglm.export.families import FAMILIES
-from edgeglm.export.model import Choice, Dialect, Grid, Model, Part, Piece, Rows, Stored
+from edgeglm.export.model import Choice, Dialect, Grid, Model, Part, Piece, Stored
 from edgeglm.export.modules import build, check_weights, decoder_stack, vision_stack
 from edgeglm.export.picture import Picture, choose_picture
 from edgeglm.export.positions import position_embedding
@@ -209,6 +209,9 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     probe = TraceRequest(folder, "portable", context, _probe_grid(grid))
     if checkpoint.sidecar("tokenizer.json") is None:
         notes.append(f"{request.folder} has no tokenizer.json: its bundle can be measured, but takes no text")
+    for choice in choices:
+        if getattr(request.profile.modules, choice.name).placement.value == "npu":
+            notes.append(f"{choice.name} goes to the CPU: the NPU takes calibrated INT8, which is not built yet")
     return Opened(request, checkpoint, choices, context, requests, probe, preprocessor, tuple(notes))
 
 
@@ -264,17 +267,21 @@ def serialize(graph: ir.Model) -> bytes:
     return bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
 
 
-def _tasks(stored: Stored, source: Rows, dialect: Dialect) -> Iterator[Callable[[], Piece]]:
-    return (partial(_encode, chunk, stored, source, dialect) for chunk in chunks(stored, source))
+def _tasks(stored: Stored, source: Checkpoint, dialect: Dialect) -> Iterator[Callable[[], Piece]]:
+    for chunk in chunks(stored, source):
+        encode = partial(encode_chunk, chunk, stored, source, dialect)
+        yield partial(_explained, source, chunk.origin, encode)
 
 
-def _encode(chunk: Chunk, stored: Stored, source: Rows, dialect: Dialect) -> Piece:
-    """As `encode_chunk`; a bias or norm has no scheme that would refuse what its type cannot hold."""
-    part = stored.parts[-1]
-    if part.shape == (stored.rows,) and len(stored.parts) == 1:
-        values = source.decode(chunk.origin, source.read_bytes(chunk.origin, chunk.begin, chunk.end))
-        check_range(np.abs(values), part.dtype.numpy())
-    return encode_chunk(chunk, stored, source, dialect)
+def _explained(source: Checkpoint, name: str, encode: Callable[[], Piece]) -> Piece:
+    """Encode, and name file and tensor where the weights do not allow it."""
+    try:
+        return encode()
+    except OverflowError as error:
+        remedy = "export it in another precision"
+        raise UnsupportedError(f"{source.find(name).file}: {name}", str(error), remedy) from error
+    except ValueError as error:
+        raise DamagedFileError(f"{source.find(name).file}: {name}", str(error), "download it again") from error
 
 
 def _embedding(choice: Choice, model: Model, checkpoint: Checkpoint) -> PreparedModule:
@@ -288,7 +295,11 @@ def _embedding(choice: Choice, model: Model, checkpoint: Checkpoint) -> Prepared
         rows = encode_embedding(scheme, checkpoint.decode(chunk.origin, raw))  # type: ignore[arg-type]
         return Piece(chunk.start, rows, chunk.origin, raw)
 
-    job = Job(stored, lambda: (partial(encode, chunk) for chunk in chunks(stored, checkpoint)))
+    def tasks() -> Iterator[Callable[[], Piece]]:
+        for chunk in chunks(stored, checkpoint):
+            yield partial(_explained, checkpoint, chunk.origin, partial(encode, chunk))
+
+    job = Job(stored, tasks)
     return PreparedModule(choice, (job,), lay_out([stored]))
 
 
@@ -308,7 +319,7 @@ def _position_job(graph: ir.Model, model: Model, checkpoint: Checkpoint) -> Job:
     count, *columns = checkpoint.find(table).shape
     if columns != [vision.hidden] or round(count**0.5) ** 2 != count:
         why = f"has shape {[count, *columns]} where config.json makes it a square of positions x {vision.hidden}"
-        raise DamagedFileError(table, why, "download the whole checkpoint again")
+        raise DamagedFileError(f"{checkpoint.find(table).file}: {table}", why, "download the whole checkpoint again")
     part = Part("data", dtype, (rows, vision.hidden), 0)
     scheme = Fp16() if dtype == ir.DataType.FLOAT16 else Fp32()
     stored = Stored((table,), rows, vision.hidden, scheme, (part,), (POSITION,))
@@ -319,7 +330,7 @@ def _position_job(graph: ir.Model, model: Model, checkpoint: Checkpoint) -> Job:
         check_range(np.abs(embedded), dtype.numpy())
         return Piece(0, (embedded.astype(dtype.numpy()),), table, raw)
 
-    return Job(stored, lambda: iter([encode]))
+    return Job(stored, lambda: iter([partial(_explained, checkpoint, table, encode)]))
 
 
 def needs_more_opset(choice: Choice, profile: Profile) -> bool:

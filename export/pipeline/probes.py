@@ -48,7 +48,8 @@ def demo_prompts(prepared: Prepared) -> list[Prompt]:
 def random_prompts(prepared: Prepared) -> list[Prompt]:
     """One prompt of random tokens; pictures are noise, and are not part of it."""
     random = np.random.default_rng(0)
-    tokens = random.integers(0, prepared.model.decoder.vocabulary, RANDOM_TOKENS).tolist()
+    length = min(RANDOM_TOKENS, prepared.opened.context)
+    tokens = random.integers(0, prepared.model.decoder.vocabulary, length).tolist()
     vision, patches = prepared.probe.model.vision, None
     if vision:
         size = vision.channels * vision.temporal_patch * vision.patch**2

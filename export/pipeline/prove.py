@@ -26,6 +26,8 @@ from edgeglm.runtimes.positions import prompt_positions
 
 # Up to here the emitted file itself is run; beyond, its weights are compared as they are stored.
 ENGINE_BYTES = 64 << 20
+# An output that is as far from the original as zero would be is garbage, whatever the precision.
+MAX_ERROR = 1.0
 
 
 class Prover:
@@ -88,7 +90,7 @@ class EmbeddingProof:
                 [self.prover.source.rows(job.stored.names[0], token, token + 1) for token in prompt.tokens]
             )
             errors.append(relative_error(stored, original))
-        return two_digits(max(errors))
+        return _checked(self.module, max(errors))
 
     def _rows(self, part: Part, offset: int, tokens: Sequence[int]) -> NDArray[Any]:
         line = part.nbytes // part.shape[0]
@@ -141,7 +143,7 @@ class StackProof:
 
         Raises:
             EdgeglmError: The engine cannot load what was emitted.
-            AccuracyError, DamagedFileError: What was emitted, or already the original, computes NaN or infinity.
+            AccuracyError, DamagedFileError: What was emitted, or already the original, computes garbage.
         """
         path, result = self.prover.writer.path(self.module.file), RESULTS[self.module.choice.name]
         assert self.upcoming is None, f"{self.upcoming} was never written"
@@ -156,11 +158,11 @@ class StackProof:
             why = f"ONNX Runtime refuses what was emitted: {str(error).splitlines()[0]}"
             raise EdgeglmError(self.module.file, why, "this is a bug in edgeglm, please report it") from error
         for prompt, want in zip(self.prover.prompts, self.want, strict=True):
-            if result == "features":
+            if result == "features" and prompt.is_image.any():
                 prompt.features = want[result]
         self._check_finite(result)
         errors = [relative_error(got[result], want[result]) for got, want in zip(self.got, self.want, strict=True)]
-        return two_digits(max(errors))
+        return _checked(self.module, max(errors))
 
     def _check_finite(self, result: str) -> None:
         name = self.module.choice.name
@@ -170,6 +172,13 @@ class StackProof:
         if not all(np.isfinite(got[result]).all() for got in self.got):
             why = f"computes NaN or infinity in {self.module.choice.precision}, where the original does not"
             raise AccuracyError(self.module.file, why, f"export {name} in another precision")
+
+
+def _checked(module: PreparedModule, error: float) -> float:
+    if error > MAX_ERROR:
+        why = f"its output is {error:.2g} away from the original's, relative to it"
+        raise AccuracyError(module.choice.name, why, f"use a milder precision than {module.choice.precision}")
+    return two_digits(error)
 
 
 RESULTS = {"vision": "features", "decoder": "logits"}

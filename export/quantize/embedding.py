@@ -36,7 +36,8 @@ def encode_embedding(scheme: EmbeddingScheme, weight: Floats) -> tuple[NDArray[A
     """Return the rows `weight` [n, columns] of every part, in the order of `embedding_parts`.
 
     Raises:
-        ValueError: For NaN, infinity, or more than the stored type can hold.
+        ValueError: For NaN or infinity.
+        OverflowError: For more than the stored type can hold.
     """
     largest = magnitude(weight, 1)
     if isinstance(scheme, Int8):

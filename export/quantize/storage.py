@@ -71,7 +71,8 @@ def encode(
     do not depend on how it was cut into chunks. Needs no more than the result and a few tiles; `weight` is not changed.
 
     Raises:
-        ValueError: For NaN, infinity, more than the stored type can hold, or n no multiple of `Part.row_multiple`.
+        ValueError: For NaN, infinity, or n no multiple of `Part.row_multiple`.
+        OverflowError: For more than the stored type can hold.
     """
     return FORMS[type(scheme), dialect](scheme).encode(weight, dtype.numpy())
 

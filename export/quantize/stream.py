@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeglm.export.model import Dialect, Piece, Rows, Stored, rotary_order
+from edgeglm.export.quantize.rounding import check_range
 from edgeglm.export.quantize.storage import encode
 
 CHUNK_BYTES = 16 << 20  # of fp32 rows in memory at once
@@ -44,7 +45,12 @@ def chunks(stored: Stored, source: Rows) -> Iterator[Chunk]:
 
 
 def encode_chunk(chunk: Chunk, stored: Stored, source: Rows, dialect: Dialect) -> Piece:
-    """Read one chunk and encode it. Raises ValueError where the weights do not fit the scheme."""
+    """Read one chunk and encode it.
+
+    Raises:
+        ValueError: It holds NaN or infinity.
+        OverflowError: It holds more than the stored type can.
+    """
     raw = source.read_bytes(chunk.origin, chunk.begin, chunk.end)
     rows = source.decode(chunk.origin, raw).reshape(-1, stored.columns)
     return Piece(chunk.start, _encode(stored, _split_rotary(rows, stored), dialect), chunk.origin, raw)
@@ -53,6 +59,7 @@ def encode_chunk(chunk: Chunk, stored: Stored, source: Rows, dialect: Dialect) -
 def _encode(stored: Stored, rows: NDArray[np.float32], dialect: Dialect) -> tuple[NDArray[Any], ...]:
     last = stored.parts[-1]
     if len(last.shape) == 1 and len(stored.parts) == 1:  # a bias or a norm
+        check_range(np.abs(rows), last.dtype.numpy())
         return (rows[:, 0].astype(last.dtype.numpy()),)
     # Scales are in the type of the activations; a weight without them does not depend on it.
     return encode(stored.scheme, dialect, rows, last.dtype if len(stored.parts) > 1 else ir.DataType.FLOAT)

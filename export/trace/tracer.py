@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -73,8 +72,11 @@ def _run(requests: Mapping[TraceRequest, Path]) -> None:
     try:
         _run_child(partial, list(requests))
         for index, folder in enumerate(requests.values()):
-            with suppress(FileExistsError):  # another export was faster
+            try:
                 (partial / str(index)).rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another export was faster
+                    raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

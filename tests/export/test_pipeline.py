@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from edgeglm import manifest
 from edgeglm.bundle import Bundle, load_bundle, verify_bundle
 from edgeglm.devices.loader import load_profile
+from edgeglm.errors import AccuracyError
 from edgeglm.export.locate import DEMO, DEMO_NAME
 from edgeglm.export.pack.output import OutputFile
 from edgeglm.export.pipeline import prove
@@ -167,19 +168,21 @@ def test_a_large_module_is_proven_from_its_stored_bytes(
             assert engine.max_relative_error <= 4 * numpy.max_relative_error + 2e-3
 
 
-def test_a_stored_weight_that_is_wrong_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prove, "ENGINE_BYTES", 0)
+@pytest.mark.parametrize("limit", [prove.ENGINE_BYTES, 0])
+def test_a_module_that_computes_garbage_fails_the_export(
+    limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prove, "ENGINE_BYTES", limit)
     save(SHAPES["glm4"], tmp_path / "model")
     write = OutputFile.pwrite
 
-    def spoilt(self: OutputFile, offset: int, data: memoryview) -> None:
-        raw = np.frombuffer(data, np.uint8).copy()
-        raw[: len(raw) // 2] = 0
-        write(self, offset, raw.data)
+    def reversed_(self: OutputFile, offset: int, data: memoryview) -> None:
+        write(self, offset, np.frombuffer(data, np.float32)[::-1].copy().data if self.size > 100_000 else data)
 
-    monkeypatch.setattr(OutputFile, "pwrite", spoilt)
-    made = make(tmp_path / "model", "cpu", "fp32", tmp_path / "bundle")
-    assert all((module.max_relative_error or 0) > 0.1 for module in made.modules if module.name == "decoder")
+    monkeypatch.setattr(OutputFile, "pwrite", reversed_)
+    with pytest.raises(AccuracyError, match=r"decoder: its output is 1.* away from the original's"):
+        make(tmp_path / "model", "cpu", "fp32", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
 
 
 def files(folder: Path) -> dict[str, bytes]:
