@@ -37,7 +37,7 @@ class Plan:
 
     vision_steps: int = 3000
     pointing_steps: int = 1800
-    steps: int = 2600
+    steps: int = 2200
     images: int = 16
     pointing_questions: int = 12
     questions: int = 6

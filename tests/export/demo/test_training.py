@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 import click
 from torch import Tensor
 
-from edgeglm.export.demo.batches import IMAGE_TOKENS, Batches, Packer, Recipe, to_patches
+from edgeglm.export.demo.batches import COLUMNS, IMAGE_TOKENS, ROWS, Batches, Packer, Recipe, to_patches
 from edgeglm.export.demo.losses import Helper, encode_images, losses
 from edgeglm.export.demo.model import build_config, build_model, build_tokenizer
 from edgeglm.export.demo.train import Plan, Trainer, train
@@ -80,11 +80,15 @@ def test_a_few_steps_lower_the_loss() -> None:
     assert reports[-1]["helper"] < 0.7 * reports[0]["helper"]
 
 
-def test_pointing_batches_ask_only_for_what_is_there(packer: Packer) -> None:
-    """No answers, and two places a question at which the target must be known."""
-    batch = Batches(packer, "train", lambda _: Recipe(images=6, questions=5, answers=False))[0]
-    assert (batch.labels == -100).all()
-    assert len(batch.pointers) == 6 * 5 * 2
+def test_pointing_batches_answer_only_what_is_typed(packer: Packer) -> None:
+    """Two places a question at which the target, or that there is none, must be known; two more in an answer."""
+    batch = Batches(packer, "train", lambda _: Recipe(images=12, questions=5, answers=False))[0]
+    answers = (batch.labels == packer.end).sum()
+    assert answers > 0
+    assert (batch.labels == packer.encode("Type")[0]).sum() == answers
+    assert len(batch.pointers) == 12 * 5 * 2 + 2 * answers
+    nowhere = (batch.pointers[:, 2:] == torch.tensor([ROWS, COLUMNS])).all(1)
+    assert 0 < nowhere.sum() < len(nowhere)
 
 
 def test_a_few_pointing_steps_lower_their_loss() -> None:
@@ -92,7 +96,7 @@ def test_a_few_pointing_steps_lower_their_loss() -> None:
     trainer = Trainer(plan, build_tokenizer(samples=500), torch.device("cpu"))
     batches = Batches(trainer.packer, "train", plan.recipe)
     reports = [trainer.step(batches[index % 2]) for index in range(24)]
-    assert reports[-1]["pointing"] < 0.7 * reports[0]["pointing"]
+    assert reports[-1]["helper"] < 0.7 * reports[0]["helper"]
 
 
 @pytest.mark.slow
