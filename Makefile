@@ -19,13 +19,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
-demo: $(INSTALLED) ## install, then evaluate the demo phone agent and export it to a bundle
+demo: $(INSTALLED) ## install, then evaluate the demo phone agent, export it and run the bundle
 	@echo '== demo: the phone agent that ships with edgeglm, in PyTorch, on 50 of its held-out screens'
 	$(BIN)/python -m edgeglm.export.demo.evaluate --limit 50
 	@echo '== demo: its bundle for this computer, each module measured against the original'
 	$(BIN)/edgeglm export --target cpu --output build/demo
 	$(BIN)/edgeglm verify build/demo
-	@echo '== That is as far as this version goes: validate and run follow in later versions.'
+	@echo '== demo: one of the held-out screens, answered from the bundle, without PyTorch'
+	$(BIN)/edgeglm run build/demo --image export/demo/data/evaluation/0001.webp --prompt 'Select OK'
+	@echo '== That is as far as this version goes: validate follows in a later version.'
 
 test: $(INSTALLED) ## install, then run the test suite
 	@echo '== test: the whole suite'

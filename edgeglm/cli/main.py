@@ -28,6 +28,7 @@ COMMANDS = {
     "export": "Export a checkpoint to a bundle for a device.",
     "inspect": "Show what a bundle holds, needs and was made from.",
     "plan": "Say what an export takes, and whether its bundle fits the device.",
+    "run": "Answer a prompt from a bundle, and say what it took.",
     "verify": "Check every file of a bundle against its hash.",
 }
 

@@ -1,0 +1,37 @@
+"""What the runner asks of an engine: one file an engine, each with these two classes' shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Feeds = Mapping[str, NDArray[Any]]
+
+
+class EncoderSession(Protocol):
+    """A loaded module without a state, such as the vision tower."""
+
+    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        """Outputs by name; inputs are converted to the types that the module takes."""
+
+    def close(self) -> None:
+        """Give its memory back."""
+
+
+class DecoderSession(Protocol):
+    """A loaded decoder whose keys and values stay in the engine.
+
+    ``length`` counts the tokens that are in it, ``state_bytes`` is what they may take.
+    """
+
+    length: int
+    state_bytes: int
+
+    def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits (vocabulary) of the last of some tokens: hidden (1, n, hidden), positions (axes, 1, n)."""
+
+    def close(self) -> None:
+        """Give its memory back."""

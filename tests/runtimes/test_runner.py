@@ -1,0 +1,112 @@
+"""The runner on the demo: the same words as transformers, modules that come and go, and one line for what cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from click.testing import CliRunner
+
+from edgeglm.cli.run import command
+from edgeglm.devices.loader import load_profile
+from edgeglm.errors import BudgetError, DamagedFileError, UsageError
+from edgeglm.export.demo.agent import MAX_NEW_TOKENS, Agent
+from edgeglm.export.demo.samples import DATA, read_samples
+from edgeglm.export.locate import DEMO, DEMO_NAME
+from edgeglm.export.pipeline.export import export
+from edgeglm.export.pipeline.forecast import predict
+from edgeglm.export.pipeline.prepare import Request, open_export, prepare
+from edgeglm.runtimes.runner import Runner
+from edgeglm.runtimes.sampling import Sampling
+
+SCREEN = DATA / "evaluation" / "0001.webp"
+
+
+def bundle(folder: Path, target: str, precision: str) -> Path:
+    request = Request(DEMO, DEMO_NAME, load_profile(target), precision, is_demo=True)
+    prepared = prepare(open_export(request))
+    export(prepared, folder, predict(prepared), lambda _: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bundle(tmp_path_factory.mktemp("exact") / "bundle", "cpu", "fp32")
+
+
+@pytest.mark.slow
+def test_greedy_answers_are_those_of_transformers(exact: Path) -> None:
+    samples = list(read_samples(DATA / "evaluation.jsonl", 50))
+    agent = Agent.load(DEMO)
+    wanted = agent.answer([sample.image for sample in samples], [sample.prompt for sample in samples], batch_size=1)
+    for index, (sample, want) in enumerate(zip(samples, wanted, strict=True)):
+        screen = DATA / "evaluation" / f"{index:04d}.webp"
+        answer = Runner(exact).answer(sample.prompt, screen, max_new_tokens=MAX_NEW_TOKENS)
+        assert answer.text == want
+
+
+def test_a_portable_bundle_answers_the_same(exact: Path, tmp_path: Path) -> None:
+    portable = bundle(tmp_path / "bundle", "jetson", "fp32")
+    answers = [Runner(folder).answer("Select OK", SCREEN) for folder in (exact, portable)]
+    assert answers[0].text == answers[1].text != ""
+
+
+def test_modules_come_with_their_phase_and_go_after_it(exact: Path) -> None:
+    seen = Runner(exact).answer("Select OK", SCREEN)
+    vision, decoder = seen.modules
+    assert (vision.name, decoder.name) == ("vision", "decoder")
+    assert vision.unloaded is not None
+    assert vision.loaded < vision.unloaded <= decoder.loaded
+    names = [phase.name for phase in seen.phases]
+    assert names == ["start", "load vision", "encode image", "release vision", "load decoder", "prefill", "decode"]
+    blind = Runner(exact).answer("Open Maps")
+    assert [module.name for module in blind.modules] == ["decoder"]
+    assert blind.peak_rss_bytes > 0
+
+
+def test_a_long_prompt_is_prefilled_in_chunks_to_the_same_words(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Runner(exact).answer("Select OK", SCREEN).text
+    monkeypatch.setattr("edgeglm.runtimes.runner.PREFILL_CHUNK", 7)
+    assert Runner(exact).answer("Select OK", SCREEN).text == whole
+
+
+def test_sampling_is_reproducible(exact: Path) -> None:
+    hot = Sampling(temperature=3.0, top_p=0.9)
+    texts = [Runner(exact).answer("Select OK", SCREEN, sampling=hot, seed=seed).text for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_what_does_not_fit_is_refused_before_it_runs(exact: Path) -> None:
+    with pytest.raises(BudgetError, match=r"are more than the 4096 of this bundle; ask for at most 40"):
+        Runner(exact).answer("Open Maps", max_new_tokens=4096)
+
+
+def test_a_wrong_picture_or_a_damaged_bundle_is_one_line(exact: Path, tmp_path: Path) -> None:
+    (tmp_path / "screen.webp").write_bytes(SCREEN.read_bytes()[:100])
+    with pytest.raises(UsageError, match=r"screen.webp: is not a picture that can be read"):
+        Runner(exact).answer("Select OK", tmp_path / "screen.webp")
+    damaged = bundle(tmp_path / "bundle", "cpu", "int8")
+    weights = damaged / "decoder" / "weights.bin"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    with pytest.raises(DamagedFileError, match=r"weights.bin: is damaged or was changed"):
+        Runner(damaged)
+
+
+def test_the_command_prints_the_documented_object(exact: Path) -> None:
+    done = CliRunner().invoke(command, [str(exact), "--image", str(SCREEN), "--prompt", "Select OK", "--json"])
+    result = json.loads(done.stdout)
+    assert result["action"]["action"] == "Tap"
+    assert len(result["action"]["element"]) == 2
+    keys = {
+        "text", "action", "prompt_tokens", "generated_tokens", "time_to_first_token_ms", "decode_tokens_per_second",
+        "peak_rss_bytes", "state_bytes", "phases", "modules",
+    }  # fmt: skip
+    assert result.keys() == keys
+    told = CliRunner().invoke(command, [str(exact), "--image", str(SCREEN), "--prompt", "Select OK"])
+    assert told.stdout.startswith(result["text"])
+    assert "peak RSS" in told.stdout
