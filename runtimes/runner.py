@@ -25,6 +25,7 @@ from edgeglm.runtimes.image import to_patches
 from edgeglm.runtimes.ort import Decoder, Encoder
 from edgeglm.runtimes.positions import prompt_positions
 from edgeglm.runtimes.sampling import Sampler, Sampling
+from edgeglm.units import format_size
 
 # A long prompt at once takes more memory and is no faster.
 PREFILL_CHUNK = 256
@@ -94,6 +95,7 @@ class Runner:
         image: Path | None = None,
         *,
         max_new_tokens: int = 128,
+        max_ram: int | None = None,
         sampling: Sampling | None = None,
         seed: int = 0,
         show: Callable[[str], object] = lambda _: None,
@@ -103,13 +105,14 @@ class Runner:
         Raises:
             UsageError: The picture cannot be read.
             UnsupportedError: The model sees no pictures.
-            BudgetError: The prompt and the answer do not fit the bundle's context.
+            BudgetError: The prompt and the answer do not fit the bundle's context, or the memory of `max_ram` bytes.
         """
         vision = self._vision(image)
         content: list[dict[str, object]] = [{"type": "image"}] if image else []
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
         tokens = self.chat.encode(messages)
         capacity = self._capacity(len(tokens), max_new_tokens)
+        self._check_memory(capacity, max_ram)
         is_image = np.array([bool(vision and image) and token == vision.image_token_id for token in tokens])  # type: ignore[union-attr]
         hidden = self.rows.gather(tokens)
         if image and vision:
@@ -190,6 +193,18 @@ class Runner:
             remedy = f"ask for at most {longest - prompt}" if prompt < longest else "shorten the prompt"
             raise BudgetError("context", why, remedy)
         return min(longest, -(-needed // BUCKET) * BUCKET)
+
+    def _check_memory(self, capacity: int, max_ram: int | None) -> None:
+        """Compare what the bundle predicts for the next longer context with the budget."""
+        predicted = self.bundle.manifest.predicted.device_peak_rss_bytes
+        needed = next(
+            (predicted[context] for context in sorted(predicted) if context >= capacity), max(predicted.values())
+        )
+        if max_ram is not None and needed > max_ram:
+            fitting = [context for context, size in predicted.items() if size <= max_ram]
+            remedy = f"up to {max(fitting)} tokens fit" if fitting else f"give at least {format_size(needed)}"
+            why = f"{format_size(max_ram)} is too little for {capacity} tokens, which take {format_size(needed)}"
+            raise BudgetError("--max-ram", why, remedy)
 
     def _file(self, name: ModuleName) -> Path:
         module = self.bundle.module(name)

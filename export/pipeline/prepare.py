@@ -27,6 +27,7 @@ from edgeglm.export.model import Choice, Dialect, Grid, Model, Part, Piece, Stor
 from edgeglm.export.modules import build, check_weights, decoder_stack, vision_stack
 from edgeglm.export.picture import Picture, choose_picture
 from edgeglm.export.positions import position_embedding
+from edgeglm.export.pyz import build_pyz
 from edgeglm.export.quantize.embedding import embedding_parts, encode_embedding
 from edgeglm.export.quantize.graph import quantize_graph
 from edgeglm.export.quantize.rounding import check_range
@@ -48,6 +49,7 @@ PORTABLE_OPSET = 20
 PROBE_PATCHES = 1024
 POSITION = "position"
 WEIGHTS = "weights.bin"
+RUNNER = "run.pyz"
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,7 @@ def prepare(opened: Opened) -> Prepared:
     for module in modules:
         check_weights([job.stored for job in module.jobs if job.stored.initializers != (POSITION,)], checkpoint)
     sidecars = {f"tokenizer/{name}": data for name in SIDECARS if (data := _sidecar(checkpoint, name)) is not None}
+    sidecars[RUNNER] = build_pyz()
     return Prepared(opened, found[0].model, probe, modules, sidecars)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from click.testing import CliRunner
-
-from edgeglm.cli.run import command
+from edgeglm.cli.main import main
 from edgeglm.devices.loader import load_profile
 from edgeglm.errors import BudgetError, DamagedFileError, UsageError
 from edgeglm.export.demo.agent import MAX_NEW_TOKENS, Agent
@@ -97,9 +97,10 @@ def test_a_wrong_picture_or_a_damaged_bundle_is_one_line(exact: Path, tmp_path: 
         Runner(damaged)
 
 
-def test_the_command_prints_the_documented_object(exact: Path) -> None:
-    done = CliRunner().invoke(command, [str(exact), "--image", str(SCREEN), "--prompt", "Select OK", "--json"])
-    result = json.loads(done.stdout)
+def test_the_command_prints_the_documented_object(exact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["run", str(exact), "--image", str(SCREEN), "--prompt", "Select OK"]
+    assert main([*arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
     assert result["action"]["action"] == "Tap"
     assert len(result["action"]["element"]) == 2
     keys = {
@@ -107,6 +108,38 @@ def test_the_command_prints_the_documented_object(exact: Path) -> None:
         "peak_rss_bytes", "state_bytes", "phases", "modules",
     }  # fmt: skip
     assert result.keys() == keys
-    told = CliRunner().invoke(command, [str(exact), "--image", str(SCREEN), "--prompt", "Select OK"])
-    assert told.stdout.startswith(result["text"])
-    assert "peak RSS" in told.stdout
+    assert main(arguments) == 0
+    told = capsys.readouterr().out
+    assert told.startswith(result["text"])
+    assert "peak RSS" in told
+    assert main([*arguments, "--max-ram", "10MiB"]) == 5
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("edgeglm: --max-ram: 10MiB is too little for 256 tokens, which take ")
+
+
+def test_the_file_in_the_bundle_is_the_same_program(exact: Path, tmp_path: Path) -> None:
+    """Away from the checkout, in a Python that has no edgeglm but the one in the file."""
+    blocked = tmp_path / "edgeglm"
+    blocked.mkdir()
+    (blocked / "__init__.py").write_text("raise SystemExit('an installed edgeglm was imported')")
+    command = [sys.executable, str(exact / "run.pyz"), "--image", str(SCREEN), "--prompt", "Select OK", "--json"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path), "PATH": ""}, capture_output=True, text=True, check=True
+    )
+    result = json.loads(done.stdout)
+    assert result["text"] == Runner(exact).answer("Select OK", SCREEN).text
+    refused = subprocess.run([*command[:-1], "--max-ram", "1MiB"], capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (5, "", 1)
+
+
+def test_what_is_not_installed_is_said_with_the_line_that_installs_it(exact: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", "-I", str(exact / "run.pyz"), "--prompt", "x"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert "run pip install numpy pillow tokenizers onnxruntime msgspec jinja2" in done.stderr

@@ -1,0 +1,49 @@
+"""``run.pyz``: the device's runner as one file that needs no installed edgeglm."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import edgeglm
+
+PACKAGE = Path(edgeglm.__file__).parent
+# What the runner imports of the package; tests/runtimes/test_pyz.py runs it with nothing else.
+SHARED = ("__init__", "actions", "bundle", "digest", "errors", "manifest", "memory", "units")
+FILES = (*(f"{name}.py" for name in SHARED), "devices/__init__.py", "devices/profile.py")
+# zip's earliest time: the same sources give the same bytes.
+EPOCH = (1980, 1, 1, 0, 0, 0)
+WHEELS = "numpy pillow tokenizers onnxruntime msgspec jinja2"
+MAIN = f"""\
+import sys
+from pathlib import Path
+
+if sys.version_info < (3, 10):
+    sys.exit("edgeglm: run.pyz: needs Python 3.10 or later; run it with a newer one")
+try:
+    from edgeglm.runtimes.program import main
+except ModuleNotFoundError as error:
+    print(
+        f"edgeglm: run.pyz: needs {{error.name}}, which is not installed; run pip install {WHEELS}", file=sys.stderr
+    )
+    sys.exit(3)
+sys.exit(main(bundle=Path(sys.argv[0]).resolve().parent))
+"""
+
+
+def build_pyz() -> bytes:
+    """The file's bytes; it runs the bundle in whose folder it lies."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        _add(archive, "__main__.py", MAIN.encode())
+        sources = [*FILES, *(f"runtimes/{path.name}" for path in sorted((PACKAGE / "runtimes").glob("*.py")))]
+        for name in sources:
+            _add(archive, f"edgeglm/{name}", (PACKAGE / name).read_bytes())
+    return b"#!/usr/bin/env python3\n" + buffer.getvalue()
+
+
+def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    info = zipfile.ZipInfo(name, EPOCH)
+    info.external_attr = 0o644 << 16
+    archive.writestr(info, data)
