@@ -52,11 +52,7 @@ class Decoder:
         self.session, self.capacity, self.length = _load(path, threads), capacity, 0
         self.types = {each.name: DTYPES[each.type] for each in self.session.get_inputs()}
         self.shared = "seqlens_k" in self.types
-        self.state = {
-            each.name: self._buffer(each.shape, DTYPES[each.type])
-            for each in self.session.get_inputs()
-            if each.name.startswith("past_")
-        }
+        self.state = self._empty()
         self.state_bytes = 0
         for each in self.session.get_inputs():
             if each.name in self.state:
@@ -85,6 +81,12 @@ class Decoder:
         last: NDArray[np.float32] = logits.numpy().astype(np.float32).reshape(-1)
         return last
 
+    def reset(self) -> None:
+        """Forget all tokens; a shared buffer is simply filled again from its beginning."""
+        self.length = 0
+        if not self.shared:
+            self.state = self._empty()
+
     def close(self) -> None:
         """Drop the session and the state."""
         self.state.clear()
@@ -103,6 +105,13 @@ class Decoder:
         if "mask" in self.types:
             everything["mask"] = np.triu(np.full((1, 1, count, total), HIDDEN, np.float32), total - count + 1)
         return {name: everything[name].astype(dtype) for name, dtype in self.types.items() if name not in self.state}
+
+    def _empty(self) -> dict[str, OrtValue]:
+        return {
+            each.name: self._buffer(each.shape, DTYPES[each.type])
+            for each in self.session.get_inputs()
+            if each.name.startswith("past_")
+        }
 
     def _buffer(self, shape: list[int | str], dtype: type[np.generic]) -> OrtValue:
         length = self.capacity if self.shared else 0

@@ -21,16 +21,12 @@ from edgeglm.manifest import ModuleName, Vision
 from edgeglm.memory import Phase, PhaseLog, peak_rss
 from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.embedding import EmbeddingRows
+from edgeglm.runtimes.generate import capacity_for, generate
 from edgeglm.runtimes.image import to_patches
 from edgeglm.runtimes.ort import Decoder, Encoder
 from edgeglm.runtimes.positions import prompt_positions
 from edgeglm.runtimes.sampling import Sampler, Sampling
 from edgeglm.units import format_size
-
-# A long prompt at once takes more memory and is no faster.
-PREFILL_CHUNK = 256
-# A key/value buffer has a multiple of this many rows.
-BUCKET = 256
 
 
 @dataclass
@@ -139,22 +135,18 @@ class Runner:
         max_new_tokens: int,
         show: Callable[[str], object],
     ) -> Answer:
-        ends, seen, stream = set(self.bundle.manifest.generation.eos_token_ids), list(tokens), self.chat.stream()
+        ends, stream = set(self.bundle.manifest.generation.eos_token_ids), self.chat.stream()
+        answer = generate(decoder, self.rows, tokens, hidden, positions, sampler, ends, max_new_tokens)
         with self.log.phase("prefill"):
-            for start in range(0, len(tokens), PREFILL_CHUNK):
-                stop = start + PREFILL_CHUNK
-                logits = decoder.step(hidden[None, start:stop], positions[:, :, start:stop])
-            token = sampler.choose(logits, seen)
-        first, generated, where = self.clock.ms(), 1, positions[:, :, -1:]
+            token = next(answer)
+        first, generated = self.clock.ms(), 1
         with self.log.phase("decode"):
-            while token not in ends:
+            if token not in ends:
                 show(stream.add(token))
-                seen.append(token)
-                if generated == max_new_tokens:
-                    break
-                where = where + 1 if generated > 1 else np.full_like(where, positions.max() + 1)
-                token = sampler.choose(decoder.step(self.rows.gather([token])[None], where), seen)
+            for token in answer:
                 generated += 1
+                if token not in ends:
+                    show(stream.add(token))
         seconds = (self.clock.ms() - first) / 1e3
         return Answer(
             text=stream.text,
@@ -192,7 +184,7 @@ class Runner:
             why = f"{prompt} tokens of prompt and {max_new_tokens} of answer are more than the {longest} of this bundle"
             remedy = f"ask for at most {longest - prompt}" if prompt < longest else "shorten the prompt"
             raise BudgetError("context", why, remedy)
-        return min(longest, -(-needed // BUCKET) * BUCKET)
+        return capacity_for(needed, longest)
 
     def _check_memory(self, capacity: int, max_ram: int | None) -> None:
         """Compare what the bundle predicts for the next longer context with the budget."""

@@ -33,5 +33,8 @@ class DecoderSession(Protocol):
     def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits (vocabulary) of the last of some tokens: hidden (1, n, hidden), positions (axes, 1, n)."""
 
+    def reset(self) -> None:
+        """Forget all tokens."""
+
     def close(self) -> None:
         """Give its memory back."""

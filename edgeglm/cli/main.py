@@ -29,6 +29,7 @@ COMMANDS = {
     "inspect": "Show what a bundle holds, needs and was made from.",
     "plan": "Say what an export takes, and whether its bundle fits the device.",
     "run": "Answer a prompt from a bundle, and say what it took.",
+    "validate": "Compare a bundle with the original on its task, and fail where it lost too much.",
     "verify": "Check every file of a bundle against its hash.",
 }
 

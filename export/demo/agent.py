@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, Glm4vForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+from transformers.utils.logging import disable_progress_bar
 
 IMAGE = "<|image|>"
 MAX_NEW_TOKENS = 96
@@ -29,6 +30,7 @@ class Agent:
     @classmethod
     def load(cls, folder: Path) -> Agent:
         """From a Hugging Face checkpoint directory, computing in fp32."""
+        disable_progress_bar()
         return cls(
             Glm4vForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval(),
             PreTrainedTokenizerFast.from_pretrained(folder),

@@ -44,7 +44,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return status, captured.out, captured.err
 
 
-HOST_COMMANDS = {"export", "plan"}
+HOST_COMMANDS = {"export", "plan", "validate"}
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

@@ -71,7 +71,7 @@ def test_modules_come_with_their_phase_and_go_after_it(exact: Path) -> None:
 
 def test_a_long_prompt_is_prefilled_in_chunks_to_the_same_words(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Runner(exact).answer("Select OK", SCREEN).text
-    monkeypatch.setattr("edgeglm.runtimes.runner.PREFILL_CHUNK", 7)
+    monkeypatch.setattr("edgeglm.runtimes.generate.PREFILL_CHUNK", 7)
     assert Runner(exact).answer("Select OK", SCREEN).text == whole
 
 

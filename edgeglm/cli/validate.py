@@ -1,0 +1,127 @@
+"""``edgeglm validate``: whether a bundle does its task as well as the original."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+
+from edgeglm.bundle import load_bundle, verify_bundle
+from edgeglm.cli.output import json_option, print_json
+from edgeglm.errors import AccuracyError, UsageError
+from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.demo.samples import DATA, read_samples
+from edgeglm.export.locate import DEMO, DEMO_NAME, locate
+from edgeglm.export.validation.agent import compare_agents
+from edgeglm.export.validation.answers import artifact_answers, reference_answers
+from edgeglm.export.validation.statistics import Metric
+from edgeglm.manifest import Manifest
+from edgeglm.units import parse_percent
+
+# The architecture of the agents that can be compared on screens.
+AGENT = "Glm4vForConditionalGeneration"
+HEADINGS = ("METRIC", "SAMPLES", "REFERENCE", "ARTIFACT", "DROP", "95% OF IT", "LIMIT", "VERDICT")
+
+
+@click.command("validate")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--accuracy-drop", default="2%", show_default=True, metavar="PCT", help="The largest drop that passes.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Samples (JSONL); of a demo bundle, its held-out screens."
+)
+@click.option("--reference", metavar="MODEL", help="The original; of a demo bundle, the demo.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N samples.")
+@json_option
+def command(
+    bundle: Path, accuracy_drop: str, data: Path | None, reference: str | None, limit: int | None, as_json: bool
+) -> None:
+    """Compare a bundle with the original on its task, and fail where it lost too much."""
+    allowed = parse_percent(accuracy_drop)
+    opened = load_bundle(bundle)
+    verify_bundle(opened)
+    original, file = _original(opened.manifest, reference), _data(opened.manifest, data)
+    samples = list(read_samples(file, limit))
+    ours = artifact_answers(opened, samples)
+    theirs = reference_answers(original, samples)
+    metrics = compare_agents([sample.expected for sample in samples], theirs, ours, allowed)
+    if as_json:
+        print_json(_summary(bundle, len(samples), metrics))
+    else:
+        click.echo("\n".join(_lines(metrics)))
+    # What surely failed says more than what is not clear.
+    for metric in sorted(metrics, key=lambda each: each.verdict == "unclear"):
+        if not metric.passed:
+            raise AccuracyError(bundle, _why(metric), _remedy(metric))
+
+
+def _original(manifest: Manifest, reference: str | None) -> Path:
+    if reference is not None:
+        folder, _ = locate(reference)
+        Checkpoint.open(folder).check_architecture([AGENT])
+        return folder
+    if manifest.model.name != DEMO_NAME:
+        raise UsageError("--reference", f"is needed for {manifest.model.name}", "give the checkpoint it was made from")
+    return DEMO
+
+
+def _data(manifest: Manifest, data: Path | None) -> Path:
+    if data is not None:
+        return data
+    if manifest.model.name != DEMO_NAME:
+        raise UsageError("--data", f"is needed for {manifest.model.name}", "give a JSONL file of samples with targets")
+    return DATA / "evaluation.jsonl"
+
+
+def _why(metric: Metric) -> str:
+    drop, limit = (_amount(metric, value) for value in (metric.drop, metric.limit))
+    if metric.verdict == "fail":
+        return f"{metric.name} drops by {drop}, more than {limit}"
+    high = _amount(metric, metric.high)
+    return f"{metric.samples} samples are too few to tell: {metric.name} drops by {drop}, but it may be {high}"
+
+
+def _remedy(metric: Metric) -> str:
+    if metric.verdict == "fail":
+        return "export it in a milder precision, or allow more with --accuracy-drop"
+    return f"about {metric.needed} samples would do"
+
+
+def _amount(metric: Metric, value: float) -> str:
+    return f"{value:.1f}" if metric.name == "median_tap_error" else f"{value:.2%}"
+
+
+def _summary(bundle: Path, samples: int, metrics: Sequence[Metric]) -> dict[str, object]:
+    return {
+        "bundle": str(bundle),
+        "samples": samples,
+        "metrics": [
+            {
+                "name": metric.name,
+                "samples": metric.samples,
+                "reference": metric.reference,
+                "artifact": metric.artifact,
+                "drop": metric.drop,
+                "drop_interval": [metric.low, metric.high],
+                "limit": metric.limit,
+                "verdict": metric.verdict,
+                "passed": metric.passed,
+                "samples_needed": metric.needed,
+            }
+            for metric in metrics
+        ],
+        "passed": all(metric.passed for metric in metrics),
+    }
+
+
+def _lines(metrics: Sequence[Metric]) -> Iterator[str]:
+    rows = [HEADINGS, *map(_row, metrics)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    yield from ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _row(metric: Metric) -> tuple[str, ...]:
+    low, high = _amount(metric, metric.low), _amount(metric, metric.high)
+    values = (metric.reference, metric.artifact, metric.drop)
+    shown = tuple(_amount(metric, value) for value in values)
+    return metric.name, str(metric.samples), *shown, f"{low} to {high}", _amount(metric, metric.limit), metric.verdict

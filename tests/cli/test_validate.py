@@ -1,0 +1,86 @@
+"""``edgeglm validate``: an exact bundle passes, a spoilt one fails loudly, and few samples prove nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from safetensors.torch import load_file, save_file
+
+from edgeglm.cli.main import main
+from edgeglm.export.demo.samples import DATA
+from edgeglm.export.locate import DEMO
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "bundle"
+    assert main(["export", "--target", "cpu", "--precision", "fp32", "-o", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_a_bundle_in_fp32_loses_nothing(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["validate", str(demo), "--limit", "256", "--accuracy-drop", "3%", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["passed"] is True
+    assert (result["bundle"], result["samples"]) == (str(demo), 256)
+    names = [metric["name"] for metric in result["metrics"]]
+    assert names == ["action_type", "step_success", "tap_hit", "median_tap_error"]
+    for metric in result["metrics"]:
+        assert metric["drop"] == pytest.approx(0, abs=1e-9)
+        assert metric["reference"] == metric["artifact"]
+        assert {"name", "reference", "artifact", "drop", "limit", "passed"} <= metric.keys()
+
+
+def test_few_samples_are_not_passed_quietly(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(demo), "--limit", "12"]) == 4
+    captured = capsys.readouterr()
+    assert "12 samples are too few to tell: action_type drops by 0.00%, but it may be 25.00%" in captured.err
+    assert captured.err.strip().endswith("about 150 samples would do")
+    assert "unclear" in captured.out
+
+
+@pytest.mark.slow
+def test_a_model_that_lost_its_task_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(DEMO, spoilt)
+    weights = load_file(spoilt / "model.safetensors")
+    name = "model.language_model.layers.2.self_attn.o_proj.weight"
+    weights[name] = torch.zeros_like(weights[name])
+    save_file(weights, spoilt / "model.safetensors", {"format": "pt"})
+    assert main(["export", str(spoilt), "--target", "cpu", "--precision", "fp32", "-o", str(tmp_path / "b")]) == 0
+    arguments = ["validate", str(tmp_path / "b"), "--limit", "64"]
+    assert main(arguments) == 2
+    assert "--reference: is needed for spoilt; give the checkpoint it was made from" in capsys.readouterr().err
+    data = ["--reference", str(DEMO), "--data", str(DATA / "evaluation.jsonl")]
+    assert main([*arguments, *data]) == 4
+    assert "more than 2.00%; export it in a milder precision" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (["--data", "nowhere.jsonl"], 2, "nowhere.jsonl: cannot be read"),
+        (["--accuracy-drop", "200%"], 2, "'200%': is more than 100%"),
+        (["--reference", "nowhere"], 2, "nowhere"),
+        (["--limit", "0"], 2, "validate: "),
+    ],
+    ids=str,
+)
+def test_what_a_user_may_get_wrong(
+    demo: Path, arguments: list[str], code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["validate", str(demo), *arguments]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"edgeglm: {line}")
+    assert captured.err.count("\n") == 1
