@@ -1,6 +1,6 @@
 """Train the demo phone agent from nothing: ``python -m edgeglm.export.demo.train --out DIR``.
 
-Three stages: the vision tower alone on what stands where, then questions that only point, then whole answers.
+Four stages: the vision tower alone on what stands where, whole answers, questions that only point, answers again.
 Every batch is made on the fly from its index; a stopped run goes on from its last state.
 """
 
@@ -35,49 +35,49 @@ from edgeglm.export.demo.samples import make_sample
 class Plan:
     """Length and shape of a training run; the learning rate stays up, and in the last stage falls to 2%."""
 
-    vision_steps: int = 3000
-    pointing_steps: int = 1800
-    steps: int = 2200
+    vision_steps: int = 4000
+    early_steps: int = 1600  # of answers, before the stage that only points
+    pointing_steps: int = 750
+    steps: int = 2500
     images: int = 16
-    pointing_questions: int = 12
+    pointing_questions: int = 16
     questions: int = 6
     learning_rate: float = 1e-3
     weight_decay: float = 0.02
     warm_up: int = 100
-    sparse: int = 400  # first steps of the first two stages, on screens with few elements
+    sparse: int = 400  # first steps, on screens with few elements
     helper: float = 0.5  # weight of the helper losses in the last stage, falling to a fifth of it
 
     @property
-    def before_answers(self) -> int:
-        """Steps of the first two stages."""
-        return self.vision_steps + self.pointing_steps
+    def before_last(self) -> int:
+        """Steps of all stages but the last."""
+        return self.vision_steps + self.early_steps + self.pointing_steps
 
     @property
     def total(self) -> int:
         """Steps of all stages."""
-        return self.before_answers + self.steps
+        return self.before_last + self.steps
 
     def rate(self, step: int) -> float:
         """Learning rate at `step`, counted over all stages."""
-        if step < self.before_answers:
+        if step < self.before_last:
             return self.learning_rate * min(1.0, (step + 1) / 50)
-        step -= self.before_answers
+        step -= self.before_last
         cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
         return self.learning_rate * min(1.0, (step + 1) / self.warm_up) * (0.02 + 0.98 * cosine)
 
     def helper_weight(self, step: int) -> float:
-        """Weight of the helper losses at `step`, counted over all stages: all of it until answers begin, then less."""
-        if step < self.before_answers:
+        """Weight of the helper losses at `step`, counted over all stages: all of it before the last one, then less."""
+        if step < self.before_last:
             return 1.0
-        return self.helper * (1 - 0.8 * (step - self.before_answers) / self.steps)
+        return self.helper * (1 - 0.8 * (step - self.before_last) / self.steps)
 
     def recipe(self, step: int) -> Recipe:
         """What the batch of `step` holds: the vision stage asks no questions but the one that a batch must have."""
         if step < self.vision_steps:
             return Recipe(self.images, 1, sparse=step < self.sparse)
-        if step < self.before_answers:
-            sparse = step - self.vision_steps < self.sparse
-            return Recipe(self.images, self.pointing_questions, sparse, answers=False)
+        if self.vision_steps + self.early_steps <= step < self.before_last:
+            return Recipe(self.images, self.pointing_questions, answers=False)
         return Recipe(self.images, self.questions)
 
 
@@ -86,7 +86,7 @@ class Trainer:
 
     def __init__(self, plan: Plan, tokenizer: PreTrainedTokenizerFast, device: torch.device) -> None:
         self.plan, self.device = plan, device
-        self.packer = Packer(tokenizer)
+        self.tokenizer, self.packer = tokenizer, Packer(tokenizer)
         self.model: Glm4vForConditionalGeneration = build_model(build_config(tokenizer))
         self.model.to(device)  # type: ignore[arg-type]
         self.helper = Helper(self.model, self.packer).to(device)
@@ -179,11 +179,23 @@ def _save_state(trainer: Trainer, file: Path) -> None:
     partial.replace(file)
 
 
-def train(plan: Plan, out: Path, every: int, samples: int, log: Callable[[dict[str, object]], None]) -> Trainer:
-    """Run `plan` in `out`, from its saved state where there is one; save and validate `every` steps."""
+def train(
+    plan: Plan,
+    out: Path,
+    every: int,
+    samples: int,
+    log: Callable[[dict[str, object]], None],
+    checkpoint: Path | None = None,
+) -> Trainer:
+    """Run `plan` in `out`, from its saved state where there is one; save and validate `every` steps.
+
+    With `checkpoint`, a new run begins with that model and tokenizer instead of nothing.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint) if checkpoint else build_tokenizer()
     trainer = Trainer(plan, tokenizer, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if checkpoint:
+        trainer.model.load_state_dict(Agent.load(checkpoint).model.state_dict())
     saved = out / "state.pt"
     if saved.exists():
         trainer.restore(torch.load(saved, weights_only=True, map_location=trainer.device))
@@ -204,7 +216,7 @@ def train(plan: Plan, out: Path, every: int, samples: int, log: Callable[[dict[s
         if trainer.done % every == 0 or trainer.done == plan.total:
             _save_state(trainer, saved)
             save(trainer.model, tokenizer, out / "checkpoint")
-            if trainer.done > plan.before_answers and samples:
+            if trainer.done > plan.before_last and samples:
                 log(_validation(trainer, tokenizer, out / "checkpoint", samples))
     return trainer
 
@@ -229,11 +241,16 @@ def _show(record: dict[str, object], file: Path) -> None:
 @click.option("--steps", default=Plan.steps, show_default=True, help="Steps of the last stage.")
 @click.option("--every", default=800, show_default=True, help="Save and validate every N steps.")
 @click.option("--samples", default=256, show_default=True, help="Validation screens; 0 for none.")
-def main(out: Path, steps: int, every: int, samples: int) -> None:
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Go on with this model: the last stage alone.")
+@click.option("--learning-rate", default=Plan.learning_rate, show_default=True, help="Its peak.")
+def main(out: Path, steps: int, every: int, samples: int, checkpoint: Path | None, learning_rate: float) -> None:
     """Train the demo phone agent; stop it any time and start it again to go on."""
     out.mkdir(parents=True, exist_ok=True)
-    trainer = train(Plan(steps=steps), out, every, samples, lambda record: _show(record, out / "train.jsonl"))
-    save(trainer.model.half(), build_tokenizer(), out / "checkpoint")
+    plan = Plan(steps=steps, learning_rate=learning_rate)
+    if checkpoint:
+        plan = replace(plan, vision_steps=0, early_steps=0, pointing_steps=0)
+    trainer = train(plan, out, every, samples, lambda record: _show(record, out / "train.jsonl"), checkpoint)
+    save(trainer.model.half(), trainer.tokenizer, out / "checkpoint")
 
 
 if __name__ == "__main__":

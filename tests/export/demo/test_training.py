@@ -18,7 +18,9 @@ from edgeglm.export.demo.losses import Helper, encode_images, losses
 from edgeglm.export.demo.model import build_config, build_model, build_tokenizer
 from edgeglm.export.demo.train import Plan, Trainer, train
 
-PLAN = Plan(vision_steps=4, pointing_steps=4, steps=12, images=2, pointing_questions=3, questions=2, warm_up=2)
+PLAN = Plan(
+    vision_steps=4, early_steps=2, pointing_steps=2, steps=12, images=2, pointing_questions=3, questions=2, warm_up=2
+)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def test_packing_hides_questions_from_one_another(packer: Packer) -> None:
 
 def test_a_few_steps_lower_the_loss() -> None:
     torch.manual_seed(0)
-    plan = Plan(vision_steps=0, pointing_steps=0, steps=40, images=2, questions=4, warm_up=1)
+    plan = Plan(vision_steps=0, early_steps=0, pointing_steps=0, steps=40, images=2, questions=4, warm_up=1)
     trainer = Trainer(plan, build_tokenizer(samples=500), torch.device("cpu"))
     batches = Batches(trainer.packer, "train", lambda _: Recipe(2, 4))
     reports = [trainer.step(batches[index % 2]) for index in range(24)]
@@ -92,7 +94,7 @@ def test_pointing_batches_answer_only_what_is_typed(packer: Packer) -> None:
 
 
 def test_a_few_pointing_steps_lower_their_loss() -> None:
-    plan = Plan(vision_steps=0, pointing_steps=99, images=2, pointing_questions=4, learning_rate=2e-3)
+    plan = Plan(vision_steps=0, early_steps=0, pointing_steps=99, images=2, pointing_questions=4, learning_rate=2e-3)
     trainer = Trainer(plan, build_tokenizer(samples=500), torch.device("cpu"))
     batches = Batches(trainer.packer, "train", plan.recipe)
     reports = [trainer.step(batches[index % 2]) for index in range(24)]
