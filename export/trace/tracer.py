@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -81,14 +83,25 @@ def _run(requests: Mapping[TraceRequest, Path]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+# Loaded here, because between fork and exec nothing may be.
+_PRCTL = ctypes.CDLL(None).prctl
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def _end_with_parent() -> None:
+    _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _run_child(partial: Path, requests: list[TraceRequest]) -> None:
-    # A process group of its own: Ctrl-C is for us, and we end the child.
+    # A process group of its own: Ctrl-C is for us, and we end the child; so does the kernel, should we be killed, or
+    # interrupted before Popen returns. The one C call in between fork and exec is safe beside our other threads.
     process = subprocess.Popen(
         [sys.executable, "-m", "edgeglm.export.trace.child", str(partial)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=_end_with_parent,
     )
     try:
         _, errors = process.communicate(msgspec.json.encode(requests))

@@ -84,6 +84,6 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "missing table": (edit(lambda tensors: tensors.pop(TABLE)), 6, "has no weight of the embedding"),
     "short matrix": (shorten(MATRIX), 6, f"{MATRIX}: has not the 96 rows"),
     "short norm": (shorten(NORM), 6, f"{NORM}: has not the 96 rows"),
-    "NaN": (put(TABLE, np.nan), 6, f"{TABLE}: the weight holds NaN or infinity; download the checkpoint again"),
+    "NaN": (put(TABLE, np.nan), 6, f"{TABLE}: the weight holds NaN or infinity; download it again"),
     "too large": (put(TABLE, 1e6), 3, f"{TABLE}: the weight holds 1e.06, more than float16 can"),
 }

@@ -96,7 +96,7 @@ def test_a_checkpoint_that_cannot_be_used_is_one_line(
         (put(MATRIX, np.nan), "--target cpu", 6, f"{MATRIX}: the weight holds NaN or infinity"),
         (put(NORM, np.nan), "--target cpu", 6, f"{NORM}: the weight holds NaN or infinity"),
         (put(MATRIX, 1e6), "--target cpu --precision fp16", 3, f"{MATRIX}: .* more than float16 can .*another prec"),
-        (put(NORM, 1e6), "--target jetson", 3, f"{NORM}: .* more than float16 can .*; export decoder in another prec"),
+        (put(NORM, 1e6), "--target jetson", 3, f"{NORM}: .* more than float16 can .*; export it in another prec"),
         (put(NORM, 3e38), "--target cpu", 6, "copy: computes NaN or infinity in its decoder"),
         (edit(lambda each: each[NORM].fill(6e4)), "--target jetson", 4, "in fp16, where the original does not"),
     ],
@@ -165,4 +165,4 @@ def test_the_line_of_an_error_stands_alone_on_a_terminal(copy: Path, target: Pat
     os.close(terminal)
     assert (status, out) == (6, "")
     assert "tracing copy for cpu" in shown
-    assert shown.rpartition("\x1b[2K")[2].startswith("edgeglm: model.layers.1.")
+    assert shown.rpartition("\x1b[2K")[2].startswith(f"edgeglm: {copy}/model.safetensors: model.layers.1.")
