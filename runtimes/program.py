@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
 from edgeglm.actions import Action
-from edgeglm.errors import EdgeglmError
+from edgeglm.errors import EdgeglmError, UsageError
 from edgeglm.runtimes.runner import Answer, Runner
 from edgeglm.runtimes.sampling import Sampling
 from edgeglm.units import format_size, parse_size
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None, bundle: Path | None = None) -> 
 
 
 def run(arguments: Sequence[str] | None = None, bundle: Path | None = None) -> None:
-    """The same, with errors as exceptions; argparse itself exits with 2 for wrong options."""
+    """The same, with errors as exceptions."""
     options = _parser(bundle).parse_args(arguments)
     budget = parse_size(options.max_ram) if options.max_ram else None
     runner = Runner(options.bundle, options.threads)
@@ -60,10 +61,15 @@ def run(arguments: Sequence[str] | None = None, bundle: Path | None = None) -> N
     print(json.dumps(_summary(answer), indent=2) if options.json else "\n".join(["", "", *_report(answer)]))
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in the one line of every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError("run", message, "run edgeglm run --help")
+
+
 def _parser(bundle: Path | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="edgeglm run", description="Answer a prompt from a bundle, and say what it took."
-    )
+    parser = _Parser(prog="edgeglm run", description="Answer a prompt from a bundle, and say what it took.")
     if bundle:
         parser.set_defaults(bundle=bundle)
     else:

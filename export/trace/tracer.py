@@ -101,7 +101,7 @@ def _run_child(partial: Path, requests: list[TraceRequest]) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=_end_with_parent,
+        preexec_fn=_end_with_parent,  # noqa: PLW1509
     )
     try:
         _, errors = process.communicate(msgspec.json.encode(requests))

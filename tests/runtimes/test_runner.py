@@ -118,6 +118,15 @@ def test_the_command_prints_the_documented_object(exact: Path, capsys: pytest.Ca
     assert captured.err.startswith("edgeglm: --max-ram: 10MiB is too little for 256 tokens, which take ")
 
 
+@pytest.mark.parametrize("wrong", [["--prompt"], ["--max-new-tokens", "0"], ["--temperature", "-1"], ["--nothing"]])
+def test_a_wrong_option_is_one_line(exact: Path, wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(exact), "--prompt", "x", *wrong]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("edgeglm: run: ")
+    assert captured.err.count("\n") == 1
+
+
 def test_the_file_in_the_bundle_is_the_same_program(exact: Path, tmp_path: Path) -> None:
     """Away from the checkout, in a Python that has no edgeglm but the one in the file."""
     blocked = tmp_path / "edgeglm"
