@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
+from edgeglm.errors import UsageError
 from edgeglm.manifest import Vision
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A WebP, PNG or JPEG file in RGB, turned as its camera says.
+
+    Raises:
+        UsageError: It is no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UsageError(
+            path, f"is not a picture that can be read: {error}", "give a WebP, PNG or JPEG file"
+        ) from error
 
 
 def to_patches(image: Image.Image, vision: Vision) -> NDArray[np.float32]:
