@@ -54,7 +54,7 @@ def test_the_user_land_is_arm_and_its_address_space_can_be_limited(arm: Userland
 def test_an_answer_is_the_same_as_here(arm: Userland, program: Path, screen: int, memory: int | None) -> None:
     prompt = list(read_samples(DATA / "evaluation.jsonl", screen + 1))[screen].prompt
     picture = DATA / "evaluation" / f"{screen:04d}.webp"
-    arguments = [program, "--image", picture, "--prompt", prompt, "--json"]
+    arguments = [str(program), "--image", str(picture), "--prompt", prompt, "--json"]
     here = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
     there = arm.python(arguments, memory)
     assert there.returncode == 0, there.stderr

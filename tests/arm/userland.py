@@ -45,9 +45,10 @@ class Userland:
     def python(self, arguments: Sequence[str | Path], memory: int | None = None) -> subprocess.CompletedProcess[str]:
         """Run its Python, in at most `memory` bytes of address space where that is given."""
         root, limit = self.folder / "root", ["-R", str(memory)] if memory else []
-        emulator = [self.folder / "qemu-aarch64", *limit, "-cpu", CPU, "-L", root, root / "usr/bin/python3.11"]
+        emulator = [str(self.folder / "qemu-aarch64"), *limit, "-cpu", CPU, "-L", str(root)]
         environment = {"PYTHONPATH": str(self.folder / "site"), "PATH": os.environ["PATH"]}
-        return subprocess.run([*emulator, *arguments], env=environment, capture_output=True, text=True, check=False)
+        command = [*emulator, str(root / "usr/bin/python3.11"), *map(str, arguments)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def set_up() -> Userland:
@@ -111,8 +112,8 @@ def _configure_apt(apt: Path) -> Path:
 
 def _install_wheels(site: Path) -> None:
     """The wheels that run.pyz asks for, with what they need, as pip would install them there."""
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", site, "--constraint", CONSTRAINTS]
-    _run([*pip, "--no-compile", "--only-binary=:all:", *PYTHON, *WHEELS.split()])
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(site)]
+    _run([*pip, "--constraint", CONSTRAINTS, "--no-compile", "--only-binary=:all:", *PYTHON, *WHEELS.split()])
 
 
 def _run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> None:
