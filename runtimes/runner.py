@@ -12,17 +12,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from edgeglm.actions import Action, parse_action
 from edgeglm.bundle import Bundle, load_bundle, verify_bundle
-from edgeglm.errors import BudgetError, UnsupportedError, UsageError
+from edgeglm.errors import BudgetError, UnsupportedError
 from edgeglm.manifest import ModuleName, Vision
 from edgeglm.memory import Phase, PhaseLog, peak_rss
 from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.embedding import EmbeddingRows
 from edgeglm.runtimes.generate import capacity_for, generate
-from edgeglm.runtimes.image import to_patches
+from edgeglm.runtimes.image import open_picture, to_patches
 from edgeglm.runtimes.ort import Decoder, Encoder
 from edgeglm.runtimes.positions import prompt_positions
 from edgeglm.runtimes.sampling import Sampler, Sampling
@@ -162,7 +161,7 @@ class Runner:
         )
 
     def _features(self, image: Path, vision: Vision) -> NDArray[np.float32]:
-        patches = to_patches(_open(image), vision)
+        patches = to_patches(open_picture(image), vision)
         with self.log.phase("load vision"):
             encoder = Encoder(self._file("vision"), self.threads)
         with self.log.phase("encode image"):
@@ -203,16 +202,6 @@ class Runner:
         assert module is not None
         self.modules.append(Loaded(name, "ort", self.clock.ms()))
         return self.bundle.path(module.file)
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UsageError(
-            path, f"is not a picture that can be read: {error}", "give a WebP, PNG or JPEG file"
-        ) from error
 
 
 def _trim() -> None:
