@@ -16,11 +16,12 @@ from edgeglm.export.demo.agent import MAX_NEW_TOKENS, Agent
 from edgeglm.export.demo.samples import Sample
 from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.embedding import EmbeddingRows
-from edgeglm.runtimes.generate import capacity_for, generate
+from edgeglm.runtimes.generate import generate
 from edgeglm.runtimes.image import to_patches
 from edgeglm.runtimes.ort import Decoder, Encoder
 from edgeglm.runtimes.positions import prompt_positions
 from edgeglm.runtimes.sampling import Sampler, Sampling
+from edgeglm.runtimes.window import capacity_for
 
 
 def artifact_answers(bundle: Bundle, samples: Sequence[Sample]) -> list[str]:
@@ -44,7 +45,7 @@ def artifact_answers(bundle: Bundle, samples: Sequence[Sample]) -> list[str]:
         hidden[is_image] = features
         positions = prompt_positions(is_image.tolist(), grid if model.rope.mrope_sections else None)
         stream = chat.stream()
-        decoder.reset()
+        decoder.truncate(0)
         for token in generate(decoder, rows, tokens, hidden, positions, Sampler(Sampling()), ends, MAX_NEW_TOKENS):
             if token not in ends:
                 stream.add(token)
