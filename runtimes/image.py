@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import stat
 import warnings
 from pathlib import Path
 
@@ -9,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from edgeglm.digest import hash_range
 from edgeglm.errors import UsageError
 from edgeglm.manifest import Vision
+from edgeglm.units import format_size
 
 # Not all that Pillow reads: it would start a PostScript interpreter for one of its formats.
 FORMATS = ("WEBP", "PNG", "JPEG")
@@ -28,8 +33,7 @@ def open_picture(path: Path) -> Image.Image:
         UsageError: It cannot be read, is no WebP, PNG or JPEG, or is too large.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(path, f"is larger than {MAX_BYTES >> 20}MiB", "give a smaller picture")
+        _check_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, and of sizes that are allowed here
             return _load(path)
@@ -41,6 +45,22 @@ def open_picture(path: Path) -> Image.Image:
         raise _too_large(path) from error
     except Exception as error:  # of a damaged file Pillow says so with errors of many kinds
         raise _unreadable(path, getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
+
+
+def hash_picture(path: Path) -> bytes:
+    """The SHA-256 of a picture's file.
+
+    Raises:
+        UsageError: It cannot be read, or is too large.
+    """
+    try:
+        _check_file(path)
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            hash_range(digest, file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        return digest.digest()
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, getattr(error, "strerror", None) or str(error)) from error
 
 
 def to_patches(image: Image.Image, vision: Vision) -> NDArray[np.float32]:
@@ -60,6 +80,15 @@ def to_patches(image: Image.Image, vision: Vision) -> NDArray[np.float32]:
     blocks = pixels.reshape(rows // merge, merge, size, columns // merge, merge, size, 3)
     patches = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, 1, size * size)
     return np.repeat(patches, vision.temporal_patch_size, axis=2).reshape(rows * columns, -1)
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what would never end, such as a pipe, or take too much memory."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise _unreadable(path, "it is not a regular file")
+    if status.st_size > MAX_BYTES:
+        raise UsageError(path, f"is larger than {format_size(MAX_BYTES)}", "give a smaller picture")
 
 
 def _load(path: Path) -> Image.Image:

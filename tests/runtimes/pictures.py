@@ -18,19 +18,20 @@ def noise(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
     return image if mode == "RGBA" else image.convert("RGB").convert(mode) if mode in "1LP" else image.convert(mode)
 
 
-def write(path: Path, image: Image.Image, orientation: int = 1, **options: object) -> Path:
+def write(path: Path, image: Image.Image, orientation: int = 1, transparency: object = None) -> Path:
     """Write a picture in the format that its name says, with an EXIF orientation."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    image.save(path, exif=exif, **options)
+    options = {} if transparency is None else {"transparency": transparency}
+    image.save(path, None, exif=exif, **options)
     return path
 
 
-def write_png(path: Path, width: int, height: int, colour: int = 0) -> Path:
-    """Write a one-bit greyscale PNG whose header says a size, with all of its rows in a few bytes for each."""
+def write_png(path: Path, width: int, height: int, rows: int) -> Path:
+    """Write a black one-bit PNG whose header says a size, with so many rows in a few bytes each."""
     pack = zlib.compressobj(9)
-    row = bytes(1) + bytes([colour]) * -(-width // 8)
-    data = b"".join([pack.compress(row) for _ in range(height)]) + pack.flush()
+    row = bytes(1 + -(-width // 8))
+    data = b"".join([pack.compress(row) for _ in range(rows)]) + pack.flush()
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*chunk) for chunk in chunks))
