@@ -28,6 +28,9 @@ except ModuleNotFoundError as error:
         f"edgeglm: run.pyz: needs {{error.name}}, which is not installed; run pip install {WHEELS}", file=sys.stderr
     )
     sys.exit(3)
+except KeyboardInterrupt:
+    print("edgeglm: interrupted", file=sys.stderr)
+    sys.exit(130)
 sys.exit(main(bundle=Path(sys.argv[0]).resolve().parent))
 """
 

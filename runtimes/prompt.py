@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeglm.digest import hash_range
 from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.manifest import Model
 from edgeglm.runtimes.chat import Chat, Message, pictures
+from edgeglm.runtimes.image import hash_picture
 from edgeglm.runtimes.positions import picture_spans, prompt_positions
 
 Key = int | bytes  # a token, or the hash of the picture that it is a piece of
@@ -55,6 +53,8 @@ def read_prompt(chat: Chat, model: Model, messages: Sequence[Message]) -> Prompt
     """
     if not messages or not _has_content(messages[-1]):
         raise UsageError("the prompt", "is empty", "say what to do")
+    if not all(_is_unicode(text) for each in messages for text in _texts(each)):
+        raise UsageError("the prompt", "is not UTF-8", "check the terminal's locale")
     paths, vision = pictures(messages), model.vision
     if paths and not vision:
         raise UnsupportedError(model.name, "sees no pictures", "leave the picture out")
@@ -66,7 +66,7 @@ def read_prompt(chat: Chat, model: Model, messages: Sequence[Message]) -> Prompt
         raise UsageError("the prompt", "holds the token that stands for a picture", "take it out of the text")
     positions = prompt_positions(is_image, grid if model.rope.mrope_sections else None)
     return Prompt(
-        tokens, [Picture(path, _digest(path), *span) for path, span in zip(paths, spans, strict=True)], positions
+        tokens, [Picture(path, hash_picture(path), *span) for path, span in zip(paths, spans, strict=True)], positions
     )
 
 
@@ -77,17 +77,14 @@ def shared_length(known: Sequence[Key], wanted: Sequence[Key]) -> int:
 
 
 def _has_content(last: Message) -> bool:
-    content = last["content"]
-    texts = [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
-    return any(text.strip() for text in texts)
+    return any(text.strip() for text in _texts(last))
 
 
-def _digest(path: Path) -> bytes:
-    try:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            hash_range(digest, file.fileno(), 0, os.fstat(file.fileno()).st_size)
-        return digest.digest()
-    except (OSError, ValueError) as error:
-        why = f"is not a picture that can be read: {getattr(error, 'strerror', None) or error}"
-        raise UsageError(path, why, "give a WebP, PNG or JPEG file") from error
+def _texts(each: Message) -> list[str]:
+    content = each["content"]
+    return [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it has no byte of the command line that could not be decoded."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

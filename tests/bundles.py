@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from edgeglm.devices.loader import load_profile
 from edgeglm.manifest import (
+    BLANK_SEAL,
     MANIFEST,
     File,
     Generation,
@@ -102,3 +106,13 @@ def write_bundle(folder: Path) -> Manifest:
     manifest = sample_manifest(files)
     (folder / MANIFEST).write_bytes(manifest.to_bytes())
     return manifest
+
+
+def reseal(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a manifest as one would who knows how it is sealed."""
+    path = folder / MANIFEST
+    tree = json.loads(path.read_bytes())
+    change(tree)
+    tree["seal"] = BLANK_SEAL
+    data = json.dumps(tree).encode()
+    path.write_bytes(data.replace(BLANK_SEAL.encode(), hashlib.sha256(data).hexdigest().encode()))

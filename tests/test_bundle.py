@@ -29,7 +29,7 @@ from edgeglm.bundle import (
 )
 from edgeglm.errors import DamagedFileError, EdgeglmError, UnsupportedError, UsageError
 from edgeglm.manifest import BLANK_SEAL, MANIFEST, Predicted, parse_manifest
-from tests.bundles import CONTENT, DECODER, sample_manifest, write_bundle
+from tests.bundles import CONTENT, DECODER, reseal, sample_manifest, write_bundle
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,16 +46,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def folder(tmp_path: Path) -> Path:
     write_bundle(tmp_path / "b")
     return tmp_path / "b"
-
-
-def reseal(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a manifest as one would who knows how it is sealed."""
-    path = folder / MANIFEST
-    tree = json.loads(path.read_bytes())
-    change(tree)
-    tree["seal"] = BLANK_SEAL
-    data = json.dumps(tree).encode()
-    path.write_bytes(data.replace(BLANK_SEAL.encode(), hashlib.sha256(data).hexdigest().encode()))
 
 
 def test_a_manifest_survives_its_bytes_and_they_are_always_the_same(folder: Path) -> None:
