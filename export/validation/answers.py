@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from edgeglm.bundle import Bundle
 from edgeglm.errors import UnsupportedError
 from edgeglm.export.demo.agent import MAX_NEW_TOKENS, Agent
 from edgeglm.export.demo.samples import Sample
+from edgeglm.export.validation.cache import cached, checkpoint_key
 from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.embedding import EmbeddingRows
 from edgeglm.runtimes.generate import capacity_for, generate
@@ -55,16 +54,13 @@ def artifact_answers(bundle: Bundle, samples: Sequence[Sample]) -> list[str]:
 
 def reference_answers(checkpoint: Path, samples: Sequence[Sample]) -> list[str]:
     """What the original answers in transformers, in fp32; kept in the cache by checkpoint and samples."""
-    cache = _cache_folder() / f"{_key(checkpoint, samples)}.json"
-    if cache.is_file():
-        return msgspec.json.decode(cache.read_bytes(), type=list[str])
-    agent = Agent.load(checkpoint)
-    answers = list(agent.answer([sample.image for sample in samples], [sample.prompt for sample in samples]))
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    partial = cache.with_suffix(f".{os.getpid()}")
-    partial.write_bytes(msgspec.json.encode(answers))
-    partial.replace(cache)
-    return answers
+
+    def compute() -> list[str]:
+        agent = Agent.load(checkpoint)
+        return list(agent.answer([sample.image for sample in samples], [sample.prompt for sample in samples]))
+
+    pieces = [piece for sample in samples for piece in (sample.prompt.encode(), sample.image.tobytes())]
+    return cached([f"{MAX_NEW_TOKENS}".encode(), checkpoint_key(checkpoint), *pieces], list[str], compute)
 
 
 def _messages(sample: Sample) -> list[dict[str, object]]:
@@ -74,17 +70,3 @@ def _messages(sample: Sample) -> list[dict[str, object]]:
 def _file(bundle: Bundle, name: str) -> Path:
     module = next(each for each in bundle.manifest.modules if each.name == name)
     return bundle.path(module.file)
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeglm" / "answers"
-
-
-def _key(checkpoint: Path, samples: Sequence[Sample]) -> str:
-    digest = hashlib.sha256(f"{MAX_NEW_TOKENS}".encode())
-    for file in sorted(path for path in checkpoint.iterdir() if path.is_file()):
-        with file.open("rb") as opened:
-            digest.update(f"{file.name} ".encode() + hashlib.file_digest(opened, "sha256").digest())
-    for sample in samples:
-        digest.update(sample.prompt.encode() + hashlib.sha256(sample.image.tobytes()).digest())
-    return digest.hexdigest()[:32]
