@@ -9,7 +9,7 @@ import click
 
 from edgeglm.bundle import Bundle, load_bundle, verify_bundle
 from edgeglm.cli.output import json_option, print_json
-from edgeglm.errors import AccuracyError, UsageError
+from edgeglm.errors import AccuracyError, UnsupportedError, UsageError
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.export.locate import DEMO, DEMO_NAME, locate
@@ -59,9 +59,11 @@ def command(
 def _on_screens(
     bundle: Bundle, original: Checkpoint, file: Path, limit: int | None, allowed: float
 ) -> tuple[list[Metric], int]:
+    if bundle.manifest.model.vision is None:
+        raise UnsupportedError(bundle.manifest.model.name, "sees no pictures", "validate it on a text: --data FILE.txt")
     samples = list(read_samples(file, limit))
+    theirs = reference_answers(original.folder, original.parameters, samples)
     ours = artifact_answers(bundle, samples)
-    theirs = reference_answers(original.folder, samples)
     return compare_agents([sample.expected for sample in samples], theirs, ours, allowed), len(samples)
 
 
@@ -69,8 +71,8 @@ def _on_text(
     bundle: Bundle, original: Checkpoint, file: Path, limit: int | None, allowed: float
 ) -> tuple[list[Metric], int]:
     windows = read_windows(bundle, file, limit)
-    ours = artifact_scores(bundle, windows)
     theirs = reference_scores(original.folder, original, windows)
+    ours = artifact_scores(bundle, windows)
     return compare_texts(theirs, ours, allowed), len(windows.sequences)
 
 

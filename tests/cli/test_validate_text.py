@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers")
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from edgeglm.cli.main import main
+from edgeglm.export.demo.samples import write_samples
 from tests.cli.commands import check_failure, run
 from tests.export.tiny import SHAPES, save
 
@@ -108,6 +109,8 @@ def test_a_text_bundle_is_not_compared_on_screens_or_with_another_model(
     check_failure(run(capsys, "validate", model / "fp32"), 2, "--reference: is needed for model")
     reference = ["--reference", model / "model"]
     check_failure(run(capsys, "validate", model / "fp32", *reference), 2, "--data: is needed for model")
+    screens = write_samples("test", 1, tmp_path)
+    check_failure(run(capsys, "validate", model / "fp32", *reference, "--data", screens), 3, "sees no pictures")
     other = tmp_path / "other"
     save(SHAPES["glm4v"], other)
     capsys.readouterr()
