@@ -32,7 +32,7 @@ class Unit:
 
 SHARE = Unit(".2%", ".2%")
 THOUSANDTHS = Unit(".1f", ".1f", less_is_better=True)
-PERPLEXITY = Unit(".3f", ".2%", less_is_better=True, relative=True)
+PERPLEXITY = Unit(".2f", ".2%", less_is_better=True, relative=True)
 
 
 @dataclass(frozen=True)

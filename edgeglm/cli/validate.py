@@ -14,6 +14,7 @@ from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.export.locate import DEMO, DEMO_NAME, locate
 from edgeglm.export.metric import Metric
+from edgeglm.export.pipeline.measured import Found, OnScreens, OnText, write_report
 from edgeglm.export.validation.agent import compare_agents
 from edgeglm.export.validation.answers import artifact_answers, reference_answers
 from edgeglm.export.validation.text import artifact_scores, compare_texts, read_windows, reference_scores
@@ -35,19 +36,31 @@ HEADINGS = ("METRIC", "SAMPLES", "REFERENCE", "ARTIFACT", "DROP", "95% OF IT", "
 )
 @click.option("--reference", metavar="MODEL", help="The original; of a demo bundle, the demo.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N samples, or windows of text.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write what was found as an HTML page.")
 @json_option
 def command(
-    bundle: Path, accuracy_drop: str, data: Path | None, reference: str | None, limit: int | None, as_json: bool
+    bundle: Path,
+    accuracy_drop: str,
+    data: Path | None,
+    reference: str | None,
+    limit: int | None,
+    report: Path | None,
+    as_json: bool,
 ) -> None:
     """Compare a bundle with the original on its task, and fail where it lost too much."""
     allowed = parse_percent(accuracy_drop)
+    if report and not report.absolute().parent.is_dir():
+        raise UsageError(report, "its folder is not there", "make it, or give another file")
     opened = load_bundle(bundle)
     verify_bundle(opened)
     original, file = _original(opened.manifest, reference), _data(opened.manifest, data)
     compare = _on_screens if file.suffix == SAMPLES else _on_text
-    metrics, samples = compare(opened, original, file, limit, allowed)
+    found = compare(opened, original, file, limit, allowed)
+    metrics = found.metrics
+    if report:
+        write_report(report, opened, original.total_bytes, found)
     if as_json:
-        print_json(_summary(bundle, samples, metrics))
+        print_json(_summary(bundle, found.samples, metrics))
     else:
         click.echo("\n".join(_lines(metrics)))
     # What surely failed says more than what is not clear.
@@ -56,24 +69,21 @@ def command(
             raise AccuracyError(bundle, _why(metric), _remedy(metric))
 
 
-def _on_screens(
-    bundle: Bundle, original: Checkpoint, file: Path, limit: int | None, allowed: float
-) -> tuple[list[Metric], int]:
+def _on_screens(bundle: Bundle, original: Checkpoint, file: Path, limit: int | None, allowed: float) -> Found:
     if bundle.manifest.model.vision is None:
         raise UnsupportedError(bundle.manifest.model.name, "sees no pictures", "validate it on a text: --data FILE.txt")
     samples = list(read_samples(file, limit))
     theirs = reference_answers(original.folder, original.parameters, samples)
     ours = artifact_answers(bundle, samples)
-    return compare_agents([sample.expected for sample in samples], theirs, ours, allowed), len(samples)
+    metrics = compare_agents([sample.expected for sample in samples], theirs, ours, allowed)
+    return OnScreens(metrics, samples, theirs, ours)
 
 
-def _on_text(
-    bundle: Bundle, original: Checkpoint, file: Path, limit: int | None, allowed: float
-) -> tuple[list[Metric], int]:
+def _on_text(bundle: Bundle, original: Checkpoint, file: Path, limit: int | None, allowed: float) -> Found:
     windows = read_windows(bundle, file, limit)
     theirs = reference_scores(original.folder, original, windows)
     ours = artifact_scores(bundle, windows)
-    return compare_texts(theirs, ours, allowed), len(windows.sequences)
+    return OnText(compare_texts(theirs, ours, allowed), windows, theirs, ours)
 
 
 def _original(manifest: Manifest, reference: str | None) -> Checkpoint:

@@ -22,6 +22,8 @@ from edgeglm.export.pack.output import OutputFile
 from edgeglm.export.pack.writer import BundleWriter
 from edgeglm.export.pipeline.prepare import Prepared, PreparedModule, serialize
 from edgeglm.export.pipeline.prove import Prover
+from edgeglm.export.report.data import Report as PageData
+from edgeglm.export.report.page import render
 
 # Pieces that are encoded before their turn to be written comes.
 AHEAD = 2
@@ -63,6 +65,7 @@ def export(
         for module, output in zip(prepared.modules, outputs, strict=True):
             modules.append(_export_module(module, output, writer, pool, prover, report))
         made = _manifest(prepared, tuple(modules), predicted, writer)
+        writer.small("report.html", _page(prepared, made, writer).encode())
         path = writer.finish(made)
     return read_manifest(path), tuple(notes)
 
@@ -185,6 +188,14 @@ def _manifest(
         predicted=predicted,
         files={},
     )
+
+
+def _page(prepared: Prepared, made: manifest.Manifest, writer: BundleWriter) -> str:
+    """The report, without what an export does not measure."""
+    sizes = {
+        module.name: sum(file.stat().st_size for file in writer.path(module.name).iterdir()) for module in made.modules
+    }
+    return render(PageData(made, sizes, prepared.checkpoint.total_bytes))
 
 
 def _weights_sha256(prepared: Prepared, writer: BundleWriter) -> str:

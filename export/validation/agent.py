@@ -41,6 +41,20 @@ def compare_agents(
     return [*metrics, tap_error]
 
 
+def worst_answers(
+    expected: Sequence[Expected], reference: Sequence[str], artifact: Sequence[str], count: int
+) -> list[int]:
+    """Samples that the artifact gets wrong: first those that the reference gets right, then the farthest taps."""
+    wrong = [index for index, want in enumerate(expected) if not succeeds(want, artifact[index])]
+
+    def order(index: int) -> tuple[bool, float, int]:
+        want = expected[index]
+        missed_by = _tap_error(want, artifact[index]) if want.box else 0.0
+        return not succeeds(want, reference[index]), -missed_by, index
+
+    return sorted(wrong, key=order)[:count]
+
+
 def _same_type(want: Expected, answer: str) -> float:
     right, got = parse_action(want.response), parse_action(answer)
     return float(right is not None and got is not None and right.type == got.type)

@@ -127,6 +127,22 @@ def compare_texts(reference: Scores, artifact: Scores, limit: float) -> list[Met
     ]
 
 
+def worst_windows(
+    bundle: Bundle, windows: Windows, reference: Scores, artifact: Scores, count: int
+) -> list[tuple[str, float, float]]:
+    """The windows on which the artifact loses most: text, and perplexity of reference and artifact."""
+    losses = [-np.array(scores.log_probabilities).mean(-1) for scores in (reference, artifact)]
+    tokenizer = _tokenizer(bundle)
+    return [
+        (
+            tokenizer.decode(windows.sequences[index, -windows.count :].tolist()),
+            float(np.exp(losses[0][index])),
+            float(np.exp(losses[1][index])),
+        )
+        for index in np.argsort(losses[0] - losses[1], kind="stable")[:count].tolist()
+    ]
+
+
 def _perplexity(losses: Values) -> Values:
     return np.asarray(np.exp(losses.mean(-1)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from edgeglm.cli.main import main
 from edgeglm.export.demo.samples import write_samples
@@ -27,6 +28,7 @@ def write_tokenizer(file: Path) -> None:
     alphabet = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(alphabet, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     special = [(letter, alphabet[letter]) for letter in PREFIX]
     tokenizer.post_processor = processors.TemplateProcessing(f"{' '.join(PREFIX)} $A", None, special)
     tokenizer.save(str(file))
@@ -74,11 +76,22 @@ def test_a_bundle_in_fp32_agrees_with_transformers(model: Path, text: Path, caps
     assert perplexity["reference"] == pytest.approx(loss.exp().item(), rel=1e-5)
 
 
-def test_what_int4_loses_of_random_weights_fails(model: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [model / "int4", "--data", text, "--reference", model / "model"]
+def test_what_int4_loses_of_random_weights_fails(
+    model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    arguments = [model / "int4", "--data", text, "--reference", model / "model", "--report", page]
     status, out, error = run(capsys, "validate", *arguments)
     assert status == 4
     assert [line.split()[0] for line in out.splitlines()] == ["METRIC", "perplexity", "top_1_agreement"]
+    passages = re.findall(
+        r'<td class="wrap">(.*?)<td class="number">([\d.]+)<td class="number">([\d.]+)', page.read_text()
+    )
+    rises = [float(ours) / float(theirs) for _, theirs, ours in passages]
+    assert len(rises) == 5
+    assert rises == sorted(rises, reverse=True)
+    assert rises[0] > 1
+    assert all(words.split()[1] in WORDS for words, _, _ in passages)
     assert "more than 2.00%; export it in a milder precision" in error
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeglm.export.demo.metrics import Expected, score
 from edgeglm.export.metric import PERPLEXITY, SHARE, THOUSANDTHS, Metric
-from edgeglm.export.validation.agent import compare_agents
+from edgeglm.export.validation.agent import compare_agents, worst_answers
 from edgeglm.export.validation.statistics import RULE_OF_THREE, Values, compare, mean
 
 
@@ -97,3 +97,14 @@ def test_the_metrics_are_those_of_the_demo() -> None:
             }
         )
     assert not any(metric.passed for metric in metrics.values())
+
+
+def test_the_worst_are_what_the_original_could_then_the_farthest_taps() -> None:
+    tap, box = 'do(action="Tap", element=[{},{}])', (490.0, 490.0, 510.0, 510.0)
+    right = tap.format(500, 500)
+    expected = [Expected(right, box)] * 4 + [Expected('do(action="Back")')] * 2
+    reference = [right, right, tap.format(0, 0), right, 'do(action="Back")', "no"]
+    artifact = [tap.format(520, 500), tap.format(900, 500), "no", right, "no", "no"]
+    assert worst_answers(expected, reference, artifact, 9) == [1, 0, 4, 2, 5]
+    assert worst_answers(expected, reference, artifact, 2) == [1, 0]
+    assert worst_answers(expected, reference, [each.response for each in expected], 9) == []
