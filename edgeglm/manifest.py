@@ -78,7 +78,8 @@ class Tensor(Struct, frozen=True, forbid_unknown_fields=True):
 class Module(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """One part of the model, in the folder of its name: the file to open and how it runs.
 
-    ``rows`` is a table that is gathered from a memory map, without engine and dialect.
+    ``rows`` is a table that is gathered from a memory map, without engine and dialect. ``parts`` has the precision of
+    every part of a module whose ``precision`` is ``mixed``.
     ``max_relative_error`` is against the unquantized module, None where it was not measured.
     """
 
@@ -86,6 +87,7 @@ class Module(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     file: str
     format: Format
     precision: Text
+    parts: dict[Text, Text] = {}
     placement: Placement
     engine: Engine | None = None
     dialect: Dialect | None = None
@@ -187,6 +189,8 @@ def parse_manifest(data: bytes) -> Manifest:
     for index, module in enumerate(manifest.modules):
         if module.file not in manifest.files:
             raise msgspec.ValidationError(f"{module.file!r} is not in files - at `$.modules[{index}].file`")
+        if (module.precision == "mixed") != bool(module.parts):
+            raise msgspec.ValidationError(f"does not fit the precision - at `$.modules[{index}].parts`")
     if len({module.name for module in manifest.modules}) < len(manifest.modules):
         raise msgspec.ValidationError("has a name twice - at `$.modules`")
     head, seal, tail = data.rpartition(manifest.seal.encode())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import msgspec
+
 from edgeglm.devices.loader import load_profile
 from edgeglm.manifest import (
     MANIFEST,
@@ -91,7 +93,7 @@ def sample_manifest(files: dict[str, File] | None = None) -> Manifest:
     )
 
 
-def write_bundle(folder: Path) -> Manifest:
+def write_bundle(folder: Path, like: Manifest | None = None) -> Manifest:
     """Write CONTENT and its manifest, whose paths are those of the modules."""
     files = {}
     for relative, data in CONTENT.items():
@@ -99,6 +101,6 @@ def write_bundle(folder: Path) -> Manifest:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         files[relative] = File(hashlib.sha256(data).hexdigest(), len(data))
-    manifest = sample_manifest(files)
+    manifest = msgspec.structs.replace(like or sample_manifest(), files=files)
     (folder / MANIFEST).write_bytes(manifest.to_bytes())
     return manifest

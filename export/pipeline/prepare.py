@@ -35,6 +35,7 @@ from edgeglm.export.quantize.schemes import Fp16, Fp32, parse_scheme
 from edgeglm.export.quantize.stream import Chunk, chunks, encode_chunk
 from edgeglm.export.trace.request import TraceRequest
 from edgeglm.export.trace.tracer import Traced, is_cached, trace
+from edgeglm.suggest import nearest_name
 
 # What a device needs beside the weights, where the checkpoint has it.
 SIDECARS = (
@@ -75,13 +76,17 @@ class Job:
 
 @dataclass(frozen=True)
 class PreparedModule:
-    """A module whose graph is lowered and whose weights have their places; `graph` is None for the embedding rows."""
+    """A module whose graph is lowered and whose weights have their places; `graph` is None for the embedding rows.
+
+    `parts` are those of a graph that hold matrices, in the order of computation.
+    """
 
     choice: Choice
     jobs: tuple[Job, ...]
     layout: Layout
     graph: ir.Model | None = None
     graph_bytes: int = 0
+    parts: tuple[str, ...] = ()
 
     @property
     def weights_file(self) -> str:
@@ -92,6 +97,11 @@ class PreparedModule:
     def file(self) -> str:
         """What to open, relative to the bundle."""
         return f"{self.choice.name}/model.onnx" if self.graph else self.weights_file
+
+    @property
+    def part_precisions(self) -> dict[str, str]:
+        """Of every part."""
+        return {part: self.choice.precision_of(part) for part in self.parts}
 
     @property
     def nbytes(self) -> int:
@@ -195,7 +205,8 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     )
     choices = tuple(choose(request.profile, request.precision, names).values())
     for choice in choices:
-        parse_scheme(choice.precision)
+        for precision in sorted(choice.precisions):
+            parse_scheme(precision)
         if needs_more_opset(choice, request.profile):
             why = f"takes ONNX up to opset {request.profile.limits.opset.value}, and GPU modules need {PORTABLE_OPSET}"
             raise UnsupportedError(request.profile.name, why, "give a profile that puts them on the CPU")
@@ -254,15 +265,27 @@ def _module(choice: Choice, traced: Mapping[tuple[Dialect, bool], Traced], check
     graph = build(stack, choice.dialect)
     if choice.name == "vision":
         jobs.append(_position_job(graph, found.model, checkpoint))
-    scheme = parse_scheme(choice.precision)
-    stored = quantize_graph(graph, choice.dialect, lambda _: scheme)
+    stored = quantize_graph(
+        graph, choice.dialect, lambda name: parse_scheme(choice.precision_of(stack.segment_of(name)))
+    )
+    parts = tuple(dict.fromkeys(stack.segment_of(each.names[0]) for each in stored if each.columns > 1))
+    _check_parts(choice, parts)
     # The proof reads the same rows again in a moment, and then lets the page cache go of them.
     kept = replace(checkpoint, keep_pages=True)
     jobs += [Job(each, partial(_tasks, each, kept, choice.dialect)) for each in stored]
     weights = [job.stored for job in jobs]
     layout = lay_out(weights)
     bind(graph, weights, layout, WEIGHTS)
-    return PreparedModule(choice, tuple(jobs), layout, graph, len(serialize(graph)))
+    return PreparedModule(choice, tuple(jobs), layout, graph, len(serialize(graph)), parts)
+
+
+def _check_parts(choice: Choice, known: tuple[str, ...]) -> None:
+    """Check that all parts that were named exist. Raises UsageError."""
+    for part, precision in choice.parts:
+        if part not in known:
+            what = f"--precision {choice.name}.{part}={precision}"
+            remedy = nearest_name(part, known) if known else f"write {choice.name}={precision}"
+            raise UsageError(what, f"the {choice.name} has no such part", remedy)
 
 
 def serialize(graph: ir.Model) -> bytes:
@@ -288,6 +311,7 @@ def _explained(source: Checkpoint, name: str, encode: Callable[[], Piece]) -> Pi
 
 
 def _embedding(choice: Choice, model: Model, checkpoint: Checkpoint) -> PreparedModule:
+    _check_parts(choice, ())
     decoder, scheme = model.decoder, parse_scheme(choice.precision)
     parts = embedding_parts(scheme, decoder.vocabulary, decoder.hidden)  # type: ignore[arg-type]
     names = tuple(part.suffix for part in parts)

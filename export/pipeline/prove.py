@@ -170,14 +170,14 @@ class StackProof:
             why = f"computes NaN or infinity in its {name}"
             raise DamagedFileError(self.prover.source.folder, why, "download the checkpoint again")
         if not all(np.isfinite(got[result]).all() for got in self.got):
-            why = f"computes NaN or infinity in {self.module.choice.precision}, where the original does not"
+            why = f"computes NaN or infinity in {self.module.choice.stated}, where the original does not"
             raise AccuracyError(self.module.file, why, f"export {name} in another precision")
 
 
 def _checked(module: PreparedModule, error: float) -> float:
     if error > MAX_ERROR:
         why = f"its output is {error:.2g} away from the original's, relative to it"
-        raise AccuracyError(module.choice.name, why, f"use a milder precision than {module.choice.precision}")
+        raise AccuracyError(module.choice.name, why, f"use a milder precision than {module.choice.stated}")
     return two_digits(error)
 
 
