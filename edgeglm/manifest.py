@@ -6,7 +6,7 @@ import hashlib
 from typing import Annotated, Final, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from edgeglm.devices.profile import Count, Engine, Placement, Profile
 
@@ -123,6 +123,40 @@ class Predicted(Struct, frozen=True, forbid_unknown_fields=True):
     device_peak_rss_bytes: dict[Count, Natural]
 
 
+class Metric(Struct, frozen=True, forbid_unknown_fields=True):
+    """A metric of the bundle beside the original's, as `edgeglm validate` prints it; the interval is of 95%."""
+
+    name: Text
+    samples: Natural
+    reference: float
+    artifact: float
+    drop: float
+    drop_interval: tuple[float, float]
+    limit: float
+    passed: bool
+
+
+class Rung(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A precision that was tried; ``refused`` is why its export failed before it could be measured."""
+
+    precision: Text
+    bundle_bytes: Natural
+    passed: bool
+    metrics: tuple[Metric, ...] = ()
+    refused: Text | None = None
+
+
+class Measured(Struct, frozen=True, forbid_unknown_fields=True):
+    """The accuracy that an export measured: of the bundle, and of what was tried before it.
+
+    ``sensitivity`` is the damage that a part of a module does alone, in nats a token, by its name.
+    """
+
+    metrics: tuple[Metric, ...]
+    ladder: tuple[Rung, ...]
+    sensitivity: dict[Text, Annotated[float, Meta(ge=0)]]
+
+
 class File(Struct, frozen=True, forbid_unknown_fields=True):
     """The hash and the size of a file."""
 
@@ -143,6 +177,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     generation: Generation
     provenance: Provenance
     predicted: Predicted
+    measured: Measured | UnsetType = UNSET
     files: dict[str, File]
     seal: Sha256 = BLANK_SEAL
 

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 import click
 
 from edgeglm.cli.checkpoint_options import checkpoint_options, to_request
+from edgeglm.cli.gate import Gate, brief, describe_ladder, ladder_table, nothing_passed, open_gate
 from edgeglm.cli.inspect import describe_modules, module_table
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.export.pack.writer import check_target
-from edgeglm.export.pipeline.export import Progress, export
+from edgeglm.export.pipeline.export import Progress, Report, export
 from edgeglm.export.pipeline.forecast import check_budget, predict
-from edgeglm.export.pipeline.prepare import open_export, prepare
+from edgeglm.export.pipeline.ladder import Ladder, Means, workplace
+from edgeglm.export.pipeline.prepare import Request, open_export, prepare
 from edgeglm.machine import read_machine
-from edgeglm.manifest import Manifest
+from edgeglm.manifest import Manifest, Metric, Rung
 from edgeglm.memory import MemorySampler
 from edgeglm.units import format_size, parse_size
 
@@ -30,6 +35,15 @@ SHARE = 0.6  # of the memory that is available, where no budget is given
 @click.option(
     "--max-ram", metavar="SIZE", help="Budget of all processes, such as 2GiB (default: 60% of what is available)."
 )
+@click.option(
+    "--accuracy-drop", metavar="PCT", help="Measure, and go on to milder precisions until no metric drops by more."
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Samples to calibrate with (JSONL); of the demo, its own.",
+)
 @click.option("--no-resume", is_flag=True, help="Throw a partial bundle away instead of going on from it.")
 @json_option
 def command(
@@ -40,6 +54,8 @@ def command(
     image_size: str | None,
     out: Path | None,
     max_ram: str | None,
+    accuracy_drop: str | None,
+    calibration: Path | None,
     no_resume: bool,
     as_json: bool,
 ) -> None:
@@ -52,23 +68,42 @@ def command(
     budget = parse_size(max_ram) if max_ram else int(SHARE * read_machine().memory_available_bytes)
     folder = out or Path(f"{request.name.rpartition('/')[2]}-{request.profile.name}")
     check_target(folder)
+    gate = open_gate(request, accuracy_drop, calibration) if accuracy_drop else None
     opened = open_export(request)
     expected = check_budget(opened, budget)
-    with MemorySampler() as memory, _Display(memory, budget, start) as display:
+    ladder = None
+    with _Memory() as memory, _Display(memory, budget, start) as display, ExitStack() as leave:
         display.say(f"tracing {request.name} for {request.profile.name}")
-        prepared = prepare(opened)
 
         def report(progress: Progress) -> None:
             display.progress(progress.module, progress.done, progress.total)
 
-        manifest, notes = export(prepared, folder, predict(prepared), report, resume=not no_resume)
+        if gate:
+            work = leave.enter_context(workplace(folder))
+            ladder = _climb(request, gate, work, budget, memory, display, report)
+            if not ladder.best:
+                _print_failure(folder, ladder, as_json=as_json)
+                raise nothing_passed(folder, ladder)
+            opened = open_export(replace(request, precision=ladder.precision))
+        prepared = prepare(opened)
+        manifest, notes = export(
+            prepared,
+            folder,
+            predict(prepared),
+            report,
+            resume=not no_resume,
+            reuse=ladder.reuse if ladder else None,
+            measured=ladder.measured if ladder else None,
+        )
     for note in (*opened.notes, *notes):
         click.echo(f"note: {note}", err=True)
     seconds = time.monotonic() - start
     if as_json:
-        print_json(_summary(folder, manifest, memory.peak_bytes, expected, seconds))
+        rungs = {"ladder": describe_ladder(ladder.rungs)} if ladder else {}
+        print_json(_summary(folder, manifest, memory.peak_bytes, expected, seconds) | rungs)
     else:
         lines = [
+            *([*ladder_table(ladder.rungs), ""] if ladder else []),
             *module_table(manifest),
             "",
             f"bundle  {folder}, {format_size(manifest.bundle_bytes)} in {seconds:.1f} s",
@@ -83,6 +118,30 @@ def command(
         )
 
 
+def _climb(
+    request: Request, gate: Gate, work: Path, budget: int, memory: _Memory, display: _Display, report: Report
+) -> Ladder:
+    def measure(bundle: Path) -> tuple[Metric, ...]:
+        display.say("measuring")
+        with memory.paused():
+            return gate.validation.metrics(bundle)
+
+    def show(rung: Rung) -> None:
+        display.line(f"{'passes' if rung.passed else 'fails'}: {brief(rung.precision)}")
+
+    ladder = Ladder(request, Means(work, gate.samples, measure, lambda each: check_budget(each, budget), report, show))
+    ladder.climb()
+    return ladder
+
+
+def _print_failure(folder: Path, ladder: Ladder, *, as_json: bool) -> None:
+    """What was tried, where no bundle comes of it."""
+    if as_json:
+        print_json({"bundle": None, "ladder": describe_ladder(ladder.rungs)})
+    else:
+        click.echo("\n".join(ladder_table(ladder.rungs)))
+
+
 def _summary(folder: Path, manifest: Manifest, peak: int, predicted: int, seconds: float) -> dict[str, object]:
     return {
         "bundle": str(folder),
@@ -95,10 +154,41 @@ def _summary(folder: Path, manifest: Manifest, peak: int, predicted: int, second
     }
 
 
+class _Memory:
+    """The peak of this process and its children, as a context manager; not of what runs while it is paused."""
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+        self._sampler = MemorySampler()
+
+    @property
+    def rss_bytes(self) -> int:
+        """At the last sample."""
+        return self._sampler.rss_bytes
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Look away."""
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self.__enter__()
+
+    def __enter__(self) -> _Memory:
+        self._sampler = MemorySampler()
+        self._sampler.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._sampler.__exit__(None, None, None)
+        self.peak_bytes = max(self.peak_bytes, self._sampler.peak_bytes)
+
+
 class _Display:
     """Progress in one line of a terminal's stderr, as a context manager that leaves the line empty."""
 
-    def __init__(self, memory: MemorySampler, budget: int, start: float) -> None:
+    def __init__(self, memory: _Memory, budget: int, start: float) -> None:
         self.memory, self.budget, self.start = memory, budget, start
         self.terminal = sys.stderr.isatty()
         self.module, self.since = "", start
@@ -106,6 +196,11 @@ class _Display:
     def say(self, text: str) -> None:
         if self.terminal:
             click.echo(f"\r\x1b[2K{text}  {self._rss()}", err=True, nl=False)
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        if self.terminal:
+            click.echo(f"\r\x1b[2K{text}", err=True)
 
     def progress(self, module: str, done: int, total: int) -> None:
         if module != self.module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,15 +13,18 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
+import msgspec
+
 from edgeglm import manifest
 from edgeglm.bundle import read_manifest
 from edgeglm.export.describe import describe_tensors
 from edgeglm.export.emit.onnx import write
-from edgeglm.export.model import Piece
+from edgeglm.export.model import Piece, Stored
 from edgeglm.export.pack.output import OutputFile
 from edgeglm.export.pack.writer import BundleWriter
 from edgeglm.export.pipeline.prepare import Prepared, PreparedModule, serialize
 from edgeglm.export.pipeline.prove import Prover
+from edgeglm.export.pipeline.reuse import Reuse
 
 # Pieces that are encoded before their turn to be written comes.
 AHEAD = 2
@@ -41,9 +44,19 @@ Report = Callable[[Progress], None]
 
 
 def export(
-    prepared: Prepared, target: Path, predicted: manifest.Predicted, report: Report, *, resume: bool = True
+    prepared: Prepared,
+    target: Path,
+    predicted: manifest.Predicted,
+    report: Report,
+    *,
+    resume: bool = True,
+    reuse: Reuse | None = None,
+    measured: manifest.Measured | None = None,
 ) -> tuple[manifest.Manifest, tuple[str, ...]]:
     """Write the bundle to `target`; returns its manifest and what the user should know.
+
+    What earlier exports have stored alike is copied from them, and `reuse` learns what this one has. `measured` is what
+    the manifest says of the bundle's accuracy.
 
     Raises:
         UsageError, BudgetError: Of the target or its disk.
@@ -61,10 +74,18 @@ def export(
         prover = Prover(prepared, writer)
         modules = []
         for module, output in zip(prepared.modules, outputs, strict=True):
-            modules.append(_export_module(module, output, writer, pool, prover, report))
+            modules.append(_export_module(module, output, writer, pool, prover, report, reuse or Reuse()))
         made = _manifest(prepared, tuple(modules), predicted, writer)
-        path = writer.finish(made)
+        path = writer.finish(msgspec.structs.replace(made, measured=measured) if measured else made)
+    if reuse:
+        for module in prepared.modules:
+            reuse.add(module.choice, _written(module, writer), path / module.weights_file)
     return read_manifest(path), tuple(notes)
+
+
+def _written(module: PreparedModule, writer: BundleWriter) -> Iterator[tuple[Stored, Sequence[int], str]]:
+    for index, (job, offsets) in enumerate(zip(module.jobs, module.layout.offsets, strict=True)):
+        yield job.stored, offsets, writer.note_of(_job(module, index))
 
 
 def _export_module(
@@ -74,9 +95,11 @@ def _export_module(
     pool: ThreadPoolExecutor,
     prover: Prover,
     report: Report,
+    reuse: Reuse,
 ) -> manifest.Module:
     name, total = module.choice.name, module.layout.nbytes
     proof = prover.begin(module, output)
+    _copy(module, output, writer, reuse)
     open_jobs = [(index, job) for index, job in enumerate(module.jobs) if not writer.done(_job(module, index))]
     stream = _encoded(((index, task) for index, job in open_jobs for task in job.tasks()), pool)
     left = {index for index, _ in open_jobs}
@@ -95,6 +118,14 @@ def _export_module(
         for step in steps:
             step.result()
     return _describe(module, proof.finish())
+
+
+def _copy(module: PreparedModule, output: OutputFile, writer: BundleWriter, reuse: Reuse) -> None:
+    for index, (job, offsets) in enumerate(zip(module.jobs, module.layout.offsets, strict=True)):
+        found = None if writer.done(_job(module, index)) else reuse.find(module.choice, job.stored)
+        if found:
+            found.copy(job.stored, offsets, output)
+            writer.complete(_job(module, index), found.note)
 
 
 @contextmanager
