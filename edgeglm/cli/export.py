@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 import click
 
@@ -16,14 +13,15 @@ from edgeglm.cli.checkpoint_options import checkpoint_options, to_request
 from edgeglm.cli.gate import Gate, brief, describe_ladder, ladder_table, nothing_passed, open_gate
 from edgeglm.cli.inspect import describe_modules, module_table
 from edgeglm.cli.output import json_option, print_json
+from edgeglm.cli.progress import Display, Memory
 from edgeglm.export.pack.writer import check_target
+from edgeglm.export.pipeline.calibrate import calibrate, read_calibration
 from edgeglm.export.pipeline.export import Progress, Report, export
 from edgeglm.export.pipeline.forecast import check_budget, predict
 from edgeglm.export.pipeline.ladder import Ladder, Means, workplace
-from edgeglm.export.pipeline.prepare import Request, open_export, prepare
+from edgeglm.export.pipeline.prepare import Calibration, Opened, Request, open_export, prepare
 from edgeglm.machine import read_machine
 from edgeglm.manifest import Manifest, Metric, Rung
-from edgeglm.memory import MemorySampler
 from edgeglm.units import format_size, parse_size
 
 SHARE = 0.6  # of the memory that is available, where no budget is given
@@ -68,24 +66,30 @@ def command(
     budget = parse_size(max_ram) if max_ram else int(SHARE * read_machine().memory_available_bytes)
     folder = out or Path(f"{request.name.rpartition('/')[2]}-{request.profile.name}")
     check_target(folder)
-    gate = open_gate(request, accuracy_drop, calibration) if accuracy_drop else None
+    samples = read_calibration(calibration) if calibration else []
+    gate = open_gate(request, accuracy_drop, calibration, samples) if accuracy_drop else None
     opened = open_export(request)
     expected = check_budget(opened, budget)
     ladder = None
-    with _Memory() as memory, _Display(memory, budget, start) as display, ExitStack() as leave:
+    with Memory() as memory, Display(memory, budget, start) as display, ExitStack() as leave:
         display.say(f"tracing {request.name} for {request.profile.name}")
 
         def report(progress: Progress) -> None:
             display.progress(progress.module, progress.done, progress.total)
 
+        found = None
+        if samples:
+            traced = prepare(opened)
+            display.say("calibrating")
+            found = calibrate(traced, samples)
         if gate:
             work = leave.enter_context(workplace(folder))
-            ladder = _climb(request, gate, work, budget, memory, display, report)
+            ladder = _climb(request, gate, found, work, budget, memory, display, report)
             if not ladder.best:
                 _print_failure(folder, ladder, as_json=as_json)
                 raise nothing_passed(folder, ladder)
             opened = open_export(replace(request, precision=ladder.precision))
-        prepared = prepare(opened)
+        prepared = prepare(opened, found)
         manifest, notes = export(
             prepared,
             folder,
@@ -119,7 +123,14 @@ def command(
 
 
 def _climb(
-    request: Request, gate: Gate, work: Path, budget: int, memory: _Memory, display: _Display, report: Report
+    request: Request,
+    gate: Gate,
+    calibration: Calibration | None,
+    work: Path,
+    budget: int,
+    memory: Memory,
+    display: Display,
+    report: Report,
 ) -> Ladder:
     def measure(bundle: Path) -> tuple[Metric, ...]:
         display.say("measuring")
@@ -129,7 +140,10 @@ def _climb(
     def show(rung: Rung) -> None:
         display.line(f"{'passes' if rung.passed else 'fails'}: {brief(rung.precision)}")
 
-    ladder = Ladder(request, Means(work, gate.samples, measure, lambda each: check_budget(each, budget), report, show))
+    def check(opened: Opened) -> int:
+        return check_budget(opened, budget)
+
+    ladder = Ladder(request, Means(work, gate.samples, calibration, measure, check, report, show))
     ladder.climb()
     return ladder
 
@@ -152,70 +166,3 @@ def _summary(folder: Path, manifest: Manifest, peak: int, predicted: int, second
         "predicted_peak_rss_bytes": predicted,
         "seconds": round(seconds, 3),
     }
-
-
-class _Memory:
-    """The peak of this process and its children, as a context manager; not of what runs while it is paused."""
-
-    def __init__(self) -> None:
-        self.peak_bytes = 0
-        self._sampler = MemorySampler()
-
-    @property
-    def rss_bytes(self) -> int:
-        """At the last sample."""
-        return self._sampler.rss_bytes
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Look away."""
-        self.__exit__()
-        try:
-            yield
-        finally:
-            self.__enter__()
-
-    def __enter__(self) -> _Memory:
-        self._sampler = MemorySampler()
-        self._sampler.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._sampler.__exit__(None, None, None)
-        self.peak_bytes = max(self.peak_bytes, self._sampler.peak_bytes)
-
-
-class _Display:
-    """Progress in one line of a terminal's stderr, as a context manager that leaves the line empty."""
-
-    def __init__(self, memory: _Memory, budget: int, start: float) -> None:
-        self.memory, self.budget, self.start = memory, budget, start
-        self.terminal = sys.stderr.isatty()
-        self.module, self.since = "", start
-
-    def say(self, text: str) -> None:
-        if self.terminal:
-            click.echo(f"\r\x1b[2K{text}  {self._rss()}", err=True, nl=False)
-
-    def line(self, text: str) -> None:
-        """A line that stays."""
-        if self.terminal:
-            click.echo(f"\r\x1b[2K{text}", err=True)
-
-    def progress(self, module: str, done: int, total: int) -> None:
-        if module != self.module:
-            self.module, self.since = module, time.monotonic()
-        speed = done / 1e6 / max(time.monotonic() - self.since, 1e-3)
-        self.say(f"{module:<10}{done / max(total, 1):>4.0%}  {speed:.0f} MB/s")
-
-    def __enter__(self) -> _Display:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.terminal:
-            click.echo("\r\x1b[2K", err=True, nl=False)
-
-    def _rss(self) -> str:
-        return f"RSS {format_size(self.memory.rss_bytes)} of {format_size(self.budget)}"

@@ -26,13 +26,13 @@ class Gate:
     samples: Sequence[Sample]
 
 
-def open_gate(request: Request, accuracy_drop: str, calibration: Path | None) -> Gate:
-    """What ``--accuracy-drop`` asks for. Raises UsageError where there is nothing to measure on."""
+def open_gate(request: Request, accuracy_drop: str, calibration: Path | None, samples: Sequence[Sample]) -> Gate:
+    """What ``--accuracy-drop`` asks for; `samples` are those of `calibration`. Raises UsageError without data."""
     allowed = parse_percent(accuracy_drop)
     if not request.is_demo and calibration is None:
         why = f"there is nothing to measure {request.name} on"
         raise UsageError("--accuracy-drop", why, "give samples with targets by --calibration FILE")
-    samples = list(read_samples(calibration or DATA / "calibration.jsonl", SENSITIVITY_SAMPLES))
+    samples = samples or list(read_samples(DATA / "calibration.jsonl", SENSITIVITY_SAMPLES))
     if request.is_demo:
         return Gate(Validation(allowed), samples)
     return Gate(Validation(allowed, calibration, request.folder), samples)

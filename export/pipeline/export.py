@@ -211,6 +211,7 @@ def _manifest(
         provenance=manifest.Provenance(
             config_sha256=hashlib.sha256(config).hexdigest(),
             weights_sha256=_weights_sha256(prepared, writer),
+            calibration_sha256=prepared.calibration.sha256 if prepared.calibration else None,
             versions=prepared.versions(),
             options=prepared.options(),
         ),

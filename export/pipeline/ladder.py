@@ -18,7 +18,7 @@ from edgeglm.export.pack.disk import explained, lock_folder, make_folders
 from edgeglm.export.pack.writer import check_target
 from edgeglm.export.pipeline.export import Report, export
 from edgeglm.export.pipeline.forecast import predict
-from edgeglm.export.pipeline.prepare import Opened, Prepared, Request, open_export, prepare
+from edgeglm.export.pipeline.prepare import Calibration, Opened, Prepared, Request, open_export, prepare
 from edgeglm.export.pipeline.probes import sample_prompts
 from edgeglm.export.pipeline.reuse import Reuse
 from edgeglm.export.pipeline.sensitivity import sensitivities
@@ -71,6 +71,7 @@ class Means:
     Args:
         work: A folder for bundles that are tried, on the disk of the target.
         samples: Of the calibration set, for the order of the parts.
+        calibration: What weights are encoded by, if anything.
         measure: The metrics of a bundle, whichever passes.
         check: Whether an export fits the memory budget; raises BudgetError.
         report: Told of the progress of an export.
@@ -79,6 +80,7 @@ class Means:
 
     work: Path
     samples: Sequence[Sample]
+    calibration: Calibration | None
     measure: Measure
     check: Callable[[Opened], object]
     report: Report
@@ -161,7 +163,7 @@ class Ladder:
     def _prepare(self, precision: str) -> Prepared:
         opened = open_export(replace(self.request, precision=precision))
         self.means.check(opened)
-        return prepare(opened)
+        return prepare(opened, self.means.calibration)
 
     def _try(self, prepared: Prepared) -> Path:
         """The folder of one more rung's bundle; each has its own name, which `reuse` goes by."""

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edgeglm import manifest
 from edgeglm.devices.profile import Profile
@@ -64,6 +65,14 @@ class Request:
     context: int | None = None
     image_size: tuple[int, int] | None = None
     is_demo: bool = False
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a calibration found: the mean squares of the input channels, by the name of the weight they meet."""
+
+    sha256: str
+    energies: Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,12 @@ class Prepared:
     probe: Traced
     modules: tuple[PreparedModule, ...]
     sidecars: Mapping[str, bytes]
+    calibration: Calibration | None = None
+
+    @property
+    def energies(self) -> Mapping[str, NDArray[np.float32]]:
+        """Of the calibration, if there was one."""
+        return self.calibration.energies if self.calibration else {}
 
     @property
     def request(self) -> Request:
@@ -184,7 +199,7 @@ class Prepared:
         sidecars = sorted((name, hashlib.sha256(data).hexdigest()) for name, data in self.sidecars.items())
         said = (
             self.request.name, repr(self.request.profile), self.options(), self.versions(), self.model, stats, sidecars,
-            sorted(self.checkpoint.config.items()), _code(),
+            sorted(self.checkpoint.config.items()), self.calibration and self.calibration.sha256, _code(),
         )  # fmt: skip
         return hashlib.sha256(repr(said).encode()).hexdigest()
 
@@ -228,8 +243,10 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     return Opened(request, checkpoint, choices, context, requests, probe, preprocessor, tuple(notes))
 
 
-def prepare(opened: Opened) -> Prepared:
+def prepare(opened: Opened, calibration: Calibration | None = None) -> Prepared:
     """Trace the blocks and lay every module out; no weight is read.
+
+    With a calibration, weights will be encoded by it.
 
     Raises:
         UnsupportedError, DamagedFileError: The model cannot be traced, or its weights are not those it needs.
@@ -237,12 +254,13 @@ def prepare(opened: Opened) -> Prepared:
     checkpoint = opened.checkpoint
     *found, probe = trace([*opened.requests.values(), opened.probe])
     traced = dict(zip(opened.requests, found, strict=True))
-    modules = tuple(_module(choice, traced, checkpoint) for choice in opened.choices)
+    energies = calibration.energies if calibration else {}
+    modules = tuple(_module(choice, traced, checkpoint, energies) for choice in opened.choices)
     for module in modules:
         check_weights([job.stored for job in module.jobs if job.stored.initializers != (POSITION,)], checkpoint)
     sidecars = {f"tokenizer/{name}": data for name in SIDECARS if (data := _sidecar(checkpoint, name)) is not None}
     sidecars[RUNNER] = build_pyz()
-    return Prepared(opened, found[0].model, probe, modules, sidecars)
+    return Prepared(opened, found[0].model, probe, modules, sidecars, calibration)
 
 
 def _probe_grid(grid: Grid | None) -> Grid | None:
@@ -252,7 +270,12 @@ def _probe_grid(grid: Grid | None) -> Grid | None:
     return min(grid[0], 16), min(grid[1], 16)
 
 
-def _module(choice: Choice, traced: Mapping[tuple[Dialect, bool], Traced], checkpoint: Checkpoint) -> PreparedModule:
+def _module(
+    choice: Choice,
+    traced: Mapping[tuple[Dialect, bool], Traced],
+    checkpoint: Checkpoint,
+    energies: Mapping[str, NDArray[np.float32]],
+) -> PreparedModule:
     if choice.name == "embedding":
         return _embedding(choice, next(iter(traced.values())).model, checkpoint)
     found = traced[choice.dialect, choice.half]
@@ -272,7 +295,7 @@ def _module(choice: Choice, traced: Mapping[tuple[Dialect, bool], Traced], check
     _check_parts(choice, parts)
     # The proof reads the same rows again in a moment, and then lets the page cache go of them.
     kept = replace(checkpoint, keep_pages=True)
-    jobs += [Job(each, partial(_tasks, each, kept, choice.dialect)) for each in stored]
+    jobs += [Job(each, partial(_tasks, each, kept, choice.dialect, energies.get(each.names[0]))) for each in stored]
     weights = [job.stored for job in jobs]
     layout = lay_out(weights)
     bind(graph, weights, layout, WEIGHTS)
@@ -293,9 +316,11 @@ def serialize(graph: ir.Model) -> bytes:
     return bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
 
 
-def _tasks(stored: Stored, source: Checkpoint, dialect: Dialect) -> Iterator[Callable[[], Piece]]:
+def _tasks(
+    stored: Stored, source: Checkpoint, dialect: Dialect, energy: NDArray[np.float32] | None
+) -> Iterator[Callable[[], Piece]]:
     for chunk in chunks(stored, source):
-        encode = partial(encode_chunk, chunk, stored, source, dialect)
+        encode = partial(encode_chunk, chunk, stored, source, dialect, energy)
         yield partial(_explained, source, chunk.origin, encode)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from edgeglm.export.model import Dialect, Rows
@@ -20,8 +22,8 @@ class RoundedWeights:
     rounded as its operators do it.
     """
 
-    def __init__(self, source: Rows, scheme: Scheme, dialect: Dialect) -> None:
-        self.source, self.scheme, self.dialect = source, scheme, dialect
+    def __init__(self, source: Rows, scheme: Scheme, dialect: Dialect, energies: Mapping[str, Floats]) -> None:
+        self.source, self.scheme, self.dialect, self.energies = source, scheme, dialect, energies
         self.kept: dict[tuple[str, int], Floats] = {}
         self.room = KEPT_BYTES
 
@@ -47,7 +49,7 @@ class RoundedWeights:
         rows = self.source.rows(weight, start, stop).reshape(stop - start, columns)
         if self.dialect == "portable" and len(rows) % 2:  # whose INT4 packs rows in pairs
             rows = np.concatenate([rows, np.zeros_like(rows[:1])])
-        stored = encode(self.scheme, self.dialect, rows)
+        stored = encode(self.scheme, self.dialect, rows, energy=self.energies.get(weight))
         rounded = dequantize(self.scheme, self.dialect, stored, columns)[: stop - start]
         if rounded.nbytes <= self.room:
             self.room -= rounded.nbytes

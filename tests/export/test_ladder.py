@@ -40,7 +40,7 @@ def errors_within(limit: float) -> Callable[[Path], tuple[manifest.Metric, ...]]
 
 def climb(work: Path, limit: float, request: Request = REQUEST, samples: int = 2) -> Ladder:
     read = list(read_samples(DATA / "calibration.jsonl", samples))
-    means = Means(work, read, errors_within(limit), lambda _: None, lambda _: None, lambda _: None)
+    means = Means(work, read, None, errors_within(limit), lambda _: None, lambda _: None, lambda _: None)
     ladder = Ladder(request, means)
     ladder.climb()
     return ladder

@@ -58,7 +58,8 @@ def rounded(name: str, weight: Tensor) -> Tensor:
         found = gather(encode_embedding(Int8(), rows), np.arange(len(rows)))
     else:
         found = dequantize(Int4(), "portable", encode(Int4(), "portable", rows), rows.shape[1])
-    return torch.from_numpy(found).reshape(weight.shape)
+    result: Tensor = torch.from_numpy(found).reshape(weight.shape)
+    return result
 
 
 def log_probabilities(agent: Agent, sample: Sample, state: dict[str, Tensor]) -> Tensor:
@@ -71,7 +72,8 @@ def log_probabilities(agent: Agent, sample: Sample, state: dict[str, Tensor]) ->
         inputs[name] = torch.cat([inputs[name], torch.full_like(answer, value)], 1)
     with torch.no_grad():
         logits = agent.model(**inputs).logits[0]
-    return torch.log_softmax(logits[-1 - answer.shape[1] : -1].double(), -1)
+    found: Tensor = torch.log_softmax(logits[-1 - answer.shape[1] : -1].double(), -1)
+    return found
 
 
 def test_it_is_the_divergence_that_transformers_has(prepared: Prepared, samples: list[Sample]) -> None:
