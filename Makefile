@@ -13,11 +13,11 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test lint format wheel clean
+.PHONY: help demo test test-arm lint format wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
 demo: $(INSTALLED) ## install, then evaluate the demo phone agent, export it, run and validate the bundle
 	@echo '== demo: the phone agent that ships with edgeglm, in PyTorch, on 50 of its held-out screens'
@@ -33,6 +33,10 @@ demo: $(INSTALLED) ## install, then evaluate the demo phone agent, export it, ru
 test: $(INSTALLED) ## install, then run the test suite
 	@echo '== test: the whole suite'
 	$(BIN)/python -m pytest
+
+test-arm: $(INSTALLED) ## the demo's bundle on emulated 64-bit Arm (a network the first time)
+	@echo '== test-arm: the same answers as here, under qemu'
+	$(BIN)/python -m pytest tests/arm
 
 lint: $(INSTALLED) ## ruff and mypy --strict
 	$(BIN)/ruff check .

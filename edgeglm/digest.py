@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edgeglm.cache import cache_folder
+
 if TYPE_CHECKING:
     from hashlib import _Hash
 
@@ -96,11 +98,9 @@ def _hash(path: Path, descriptor: int, identity: str) -> str:
 
 def _cache_file(folder: Path) -> Path | None:
     """The cache file of a folder, or None where the user has no home."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():  # as the XDG base directory specification demands
-        base = Path(os.path.expanduser("~/.cache"))
+    cache = cache_folder()
     name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()
-    return base / "edgeglm" / "verified" / f"{name}.json" if base.is_absolute() else None
+    return cache / "verified" / f"{name}.json" if cache else None
 
 
 def _read(cache: Path) -> dict[str, str]:

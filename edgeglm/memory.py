@@ -22,27 +22,66 @@ CURRENT = re.compile(rb"^VmRSS:\s+(\d+) kB$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Phase:
-    """A finished phase of work: its milliseconds, and the resident memory of this process at its end."""
+    """A finished phase of work: when it began and how long it took, and this process's resident memory at its end."""
 
     name: str
+    start_ms: float
     ms: float
     rss_bytes: int
 
 
 class PhaseLog:
-    """The phases of work in this process, in the order in which they ended."""
+    """The phases of work in this process, in the order in which they ended; times count from its making."""
 
     def __init__(self) -> None:
+        self.start = time.perf_counter()
         self.phases: list[Phase] = []
+
+    def ms(self) -> float:
+        """Milliseconds until now."""
+        return (time.perf_counter() - self.start) * 1e3
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Record a phase, also when it ends in an exception."""
-        start = time.perf_counter()
+        start = self.ms()
         try:
             yield
         finally:
-            self.phases.append(Phase(name, (time.perf_counter() - start) * 1e3, current_rss()))
+            self.phases.append(Phase(name, start, self.ms() - start, current_rss()))
+
+
+class MemoryCurve:
+    """This process's resident memory over time, taken by a thread, as a context manager.
+
+    Attributes:
+        points: Milliseconds since the start, and bytes.
+    """
+
+    def __init__(self, interval: float = 0.005) -> None:
+        self.points: list[tuple[float, int]] = []
+        self._interval, self._stop = interval, Event()
+        self._thread = Thread(target=self._watch, name="memory curve", daemon=True)
+
+    def __enter__(self) -> MemoryCurve:
+        self._start = time.perf_counter()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._take()
+
+    def _watch(self) -> None:
+        self._take()
+        while not self._stop.wait(self._interval):
+            self._take()
+
+    def _take(self) -> None:
+        self.points.append(((time.perf_counter() - self._start) * 1e3, current_rss()))
 
 
 class MemorySampler:

@@ -18,6 +18,20 @@ from edgeglm.manifest import Vision
 Message = Mapping[str, Any]
 
 
+def message(role: str, text: str, image: Path | None = None) -> Message:
+    """A message in OpenAI's form, with a picture's path or without."""
+    if image is None:
+        return {"role": role, "content": text}
+    picture = {"type": "image_url", "image_url": {"url": str(image)}}
+    return {"role": role, "content": [picture, {"type": "text", "text": text}]}
+
+
+def pictures(messages: Sequence[Message]) -> list[Path]:
+    """The paths of all pictures, in their order."""
+    parts = [part for each in messages if not isinstance(each["content"], str) for part in each["content"]]
+    return [Path(part["image_url"]["url"]) for part in parts if part["type"] == "image_url"]
+
+
 class Chat:
     """Renders messages in OpenAI form for one model, and streams its answers as text.
 
@@ -47,7 +61,7 @@ class Chat:
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Tokens of a conversation that the model is to answer; a picture is a token for each merged patch."""
-        text = self.template.render(messages=list(messages), add_generation_prompt=True)
+        text = self.template.render(messages=[_for_template(each) for each in messages], add_generation_prompt=True)
         if self.vision:
             rows, columns = self.vision.grid
             token = str(self.tokenizer.id_to_token(self.vision.image_token_id))
@@ -71,6 +85,14 @@ class TextStream:
         piece = self.decoder.step(self.tokenizer, token) or ""
         self.text += piece
         return piece
+
+
+def _for_template(each: Message) -> Message:
+    """The message as checkpoints' templates know it: a picture is a part of type ``image``."""
+    if isinstance(each["content"], str):
+        return each
+    parts = [{"type": "image"} if part["type"] == "image_url" else part for part in each["content"]]
+    return {**each, "content": parts}
 
 
 def _template(folder: Path) -> str:

@@ -13,13 +13,6 @@ from edgeglm.runtimes.session import DecoderSession
 
 # A long prompt at once takes more memory and is no faster.
 PREFILL_CHUNK = 256
-# A key/value buffer has a multiple of this many rows.
-BUCKET = 256
-
-
-def capacity_for(tokens: int, longest: int) -> int:
-    """Rows of a buffer for so many tokens, of which there may be at most `longest`."""
-    return min(longest, -(-tokens // BUCKET) * BUCKET)
 
 
 def generate(
@@ -35,16 +28,16 @@ def generate(
     """Yield the tokens of an answer, up to `limit` of them; one of `ends` is the last.
 
     Args:
-        decoder: With an empty state, and room for prompt and answer.
+        decoder: With room for prompt and answer; its state holds the beginning of the prompt, or nothing.
         rows: The embeddings of what is generated.
-        prompt: The prompt's tokens, n of them.
-        hidden: Their embeddings, pictures in their place: (n, hidden).
-        positions: (axes, 1, n).
+        prompt: The prompt's tokens.
+        hidden: Embeddings of those that are not in the state, n of them, pictures in their place: (n, hidden).
+        positions: Theirs, (axes, 1, n).
         sampler: Chooses each token.
         ends: The tokens that end an answer.
         limit: The most tokens.
     """
-    for start in range(0, len(prompt), PREFILL_CHUNK):
+    for start in range(0, len(hidden), PREFILL_CHUNK):
         stop = start + PREFILL_CHUNK
         logits = decoder.step(hidden[None, start:stop], positions[:, :, start:stop])
     seen, where = list(prompt), np.full_like(positions[:, :, -1:], positions.max())

@@ -2,15 +2,71 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import stat
+import warnings
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from edgeglm.digest import hash_range
+from edgeglm.errors import UsageError
 from edgeglm.manifest import Vision
+from edgeglm.units import format_size
+
+# Not all that Pillow reads: it would start a PostScript interpreter for one of its formats.
+FORMATS = ("WEBP", "PNG", "JPEG")
+MAX_BYTES = 128 << 20  # of a file; a WebP is read whole
+MAX_PIXELS = 1 << 24  # twice a 4K screen; decoding takes 4 to 8 bytes a pixel, of a WebP 16
+STRIP = 64  # rows that are converted at a time
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture as its EXIF turns it, in the mode of its file; of an animation the first frame.
+
+    A JPEG of more than `MAX_PIXELS`, and of up to four times as many, is decoded at half its size.
+
+    Raises:
+        UsageError: It cannot be read, is no WebP, PNG or JPEG, or is too large.
+    """
+    try:
+        _check_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, and of sizes that are allowed here
+            return _load(path)
+    except UsageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise _unreadable(path, "it is no WebP, PNG or JPEG, or a damaged one") from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(path) from error
+    except Exception as error:  # of a damaged file Pillow says so with errors of many kinds
+        raise _unreadable(path, getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
+
+
+def hash_picture(path: Path) -> bytes:
+    """The SHA-256 of a picture's file.
+
+    Raises:
+        UsageError: It cannot be read, or is too large.
+    """
+    try:
+        _check_file(path)
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            hash_range(digest, file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        return digest.digest()
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, getattr(error, "strerror", None) or str(error)) from error
 
 
 def to_patches(image: Image.Image, vision: Vision) -> NDArray[np.float32]:
     """Resize a picture to the grid, normalize it, and cut it into patches.
+
+    Transparent parts become white. Of 16 bits of grey the upper 8 count, where transformers makes nearly all white.
 
     Returns:
         (rows * columns, 3 * temporal_patch_size * patch_size ** 2): the patches of a merged block stand together, the
@@ -18,9 +74,57 @@ def to_patches(image: Image.Image, vision: Vision) -> NDArray[np.float32]:
         ``Glm4vImageProcessorPil``).
     """
     (rows, columns), size, merge = vision.grid, vision.patch_size, vision.merge_size
-    resized = image.convert("RGB").resize((columns * size, rows * size), Image.Resampling.BICUBIC)
+    resized = _to_rgb(image).resize((columns * size, rows * size), Image.Resampling.BICUBIC)
     mean, std = np.array(vision.mean, np.float32), np.array(vision.std, np.float32)
     pixels: NDArray[np.float32] = (np.asarray(resized, np.float32) / np.float32(255) - mean) / std
     blocks = pixels.reshape(rows // merge, merge, size, columns // merge, merge, size, 3)
     patches = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, 1, size * size)
     return np.repeat(patches, vision.temporal_patch_size, axis=2).reshape(rows * columns, -1)
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what would never end, such as a pipe, or take too much memory."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise _unreadable(path, "it is not a regular file")
+    if status.st_size > MAX_BYTES:
+        raise UsageError(path, f"is larger than {format_size(MAX_BYTES)}", "give a smaller picture")
+
+
+def _load(path: Path) -> Image.Image:
+    with Image.open(path, formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            image.draft(None, (image.width // 2, image.height // 2))  # only a JPEG's decoder can; others ignore it
+        if image.width * image.height > MAX_PIXELS:
+            raise _too_large(path)
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """In strips, so that no more than the picture and its copy are in memory."""
+    if image.mode == "RGB" and image.info.get("transparency") is None:
+        return image
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, image.height, STRIP):
+        strip = image.crop((0, top, image.width, min(top + STRIP, image.height)))
+        rgb.paste(_opaque(strip), (0, top))
+    return rgb
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _unreadable(path: Path, why: str) -> UsageError:
+    return UsageError(path, f"is not a picture that can be read: {why}", "give a WebP, PNG or JPEG file")
+
+
+def _too_large(path: Path) -> UsageError:
+    return UsageError(path, f"has more pixels than the {MAX_PIXELS} that are taken", "give a smaller picture")

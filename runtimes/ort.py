@@ -1,7 +1,8 @@
-"""ONNX Runtime on the CPU: sessions of either dialect."""
+"""ONNX Runtime on the CPU: encoders, and decoders of either dialect."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class Encoder:
     """A module without a state."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        self.session = _load(path, threads)
+        self.session = open_session(path, threads)
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """Outputs by name."""
@@ -49,15 +50,22 @@ class Decoder:
     """
 
     def __init__(self, path: Path, threads: int, capacity: int) -> None:
-        self.session, self.capacity, self.length = _load(path, threads), capacity, 0
-        self.types = {each.name: DTYPES[each.type] for each in self.session.get_inputs()}
+        self.session, self.capacity, self.length = open_session(path, threads), capacity, 0
+        inputs = self.session.get_inputs()
+        self.types = {each.name: DTYPES[each.type] for each in inputs}
+        self.shapes: dict[str, list[int | str]] = {
+            each.name: each.shape for each in inputs if each.name.startswith("past_")
+        }
         self.shared = "seqlens_k" in self.types
-        self.state = self._empty()
-        self.state_bytes = 0
-        for each in self.session.get_inputs():
-            if each.name in self.state:
-                sizes = [size if isinstance(size, int) else capacity for size in each.shape]
-                self.state_bytes += int(np.prod(sizes)) * np.dtype(DTYPES[each.type]).itemsize
+        rows = capacity if self.shared else 0
+        self.state = {name: self._value(np.zeros(self._sizes(name, rows), self.types[name])) for name in self.shapes}
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of keys and values at its capacity; a shared buffer's pages are taken as it fills."""
+        return sum(
+            int(np.prod(self._sizes(name, self.capacity))) * np.dtype(self.types[name]).itemsize for name in self.shapes
+        )
 
     def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits (vocabulary) of the last token."""
@@ -81,11 +89,22 @@ class Decoder:
         last: NDArray[np.float32] = logits.numpy().astype(np.float32).reshape(-1)
         return last
 
-    def reset(self) -> None:
-        """Forget all tokens; a shared buffer is simply filled again from its beginning."""
-        self.length = 0
-        if not self.shared:
-            self.state = self._empty()
+    def reserve(self, capacity: int) -> None:
+        """Room for more tokens: each buffer is copied once, one after the other."""
+        if capacity <= self.capacity:
+            return
+        self.capacity = capacity
+        for name in self.state if self.shared else ():
+            grown = np.zeros(self._sizes(name, capacity), self.types[name])
+            grown[:, :, : self.length] = self.state[name].numpy()[:, :, : self.length]
+            self.state[name] = self._value(grown)
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens but the first `length`; a shared buffer is simply filled again from there."""
+        if not self.shared and length < self.length:
+            for name, value in self.state.items():
+                self.state[name] = self._value(value.numpy()[:, :, :length].copy())
+        self.length = min(length, self.length)
 
     def close(self) -> None:
         """Drop the session and the state."""
@@ -106,29 +125,40 @@ class Decoder:
             everything["mask"] = np.triu(np.full((1, 1, count, total), HIDDEN, np.float32), total - count + 1)
         return {name: everything[name].astype(dtype) for name, dtype in self.types.items() if name not in self.state}
 
-    def _empty(self) -> dict[str, OrtValue]:
-        return {
-            each.name: self._buffer(each.shape, DTYPES[each.type])
-            for each in self.session.get_inputs()
-            if each.name.startswith("past_")
-        }
+    def _sizes(self, name: str, rows: int) -> list[int]:
+        return [size if isinstance(size, int) else rows for size in self.shapes[name]]
 
-    def _buffer(self, shape: list[int | str], dtype: type[np.generic]) -> OrtValue:
-        length = self.capacity if self.shared else 0
-        sizes = [size if isinstance(size, int) else length for size in shape]
-        return OrtValue.ortvalue_from_numpy(np.zeros(sizes, dtype))
+    def _value(self, array: NDArray[Any]) -> OrtValue:
+        return OrtValue.ortvalue_from_numpy(array)  # on the array's own memory
 
 
-def _present(name: str) -> str:
-    return name.replace("past_", "present_", 1)
+def open_session(
+    path: Path, threads: int, entries: Mapping[str, str] | None = None, save_to: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """A session of a module's file.
 
+    Args:
+        path: The graph.
+        threads: Of each operator.
+        entries: Of ONNX Runtime's session configuration.
+        save_to: Where to write the graph as the engine has optimized it.
 
-def _load(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    Raises:
+        DamagedFileError: The engine cannot load it.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
+    for name, value in (entries or {}).items():
+        options.add_session_config_entry(name, value)
+    if save_to:
+        options.optimized_model_filepath = str(save_to)
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the engine's own exceptions have no common base
         why = f"ONNX Runtime {onnxruntime.__version__} cannot load it: {str(error).splitlines()[0]}"
         raise DamagedFileError(path, why, "export the bundle again") from error
+
+
+def _present(name: str) -> str:
+    return name.replace("past_", "present_", 1)

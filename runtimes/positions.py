@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 
 def prompt_positions(image_tokens: Sequence[bool], grid: tuple[int, int] | None) -> NDArray[np.int64]:
-    """Positions of a prompt with at most one picture.
+    """Positions of a prompt with any number of pictures.
 
     Args:
-        image_tokens: Whether each token stands for a piece of the picture; these stand together.
+        image_tokens: Whether each token stands for a piece of a picture; those of one picture stand together, and
+            other tokens between those of two.
         grid: Rows and columns of merged patches; None for a model without M-RoPE.
 
     Returns:
@@ -24,11 +25,15 @@ def prompt_positions(image_tokens: Sequence[bool], grid: tuple[int, int] | None)
     if grid is None:
         return np.arange(length, dtype=np.int64)[None, None]
     positions = np.tile(np.arange(length, dtype=np.int64), (3, 1, 1))
-    where = np.flatnonzero(image_tokens)
-    if len(where):
-        rows, columns = grid
-        start, stop = int(where[0]), int(where[-1]) + 1
-        place = np.indices((1, rows, columns)).reshape(3, -1)
-        positions[:, 0, start:stop] = start + place
+    rows, columns = grid
+    place = np.indices((1, rows, columns)).reshape(3, -1)
+    for start, stop in picture_spans(image_tokens):
         positions[:, 0, stop:] += max(rows, columns) - (stop - start)
+        positions[:, 0, start:stop] = positions[0, 0, start] + place
     return positions
+
+
+def picture_spans(image_tokens: Sequence[bool]) -> list[tuple[int, int]]:
+    """Where each picture begins and ends among the tokens."""
+    edges = np.flatnonzero(np.diff([0, *image_tokens, 0])).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))

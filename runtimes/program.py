@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
 from edgeglm.actions import Action
-from edgeglm.errors import EdgeglmError, UsageError
-from edgeglm.runtimes.runner import Answer, Runner
+from edgeglm.errors import BudgetError, EdgeglmError, UsageError
+from edgeglm.memory import MemoryCurve
+from edgeglm.runtimes.conversation import Conversation
+from edgeglm.runtimes.memory_plot import check_format, draw_memory
+from edgeglm.runtimes.runner import Answer, Loaded, Runner
 from edgeglm.runtimes.sampling import Sampling
 from edgeglm.units import format_size, parse_size
 
+BROKEN_PIPE = 141
 INTERRUPTED = 130
 
 
@@ -28,37 +34,91 @@ def main(arguments: Sequence[str] | None = None, bundle: Path | None = None) -> 
     """
     try:
         run(arguments, bundle)
+        sys.stdout.flush()
     except EdgeglmError as error:
         print(f"edgeglm: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("edgeglm: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails again as it ends
+        return BROKEN_PIPE
     return 0
 
 
 def run(arguments: Sequence[str] | None = None, bundle: Path | None = None) -> None:
     """The same, with errors as exceptions."""
     options = _parser(bundle).parse_args(arguments)
-    budget = parse_size(options.max_ram) if options.max_ram else None
-    runner = Runner(options.bundle, options.threads)
+    _check(options)
+    with MemoryCurve() if options.memory_plot else nullcontext() as curve:
+        runner = Runner(
+            options.bundle,
+            options.threads,
+            context=options.context,
+            max_ram=parse_size(options.max_ram) if options.max_ram else None,
+            low_rss=options.low_rss,
+        )
+        with runner:
+            answer = _converse(runner, options)
+    if answer and options.json:
+        print(json.dumps(summary(answer), indent=2))
+    elif answer:
+        print("\n".join(report(answer)))
+    if answer and curve:
+        draw_memory(options.memory_plot, curve.points, answer.phases)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """What can be refused before anything is loaded."""
+    if options.memory_plot:
+        check_format(options.memory_plot)
+    if options.prompt is not None:
+        return
+    if options.json or options.memory_plot or not sys.stdin.isatty():
+        raise UsageError("--prompt", "is needed where no one can chat", "say what to do")
+
+
+def _converse(runner: Runner, options: argparse.Namespace) -> Answer | None:
+    """One answer; or a chat, of which the last."""
     generation = runner.bundle.manifest.generation
-    warmth = generation.temperature if options.temperature is None else options.temperature
-
-    def show(text: str) -> None:
-        if not options.json:
-            print(text, end="", flush=True)
-
-    answer = runner.answer(
-        options.prompt,
-        options.image,
-        max_new_tokens=options.max_new_tokens,
-        max_ram=budget,
-        sampling=Sampling(warmth, generation.top_p, generation.repetition_penalty),
-        seed=options.seed,
-        show=show,
+    sampling = Sampling(
+        generation.temperature if options.temperature is None else options.temperature,
+        generation.top_p if options.top_p is None else options.top_p,
+        generation.repetition_penalty if options.repetition_penalty is None else options.repetition_penalty,
     )
-    print(json.dumps(_summary(answer), indent=2) if options.json else "\n".join(["", "", *_report(answer)]))
+    conversation = Conversation(runner, max_new_tokens=options.max_new_tokens, sampling=sampling, seed=options.seed)
+    if options.prompt is not None:
+        answer = conversation.ask(options.prompt, options.image, _hide if options.json else _show)
+        print(end="" if options.json else "\n\n")
+        return answer
+    return _chat(conversation, options.image)
+
+
+def _chat(conversation: Conversation, image: Path | None) -> Answer | None:
+    """Turn after turn from the terminal, up to its end of file; the picture goes with the first."""
+    print("Ctrl-D ends the chat.", file=sys.stderr)
+    answer = None
+    with suppress(EOFError):
+        while True:
+            text = input("> ")
+            if not text.strip():
+                continue
+            try:
+                answer = conversation.ask(text, None if conversation.turns else image, _show)
+                print("\n")
+            except BudgetError as error:  # a shorter turn may fit
+                print(f"edgeglm: {error}", file=sys.stderr)
+    print()
+    return answer
+
+
+def _show(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _hide(text: str) -> None:
+    pass
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,13 +134,20 @@ def _parser(bundle: Path | None) -> argparse.ArgumentParser:
         parser.set_defaults(bundle=bundle)
     else:
         parser.add_argument("bundle", type=Path, help="the bundle's folder")
-    parser.add_argument("--prompt", required=True, help="what to ask")
+    parser.add_argument("--prompt", help="what to ask (default: a chat, on a terminal)")
     parser.add_argument("--image", type=Path, help="a picture: WebP, PNG or JPEG")
     parser.add_argument("--max-new-tokens", type=_count, default=128, metavar="N", help="longest answer (default: 128)")
+    parser.add_argument(
+        "--context", type=_count, metavar="N", help="longest prompt and answer together (default: the bundle's)"
+    )
     parser.add_argument("--max-ram", metavar="SIZE", help="refuse what would take more, such as 500MiB")
+    parser.add_argument("--low-rss", action="store_true", help="keep packed weights in a file, made on first use")
     parser.add_argument("--threads", type=_count, metavar="N", help="of the engine (default: all cores)")
-    parser.add_argument("--temperature", type=_temperature, metavar="T", help="0 is greedy (default: the bundle's)")
+    parser.add_argument("--temperature", type=_number, metavar="T", help="0 is greedy (default: the bundle's)")
+    parser.add_argument("--top-p", type=_share, metavar="P", help="of the likeliest tokens (default: the bundle's)")
+    parser.add_argument("--repetition-penalty", type=_positive, metavar="R", help="1 is none (default: the bundle's)")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
+    parser.add_argument("--memory-plot", type=Path, metavar="FILE", help="draw memory over time, as .png or .svg")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
 
@@ -91,40 +158,68 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _temperature(text: str) -> float:
+def _number(text: str) -> float:
     value = float(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up")
     return value
 
 
+def _positive(text: str) -> float:
+    if not _number(text):
+        raise argparse.ArgumentTypeError("0 is no penalty that can be")
+    return float(text)
+
+
+def _share(text: str) -> float:
+    if not 0 < float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, and at most 1")
+    return float(text)
+
+
 def _action(action: Action | None) -> dict[str, object] | None:
     return {"action": action.type, **action.arguments} if action else None
 
 
-def _summary(answer: Answer) -> dict[str, object]:
+def summary(answer: Answer) -> dict[str, object]:
+    """What ``--json`` prints, as docs/cli.md says."""
     return {
         "text": answer.text,
         "action": _action(answer.action),
         "prompt_tokens": answer.prompt_tokens,
+        "prefilled_tokens": answer.prefilled_tokens,
         "generated_tokens": answer.generated_tokens,
         "time_to_first_token_ms": round(answer.time_to_first_token_ms, 1),
         "decode_tokens_per_second": round(answer.decode_tokens_per_second, 1),
         "peak_rss_bytes": answer.peak_rss_bytes,
         "state_bytes": answer.state_bytes,
-        "phases": [asdict(phase) for phase in answer.phases],
-        "modules": [asdict(module) for module in answer.modules],
+        "phases": [_rounded(asdict(phase)) for phase in answer.phases],
+        "modules": [_rounded(asdict(module)) for module in answer.modules],
     }
 
 
-def _report(answer: Answer) -> list[str]:
+def _rounded(values: dict[str, object]) -> dict[str, object]:
+    """Times to a tenth of a millisecond."""
+    return {name: round(value, 1) if isinstance(value, float) else value for name, value in values.items()}
+
+
+def report(answer: Answer) -> list[str]:
+    """The table behind an answer."""
     action = json.dumps(_action(answer.action), ensure_ascii=False)
     lines = [f"action  {action}"] if answer.action else []
     lines += [f"{'PHASE':<16}{'MS':>8}  RSS"]
     lines += [f"{phase.name:<16}{phase.ms:>8.1f}  {format_size(phase.rss_bytes)}" for phase in answer.phases]
+    lines += [f"{'MODULE':<16}{'SIZE':<11}LOADED AND UNLOADED (MS)", *map(_stay, answer.modules)]
+    reused = answer.prompt_tokens - answer.prefilled_tokens
     return [
         *lines,
-        f"tokens  {answer.prompt_tokens} of prompt, {answer.generated_tokens} generated; first after "
+        f"tokens  {answer.prompt_tokens} of prompt{f', {reused} of them known' if reused else ''}, "
+        f"{answer.generated_tokens} generated; first after "
         f"{answer.time_to_first_token_ms:.0f} ms, then {answer.decode_tokens_per_second:.1f} a second",
         f"memory  peak RSS {format_size(answer.peak_rss_bytes)}; keys and values {format_size(answer.state_bytes)}",
     ]
+
+
+def _stay(module: Loaded) -> str:
+    until = "" if module.unloaded is None else f" to {module.unloaded:.0f}"
+    return f"{module.name:<16}{format_size(module.bytes):<11}{module.loaded:.0f}{until}"

@@ -5,47 +5,58 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from edgeglm.actions import Action, parse_action
 from edgeglm.bundle import Bundle, load_bundle, verify_bundle
-from edgeglm.errors import BudgetError, UnsupportedError, UsageError
-from edgeglm.manifest import ModuleName, Vision
+from edgeglm.errors import DamagedFileError
+from edgeglm.manifest import ModuleName
 from edgeglm.memory import Phase, PhaseLog, peak_rss
-from edgeglm.runtimes.chat import Chat
+from edgeglm.runtimes.chat import Chat, Message
 from edgeglm.runtimes.embedding import EmbeddingRows
-from edgeglm.runtimes.generate import capacity_for, generate
-from edgeglm.runtimes.image import to_patches
+from edgeglm.runtimes.generate import generate
+from edgeglm.runtimes.image import open_picture, to_patches
 from edgeglm.runtimes.ort import Decoder, Encoder
-from edgeglm.runtimes.positions import prompt_positions
+from edgeglm.runtimes.prepack import prepacked
+from edgeglm.runtimes.prompt import Key, Picture, Prompt, read_prompt, shared_length
 from edgeglm.runtimes.sampling import Sampler, Sampling
-from edgeglm.units import format_size
+from edgeglm.runtimes.session import DecoderSession, EncoderSession
+from edgeglm.runtimes.window import Window
+
+Session = TypeVar("Session", EncoderSession, DecoderSession)
 
 
 @dataclass
 class Loaded:
-    """When a module was loaded and unloaded, in milliseconds since the start."""
+    """A module's stay in memory: the bytes of its files, and milliseconds since the runner's start."""
 
     name: str
     engine: str
+    bytes: int
     loaded: float
     unloaded: float | None = None
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came out of a run, and what it took; times are in milliseconds, sizes in bytes."""
+    """What came out of a run, and what it took; times are in milliseconds, sizes in bytes.
+
+    ``prefilled_tokens`` are those of the prompt that an earlier request had not left in the decoder. ``modules`` are
+    those that were in memory at any time of the request.
+    """
 
     text: str
     action: Action | None
     prompt_tokens: int
+    prefilled_tokens: int
     generated_tokens: int
     time_to_first_token_ms: float
     decode_tokens_per_second: float
@@ -55,164 +66,227 @@ class Answer:
     modules: list[Loaded]
 
 
-@dataclass
-class _Clock:
-    start: float = field(default_factory=time.perf_counter)
-
-    def ms(self) -> float:
-        return (time.perf_counter() - self.start) * 1e3
-
-
 class Runner:
-    """A bundle that is ready to answer.
+    """A bundle that is ready to answer, one request after the other; a context manager.
+
+    The decoder stays loaded between requests, with the keys and values of the last one: a prompt that begins in the
+    same way is prefilled from where it differs.
 
     Args:
         folder: The bundle.
         threads: Of the engine; all cores if None.
+        context: The most tokens of prompt and answer; the bundle's if None.
+        max_ram: The budget in bytes. The decoder makes room for a later picture, and forgets its state.
+        low_rss: Take packed weights from a file whose pages the kernel may drop, made on first use.
+
+    Attributes:
+        resources: What is to be undone when the runner closes: last in, first out, each once, and an error in one keeps
+            no other from being undone.
 
     Raises:
         UsageError, DamagedFileError, UnsupportedError: The folder is no bundle that can be run here.
+        BudgetError: The context is more than the bundle's, or than the budget has room for.
     """
 
-    def __init__(self, folder: Path, threads: int | None = None) -> None:
-        self.clock, self.log = _Clock(), PhaseLog()
-        self.threads = threads or len(os.sched_getaffinity(0))
-        self.modules: list[Loaded] = []
-        with self.log.phase("start"):
+    def __init__(
+        self,
+        folder: Path,
+        threads: int | None = None,
+        *,
+        context: int | None = None,
+        max_ram: int | None = None,
+        low_rss: bool = False,
+    ) -> None:
+        self._start, self._log = time.perf_counter(), PhaseLog()
+        self.threads, self.max_ram, self.low_rss = threads or len(os.sched_getaffinity(0)), max_ram, low_rss
+        self.resources = ExitStack()
+        self._modules: list[Loaded] = []
+        self._decoder: DecoderSession | None = None
+        self._decoder_stay = ExitStack()
+        self._known: list[Key] = []  # what the decoder's state holds
+        self._fresh = True
+        with self._log.phase("start"):
             self.bundle: Bundle = load_bundle(folder)
             verify_bundle(self.bundle)
             self.model = self.bundle.manifest.model
+            self.window = Window(self.bundle.manifest, context, max_ram)
             self.chat = Chat(self.bundle.folder / "tokenizer", self.model.vision)
             self.rows = EmbeddingRows(self.bundle)
+        self.resources.callback(self._release_decoder)
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release everything; a second time does nothing."""
+        self.resources.close()
+
+    def prompt(self, messages: Sequence[Message]) -> Prompt:
+        """The prompt that a conversation is. Raises as `answer`."""
+        return read_prompt(self.chat, self.model, messages)
 
     def answer(
         self,
-        prompt: str,
-        image: Path | None = None,
+        messages: Sequence[Message],
         *,
         max_new_tokens: int = 128,
-        max_ram: int | None = None,
         sampling: Sampling | None = None,
         seed: int = 0,
         show: Callable[[str], object] = lambda _: None,
     ) -> Answer:
-        """Answer one prompt, with one picture or none; `show` gets the text as it is generated.
+        """Answer a conversation in OpenAI's form (`edgeglm.runtimes.chat.message`).
+
+        Args:
+            messages: Text, and pictures by their paths.
+            max_new_tokens: Of the answer.
+            sampling: How tokens are chosen; as the bundle says if None.
+            seed: Of the sampling.
+            show: Gets the text as it is generated.
 
         Raises:
-            UsageError: The picture cannot be read.
+            UsageError: A picture cannot be read, or nothing is asked.
             UnsupportedError: The model sees no pictures.
-            BudgetError: The prompt and the answer do not fit the bundle's context, or the memory of `max_ram` bytes.
+            BudgetError: Prompt and answer are longer than the context.
         """
-        vision = self._vision(image)
-        content: list[dict[str, object]] = [{"type": "image"}] if image else []
-        messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
-        tokens = self.chat.encode(messages)
-        capacity = self._capacity(len(tokens), max_new_tokens)
-        self._check_memory(capacity, max_ram)
-        is_image = np.array([bool(vision and image) and token == vision.image_token_id for token in tokens])  # type: ignore[union-attr]
-        hidden = self.rows.gather(tokens)
-        if image and vision:
-            hidden[is_image] = self._features(image, vision)
-        grid = (vision.grid[0] // vision.merge_size, vision.grid[1] // vision.merge_size) if vision else None
-        positions = prompt_positions(is_image.tolist(), grid if self.model.rope.mrope_sections else None)
-        with self.log.phase("load decoder"):
-            decoder = Decoder(self._file("decoder"), self.threads, capacity)
-        generation = self.bundle.manifest.generation
-        sampling = sampling or Sampling(generation.temperature, generation.top_p, generation.repetition_penalty)
+        self._begin()
+        prompt = self.prompt(messages)
+        capacity = self.window.capacity(len(prompt.tokens), max_new_tokens)
+        keys = prompt.keys()
+        if self.max_ram is not None and self._unseen(prompt, shared_length(self._known, keys)):
+            self._release_decoder()
+        shared = shared_length(self._known, keys)
+        hidden = self._embed(prompt, shared)
+        decoder = self._prepare(capacity, shared)
+        sampler = Sampler(sampling or self._sampling(), seed)
         try:
-            return self._generate(decoder, tokens, hidden, positions, Sampler(sampling, seed), max_new_tokens, show)
+            return self._generate(decoder, prompt, hidden, sampler, max_new_tokens, show)
         finally:
-            decoder.close()
-            self.modules[-1].unloaded = self.clock.ms()
+            self._known = (keys + self._generated)[: decoder.length]
+
+    def _begin(self) -> None:
+        """Each request has a log of its own; the first one's begins with the start of the runner."""
+        if not self._fresh:
+            self._log = PhaseLog()
+        self._fresh = False
+        self._modules = [module for module in self._modules if module.unloaded is None]
+        self._generated: list[Key] = []
+
+    def _sampling(self) -> Sampling:
+        generation = self.bundle.manifest.generation
+        return Sampling(generation.temperature, generation.top_p, generation.repetition_penalty)
+
+    def _unseen(self, prompt: Prompt, shared: int) -> list[Picture]:
+        """The pictures of which the decoder's state lacks a piece."""
+        return [picture for picture in prompt.pictures if picture.stop > shared]
+
+    def _embed(self, prompt: Prompt, shared: int) -> NDArray[np.float32]:
+        """Embeddings of what follows the shared tokens: (n, hidden)."""
+        hidden, unseen = self.rows.gather(prompt.tokens[shared:]), self._unseen(prompt, shared)
+        for picture, features in zip(unseen, self._features(unseen), strict=True):
+            start = max(picture.start, shared)
+            hidden[start - shared : picture.stop - shared] = features[start - picture.start :]
+        return hidden
+
+    def _features(self, pictures: Sequence[Picture]) -> list[NDArray[np.float32]]:
+        """(tokens, hidden) of each picture; the vision module is there only meanwhile."""
+        vision = self.model.vision
+        if not pictures or vision is None:
+            return []
+        with self._log.phase("read image"):  # first: one that cannot be decoded costs no loading
+            patches = [to_patches(open_picture(picture.path), vision) for picture in pictures]
+        features = []
+        with self._loaded("vision", lambda path: Encoder(path, self.threads)) as encoder:
+            for pixels in patches:
+                with self._log.phase("encode image"):
+                    features.append(encoder.run({"pixel_values": pixels})["features"].astype(np.float32))
+        return features
+
+    def _prepare(self, capacity: int, shared: int) -> DecoderSession:
+        """The decoder with room for `capacity` tokens, and none in it but the shared ones."""
+        if self._decoder is None:
+            self._decoder = self._decoder_stay.enter_context(
+                self._loaded("decoder", lambda path: self._load_decoder(path, capacity))
+            )
+        self._decoder.reserve(capacity)
+        self._decoder.truncate(shared)
+        return self._decoder
+
+    def _load_decoder(self, path: Path, capacity: int) -> DecoderSession:
+        if self.low_rss:
+            files = self.bundle.manifest.files
+            path = prepacked(path, {name: files[name] for name in files if name.startswith("decoder/")}, self.threads)
+            _trim()
+        return Decoder(path, self.threads, capacity)
+
+    def _release_decoder(self) -> None:
+        self._decoder, self._known = None, []
+        self._decoder_stay.close()
 
     def _generate(
         self,
-        decoder: Decoder,
-        tokens: list[int],
+        decoder: DecoderSession,
+        prompt: Prompt,
         hidden: NDArray[np.float32],
-        positions: NDArray[np.int64],
         sampler: Sampler,
         max_new_tokens: int,
         show: Callable[[str], object],
     ) -> Answer:
         ends, stream = set(self.bundle.manifest.generation.eos_token_ids), self.chat.stream()
-        answer = generate(decoder, self.rows, tokens, hidden, positions, sampler, ends, max_new_tokens)
-        with self.log.phase("prefill"):
+        positions = prompt.positions[:, :, -len(hidden) :]
+        answer = generate(decoder, self.rows, prompt.tokens, hidden, positions, sampler, ends, max_new_tokens)
+        with self._log.phase("prefill"):
             token = next(answer)
-        first, generated = self.clock.ms(), 1
-        with self.log.phase("decode"):
-            if token not in ends:
-                show(stream.add(token))
-            for token in answer:
-                generated += 1
+        first = self._log.ms()
+        with self._log.phase("decode"):
+            while True:
+                self._generated.append(token)
                 if token not in ends:
                     show(stream.add(token))
-        seconds = (self.clock.ms() - first) / 1e3
+                if (following := next(answer, None)) is None:
+                    break
+                token = following
+        seconds, generated = (self._log.ms() - first) / 1e3, len(self._generated)
         return Answer(
             text=stream.text,
             action=parse_action(stream.text),
-            prompt_tokens=len(tokens),
+            prompt_tokens=len(prompt.tokens),
+            prefilled_tokens=len(hidden),
             generated_tokens=generated,
             time_to_first_token_ms=first,
             decode_tokens_per_second=(generated - 1) / seconds if generated > 1 else 0.0,
             peak_rss_bytes=peak_rss(),
             state_bytes=decoder.state_bytes,
-            phases=self.log.phases,
-            modules=self.modules,
+            phases=list(self._log.phases),
+            modules=self._modules,
         )
 
-    def _features(self, image: Path, vision: Vision) -> NDArray[np.float32]:
-        patches = to_patches(_open(image), vision)
-        with self.log.phase("load vision"):
-            encoder = Encoder(self._file("vision"), self.threads)
-        with self.log.phase("encode image"):
-            features: NDArray[np.float32] = encoder.run({"pixel_values": patches})["features"].astype(np.float32)
-        with self.log.phase("release vision"):
-            encoder.close()
-            self.modules[-1].unloaded = self.clock.ms()
-            _trim()
-        return features
+    def _ms(self) -> float:
+        return (time.perf_counter() - self._start) * 1e3
 
-    def _vision(self, image: Path | None) -> Vision | None:
-        if image and self.model.vision is None:
-            raise UnsupportedError(self.model.name, "sees no pictures", "leave the picture out")
-        return self.model.vision
-
-    def _capacity(self, prompt: int, max_new_tokens: int) -> int:
-        longest, needed = self.model.max_positions, prompt + max_new_tokens
-        if needed > longest:
-            why = f"{prompt} tokens of prompt and {max_new_tokens} of answer are more than the {longest} of this bundle"
-            remedy = f"ask for at most {longest - prompt}" if prompt < longest else "shorten the prompt"
-            raise BudgetError("context", why, remedy)
-        return capacity_for(needed, longest)
-
-    def _check_memory(self, capacity: int, max_ram: int | None) -> None:
-        """Compare what the bundle predicts for the next longer context with the budget."""
-        predicted = self.bundle.manifest.predicted.device_peak_rss_bytes
-        needed = next(
-            (predicted[context] for context in sorted(predicted) if context >= capacity), max(predicted.values())
-        )
-        if max_ram is not None and needed > max_ram:
-            fitting = [context for context, size in predicted.items() if size <= max_ram]
-            remedy = f"up to {max(fitting)} tokens fit" if fitting else f"give at least {format_size(needed)}"
-            why = f"{format_size(max_ram)} is too little for {capacity} tokens, which take {format_size(needed)}"
-            raise BudgetError("--max-ram", why, remedy)
-
-    def _file(self, name: ModuleName) -> Path:
+    @contextmanager
+    def _loaded(self, name: ModuleName, load: Callable[[Path], Session]) -> Iterator[Session]:
+        """A module's session, which is released at the end; both are phases."""
         module = self.bundle.module(name)
-        assert module is not None
-        self.modules.append(Loaded(name, "ort", self.clock.ms()))
-        return self.bundle.path(module.file)
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UsageError(
-            path, f"is not a picture that can be read: {error}", "give a WebP, PNG or JPEG file"
-        ) from error
+        if module is None:
+            raise DamagedFileError(self.bundle.folder, f"has no {name} module", "export the bundle again")
+        stay = Loaded(name, "ort", self.bundle.manifest.module_bytes(module), self._ms())
+        self._modules.append(stay)
+        try:
+            with self._log.phase(f"load {name}"):
+                session = load(self.bundle.path(module.file))
+            try:
+                yield session
+            finally:
+                with self._log.phase(f"release {name}"):
+                    session.close()
+                    _trim()
+        finally:
+            stay.unloaded = self._ms()
 
 
 def _trim() -> None:

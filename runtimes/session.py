@@ -24,17 +24,23 @@ class EncoderSession(Protocol):
 class DecoderSession(Protocol):
     """A loaded decoder whose keys and values stay in the engine.
 
-    ``length`` counts the tokens that are in it, ``state_bytes`` is what they may take.
+    ``length`` counts the tokens that are in it, ``state_bytes`` is what its keys and values may take.
     """
 
     length: int
-    state_bytes: int
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of keys and values at its capacity."""
 
     def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits (vocabulary) of the last of some tokens: hidden (1, n, hidden), positions (axes, 1, n)."""
 
-    def reset(self) -> None:
-        """Forget all tokens."""
+    def reserve(self, capacity: int) -> None:
+        """Make room for so many tokens at least, and keep those that are in it."""
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens but the first `length`."""
 
     def close(self) -> None:
         """Give its memory back."""

@@ -29,7 +29,7 @@ from edgeglm.bundle import (
 )
 from edgeglm.errors import DamagedFileError, EdgeglmError, UnsupportedError, UsageError
 from edgeglm.manifest import BLANK_SEAL, MANIFEST, Predicted, parse_manifest
-from tests.bundles import CONTENT, DECODER, sample_manifest, write_bundle
+from tests.bundles import CONTENT, DECODER, reseal, sample_manifest, write_bundle
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,16 +46,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def folder(tmp_path: Path) -> Path:
     write_bundle(tmp_path / "b")
     return tmp_path / "b"
-
-
-def reseal(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a manifest as one would who knows how it is sealed."""
-    path = folder / MANIFEST
-    tree = json.loads(path.read_bytes())
-    change(tree)
-    tree["seal"] = BLANK_SEAL
-    data = json.dumps(tree).encode()
-    path.write_bytes(data.replace(BLANK_SEAL.encode(), hashlib.sha256(data).hexdigest().encode()))
 
 
 def test_a_manifest_survives_its_bytes_and_they_are_always_the_same(folder: Path) -> None:
@@ -110,6 +100,8 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "unknown module": (lambda m: m["modules"][0].update(name="nose"), "modules[0].name: Invalid enum value 'nose'"),
     "module twice": (lambda m: m["modules"].append(m["modules"][0]), "manifest.json: modules: has a name twice"),
     "unlisted file": (lambda m: m["modules"][0].update(file="x"), "modules[0].file: 'x' is not in files"),
+    "mixed of nothing": (lambda m: m["modules"][1].update(precision="mixed"), "modules[1].parts: does not fit"),
+    "parts of one": (lambda m: m["modules"][1].update(parts={"back": "int8"}), "modules[1].parts: does not fit"),
     "wrong memory": (lambda m: m["profile"]["memory"]["usable"].update(value="1GiB"), "profile.memory.usable.value: "),
     "old schema": (lambda m: m.update(bundle_schema=0), "manifest.json: bundle_schema: "),
 }

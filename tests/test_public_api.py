@@ -12,6 +12,7 @@ import edgeglm
 
 SHARED = {
     "edgeglm.actions": {"Action", "parse_action"},
+    "edgeglm.cache": {"cache_folder"},
     "edgeglm.bundle": {
         "Bundle",
         "Damage",
@@ -36,16 +37,19 @@ SHARED = {
         "File",
         "Generation",
         "Manifest",
+        "Measured",
+        "Metric",
         "Model",
         "Module",
         "Predicted",
         "Provenance",
         "Rope",
+        "Rung",
         "Tensor",
         "Vision",
         "parse_manifest",
     },
-    "edgeglm.memory": {"MemorySampler", "Phase", "PhaseLog", "current_rss", "peak_rss"},
+    "edgeglm.memory": {"MemoryCurve", "MemorySampler", "Phase", "PhaseLog", "current_rss", "peak_rss"},
     "edgeglm.suggest": {"nearest_name"},
     "edgeglm.units": {"format_size", "parse_percent", "parse_size"},
 }

@@ -32,6 +32,8 @@ COMMANDS = {
     "validate": "Compare a bundle with the original on its task, and fail where it lost too much.",
     "verify": "Check every file of a bundle against its hash.",
 }
+# Those that need the extra.
+HOST_SIDE = ("export", "plan", "validate")
 
 INTERRUPTED = 130
 # 128 + SIGPIPE, with which a program ends whose reader went away.
@@ -60,7 +62,8 @@ class LazyGroup(click.Group):
             command: click.Command = importlib.import_module(f"edgeglm.cli.{cmd_name}").command
         except ModuleNotFoundError as error:
             why = f"needs {error.name}, which is not installed"
-            raise UnsupportedError(cmd_name, why, "run pip install 'edgeglm[export]'") from error
+            package = "'edgeglm[export]'" if cmd_name in HOST_SIDE else "edgeglm"
+            raise UnsupportedError(cmd_name, why, f"run pip install {package}") from error
         return command
 
     def resolve_command(

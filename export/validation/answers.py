@@ -20,11 +20,12 @@ from edgeglm.machine import read_machine
 from edgeglm.manifest import Vision
 from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.embedding import EmbeddingRows
-from edgeglm.runtimes.generate import capacity_for, generate
+from edgeglm.runtimes.generate import generate
 from edgeglm.runtimes.image import to_patches
 from edgeglm.runtimes.ort import Decoder, Encoder
 from edgeglm.runtimes.positions import prompt_positions
 from edgeglm.runtimes.sampling import Sampler, Sampling
+from edgeglm.runtimes.window import capacity_for
 from edgeglm.units import format_size
 
 # Features of the pictures that wait for the decoder; then the vision module is loaded again.
@@ -76,7 +77,7 @@ def _decode(
         hidden[is_image] = features
         positions = prompt_positions(is_image.tolist(), grid if model.rope.mrope_sections else None)
         stream = chat.stream()
-        decoder.reset()
+        decoder.truncate(0)
         for token in generate(decoder, rows, tokens, hidden, positions, Sampler(Sampling()), ends, MAX_NEW_TOKENS):
             if token not in ends:
                 stream.add(token)

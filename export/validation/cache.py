@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
+from edgeglm.cache import cache_folder
 from edgeglm.digest import KnownHashes
 from edgeglm.errors import UsageError
 
@@ -22,7 +23,10 @@ def cached(key: Iterable[bytes], kind: type[T], compute: Callable[[], T]) -> T:
     digest = hashlib.sha256()
     for piece in key:
         digest.update(hashlib.sha256(piece).digest())
-    file = _folder() / f"{digest.hexdigest()[:32]}.json"
+    folder = cache_folder()
+    if folder is None:
+        return compute()
+    file = folder / "answers" / f"{digest.hexdigest()[:32]}.json"
     with suppress(OSError, msgspec.DecodeError):
         return msgspec.json.decode(file.read_bytes(), type=kind)
     result = compute()
@@ -49,7 +53,3 @@ def checkpoint_key(folder: Path) -> bytes:
             raise UsageError(file, f"cannot be read: {error}", "make it readable") from error
     known.save()
     return digest.digest()
-
-
-def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeglm" / "answers"

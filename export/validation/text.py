@@ -19,9 +19,9 @@ from edgeglm.export.validation.cache import cached, checkpoint_key
 from edgeglm.export.validation.reference import StreamedDecoder
 from edgeglm.export.validation.statistics import RULE_OF_THREE, Values, compare, mean
 from edgeglm.runtimes.embedding import EmbeddingRows
-from edgeglm.runtimes.generate import capacity_for
 from edgeglm.runtimes.ort import Decoder
 from edgeglm.runtimes.positions import prompt_positions
+from edgeglm.runtimes.window import capacity_for
 
 # Tokens of a window. Losses of neighbouring tokens are alike, so whole windows are drawn for an interval.
 WINDOW = 256
@@ -88,7 +88,7 @@ def artifact_scores(bundle: Bundle, windows: Windows) -> Scores:
     positions = prompt_positions([False] * length, (1, 1) if model.rope.mrope_sections else None)
     scores = Scores([], [])
     for sequence in windows.sequences.tolist():
-        decoder.reset()
+        decoder.truncate(0)
         logits = [
             decoder.step(rows.gather([token])[None], positions[:, :, index : index + 1])
             for index, token in enumerate(sequence[:-1])

@@ -19,3 +19,11 @@ def test_a_picture_counts_rows_and_columns_and_text_goes_on_after_the_larger() -
 
 def test_a_prompt_without_a_picture_counts_on() -> None:
     assert prompt_positions([False] * 2, (3, 2)).tolist() == [[[0, 1]]] * 3
+
+
+def test_a_second_picture_begins_where_the_text_behind_the_first_ends() -> None:
+    tokens = [True, True, False, True, True, False]
+    time, rows, columns = prompt_positions(tokens, (2, 1))[:, 0].tolist()
+    assert time == [0, 0, 2, 3, 3, 5]
+    assert rows == [0, 1, 2, 3, 4, 5]
+    assert columns == [0, 0, 2, 3, 3, 5]

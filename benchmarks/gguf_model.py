@@ -1,0 +1,72 @@
+"""Write a GLM-4 checkpoint as a GGUF file for llama.cpp: ``python benchmarks/gguf_model.py CHECKPOINT Q4_0 FILE``.
+
+Only for timing: the file has no tokenizer. Names and keys are those of the ``gguf`` package's ``glm4`` architecture.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+from safetensors import safe_open
+
+LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "post_attention_norm": "post_self_attn_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_up": "mlp.gate_up_proj",
+    "ffn_down": "mlp.down_proj",
+    "post_ffw_norm": "post_mlp_layernorm",
+}
+OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+
+
+def write(checkpoint: Path, kind: str, file: Path) -> None:
+    """Quantize every matrix to `kind`, a name of gguf.GGMLQuantizationType; vectors stay in fp32."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    writer = gguf.GGUFWriter(file, "glm4")
+    rope = config["rope_parameters"]
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_dimension_count(int(config["head_dim"] * rope["partial_rotary_factor"]))
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("no_vocab")
+    names = OUTER | {
+        f"blk.{layer}.{ours}": f"model.layers.{layer}.{theirs}"
+        for layer in range(config["num_hidden_layers"])
+        for ours, theirs in LAYER.items()
+    }
+    quantization = gguf.GGMLQuantizationType[kind]
+    with safe_open(checkpoint / "model.safetensors", "pt") as weights:
+        present = set(weights.keys())
+        for ours, theirs in names.items():
+            for end in ("weight", "bias"):
+                if f"{theirs}.{end}" not in present:
+                    continue
+                values = weights.get_tensor(f"{theirs}.{end}").float().numpy()
+                stored = gguf.quantize(values, quantization) if values.ndim == 2 else values.astype(np.float32)
+                kept = quantization if values.ndim == 2 else None
+                writer.add_tensor(f"{ours}.{end}", stored, raw_dtype=kept)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

@@ -1,0 +1,142 @@
+"""The runner against other engines on the same weights, side by side: ``python benchmarks/speed.py WORK_DIR``.
+
+Writes the 300M GLM-4 shape with random weights, exports it in int8 and int4, and runs each contender in processes of
+its own, in turns, so that a noisy machine hurts all of them alike; every figure is the median over the turns.
+llama.cpp takes part where ``llama-cpp-python`` and ``gguf`` are installed: in this environment, or in that of
+``--rivals PYTHON``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from edgeglm.units import format_size
+
+HERE = Path(__file__).parent
+Figures = dict[str, float]
+COLUMNS = ("prefill", "decode", "agent_step_s", "load_s", "first_token_s", "peak", "anonymous")
+# What is asked: a figure of one contender, of another, the ratio, and which way it must be.
+BARS = (
+    ("int4 decode", "edgeglm int4", "llama.cpp Q4_0", "decode", 0.95),
+    ("int8 decode", "edgeglm int8", "llama.cpp Q8_0", "decode", 1.2),
+    ("int8 prefill", "edgeglm int8", "llama.cpp Q8_0", "prefill", 3.5),
+    ("int8 agent step", "edgeglm int8", "llama.cpp Q4_0", "agent_step_s", 0.6),
+)
+
+
+def main() -> None:
+    """Run the benchmark and print its tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, metavar="WORK_DIR")
+    parser.add_argument("--rivals", default=sys.executable, metavar="PYTHON", help="one that has llama-cpp-python")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--turns", type=int, default=3)
+    options = parser.parse_args()
+    models = prepare(options.work, options.rivals)
+    speed = bandwidth(options.threads)
+    runs: dict[str, list[Figures]] = {name: [] for name in models}
+    for _ in range(options.turns):
+        for name, (python, contender, path) in models.items():
+            runs[name].append(child(python, contender, path, options.threads))
+    figures = {name: {key: median(run[key] for run in several) for key in several[0]} for name, several in runs.items()}
+    print(f"{options.threads} threads, {options.turns} turns; memory is read at {speed / 1e9:.1f} GB/s\n")
+    print("\n".join(table(figures)))
+    print()
+    print("\n".join(bars(figures)))
+    for precision in ("int8", "int4"):
+        share = figures[f"edgeglm {precision}"]["decode"] * decoder_bytes(options.work / precision) / speed
+        print(f"{precision} decode reads weights at {share:.0%} of the memory's speed")
+    share = figures["edgeglm int4"]["python_share"]
+    print(f"the Python layer takes {share:.1%} of an int4 decode step (asked: below 5%)")
+
+
+def prepare(work: Path, rivals: str) -> dict[str, tuple[str, str, Path]]:
+    """Make what is not there yet; gives the interpreter, the contender and the model of each row."""
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint = work / "glm4-300m"
+    if not checkpoint.exists():
+        run(sys.executable, HERE / "random_checkpoint.py", "glm4-300m", checkpoint)
+    rows = {}
+    for precision in ("int8", "int4"):
+        if not (work / precision).exists():
+            run(sys.executable, "-m", "edgeglm", "export", checkpoint, "--target", "cpu", "--precision", precision,
+                "-o", work / precision)  # fmt: skip
+        rows[f"edgeglm {precision}"] = (sys.executable, "edgeglm", work / precision)
+        rows[f"edgeglm {precision} --low-rss"] = (sys.executable, "edgeglm-low-rss", work / precision)
+        child(*rows[f"edgeglm {precision} --low-rss"], 1)  # the first time makes the file
+    rows["transformers fp32"] = (sys.executable, "transformers", checkpoint)
+    if subprocess.run(
+        [rivals, "-c", "import llama_cpp, gguf, safetensors, torch"], capture_output=True, check=False
+    ).returncode:
+        print(f"llama.cpp: left out; {rivals} lacks llama-cpp-python or gguf")
+        return rows
+    for kind in ("Q4_0", "Q8_0"):
+        file = work / f"{kind}.gguf"
+        if not file.exists():
+            run(rivals, HERE / "gguf_model.py", checkpoint, kind, file)
+        rows[f"llama.cpp {kind}"] = (rivals, "llama.cpp", file)
+    return rows
+
+
+def run(*command: object) -> str:
+    """A command's output; its errors go to the terminal."""
+    return subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def child(python: str, contender: str, model: Path, threads: int) -> Figures:
+    """One contender's figures."""
+    figures: Figures = json.loads(run(python, HERE / "contenders.py", contender, model, threads))
+    return figures
+
+
+def decoder_bytes(bundle: Path) -> int:
+    """What each token reads."""
+    return (bundle / "decoder" / "weights.bin").stat().st_size
+
+
+def bandwidth(threads: int) -> float:
+    """Bytes a second that so many threads read."""
+    arrays = [np.ones(64 << 20, np.float32) for _ in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        seconds = []
+        for _ in range(5):
+            start = time.perf_counter()
+            list(pool.map(lambda array: array.dot(array), arrays))
+            seconds.append(time.perf_counter() - start)
+    return threads * arrays[0].nbytes / min(seconds)
+
+
+def table(figures: dict[str, Figures]) -> Iterator[str]:
+    """A row a contender."""
+    yield f"{'':<24}PREFILL/S  DECODE/S  AGENT STEP  LOAD    FIRST TOKEN  PEAK RSS    ANONYMOUS"
+    for name, each in figures.items():
+        prefill, decode, step, load, first, peak, anonymous = (each[key] for key in COLUMNS)
+        yield (
+            f"{name:<24}{prefill:>9.0f}  {decode:>8.1f}  {step:>8.2f} s  {load:>4.2f} s  {first:>9.2f} s  "
+            f"{format_size(int(peak)):<10}  {format_size(int(anonymous))}"
+        )
+
+
+def bars(figures: dict[str, Figures]) -> Iterator[str]:
+    """What was asked, and what it is."""
+    for what, ours, theirs, key, asked in BARS:
+        if theirs in figures:
+            ratio, least = figures[ours][key] / figures[theirs][key], key != "agent_step_s"
+            met = ratio >= asked if least else ratio <= asked
+            sign = ">=" if least else "<="
+            yield f"{what:<16} {ratio:.2f}x {theirs:<16} asked {sign} {asked:.2f}x  {'met' if met else 'MISSED'}"
+
+
+if __name__ == "__main__":
+    main()

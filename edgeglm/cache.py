@@ -1,0 +1,14 @@
+"""Where edgeglm keeps what it can make again: the user's cache folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path | None:
+    """``$XDG_CACHE_HOME/edgeglm``, else ``~/.cache/edgeglm``; None where the user has no home."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():  # as the XDG base directory specification demands
+        base = Path(os.path.expanduser("~/.cache"))
+    return base / "edgeglm" if base.is_absolute() else None

@@ -1,0 +1,90 @@
+"""A prompt as the decoder takes it: tokens with the pictures that some of them stand for, and how much is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeglm.errors import UnsupportedError, UsageError
+from edgeglm.manifest import Model
+from edgeglm.runtimes.chat import Chat, Message, pictures
+from edgeglm.runtimes.image import hash_picture
+from edgeglm.runtimes.positions import picture_spans, prompt_positions
+
+Key = int | bytes  # a token, or the hash of the picture that it is a piece of
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture's file, the hash of its bytes, and its tokens' place in the prompt."""
+
+    path: Path
+    digest: bytes
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is to be answered; positions are (axes, 1, length)."""
+
+    tokens: list[int]
+    pictures: list[Picture]
+    positions: NDArray[np.int64]
+
+    def keys(self) -> list[Key]:
+        """What a decoder's state depends on, token by token: equal keys have equal states."""
+        keys: list[Key] = list(self.tokens)
+        for picture in self.pictures:
+            keys[picture.start : picture.stop] = [picture.digest] * (picture.stop - picture.start)
+        return keys
+
+
+def read_prompt(chat: Chat, model: Model, messages: Sequence[Message]) -> Prompt:
+    """Encode a conversation that is to be answered, with its pictures.
+
+    Raises:
+        UsageError: A picture cannot be read, or nothing is asked.
+        UnsupportedError: The model sees no pictures.
+    """
+    if not messages or not _has_content(messages[-1]):
+        raise UsageError("the prompt", "is empty", "say what to do")
+    if not all(_is_unicode(text) for each in messages for text in _texts(each)):
+        raise UsageError("the prompt", "is not UTF-8", "check the terminal's locale")
+    paths, vision = pictures(messages), model.vision
+    if paths and not vision:
+        raise UnsupportedError(model.name, "sees no pictures", "leave the picture out")
+    tokens = chat.encode(messages)
+    is_image = [bool(vision) and token == vision.image_token_id for token in tokens]  # type: ignore[union-attr]
+    grid = (vision.grid[0] // vision.merge_size, vision.grid[1] // vision.merge_size) if vision else None
+    spans = picture_spans(is_image)
+    if len(spans) != len(paths) or (grid and any(stop - start != grid[0] * grid[1] for start, stop in spans)):
+        raise UsageError("the prompt", "holds the token that stands for a picture", "take it out of the text")
+    positions = prompt_positions(is_image, grid if model.rope.mrope_sections else None)
+    return Prompt(
+        tokens, [Picture(path, hash_picture(path), *span) for path, span in zip(paths, spans, strict=True)], positions
+    )
+
+
+def shared_length(known: Sequence[Key], wanted: Sequence[Key]) -> int:
+    """How many keys both begin with; one of those wanted is always left, to compute logits from."""
+    pairs = zip(known, wanted[:-1], strict=False)
+    return next((index for index, (left, right) in enumerate(pairs) if left != right), min(len(known), len(wanted) - 1))
+
+
+def _has_content(last: Message) -> bool:
+    return any(text.strip() for text in _texts(last))
+
+
+def _texts(each: Message) -> list[str]:
+    content = each["content"]
+    return [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it has no byte of the command line that could not be decoded."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

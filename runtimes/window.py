@@ -1,0 +1,66 @@
+"""How many tokens a runner may hold: the bundle's most, ``--context``, and what ``--max-ram`` has room for."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgeglm.errors import BudgetError
+from edgeglm.manifest import Manifest
+from edgeglm.units import format_size
+
+# A key/value buffer has a multiple of this many rows.
+BUCKET = 256
+
+
+class Window:
+    """The most tokens of prompt and answer together, in ``tokens``.
+
+    Args:
+        manifest: The bundle's, with its predicted peaks.
+        context: As asked for; the bundle's most if None.
+        max_ram: The budget in bytes, if there is one.
+
+    Raises:
+        BudgetError: The context is longer than the bundle's, or the budget has no room for it.
+    """
+
+    def __init__(self, manifest: Manifest, context: int | None, max_ram: int | None) -> None:
+        self._peaks, longest = manifest.predicted.device_peak_rss_bytes, manifest.model.max_positions
+        if context and context > longest:
+            raise BudgetError(f"--context {context}", "is more than this bundle has", f"give at most {longest}")
+        self.tokens = context or longest
+        if max_ram is not None:
+            self._restrict(context, longest, max_ram)
+
+    def capacity(self, prompt: int, answer: int) -> int:
+        """Rows of a buffer for so many tokens of prompt and answer.
+
+        Raises:
+            BudgetError: They are more than the window; the message says what fits.
+        """
+        if prompt + answer > self.tokens:
+            why = f"{prompt} tokens of prompt and {answer} of answer are more than the {self.tokens} that fit"
+            left = self.tokens - prompt
+            raise BudgetError("context", why, f"ask for at most {left}" if left > 0 else "shorten the prompt")
+        return capacity_for(prompt + answer, self.tokens)
+
+    def _restrict(self, context: int | None, longest: int, max_ram: int) -> None:
+        fitting = [count for count in (*range(BUCKET, longest, BUCKET), longest) if self._peak(count) <= max_ram]
+        if not fitting:
+            smallest = self._peak(min(BUCKET, longest))
+            why = f"{format_size(max_ram)} is too little for this bundle"
+            raise BudgetError("--max-ram", why, f"give at least {format_size(smallest)}")
+        if context and self._peak(context) > max_ram:
+            why = f"{context} tokens take {format_size(self._peak(context))}, and there is {format_size(max_ram)}"
+            raise BudgetError("--max-ram", why, f"{fitting[-1]} tokens fit")
+        self.tokens = min(self.tokens, fitting[-1])
+
+    def _peak(self, tokens: int) -> int:
+        """The predicted peak; between two lengths that are predicted, on the line through both, which is no less."""
+        contexts = sorted(self._peaks)
+        return round(float(np.interp(tokens, contexts, [self._peaks[context] for context in contexts])))
+
+
+def capacity_for(tokens: int, longest: int) -> int:
+    """Rows of a buffer for so many tokens, of which there may be at most `longest`."""
+    return min(longest, -(-tokens // BUCKET) * BUCKET)

@@ -1,0 +1,15 @@
+"""One exact bundle of the demo for all of the runner's tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo in fp32, which answers as transformers does."""
+    demo = pytest.importorskip("tests.runtimes.demo", reason="exports, which needs torch")
+    folder: Path = demo.demo_bundle(tmp_path_factory.mktemp("exact") / "bundle", "cpu", "fp32")
+    return folder

@@ -1,0 +1,144 @@
+"""Requests that build on one another: the known is not computed again, and the answers are a fresh runner's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from edgeglm.errors import BudgetError, UsageError
+from edgeglm.runtimes.chat import Message, message
+from edgeglm.runtimes.conversation import Conversation
+from edgeglm.runtimes.runner import Answer, Runner
+from tests.runtimes.demo import OTHER_SCREEN, SCREEN, demo_bundle
+
+
+def fresh(folder: Path, messages: Sequence[Message]) -> Answer:
+    with Runner(folder) as runner:
+        return runner.answer(messages)
+
+
+def names(answer: Answer) -> list[str]:
+    return [phase.name for phase in answer.phases]
+
+
+@pytest.mark.parametrize("target", ["cpu", "jetson"])
+def test_a_second_turn_prefills_only_what_is_new(exact: Path, tmp_path: Path, target: str) -> None:
+    folder = exact if target == "cpu" else demo_bundle(tmp_path / "bundle", target, "fp32")
+    with Runner(folder) as runner:
+        chat = Conversation(runner)
+        first = chat.ask("Select OK", SCREEN)
+        second = chat.ask("Go back")
+    assert first.prefilled_tokens == first.prompt_tokens
+    # What the first answer left, but for its last token, which never was an input.
+    known = first.prompt_tokens + first.generated_tokens - 1
+    assert second.prompt_tokens - second.prefilled_tokens >= known - 1
+    assert second.prefilled_tokens < 16
+    assert names(second) == ["prefill", "decode"]
+    history = [message("user", "Select OK", SCREEN), message("assistant", first.text), message("user", "Go back")]
+    assert second.text == fresh(folder, history).text != ""
+
+
+def test_the_same_screen_with_another_question_is_not_encoded_again(exact: Path) -> None:
+    with Runner(exact) as runner:
+        runner.answer([message("user", "Select OK", SCREEN)])
+        again = runner.answer([message("user", "Select Cancel", SCREEN)])
+        other = runner.answer([message("user", "Select Cancel", OTHER_SCREEN)])
+    assert again.prefilled_tokens < 10
+    assert "load vision" not in names(again)
+    assert again.text == fresh(exact, [message("user", "Select Cancel", SCREEN)]).text
+    assert "load vision" in names(other)
+    assert other.text == fresh(exact, [message("user", "Select Cancel", OTHER_SCREEN)]).text
+
+
+def test_a_later_picture_is_seen_too(exact: Path) -> None:
+    with Runner(exact) as runner:
+        chat = Conversation(runner)
+        first = chat.ask("Select OK", SCREEN)
+        second = chat.ask("Go back", OTHER_SCREEN)
+    history = [message("user", "Select OK", SCREEN), message("assistant", first.text)]
+    assert second.text == fresh(exact, [*history, message("user", "Go back", OTHER_SCREEN)]).text
+    assert names(second)[1:3] == ["load vision", "encode image"]
+
+
+def test_with_a_budget_the_decoder_makes_room_for_a_later_picture(exact: Path) -> None:
+    with Runner(exact, max_ram=1 << 30) as runner:
+        runner.answer([message("user", "Select OK", SCREEN)])
+        other = runner.answer([message("user", "Select OK", OTHER_SCREEN)])
+    decoder, vision, again = other.modules
+    assert [each.name for each in other.modules] == ["decoder", "vision", "decoder"]
+    assert decoder.unloaded is not None
+    assert vision.unloaded is not None
+    assert decoder.unloaded <= vision.loaded < vision.unloaded <= again.loaded
+
+
+def test_a_buffer_grows_with_its_content(exact: Path) -> None:
+    with Runner(exact) as runner:
+        short = runner.answer([message("user", "Select OK", SCREEN)], max_new_tokens=40)
+        longer = runner.answer([message("user", "Select OK", SCREEN)], max_new_tokens=400)
+        same = runner.answer([message("user", "Select OK", SCREEN)], max_new_tokens=400)
+    assert longer.state_bytes == 2 * short.state_bytes == same.state_bytes
+    assert longer.prefilled_tokens == 1
+    assert short.text == longer.text == same.text
+
+
+def test_a_full_window_forgets_old_turns_and_keeps_the_system_prompt(exact: Path) -> None:
+    system = "You work a phone."
+    with Runner(exact, context=256) as runner:
+        chat, kept, reused = Conversation(runner, system, max_new_tokens=40), [], []
+        for turn in range(16):
+            answer = chat.ask(f"Wait {turn} seconds")
+            assert answer.prompt_tokens + 40 <= 256
+            kept.append(len(chat.turns))
+            reused.append(answer.prompt_tokens - answer.prefilled_tokens)
+        tokens = runner.chat.encode([message("system", system)])
+        assert max(kept) > kept[-1] > 0
+        assert max(kept) < 16
+        # Even after a cut the beginning, up to the system prompt's last word, was still known.
+        assert min(reused[1:]) >= len(tokens) - 2
+        with pytest.raises(BudgetError, match=r"more than the 256 that fit"):
+            chat.ask("word " * 300)
+        assert len(chat.turns) == kept[-1]
+
+
+def test_an_error_in_one_request_leaves_the_next_unharmed(exact: Path) -> None:
+    def fail(text: str) -> None:
+        raise RuntimeError("the listener is gone")
+
+    question = [message("user", "Select OK", SCREEN)]
+    with Runner(exact) as runner:
+        with pytest.raises(RuntimeError):
+            runner.answer(question, show=fail)
+        with pytest.raises(UsageError):
+            runner.answer([message("user", "Select OK", SCREEN / "nothing")])
+        assert runner.answer(question).text == fresh(exact, question).text
+
+
+def test_what_was_taken_is_given_back_once_in_reverse_order_whatever_fails(exact: Path) -> None:
+    undone: list[str] = []
+
+    def fail() -> None:
+        undone.append("second")
+        raise RuntimeError("the hook is broken")
+
+    runner = Runner(exact)
+    modules = runner.answer([message("user", "Open Maps")]).modules
+    runner.resources.callback(undone.append, "first")
+    runner.resources.callback(fail)
+    runner.resources.callback(undone.append, "third")
+    with pytest.raises(RuntimeError, match="the hook is broken"):
+        runner.close()
+    runner.close()
+    assert undone == ["third", "second", "first"]
+    assert modules[0].unloaded is not None
+
+
+def test_a_prompt_cannot_smuggle_a_picture_in(exact: Path) -> None:
+    with Runner(exact) as runner:
+        with pytest.raises(UsageError, match=r"holds the token that stands for a picture"):
+            runner.answer([message("user", "Look: <|image|>")])
+        with pytest.raises(UsageError, match=r"the prompt: is empty"):
+            runner.answer([message("user", " ", SCREEN)])

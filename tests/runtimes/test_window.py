@@ -1,0 +1,51 @@
+"""What fits, by the bundle's own prediction: 1 GiB at 1,024 tokens, 2 GiB at 4,096."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgeglm.errors import BudgetError
+from edgeglm.runtimes.window import Window
+from tests.bundles import sample_manifest
+
+GIB = 1 << 30
+
+
+def test_the_window_is_the_bundles_the_users_or_what_the_budget_has_room_for() -> None:
+    manifest = sample_manifest()
+    assert Window(manifest, None, None).tokens == 4096
+    assert Window(manifest, 1000, None).tokens == 1000
+    assert Window(manifest, None, GIB).tokens == 1024
+    assert Window(manifest, None, int(1.5 * GIB)).tokens == 2560  # half way between what is predicted
+    assert Window(manifest, 300, GIB).tokens == 300
+
+
+def test_a_buffer_has_whole_buckets_up_to_the_window() -> None:
+    window = Window(sample_manifest(), 1000, None)
+    assert window.capacity(100, 28) == 256
+    assert window.capacity(200, 57) == 512
+    assert window.capacity(900, 100) == 1000
+
+
+@pytest.mark.parametrize(
+    ("context", "max_ram", "line"),
+    [
+        (4097, None, "--context 4097: is more than this bundle has; give at most 4096"),
+        (None, GIB - (1 << 20), "--max-ram: 1023MiB is too little for this bundle; give at least 1GiB"),
+        (4096, GIB, "--max-ram: 4096 tokens take 2GiB, and there is 1GiB; 1024 tokens fit"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_does(context: int | None, max_ram: int | None, line: str) -> None:
+    with pytest.raises(BudgetError) as error:
+        Window(sample_manifest(), context, max_ram)
+    assert str(error.value) == line
+
+
+def test_a_prompt_beyond_the_window_is_refused_with_what_fits() -> None:
+    window = Window(sample_manifest(), 1000, None)
+    with pytest.raises(
+        BudgetError, match=r"900 tokens of prompt and 101 of answer .* 1000 that fit; ask for at most 100"
+    ):
+        window.capacity(900, 101)
+    with pytest.raises(BudgetError, match=r"shorten the prompt"):
+        window.capacity(1000, 1)
