@@ -225,11 +225,11 @@ def _manifest(
 
 
 def _page(prepared: Prepared, made: manifest.Manifest, writer: BundleWriter) -> str:
-    """The report, without what an export does not measure."""
+    """The report, with the accuracy where it was measured."""
     sizes = {
         module.name: sum(file.stat().st_size for file in writer.path(module.name).iterdir()) for module in made.modules
     }
-    return render(PageData(made, sizes, prepared.checkpoint.total_bytes))
+    return render(PageData.of(made, sizes, prepared.checkpoint.total_bytes))
 
 
 def _weights_sha256(prepared: Prepared, writer: BundleWriter) -> str:
