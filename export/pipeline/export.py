@@ -78,7 +78,8 @@ def export(
         for module, output in zip(prepared.modules, outputs, strict=True):
             modules.append(_export_module(module, output, writer, pool, prover, report, reuse or Reuse()))
         made = _manifest(prepared, tuple(modules), predicted, writer)
-        made = msgspec.structs.replace(made, measured=measured)
+        if measured:
+            made = msgspec.structs.replace(made, measured=measured)
         writer.small("report.html", _page(prepared, made, writer).encode())
         path = writer.finish(made)
     if reuse:
