@@ -33,6 +33,8 @@ class Unit:
 SHARE = Unit(".2%", ".2%")
 THOUSANDTHS = Unit(".1f", ".1f", less_is_better=True)
 PERPLEXITY = Unit(".2f", ".2%", less_is_better=True, relative=True)
+# Of metrics that are no shares, by their names in a manifest.
+UNITS = {"median_tap_error": THOUSANDTHS, "perplexity": PERPLEXITY}
 
 
 @dataclass(frozen=True)

@@ -57,12 +57,12 @@ def command(
     compare = _on_screens if file.suffix == SAMPLES else _on_text
     found = compare(opened, original, file, limit, allowed)
     metrics = found.metrics
-    if report:
-        write_report(report, opened, original.total_bytes, found)
     if as_json:
         print_json(_summary(bundle, found.samples, metrics))
     else:
         click.echo("\n".join(_lines(metrics)))
+    if report:
+        write_report(report, opened, original.total_bytes, found)
     # What surely failed says more than what is not clear.
     for metric in sorted(metrics, key=lambda each: each.verdict == "unclear"):
         if not metric.passed:

@@ -78,7 +78,8 @@ def export(
         for module, output in zip(prepared.modules, outputs, strict=True):
             modules.append(_export_module(module, output, writer, pool, prover, report, reuse or Reuse()))
         made = _manifest(prepared, tuple(modules), predicted, writer)
-        made = msgspec.structs.replace(made, measured=measured)
+        if measured:
+            made = msgspec.structs.replace(made, measured=measured)
         writer.small("report.html", _page(prepared, made, writer).encode())
         path = writer.finish(made)
     if reuse:
@@ -225,11 +226,11 @@ def _manifest(
 
 
 def _page(prepared: Prepared, made: manifest.Manifest, writer: BundleWriter) -> str:
-    """The report, without what an export does not measure."""
+    """The report, with the accuracy where it was measured."""
     sizes = {
         module.name: sum(file.stat().st_size for file in writer.path(module.name).iterdir()) for module in made.modules
     }
-    return render(PageData(made, sizes, prepared.checkpoint.total_bytes))
+    return render(PageData.of(made, sizes, prepared.checkpoint.total_bytes))
 
 
 def _weights_sha256(prepared: Prepared, writer: BundleWriter) -> str:

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -73,15 +73,14 @@ def write_report(file: Path, bundle: Bundle, original_bytes: int, found: Found) 
     else:
         data, passages = f"{found.samples} windows of text", tuple(_passages(bundle, found))
         question, picture = passages[0].text, None
-    report = Report(
-        manifest,
-        {module.name: manifest.module_bytes(module) for module in manifest.modules},
-        original_bytes,
-        data,
-        tuple(found.metrics),
-        cases,
-        passages,
-        _memory(bundle, question, picture if isinstance(picture, Path) else None),
+    sizes = {module.name: manifest.module_bytes(module) for module in manifest.modules}
+    report = replace(
+        Report.of(manifest, sizes, original_bytes),
+        data=data,
+        metrics=tuple(found.metrics),
+        cases=cases,
+        passages=passages,
+        memory=_memory(bundle, question, picture if isinstance(picture, Path) else None),
     )
     try:
         file.write_text(render(report), encoding="utf-8")

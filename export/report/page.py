@@ -34,7 +34,7 @@ def _plots(report: Report) -> dict[str, Markup]:
         drawn["drops"] = plots.drops(report.metrics)
     if report.sensitivity:
         drawn["sensitivity"] = plots.sensitivity(report.sensitivity)
-    if report.ladder:
+    if any(rung.refused is None for rung in report.ladder):
         drawn["ladder"] = plots.ladder(report.ladder)
     return {name: Markup(svg) for name, svg in drawn.items()}  # matplotlib escapes the names in it
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from typing import Any
 
@@ -12,7 +12,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from edgeglm.export.metric import Metric
-from edgeglm.export.report.data import Rung, Sensitivity
+from edgeglm.export.report.data import Rung
 
 INK, MUTED, ACCENT, GRID = "#1f2328", "#6e7781", "#2f6f9f", "#d8dee4"
 COLOURS = {"pass": "#1a7f37", "fail": "#cf222e", "unclear": "#9a6700"}
@@ -50,22 +50,24 @@ def drops(metrics: Sequence[Metric]) -> str:
     return _svg("drops", 0.9 + 0.42 * len(shown), draw)
 
 
-def sensitivity(rows: Sequence[Sensitivity]) -> str:
-    """A bar for each block."""
+def sensitivity(divergences: Mapping[str, float]) -> str:
+    """A bar for each part of a module."""
 
     def draw(axes: Axes) -> None:
-        axes.barh(range(len(rows)), [row.divergence for row in rows], color=ACCENT, height=0.7)
-        axes.set_xlabel("KL divergence of the output when this block alone is quantized")
-        _rows(axes, [row.block for row in rows])
+        axes.barh(range(len(divergences)), list(divergences.values()), color=ACCENT, height=0.7)
+        axes.set_xlabel("KL divergence of the output when this part alone is quantized, nats a token")
+        _rows(axes, list(divergences))
 
-    return _svg("sensitivity", 0.8 + 0.24 * len(rows), draw)
+    return _svg("sensitivity", 0.8 + 0.24 * len(divergences), draw)
 
 
 def ladder(rungs: Sequence[Rung]) -> str:
-    """Size against loss: a numbered dot for each rung."""
+    """Size against loss: a numbered dot for each rung that was measured."""
 
     def draw(axes: Axes) -> None:
         for number, rung in enumerate(rungs, start=1):
+            if rung.refused is not None:
+                continue
             size, colour = rung.nbytes / 2**20, COLOURS["pass" if rung.passed else "fail"]
             axes.plot([size], [rung.worst], "o", color=colour, markersize=7)
             axes.annotate(f"{number}", (size, rung.worst), (6, 5), textcoords="offset points", color=INK)
@@ -73,7 +75,7 @@ def ladder(rungs: Sequence[Rung]) -> str:
         axes.grid(color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.margins(0.12, 0.18)
-        axes.set_xlabel("size of the modules, MiB")
+        axes.set_xlabel("size of the bundle, MiB")
         axes.set_ylabel("worst drop / limit")
 
     return _svg("ladder", 3.4, draw)

@@ -18,8 +18,9 @@ pytest.importorskip("torch")
 import msgspec
 from PIL import Image
 
+from edgeglm import manifest
 from edgeglm.export.metric import PERPLEXITY, SHARE, Metric
-from edgeglm.export.report.data import Answer, Case, Memory, Passage, Report, Rung, Sensitivity
+from edgeglm.export.report.data import Answer, Case, Memory, Passage, Report, Rung
 from edgeglm.export.report.page import render
 from edgeglm.export.report.plots import COLOURS, drops
 from tests.bundles import sample_manifest
@@ -45,11 +46,11 @@ def plain() -> Report:
 
 def whole(word: str = "zebra") -> Report:
     """Everything that a report may hold, with `word` wherever a text stands that others wrote."""
-    manifest = sample_manifest()
-    manifest = msgspec.structs.replace(
-        manifest,
-        model=msgspec.structs.replace(manifest.model, name=word),
-        provenance=msgspec.structs.replace(manifest.provenance, options={word: word}, versions={word: word}),
+    made = sample_manifest()
+    made = msgspec.structs.replace(
+        made,
+        model=msgspec.structs.replace(made.model, name=word),
+        provenance=msgspec.structs.replace(made.provenance, options={word: word}, versions={word: word}),
     )
     answer = Answer(word, (250, 750))
     case = Case(
@@ -57,7 +58,7 @@ def whole(word: str = "zebra") -> Report:
     )
     metrics = (metric(), metric("step_success", 0.03, 0.04), Metric(word, PERPLEXITY, 9, 8, 9, 0.1, 0, 0.3, 0.2, 77))
     return Report(
-        manifest,
+        made,
         {"embedding": 1 << 20, "decoder": 3 << 20},
         16 << 20,
         word,
@@ -65,8 +66,8 @@ def whole(word: str = "zebra") -> Report:
         (case,),
         (Passage(word, 12.5, 13.25),),
         Memory(119, 91 << 20, 1024, 94 << 20),
-        (Sensitivity(word, 0.25), Sensitivity("decoder.1", 0.5)),
-        (Rung(word, 2 << 20, metrics), Rung("milder", 3 << 20, (metric(),) * 3)),
+        {word: 0.25, "decoder.layer.1": 0.5},
+        (Rung(word, 0, refused=word), Rung(word, 2 << 20, metrics), Rung("milder", 3 << 20, (metric(),) * 3)),
     )
 
 
@@ -118,7 +119,7 @@ def test_what_was_not_measured_is_not_there() -> None:
     assert headings(whole()) == [
         "Modules",
         "Accuracy",
-        "Sensitivity by block",
+        "Sensitivity",
         "Ladder",
         "Memory",
         "Worst cases",
@@ -167,3 +168,30 @@ def test_a_drop_is_drawn_against_its_limit_in_the_colour_of_its_verdict() -> Non
 def test_a_metric_without_samples_is_no_plot() -> None:
     report = replace(plain(), metrics=(Metric("tap_hit", SHARE, 0, 0, 0, 0, 0, 0, 0.02),))
     assert "<svg" not in render(report)
+
+
+def test_what_the_manifest_says_was_measured_is_shown() -> None:
+    recorded = manifest.Metric("tap_hit", 1024, 0.95, 0.94, 0.01, (0.005, 0.015), 0.02, True)
+    error = manifest.Metric("median_tap_error", 626, 10.3, 10.5, 0.2, (-0.1, 0.5), 20.0, True)
+    lost = manifest.Metric("tap_hit", 1024, 0.95, 0.9, 0.05, (0.04, 0.06), 0.02, False)
+    measured = manifest.Measured(
+        (recorded, error),
+        (
+            manifest.Rung("int4", 2 << 20, False, (lost, error)),
+            manifest.Rung("odd", 0, False, refused="computes garbage"),
+            manifest.Rung("int8", 4 << 20, True, (recorded, error)),
+        ),
+        {"decoder.layer.10": 0.1, "decoder.layer.2": 0.3},
+    )
+    made = msgspec.structs.replace(sample_manifest(), measured=measured)
+    report = Report.of(made, plain().module_bytes, plain().original_bytes)
+    assert [(metric.value(metric.artifact), metric.verdict) for metric in report.metrics] == [
+        ("94.00%", "pass"),
+        ("10.5", "pass"),
+    ]
+    assert [(rung.passed, round(rung.worst, 3)) for rung in report.ladder] == [(False, 2.5), (False, 0.0), (True, 0.5)]
+    assert list(report.sensitivity) == ["decoder.layer.2", "decoder.layer.10"]
+    text = words(report)
+    assert "passes 2 of 2 metrics surely within their limits" in text
+    assert "1 int4 2MiB 5.00% 0.2 no 2 odd – computes garbage no 3 int8 4MiB 1.00% 0.2 pass" in text
+    assert "not measured" in words(Report.of(sample_manifest(), plain().module_bytes, 0))
