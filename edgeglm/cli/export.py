@@ -14,12 +14,13 @@ from edgeglm.cli.gate import Gate, brief, describe_ladder, ladder_table, nothing
 from edgeglm.cli.inspect import describe_modules, module_table
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.cli.progress import Display, Memory
+from edgeglm.errors import UsageError
 from edgeglm.export.pack.writer import check_target
 from edgeglm.export.pipeline.calibrate import calibrate, read_calibration
 from edgeglm.export.pipeline.export import Progress, Report, export
 from edgeglm.export.pipeline.forecast import check_budget, predict
 from edgeglm.export.pipeline.ladder import Ladder, Means, workplace
-from edgeglm.export.pipeline.prepare import Calibration, Opened, Request, open_export, prepare
+from edgeglm.export.pipeline.prepare import STATIC, Calibration, Opened, Request, open_export, prepare
 from edgeglm.machine import read_machine
 from edgeglm.manifest import Manifest, Metric, Rung
 from edgeglm.units import format_size, parse_size
@@ -78,6 +79,9 @@ def command(
             display.progress(progress.module, progress.done, progress.total)
 
         found = None
+        if not samples and any(STATIC in choice.precisions for choice in opened.choices):
+            why = f"{STATIC} takes ranges of activations"
+            raise UsageError(f"--precision {precision}", why, "give samples by --calibration FILE")
         if samples:
             traced = prepare(opened)
             display.say("calibrating")

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
-from edgeglm.export.calibration.observe import Energy
+from edgeglm.export.calibration.histogram import least_squares
+from edgeglm.export.calibration.observe import Observed
 from edgeglm.export.demo.samples import Sample, read_samples
 from edgeglm.export.pipeline.prepare import Calibration, Prepared
 from edgeglm.export.pipeline.probes import sample_prompts
@@ -44,7 +45,7 @@ def read_calibration(file: Path) -> list[Sample]:
 
 
 def calibrate(prepared: Prepared, samples: Sequence[Sample]) -> Calibration:
-    """What the input channels of every weight carry, and the hash of what they were fed.
+    """What every weight is multiplied by, and the hash of what the model was fed.
 
     Raises:
         UnsupportedError: The model takes no pictures, and the samples are screens.
@@ -52,16 +53,16 @@ def calibrate(prepared: Prepared, samples: Sequence[Sample]) -> Calibration:
     """
     if prepared.model.vision is None:
         raise UnsupportedError("--calibration", f"{prepared.request.name} sees no pictures", "leave it out")
-    energy = Energy(OriginalWeights(replace(prepared.checkpoint, keep_pages=True)))
+    observed = Observed(OriginalWeights(replace(prepared.checkpoint, keep_pages=True)))
     prompts = sample_prompts(prepared, samples, answered=True)
-    with np.errstate(all="ignore"):  # what is not finite is said below
-        Walk(prepared, prompts, energy, {}).logits()
-    found = energy.means()
-    for name, means in found.items():
-        if not np.isfinite(means).all():
-            raise UsageError("--calibration", f"what {name} is fed there is not finite", "check model and samples")
+    try:
+        with np.errstate(all="ignore"):  # what is not finite is said below
+            Walk(prepared, prompts, observed, {}).logits()
+    except ValueError as error:
+        raise UsageError("--calibration", str(error), "check the model and the samples") from error
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(f"{sample.prompt}\0{sample.expected.response}\0{sample.image.size}\0".encode())
         digest.update(hashlib.sha256(sample.image.tobytes()).digest())
-    return Calibration(digest.hexdigest(), found)
+    ranges = {name: least_squares(seen) for name, seen in observed.histograms.items()}
+    return Calibration(digest.hexdigest(), observed.energies(), ranges)

@@ -24,7 +24,7 @@ from edgeglm.export.pipeline.reuse import Reuse
 from edgeglm.export.pipeline.sensitivity import sensitivities
 
 # What a part becomes next. Blocks of 8 bits are milder than channels: a large channel spoils only its block.
-MILDER = {"int4": "int8-block", "int8": "int8-block", "int8-block": "fp16"}
+MILDER = {"int4": "int8-block", "int8-static": "int8", "int8": "int8-block", "int8-block": "fp16"}
 # Of the calibration set, for the order of the parts.
 SENSITIVITY_SAMPLES = 16
 

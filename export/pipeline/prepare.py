@@ -32,7 +32,7 @@ from edgeglm.export.pyz import build_pyz
 from edgeglm.export.quantize.embedding import embedding_parts, encode_embedding
 from edgeglm.export.quantize.graph import quantize_graph
 from edgeglm.export.quantize.rounding import check_range
-from edgeglm.export.quantize.schemes import Fp16, Fp32, parse_scheme
+from edgeglm.export.quantize.schemes import Fp16, Fp32, Scheme, parse_scheme, with_range
 from edgeglm.export.quantize.stream import Chunk, chunks, encode_chunk
 from edgeglm.export.trace.request import TraceRequest
 from edgeglm.export.trace.tracer import Traced, is_cached, trace
@@ -50,6 +50,7 @@ PORTABLE_OPSET = 20
 # The most patches that the original is computed for.
 PROBE_PATCHES = 1024
 POSITION = "position"
+STATIC = "int8-static"
 WEIGHTS = "weights.bin"
 RUNNER = "run.pyz"
 
@@ -69,10 +70,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a calibration found: the mean squares of the input channels, by the name of the weight they meet."""
+    """What a calibration found of the inputs, by the name of the weight they meet: mean squares of channels, ranges."""
 
     sha256: str
     energies: Mapping[str, NDArray[np.float32]]
+    ranges: Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -153,11 +155,6 @@ class Prepared:
     calibration: Calibration | None = None
 
     @property
-    def energies(self) -> Mapping[str, NDArray[np.float32]]:
-        """Of the calibration, if there was one."""
-        return self.calibration.energies if self.calibration else {}
-
-    @property
     def request(self) -> Request:
         """What the user asked for."""
         return self.opened.request
@@ -222,6 +219,9 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     for choice in choices:
         for precision in sorted(choice.precisions):
             parse_scheme(precision)
+            if precision == STATIC and choice.dialect != "ort":
+                why = f"{STATIC} is made for the CPU, and {request.profile.name} has {choice.name} elsewhere"
+                raise UnsupportedError(f"--precision {request.precision}", why, "choose int8")
         if needs_more_opset(choice, request.profile):
             why = f"takes ONNX up to opset {request.profile.limits.opset.value}, and GPU modules need {PORTABLE_OPSET}"
             raise UnsupportedError(request.profile.name, why, "give a profile that puts them on the CPU")
@@ -254,8 +254,7 @@ def prepare(opened: Opened, calibration: Calibration | None = None) -> Prepared:
     checkpoint = opened.checkpoint
     *found, probe = trace([*opened.requests.values(), opened.probe])
     traced = dict(zip(opened.requests, found, strict=True))
-    energies = calibration.energies if calibration else {}
-    modules = tuple(_module(choice, traced, checkpoint, energies) for choice in opened.choices)
+    modules = tuple(_module(choice, traced, checkpoint, calibration) for choice in opened.choices)
     for module in modules:
         check_weights([job.stored for job in module.jobs if job.stored.initializers != (POSITION,)], checkpoint)
     sidecars = {f"tokenizer/{name}": data for name in SIDECARS if (data := _sidecar(checkpoint, name)) is not None}
@@ -274,7 +273,7 @@ def _module(
     choice: Choice,
     traced: Mapping[tuple[Dialect, bool], Traced],
     checkpoint: Checkpoint,
-    energies: Mapping[str, NDArray[np.float32]],
+    calibration: Calibration | None,
 ) -> PreparedModule:
     if choice.name == "embedding":
         return _embedding(choice, next(iter(traced.values())).model, checkpoint)
@@ -288,9 +287,12 @@ def _module(
     graph = build(stack, choice.dialect)
     if choice.name == "vision":
         jobs.append(_position_job(graph, found.model, checkpoint))
-    stored = quantize_graph(
-        graph, choice.dialect, lambda name: parse_scheme(choice.precision_of(stack.segment_of(name)))
-    )
+    energies, ranges = (calibration.energies, calibration.ranges) if calibration else ({}, {})
+
+    def scheme_of(name: str) -> Scheme:
+        return with_range(parse_scheme(choice.precision_of(stack.segment_of(name))), ranges.get(f"{name}.weight"))
+
+    stored = quantize_graph(graph, choice.dialect, scheme_of)
     parts = tuple(dict.fromkeys(stack.segment_of(each.names[0]) for each in stored if each.columns > 1))
     _check_parts(choice, parts)
     # The proof reads the same rows again in a moment, and then lets the page cache go of them.

@@ -60,7 +60,9 @@ class Walk:
             after = {branch: [through(original, each) for each in values] for branch, values in branches.items()}
             if part in self.parts:
                 scheme = parse_scheme(self.parts[part])
-                rounded = Segment(graph, RoundedWeights(self.source, scheme, dialect, self.prepared.energies))
+                found = self.prepared.calibration
+                energies, ranges = (found.energies, found.ranges) if found else ({}, {})
+                rounded = Segment(graph, RoundedWeights(self.source, scheme, dialect, energies, ranges))
                 after[part] = [through(rounded, each) for each in branches[ORIGINAL]]
             branches = after
         return branches

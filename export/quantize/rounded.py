@@ -8,7 +8,7 @@ import numpy as np
 
 from edgeglm.export.model import Dialect, Rows
 from edgeglm.export.quantize.rounding import Floats
-from edgeglm.export.quantize.schemes import Int4, Int8, Int8Block, Scheme
+from edgeglm.export.quantize.schemes import Int4, Int8, Int8Block, Int8Static, Scheme, with_range
 from edgeglm.export.quantize.storage import dequantize, encode
 
 CHUNK_BYTES = 1 << 20  # of fp32 rows at once: what stays in the processor's cache
@@ -22,8 +22,16 @@ class RoundedWeights:
     rounded as its operators do it.
     """
 
-    def __init__(self, source: Rows, scheme: Scheme, dialect: Dialect, energies: Mapping[str, Floats]) -> None:
-        self.source, self.scheme, self.dialect, self.energies = source, scheme, dialect, energies
+    def __init__(
+        self,
+        source: Rows,
+        scheme: Scheme,
+        dialect: Dialect,
+        energies: Mapping[str, Floats],
+        ranges: Mapping[str, tuple[float, float]],
+    ) -> None:
+        self.source, self.scheme, self.dialect = source, scheme, dialect
+        self.energies, self.ranges = energies, ranges
         self.kept: dict[tuple[str, int], Floats] = {}
         self.room = KEPT_BYTES
 
@@ -32,7 +40,8 @@ class RoundedWeights:
         count, *inner = self.source.find(weight).shape
         columns = int(np.prod(inner))
         step = max(2, CHUNK_BYTES // (4 * columns) // 2 * 2)
-        x = round_activations(x, self.scheme) if self.dialect == "ort" else x
+        scheme = with_range(self.scheme, self.ranges.get(weight))
+        x = round_activations(x, scheme) if self.dialect == "ort" else x
         y = np.empty((*x.shape[:-1], count), np.float32)
         for start in range(0, count, step):
             stop = min(start + step, count)
@@ -61,7 +70,16 @@ def round_activations(x: Floats, scheme: Scheme) -> Floats:
     """Activations [..., columns] as ONNX Runtime's operators round them, see `lowering`: INT8 by token or by block."""
     if isinstance(scheme, Int8):
         return _by_token(x)
+    if isinstance(scheme, Int8Static):
+        return _in_range(x, scheme)
     return _by_block(x, scheme.block_size) if isinstance(scheme, Int8Block | Int4) else x
+
+
+def _in_range(x: Floats, scheme: Int8Static) -> Floats:
+    """Codes of the calibrated range; what lies outside is clipped (QuantizeLinear)."""
+    step, zero = np.float32(scheme.step), scheme.zero_point
+    rounded: Floats = (np.clip(np.rint(x / step) + zero, 0, 255) - zero).astype(np.float32) * step
+    return rounded
 
 
 def _by_token(x: Floats) -> Floats:

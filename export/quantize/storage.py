@@ -27,7 +27,7 @@ from edgeglm.export.quantize.rounding import (
     storable_scale,
     tiles,
 )
-from edgeglm.export.quantize.schemes import Fp16, Fp32, Int4, Int8, Int8Block, Scheme
+from edgeglm.export.quantize.schemes import Fp16, Fp32, Int4, Int8, Int8Block, Int8Static, Scheme
 
 Arrays = tuple[NDArray[Any], ...]
 
@@ -253,6 +253,7 @@ FORMS: dict[tuple[type[Any], Dialect], Callable[[Any], Form]] = {
     (Fp16, "portable"): lambda _: Dense(ir.DataType.FLOAT16),
     (Int8, "ort"): lambda _: PerChannel(),
     (Int8, "portable"): lambda _: PerChannel(),
+    (Int8Static, "ort"): lambda _: PerChannel(),
     (Int8Block, "ort"): lambda scheme: PackedBlocks(8, scheme.block_size),
     (Int8Block, "portable"): lambda scheme: ColumnBlocks(8, scheme.block_size),
     (Int4, "ort"): lambda scheme: PackedBlocks(4, scheme.block_size),

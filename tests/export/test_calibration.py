@@ -107,13 +107,11 @@ def test_channels_that_were_never_seen_still_count() -> None:
         assert error < 0.03
 
 
-def test_a_calibrated_bundle_says_so(tmp_path: Path, capsys: Capture) -> None:
+def test_a_calibrated_bundle_says_so(tmp_path: Path, set_of_four: Path, capsys: Capture) -> None:
     plain, calibrated = tmp_path / "plain", tmp_path / "calibrated"
     common = ["export", "--target", "cpu", "--precision", "int4"]
-    few = tmp_path / "few.jsonl"
-    few.write_text("\n".join(SET.read_text().splitlines()[:4]).replace('"calibration/', f'"{DATA}/calibration/'))
     assert run(capsys, *common, "-o", plain)[0] == 0
-    assert run(capsys, *common, "-o", calibrated, "--calibration", few)[0] == 0
+    assert run(capsys, *common, "-o", calibrated, "--calibration", set_of_four)[0] == 0
     made: list[manifest.Manifest] = [read_manifest(folder) for folder in (plain, calibrated)]
     assert made[0].provenance.calibration_sha256 is None
     assert made[1].provenance.calibration_sha256 is not None
@@ -121,6 +119,26 @@ def test_a_calibrated_bundle_says_so(tmp_path: Path, capsys: Capture) -> None:
     assert made[0].provenance.weights_sha256 == made[1].provenance.weights_sha256
     for file in ("vision/weights.bin", "decoder/weights.bin"):
         assert made[0].files[file] != made[1].files[file]
+
+
+@pytest.fixture(scope="module")
+def set_of_four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("set") / "few.jsonl"
+    file.write_text("\n".join(lines(4)))
+    return file
+
+
+def test_static_int8_is_proven_like_every_precision(tmp_path: Path, set_of_four: Path, capsys: Capture) -> None:
+    common = ["export", "--target", "cpu", "--precision", "vision=int8-static", "-o", tmp_path / "bundle", "--json"]
+    check_failure(run(capsys, *common), 2, "takes ranges of activations; give samples by --calibration FILE")
+    status, out, _ = run(capsys, *common, "--calibration", set_of_four)
+    assert status == 0
+    vision = json.loads(out)["modules"][1]
+    assert vision["precision"] == "int8-static"
+    assert 0.01 < vision["max_relative_error"] < 0.2
+    common[2] = "jetson"
+    done = run(capsys, *common, "--calibration", set_of_four)
+    check_failure(done, 3, "int8-static is made for the CPU, and jetson-orin has vision elsewhere; choose int8")
 
 
 def lines(count: int) -> list[str]:
