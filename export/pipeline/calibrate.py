@@ -44,8 +44,8 @@ def read_calibration(file: Path) -> list[Sample]:
     return samples
 
 
-def calibrate(prepared: Prepared, samples: Sequence[Sample]) -> Calibration:
-    """What every weight is multiplied by, and the hash of what the model was fed.
+def observe(prepared: Prepared, samples: Sequence[Sample]) -> Observed:
+    """What every weight is multiplied by on the samples.
 
     Raises:
         UnsupportedError: The model takes no pictures, and the samples are screens.
@@ -60,6 +60,12 @@ def calibrate(prepared: Prepared, samples: Sequence[Sample]) -> Calibration:
             Walk(prepared, prompts, observed, {}).logits()
     except ValueError as error:
         raise UsageError("--calibration", str(error), "check the model and the samples") from error
+    return observed
+
+
+def calibrate(prepared: Prepared, samples: Sequence[Sample]) -> Calibration:
+    """What the encoders take of `observe`, whose errors it raises, and the hash of what the model was fed."""
+    observed = observe(prepared, samples)
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(f"{sample.prompt}\0{sample.expected.response}\0{sample.image.size}\0".encode())

@@ -139,8 +139,10 @@ def _loaded(choice: Choice, weights: Sequence[Stored]) -> float:
     """What a session keeps for a byte of the weights: the mean over those of a mixed module."""
     if not choice.parts:
         return plan.LOADED[choice.precision]
-    names = {scheme: name for name, scheme in SCHEMES.items()}
-    matrices = [(names[each.scheme], sum(part.nbytes for part in each.parts)) for each in weights if each.columns > 1]
+    names = {type(scheme): name for name, scheme in SCHEMES.items()}
+    matrices = [
+        (names[type(each.scheme)], sum(part.nbytes for part in each.parts)) for each in weights if each.columns > 1
+    ]
     return sum(plan.LOADED[name] * size for name, size in matrices) / sum(size for _, size in matrices)
 
 

@@ -135,6 +135,10 @@ def test_static_int8_is_proven_like_every_precision(tmp_path: Path, set_of_four:
     assert status == 0
     vision = json.loads(out)["modules"][1]
     assert vision["precision"] == "int8-static"
+    common[4] = "vision=int8-static,vision.layer.1=int8,decoder=int8-static,decoder.back=fp16"
+    status, out, _ = run(capsys, *common, "--calibration", set_of_four)
+    assert status == 0
+    assert [module["precision"] for module in json.loads(out)["modules"]] == ["fp16", "mixed", "mixed"]
     assert 0.01 < vision["max_relative_error"] < 0.2
     common[2] = "jetson"
     done = run(capsys, *common, "--calibration", set_of_four)
