@@ -14,10 +14,11 @@ from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.calibration.histogram import least_squares
 from edgeglm.export.calibration.observe import Observed
 from edgeglm.export.demo.samples import Sample, read_samples
-from edgeglm.export.pipeline.prepare import Calibration, Prepared
+from edgeglm.export.pipeline.prepare import Calibration, Opened, Prepared
 from edgeglm.export.pipeline.probes import sample_prompts
 from edgeglm.export.pipeline.walk import Walk
 from edgeglm.export.prove.reference import OriginalWeights
+from edgeglm.export.quantize.rounded import KEPT_BYTES
 
 # Read of a set: energies change by less than their own noise with more.
 SAMPLES = 32
@@ -42,6 +43,17 @@ def read_calibration(file: Path) -> list[Sample]:
         if not all(map(math.isfinite, sample.expected.box or ())):
             raise UsageError(f"{file}:{number}", "has a box that is no number", REMEDY)
     return samples
+
+
+def samples_bytes(opened: Opened, samples: Sequence[Sample]) -> int:
+    """What samples take while they pass through the model: pictures, patches, and what becomes of them on the way."""
+    if not samples:
+        return 0
+    rows, columns = opened.probe.grid or (0, 0)
+    vision = opened.checkpoint.config.get("vision_config") or {}
+    sizes = (vision.get("patch_size", 14) ** 2, vision.get("in_channels", 3), vision.get("temporal_patch_size", 2))
+    patches: int = 4 * rows * columns * math.prod(sizes)
+    return KEPT_BYTES + sum(3 * math.prod(sample.image.size) + 2 * patches for sample in samples)
 
 
 def observe(prepared: Prepared, samples: Sequence[Sample]) -> Observed:

@@ -77,14 +77,14 @@ def export_peak(opened: Opened, *, workers: int, traced: bool) -> int:
     return plan.export_peak(sizes, workers, ENGINE_BYTES, traced=traced)
 
 
-def check_budget(opened: Opened, budget: int) -> int:
-    """The export's peak, if it is within the budget of ``--max-ram``.
+def check_budget(opened: Opened, budget: int, samples_bytes: int = 0) -> int:
+    """The export's peak, with what samples take in it, if it is within the budget of ``--max-ram``.
 
     Raises:
         BudgetError: It is not; the message names the smallest budget that would do.
         DamagedFileError: A module has no weight at all.
     """
-    peak = export_peak(opened, workers=WORKERS, traced=not opened.is_traced)
+    peak = samples_bytes + export_peak(opened, workers=WORKERS, traced=not opened.is_traced)
     if peak > budget:
         why = f"{format_size(budget)} is too little for {opened.request.name}"
         raise BudgetError("--max-ram", why, f"it takes at least {-(-peak // plan.MIB)}MiB")
