@@ -93,7 +93,7 @@ def test_outliers_spoil_int4_and_a_mixed_bundle_comes_of_it(tmp_path: Path, caps
 def test_where_nothing_passes_there_is_no_bundle(tmp_path: Path, capsys: Capture) -> None:
     target, data = tmp_path / "bundle", tmp_path / "few.jsonl"
     line = (DATA / "evaluation.jsonl").read_text().splitlines()[0].replace('"evaluation/', f'"{DATA}/evaluation/')
-    data.write_text(f"{line}\n{line}\n")  # on which no drop of 1% is sure
+    data.write_text(f"{line}\n" * 4)  # on which no drop of 1% is sure
     arguments = ["export", DEMO, "--target", "cpu", "--precision", "fp16", "--calibration", data, "-o", target]
     status, out, err = run(capsys, *arguments, "--accuracy-drop", "1%", "--json")
     assert status == 4
