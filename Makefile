@@ -28,7 +28,8 @@ demo: $(INSTALLED) ## install, then evaluate the demo phone agent, export it, ru
 	@echo '== demo: one of the held-out screens, answered from the bundle, without PyTorch'
 	$(BIN)/edgeglm run build/demo --image export/demo/data/evaluation/0001.webp --prompt 'Select OK'
 	@echo '== demo: the bundle against the original, on all of the held-out screens'
-	$(BIN)/edgeglm validate build/demo --accuracy-drop 2%
+	$(BIN)/edgeglm validate build/demo --accuracy-drop 2% --report build/demo.html
+	@echo '== demo: the report, with every module, drop and wrong screen: build/demo.html'
 
 test: $(INSTALLED) ## install, then run the test suite
 	@echo '== test: the whole suite'

@@ -1,8 +1,9 @@
 """Many requests to one runner: how resident memory and latency drift.
 
 ``python benchmarks/long_use.py BUNDLE`` asks a bundle 1,000 times: 50 of the demo's held-out screens with their
-questions, every fifth without its picture, again and again. It prints memory and latency after 50, 250, 500 and 1,000
-requests, and how far the last is from the first. Latency is the median over one round of the 50.
+questions, every fifth without its picture, again and again. It prints memory and latency (the median of 50 requests)
+after 50, 250, 500 and 1,000 of them. Then the old runner and a new one, which has answered the 50 once, answer them in
+turn, question by question, so that what else the machine does is in both latencies.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from edgeglm.units import format_size
 
 DATA = Path(__file__).parents[1] / "export" / "demo" / "data"
 ROUND = 50
+COMPARED = 4  # rounds in which the old runner and the new one take turns
 MARKS = (50, 250, 500, 1000)
 BLIND = 5  # every fifth question comes without its picture
 MAX_NEW_TOKENS = 32
@@ -35,22 +37,32 @@ class Mark:
     requests: int
     rss_bytes: int
     peak_bytes: int
-    median_ms: float
+    latency_ms: float
 
 
-def measure(bundle: Path, threads: int | None) -> list[Mark]:
+def age(runner: Runner) -> list[Mark]:
     """Ask as often as the last mark says."""
     found: list[Mark] = []
-    milliseconds: list[float] = []
-    with Runner(bundle, threads) as runner:
-        for prompt, picture in islice(cycle(_questions()), MARKS[-1]):
-            start = time.perf_counter()
-            runner.answer([message("user", prompt, picture)], max_new_tokens=MAX_NEW_TOKENS)
-            milliseconds.append((time.perf_counter() - start) * 1e3)
-            if len(milliseconds) in MARKS:
-                median = statistics.median(milliseconds[-ROUND:])
-                found.append(Mark(len(milliseconds), current_rss(), peak_rss(), median))
+    latencies: list[float] = []
+    for question in islice(cycle(_questions()), MARKS[-1]):
+        latencies.append(_ask(runner, question))
+        if len(latencies) in MARKS:
+            found.append(Mark(len(latencies), current_rss(), peak_rss(), statistics.median(latencies[-ROUND:])))
     return found
+
+
+def compare(old: Runner, new: Runner) -> tuple[float, float]:
+    """Medians of the latency of both, in milliseconds, question by question in turn."""
+    for question in _questions():
+        _ask(new, question)
+    pairs = [(_ask(old, question), _ask(new, question)) for _ in range(COMPARED) for question in _questions()]
+    return statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs)
+
+
+def _ask(runner: Runner, question: tuple[str, Path | None]) -> float:
+    start = time.perf_counter()
+    runner.answer([message("user", *question)], max_new_tokens=MAX_NEW_TOKENS)
+    return (time.perf_counter() - start) * 1e3
 
 
 def _questions() -> Iterator[tuple[str, Path | None]]:
@@ -65,19 +77,24 @@ def _table(marks: list[Mark]) -> Iterator[str]:
     yield f"{'REQUEST':<9}{'RSS':<12}{'PEAK RSS':<12}LATENCY"
     for mark in marks:
         sizes = f"{format_size(mark.rss_bytes):<12}{format_size(mark.peak_bytes):<12}"
-        yield f"{mark.requests:<9}{sizes}{mark.median_ms:.1f} ms"
+        yield f"{mark.requests:<9}{sizes}{mark.latency_ms:.1f} ms"
     first, last = marks[0], marks[-1]
-    memory, peak = last.rss_bytes / first.rss_bytes - 1, last.peak_bytes / first.peak_bytes - 1
-    yield f"{'drift':<9}{memory:<+12.2%}{peak:<+12.2%}{last.median_ms / first.median_ms - 1:+.2%}"
+    yield f"{'drift':<9}{last.rss_bytes / first.rss_bytes - 1:<+12.2%}{last.peak_bytes / first.peak_bytes - 1:+.2%}"
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table, and the latencies side by side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--threads", type=int, help="of the engine (default: all cores)")
     options = parser.parse_args()
-    print("\n".join(_table(measure(options.bundle, options.threads))))
+    with Runner(options.bundle, options.threads) as old:
+        print("\n".join(_table(age(old))), flush=True)
+        with Runner(options.bundle, options.threads) as new:
+            after, before = compare(old, new)
+    print(
+        f"in turn  after {MARKS[-1]} requests {after:.1f} ms, after {ROUND} {before:.1f} ms: {after / before - 1:+.2%}"
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import hashlib
 from typing import Annotated, Final, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from edgeglm.devices.profile import Count, Engine, Placement, Profile
 
@@ -78,7 +78,8 @@ class Tensor(Struct, frozen=True, forbid_unknown_fields=True):
 class Module(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """One part of the model, in the folder of its name: the file to open and how it runs.
 
-    ``rows`` is a table that is gathered from a memory map, without engine and dialect.
+    ``rows`` is a table that is gathered from a memory map, without engine and dialect. ``parts`` has the precision of
+    every part of a module whose ``precision`` is ``mixed``.
     ``max_relative_error`` is against the unquantized module, None where it was not measured.
     """
 
@@ -86,6 +87,7 @@ class Module(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     file: str
     format: Format
     precision: Text
+    parts: dict[Text, Text] = {}
     placement: Placement
     engine: Engine | None = None
     dialect: Dialect | None = None
@@ -121,6 +123,40 @@ class Predicted(Struct, frozen=True, forbid_unknown_fields=True):
     device_peak_rss_bytes: dict[Count, Natural]
 
 
+class Metric(Struct, frozen=True, forbid_unknown_fields=True):
+    """A metric of the bundle beside the original's, as `edgeglm validate` prints it; the interval is of 95%."""
+
+    name: Text
+    samples: Natural
+    reference: float
+    artifact: float
+    drop: float
+    drop_interval: tuple[float, float]
+    limit: float
+    passed: bool
+
+
+class Rung(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A precision that was tried; ``refused`` is why its export failed before it could be measured."""
+
+    precision: Text
+    bundle_bytes: Natural
+    passed: bool
+    metrics: tuple[Metric, ...] = ()
+    refused: Text | None = None
+
+
+class Measured(Struct, frozen=True, forbid_unknown_fields=True):
+    """The accuracy that an export measured: of the bundle, and of what was tried before it.
+
+    ``sensitivity`` is the damage that a part of a module does alone, in nats a token, by its name.
+    """
+
+    metrics: tuple[Metric, ...]
+    ladder: tuple[Rung, ...]
+    sensitivity: dict[Text, Annotated[float, Meta(ge=0)]]
+
+
 class File(Struct, frozen=True, forbid_unknown_fields=True):
     """The hash and the size of a file."""
 
@@ -141,6 +177,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     generation: Generation
     provenance: Provenance
     predicted: Predicted
+    measured: Measured | UnsetType = UNSET
     files: dict[str, File]
     seal: Sha256 = BLANK_SEAL
 
@@ -187,6 +224,8 @@ def parse_manifest(data: bytes) -> Manifest:
     for index, module in enumerate(manifest.modules):
         if module.file not in manifest.files:
             raise msgspec.ValidationError(f"{module.file!r} is not in files - at `$.modules[{index}].file`")
+        if (module.precision == "mixed") != bool(module.parts):
+            raise msgspec.ValidationError(f"does not fit the precision - at `$.modules[{index}].parts`")
     if len({module.name for module in manifest.modules}) < len(manifest.modules):
         raise msgspec.ValidationError("has a name twice - at `$.modules`")
     head, seal, tail = data.rpartition(manifest.seal.encode())

@@ -71,18 +71,37 @@ class Model:
 
 @dataclass(frozen=True)
 class Choice:
-    """How one module is made; `precision` names a scheme of `edgeglm.export.quantize.schemes`."""
+    """How one module is made; `precision` names a scheme of `edgeglm.export.quantize.schemes`.
+
+    `parts` are those that have another one: ``layer.0`` and so on, and what is before (``front``) and behind (``back``)
+    the layers.
+    """
 
     name: ModuleName
     precision: str
     placement: Placement
     engine: Engine | None
     dialect: Dialect
+    parts: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def precisions(self) -> frozenset[str]:
+        """All that occur."""
+        return frozenset([self.precision, *dict(self.parts).values()])
+
+    @property
+    def stated(self) -> str:
+        """The one precision, or ``mixed``."""
+        return "mixed" if self.parts else self.precision
+
+    def precision_of(self, part: str) -> str:
+        """That of one part."""
+        return dict(self.parts).get(part, self.precision)
 
     @property
     def half(self) -> bool:
         """Whether activations are in half precision: on an accelerator they are, unless all is to be fp32."""
-        return self.dialect == "portable" and self.precision != "fp32"
+        return self.dialect == "portable" and self.precisions != {"fp32"}
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ RUNNER_BYTES = 70 * MIB
 ACCELERATOR_BYTES = 512 * MIB
 PREFILL_CHUNK = 256
 # What a session keeps in memory for a byte of weights in the file: pre-packed, or widened where the CPU has no kernel.
-LOADED = {"fp32": 1.0, "fp16": 2.0, "int8": 1.03, "int8-block": 1.2, "int4": 1.43}
+LOADED = {"fp32": 1.0, "fp16": 2.0, "int8": 1.03, "int8-static": 1.03, "int8-block": 1.2, "int4": 1.43}
 LOADED_ON_GPU = 1.1
 CONTEXTS = (1024, 4096, 8192)
 
@@ -36,12 +36,14 @@ CONTEXTS = (1024, 4096, 8192)
 class ModuleSize:
     """What the predictions take of a module: its stored weights, and the width of its activations.
 
-    ``wide`` is the most elements that one token has in a layer at a time, ``tokens`` how many are computed at once.
+    ``factor`` is what a session keeps for a byte of them. ``wide`` is the most elements that one token has in a layer
+    at a time, ``tokens`` how many are computed at once.
     """
 
     choice: Choice
     weights: Sequence[Stored]
     nbytes: int
+    factor: float
     tokens: int
     wide: int
 
@@ -53,8 +55,7 @@ class ModuleSize:
     @property
     def loaded(self) -> int:
         """Bytes of the weights in a session."""
-        factor = LOADED[self.choice.precision] if self.choice.placement == "cpu" else LOADED_ON_GPU
-        return int(self.nbytes * factor)
+        return int(self.nbytes * (self.factor if self.choice.placement == "cpu" else LOADED_ON_GPU))
 
     @property
     def activations(self) -> int:

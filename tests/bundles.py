@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edgeglm.devices.loader import load_profile
 from edgeglm.manifest import (
     BLANK_SEAL,
@@ -95,7 +97,7 @@ def sample_manifest(files: dict[str, File] | None = None) -> Manifest:
     )
 
 
-def write_bundle(folder: Path) -> Manifest:
+def write_bundle(folder: Path, like: Manifest | None = None) -> Manifest:
     """Write CONTENT and its manifest, whose paths are those of the modules."""
     files = {}
     for relative, data in CONTENT.items():
@@ -103,7 +105,7 @@ def write_bundle(folder: Path) -> Manifest:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         files[relative] = File(hashlib.sha256(data).hexdigest(), len(data))
-    manifest = sample_manifest(files)
+    manifest = msgspec.structs.replace(like or sample_manifest(), files=files)
     (folder / MANIFEST).write_bytes(manifest.to_bytes())
     return manifest
 

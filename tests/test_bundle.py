@@ -100,6 +100,8 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "unknown module": (lambda m: m["modules"][0].update(name="nose"), "modules[0].name: Invalid enum value 'nose'"),
     "module twice": (lambda m: m["modules"].append(m["modules"][0]), "manifest.json: modules: has a name twice"),
     "unlisted file": (lambda m: m["modules"][0].update(file="x"), "modules[0].file: 'x' is not in files"),
+    "mixed of nothing": (lambda m: m["modules"][1].update(precision="mixed"), "modules[1].parts: does not fit"),
+    "parts of one": (lambda m: m["modules"][1].update(parts={"back": "int8"}), "modules[1].parts: does not fit"),
     "wrong memory": (lambda m: m["profile"]["memory"]["usable"].update(value="1GiB"), "profile.memory.usable.value: "),
     "old schema": (lambda m: m.update(bundle_schema=0), "manifest.json: bundle_schema: "),
 }

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import sys
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 import click
 
 from edgeglm.cli.checkpoint_options import checkpoint_options, to_request
+from edgeglm.cli.gate import Gate, brief, describe_ladder, ladder_table, nothing_passed, open_gate
 from edgeglm.cli.inspect import describe_modules, module_table
 from edgeglm.cli.output import json_option, print_json
+from edgeglm.cli.progress import Display, Memory
+from edgeglm.errors import UsageError
 from edgeglm.export.pack.writer import check_target
-from edgeglm.export.pipeline.export import Progress, export
+from edgeglm.export.pipeline.calibrate import calibrate, read_calibration
+from edgeglm.export.pipeline.export import Progress, Report, export
 from edgeglm.export.pipeline.forecast import check_budget, predict
-from edgeglm.export.pipeline.prepare import open_export, prepare
+from edgeglm.export.pipeline.ladder import Ladder, Means, workplace
+from edgeglm.export.pipeline.prepare import STATIC, Calibration, Opened, Request, open_export, prepare
 from edgeglm.machine import read_machine
-from edgeglm.manifest import Manifest
-from edgeglm.memory import MemorySampler
+from edgeglm.manifest import Manifest, Metric, Rung
 from edgeglm.units import format_size, parse_size
 
 SHARE = 0.6  # of the memory that is available, where no budget is given
@@ -30,6 +34,15 @@ SHARE = 0.6  # of the memory that is available, where no budget is given
 @click.option(
     "--max-ram", metavar="SIZE", help="Budget of all processes, such as 2GiB (default: 60% of what is available)."
 )
+@click.option(
+    "--accuracy-drop", metavar="PCT", help="Measure, and go on to milder precisions until no metric drops by more."
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Samples to calibrate with (JSONL); of the demo, its own.",
+)
 @click.option("--no-resume", is_flag=True, help="Throw a partial bundle away instead of going on from it.")
 @json_option
 def command(
@@ -40,6 +53,8 @@ def command(
     image_size: str | None,
     out: Path | None,
     max_ram: str | None,
+    accuracy_drop: str | None,
+    calibration: Path | None,
     no_resume: bool,
     as_json: bool,
 ) -> None:
@@ -52,23 +67,51 @@ def command(
     budget = parse_size(max_ram) if max_ram else int(SHARE * read_machine().memory_available_bytes)
     folder = out or Path(f"{request.name.rpartition('/')[2]}-{request.profile.name}")
     check_target(folder)
+    samples = read_calibration(calibration) if calibration else []
+    gate = open_gate(request, accuracy_drop, calibration, samples) if accuracy_drop else None
     opened = open_export(request)
     expected = check_budget(opened, budget)
-    with MemorySampler() as memory, _Display(memory, budget, start) as display:
+    ladder = None
+    with Memory() as memory, Display(memory, budget, start) as display, ExitStack() as leave:
         display.say(f"tracing {request.name} for {request.profile.name}")
-        prepared = prepare(opened)
 
         def report(progress: Progress) -> None:
             display.progress(progress.module, progress.done, progress.total)
 
-        manifest, notes = export(prepared, folder, predict(prepared), report, resume=not no_resume)
+        found = None
+        if not samples and any(STATIC in choice.precisions for choice in opened.choices):
+            why = f"{STATIC} takes ranges of activations"
+            raise UsageError(f"--precision {precision}", why, "give samples by --calibration FILE")
+        if samples:
+            traced = prepare(opened)
+            display.say("calibrating")
+            found = calibrate(traced, samples)
+        if gate:
+            work = leave.enter_context(workplace(folder))
+            ladder = _climb(request, gate, found, work, budget, memory, display, report)
+            if not ladder.best:
+                _print_failure(folder, ladder, as_json=as_json)
+                raise nothing_passed(folder, ladder)
+            opened = open_export(replace(request, precision=ladder.precision))
+        prepared = prepare(opened, found)
+        manifest, notes = export(
+            prepared,
+            folder,
+            predict(prepared),
+            report,
+            resume=not no_resume,
+            reuse=ladder.reuse if ladder else None,
+            measured=ladder.measured if ladder else None,
+        )
     for note in (*opened.notes, *notes):
         click.echo(f"note: {note}", err=True)
     seconds = time.monotonic() - start
     if as_json:
-        print_json(_summary(folder, manifest, memory.peak_bytes, expected, seconds))
+        rungs = {"ladder": describe_ladder(ladder.rungs)} if ladder else {}
+        print_json(_summary(folder, manifest, memory.peak_bytes, expected, seconds) | rungs)
     else:
         lines = [
+            *([*ladder_table(ladder.rungs), ""] if ladder else []),
             *module_table(manifest),
             "",
             f"bundle  {folder}, {format_size(manifest.bundle_bytes)} in {seconds:.1f} s",
@@ -83,6 +126,40 @@ def command(
         )
 
 
+def _climb(
+    request: Request,
+    gate: Gate,
+    calibration: Calibration | None,
+    work: Path,
+    budget: int,
+    memory: Memory,
+    display: Display,
+    report: Report,
+) -> Ladder:
+    def measure(bundle: Path) -> tuple[Metric, ...]:
+        display.say("measuring")
+        with memory.paused():
+            return gate.validation.metrics(bundle)
+
+    def show(rung: Rung) -> None:
+        display.line(f"{'passes' if rung.passed else 'fails'}: {brief(rung.precision)}")
+
+    def check(opened: Opened) -> int:
+        return check_budget(opened, budget)
+
+    ladder = Ladder(request, Means(work, gate.samples, calibration, measure, check, report, show))
+    ladder.climb()
+    return ladder
+
+
+def _print_failure(folder: Path, ladder: Ladder, *, as_json: bool) -> None:
+    """What was tried, where no bundle comes of it."""
+    if as_json:
+        print_json({"bundle": None, "ladder": describe_ladder(ladder.rungs)})
+    else:
+        click.echo("\n".join(ladder_table(ladder.rungs)))
+
+
 def _summary(folder: Path, manifest: Manifest, peak: int, predicted: int, seconds: float) -> dict[str, object]:
     return {
         "bundle": str(folder),
@@ -93,34 +170,3 @@ def _summary(folder: Path, manifest: Manifest, peak: int, predicted: int, second
         "predicted_peak_rss_bytes": predicted,
         "seconds": round(seconds, 3),
     }
-
-
-class _Display:
-    """Progress in one line of a terminal's stderr, as a context manager that leaves the line empty."""
-
-    def __init__(self, memory: MemorySampler, budget: int, start: float) -> None:
-        self.memory, self.budget, self.start = memory, budget, start
-        self.terminal = sys.stderr.isatty()
-        self.module, self.since = "", start
-
-    def say(self, text: str) -> None:
-        if self.terminal:
-            click.echo(f"\r\x1b[2K{text}  {self._rss()}", err=True, nl=False)
-
-    def progress(self, module: str, done: int, total: int) -> None:
-        if module != self.module:
-            self.module, self.since = module, time.monotonic()
-        speed = done / 1e6 / max(time.monotonic() - self.since, 1e-3)
-        self.say(f"{module:<10}{done / max(total, 1):>4.0%}  {speed:.0f} MB/s")
-
-    def __enter__(self) -> _Display:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.terminal:
-            click.echo("\r\x1b[2K", err=True, nl=False)
-
-    def _rss(self) -> str:
-        return f"RSS {format_size(self.memory.rss_bytes)} of {format_size(self.budget)}"

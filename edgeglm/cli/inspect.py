@@ -29,11 +29,12 @@ def command(bundle: Path, as_json: bool) -> None:
 
 
 def describe_modules(manifest: Manifest) -> list[dict[str, object]]:
-    """The modules as every command's ``--json`` gives them."""
+    """The modules as every command's ``--json`` gives them; ``parts`` only of a mixed one."""
     return [
         {
             "name": module.name,
             "precision": module.precision,
+            **({"parts": module.parts} if module.parts else {}),
             "format": module.format,
             "file": module.file,
             "bytes": manifest.module_bytes(module),
@@ -56,6 +57,19 @@ def _row(manifest: Manifest, module: Module) -> tuple[str, ...]:
     return module.name, module.precision, module.format, module.file, size, "-" if error is None else f"{error:.2g}"
 
 
+def _parts(module: Module) -> Iterator[str]:
+    """The precisions of a mixed module, each with its parts."""
+    for precision in sorted(set(module.parts.values())):
+        parts = sorted((part for part, value in module.parts.items() if value == precision), key=_natural)
+        yield f"{module.name}, {precision}: {', '.join(parts)}"
+
+
+def _natural(part: str) -> tuple[str, int]:
+    """layer.2 before layer.10."""
+    name, _, number = part.partition(".")
+    return name, int(number) if number.isdecimal() else 0
+
+
 def _lines(manifest: Manifest) -> Iterator[str]:
     model, predicted, provenance = manifest.model, manifest.predicted, manifest.provenance
     yield f"model   {model.name} ({model.architecture}, {model.layers} layers of {model.hidden_size})"
@@ -63,6 +77,8 @@ def _lines(manifest: Manifest) -> Iterator[str]:
     yield f"size    {format_size(manifest.bundle_bytes)} in {len(manifest.files)} files"
     yield ""
     yield from module_table(manifest)
+    for module in manifest.modules:
+        yield from _parts(module)
     yield ""
     yield "predicted peak memory"
     yield f"  {'export':<16}{format_size(predicted.export_peak_rss_bytes)}"

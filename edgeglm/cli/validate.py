@@ -7,20 +7,22 @@ from pathlib import Path
 
 import click
 
-from edgeglm.bundle import load_bundle, verify_bundle
+from edgeglm.bundle import Bundle, load_bundle, verify_bundle
 from edgeglm.cli.output import json_option, print_json
-from edgeglm.errors import AccuracyError, UsageError
+from edgeglm.errors import AccuracyError, UnsupportedError, UsageError
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.export.locate import DEMO, DEMO_NAME, locate
+from edgeglm.export.metric import Metric
+from edgeglm.export.pipeline.measured import Found, OnScreens, OnText, write_report
 from edgeglm.export.validation.agent import compare_agents
 from edgeglm.export.validation.answers import artifact_answers, reference_answers
-from edgeglm.export.validation.statistics import Metric
+from edgeglm.export.validation.text import artifact_scores, compare_texts, read_windows, reference_scores
 from edgeglm.manifest import Manifest
 from edgeglm.units import parse_percent
 
-# The architecture of the agents that can be compared on screens.
-AGENT = "Glm4vForConditionalGeneration"
+# What a file of samples is called; any other is a text.
+SAMPLES = ".jsonl"
 HEADINGS = ("METRIC", "SAMPLES", "REFERENCE", "ARTIFACT", "DROP", "95% OF IT", "LIMIT", "VERDICT")
 
 
@@ -28,56 +30,84 @@ HEADINGS = ("METRIC", "SAMPLES", "REFERENCE", "ARTIFACT", "DROP", "95% OF IT", "
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--accuracy-drop", default="2%", show_default=True, metavar="PCT", help="The largest drop that passes.")
 @click.option(
-    "--data", type=click.Path(path_type=Path), help="Samples (JSONL); of a demo bundle, its held-out screens."
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Samples (.jsonl) or a text; of a demo bundle, its held-out screens.",
 )
 @click.option("--reference", metavar="MODEL", help="The original; of a demo bundle, the demo.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N samples.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N samples, or windows of text.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write what was found as an HTML page.")
 @json_option
 def command(
-    bundle: Path, accuracy_drop: str, data: Path | None, reference: str | None, limit: int | None, as_json: bool
+    bundle: Path,
+    accuracy_drop: str,
+    data: Path | None,
+    reference: str | None,
+    limit: int | None,
+    report: Path | None,
+    as_json: bool,
 ) -> None:
     """Compare a bundle with the original on its task, and fail where it lost too much."""
     allowed = parse_percent(accuracy_drop)
+    if report and not report.absolute().parent.is_dir():
+        raise UsageError(report, "its folder is not there", "make it, or give another file")
     opened = load_bundle(bundle)
     verify_bundle(opened)
     original, file = _original(opened.manifest, reference), _data(opened.manifest, data)
-    samples = list(read_samples(file, limit))
-    ours = artifact_answers(opened, samples)
-    theirs = reference_answers(original, samples)
-    metrics = compare_agents([sample.expected for sample in samples], theirs, ours, allowed)
+    compare = _on_screens if file.suffix == SAMPLES else _on_text
+    found = compare(opened, original, file, limit, allowed)
+    metrics = found.metrics
     if as_json:
-        print_json(_summary(bundle, len(samples), metrics))
+        print_json(_summary(bundle, found.samples, metrics))
     else:
         click.echo("\n".join(_lines(metrics)))
+    if report:
+        write_report(report, opened, original.total_bytes, found)
     # What surely failed says more than what is not clear.
     for metric in sorted(metrics, key=lambda each: each.verdict == "unclear"):
         if not metric.passed:
             raise AccuracyError(bundle, _why(metric), _remedy(metric))
 
 
-def _original(manifest: Manifest, reference: str | None) -> Path:
-    if reference is not None:
-        folder, _ = locate(reference)
-        Checkpoint.open(folder).check_architecture([AGENT])
-        return folder
-    if manifest.model.name != DEMO_NAME:
+def _on_screens(bundle: Bundle, original: Checkpoint, file: Path, limit: int | None, allowed: float) -> Found:
+    if bundle.manifest.model.vision is None:
+        raise UnsupportedError(bundle.manifest.model.name, "sees no pictures", "validate it on a text: --data FILE.txt")
+    samples = list(read_samples(file, limit))
+    theirs = reference_answers(original.folder, original.parameters, samples)
+    ours = artifact_answers(bundle, samples)
+    metrics = compare_agents([sample.expected for sample in samples], theirs, ours, allowed)
+    return OnScreens(metrics, samples, theirs, ours)
+
+
+def _on_text(bundle: Bundle, original: Checkpoint, file: Path, limit: int | None, allowed: float) -> Found:
+    windows = read_windows(bundle, file, limit)
+    theirs = reference_scores(original.folder, original, windows)
+    ours = artifact_scores(bundle, windows)
+    return OnText(compare_texts(theirs, ours, allowed), windows, theirs, ours)
+
+
+def _original(manifest: Manifest, reference: str | None) -> Checkpoint:
+    if reference is None and manifest.model.name != DEMO_NAME:
         raise UsageError("--reference", f"is needed for {manifest.model.name}", "give the checkpoint it was made from")
-    return DEMO
+    checkpoint = Checkpoint.open(DEMO if reference is None else locate(reference)[0])
+    checkpoint.check_architecture([manifest.model.architecture])
+    return checkpoint
 
 
 def _data(manifest: Manifest, data: Path | None) -> Path:
     if data is not None:
         return data
     if manifest.model.name != DEMO_NAME:
-        raise UsageError("--data", f"is needed for {manifest.model.name}", "give a JSONL file of samples with targets")
+        why = f"is needed for {manifest.model.name}"
+        raise UsageError("--data", why, f"give samples with targets ({SAMPLES}), or a text")
     return DATA / "evaluation.jsonl"
 
 
 def _why(metric: Metric) -> str:
-    drop, limit = (_amount(metric, value) for value in (metric.drop, metric.limit))
+    drop, limit = metric.change(metric.drop), metric.change(metric.limit)
     if metric.verdict == "fail":
         return f"{metric.name} drops by {drop}, more than {limit}"
-    high = _amount(metric, metric.high)
+    high = metric.change(metric.high)
     return f"{metric.samples} samples are too few to tell: {metric.name} drops by {drop}, but it may be {high}"
 
 
@@ -85,10 +115,6 @@ def _remedy(metric: Metric) -> str:
     if metric.verdict == "fail":
         return "export it in a milder precision, or allow more with --accuracy-drop"
     return f"about {metric.needed} samples would do"
-
-
-def _amount(metric: Metric, value: float) -> str:
-    return f"{value:.1f}" if metric.name == "median_tap_error" else f"{value:.2%}"
 
 
 def _summary(bundle: Path, samples: int, metrics: Sequence[Metric]) -> dict[str, object]:
@@ -121,7 +147,6 @@ def _lines(metrics: Sequence[Metric]) -> Iterator[str]:
 
 
 def _row(metric: Metric) -> tuple[str, ...]:
-    low, high = _amount(metric, metric.low), _amount(metric, metric.high)
-    values = (metric.reference, metric.artifact, metric.drop)
-    shown = tuple(_amount(metric, value) for value in values)
-    return metric.name, str(metric.samples), *shown, f"{low} to {high}", _amount(metric, metric.limit), metric.verdict
+    interval = f"{metric.change(metric.low)} to {metric.change(metric.high)}"
+    both, drop = (metric.value(metric.reference), metric.value(metric.artifact)), metric.change(metric.drop)
+    return metric.name, str(metric.samples), *both, drop, interval, metric.change(metric.limit), metric.verdict

@@ -87,6 +87,11 @@ class Checkpoint:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
+    def parameters(self) -> int:
+        """The number of weights in them."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+
+    @property
     def architecture(self) -> str:
         """The transformers class that the config names."""
         name = _architecture(self.config)

@@ -1,8 +1,6 @@
 """Questions about screens with known answers: made afresh, written as WebP + JSONL, read back.
 
-A line of the JSONL is ``{"messages": […], "target": "…", "box": […]}``: one user message in OpenAI form (an image by
-its path relative to the file, then the text), the right response, and for a tap the target's box (x0, y0, x1, y1) in
-thousandths of the screen's width and height. Splits differ in their seeds, so no screen is in two of them.
+docs/validate.md says what a line of the JSONL is. Splits differ in their seeds, so no screen is in two of them.
 
 ``python -m edgeglm.export.demo.samples`` writes the two sets that ship with the package.
 """
@@ -10,18 +8,22 @@ thousandths of the screen's width and height. Splits differ in their seeds, so n
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Annotated, Literal
 
 import click
-from PIL import Image
+import msgspec
+from msgspec import Meta, Struct
+from PIL import Image, ImageOps
 
+from edgeglm.actions import parse_action
 from edgeglm.errors import DamagedFileError, UsageError
-from edgeglm.export.demo.metrics import Expected
+from edgeglm.export.demo.metrics import Expected, Units
 from edgeglm.export.demo.render import render
 from edgeglm.export.demo.screens import HEIGHT, WIDTH, Box, sample_scene
 from edgeglm.export.demo.tasks import sample_step
@@ -29,15 +31,24 @@ from edgeglm.export.demo.tasks import sample_step
 DATA = Path(__file__).parent / "data"
 SHIPPED = {"evaluation": 1024, "calibration": 192}
 WEBP_QUALITY = 80
+FORMAT = "docs/validate.md"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A screenshot, the user's text and the right answer."""
+    """A screenshot, as pixels or as a file, the user's text and the right answer."""
 
-    image: Image.Image
+    screen: Image.Image | Path
     prompt: str
     expected: Expected
+
+    @property
+    def image(self) -> Image.Image:
+        """The pixels, in RGB; of a file they are read anew each time, so that a thousand are not in memory."""
+        if isinstance(self.screen, Image.Image):
+            return self.screen
+        with Image.open(self.screen) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def make_sample(split: str, index: int) -> Sample:
@@ -82,37 +93,83 @@ def _to_record(sample: Sample, image: str) -> dict[str, object]:
 
 
 def read_samples(file: Path, limit: int | None = None) -> Iterator[Sample]:
-    """The first `limit` samples of a JSONL file.
+    """The first `limit` samples of a JSONL file; a picture is opened when it is asked for.
 
     Raises:
-        UsageError: The file cannot be read or holds no sample.
-        DamagedFileError: A line is not a sample, or its image cannot be read.
+        UsageError: The file cannot be read or holds no sample, or a line is not a sample.
+        DamagedFileError: What a line calls its picture is none.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(file, f"cannot be read ({error})", "give a JSONL file of samples") from error
     if not lines:
         raise UsageError(file, "holds no samples", "give a JSONL file of samples")
     for number, line in enumerate(islice(lines, limit), start=1):
+        where = f"{file}:{number}"
         try:
-            yield _from_record(json.loads(line), file.parent)
-        except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
-            why = f"is not a sample ({type(error).__name__}: {error})"
-            raise DamagedFileError(f"{file}:{number}", why, "write it as docs/demo-model.md shows") from error
+            sample = _from_record(msgspec.json.decode(line, type=_Record), file.parent)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise UsageError(where, f"is not a sample: {error}", f"write it as {FORMAT} says") from error
+        try:
+            _ = sample.image
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise DamagedFileError(where, f"its picture cannot be read: {error}", "give a WebP, PNG or JPEG") from error
+        yield sample
 
 
-def _from_record(record: dict[str, Any], folder: Path) -> Sample:
-    parts = {part["type"]: part for part in record["messages"][0]["content"]}
-    with Image.open(folder / parts["image_url"]["image_url"]["url"]) as image:
-        pixels = image.convert("RGB")
-    target, box = record["target"], record.get("box")
-    if not isinstance(target, str):
-        raise TypeError("target is not a text")
-    if box is not None:
-        x0, y0, x1, y1 = map(float, box)
-        box = (x0, y0, x1, y1)
-    return Sample(pixels, parts["text"]["text"], Expected(target, box))
+class _Url(Struct, forbid_unknown_fields=True):
+    url: str
+    detail: Literal["auto", "low", "high"] = "auto"
+
+
+class _Picture(Struct, tag_field="type", tag="image_url", forbid_unknown_fields=True):
+    image_url: _Url
+
+
+class _Text(Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
+    text: str
+
+
+class _Message(Struct, forbid_unknown_fields=True):
+    role: Literal["user"]
+    content: list[_Picture | _Text]
+
+
+class _Record(Struct, forbid_unknown_fields=True):
+    """A line; JSON has no NaN, so a box is of numbers."""
+
+    messages: Annotated[list[_Message], Meta(min_length=1, max_length=1)]
+    target: str
+    box: Units | None = None
+
+
+def _from_record(record: _Record, folder: Path) -> Sample:
+    match record.messages[0].content:
+        case [_Picture(image_url=_Url(url=url)), _Text(text=prompt)]:
+            pass
+        case _:
+            raise ValueError("its message is not one picture and one text behind it")
+    action = parse_action(record.target)
+    if action is None:
+        raise ValueError("its target is not an action")
+    if record.box:
+        x0, y0, x1, y1 = record.box
+        if not (0 <= x0 <= x1 <= 1000 and 0 <= y0 <= y1 <= 1000):
+            raise ValueError(f"its box {list(record.box)} is not x0, y0, x1, y1 in thousandths of the screen")
+        if action.point is None:
+            raise ValueError(f"it has a box, and its target {action.type} no point")
+    return Sample(_inside(folder, url), prompt, Expected(record.target, record.box))
+
+
+def _inside(folder: Path, url: str) -> Path:
+    """A picture's path, which may not lead out of the folder of the file that names it."""
+    path, root = Path(os.path.realpath(folder / url)), Path(os.path.realpath(folder))
+    if not path.is_relative_to(root):
+        raise ValueError(f"its picture {url!r} is not in the folder of the file")
+    if not path.is_file():
+        raise ValueError(f"its picture {url!r} is not there")
+    return path
 
 
 @click.command()

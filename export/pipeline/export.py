@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,15 +13,20 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
+import msgspec
+
 from edgeglm import manifest
 from edgeglm.bundle import read_manifest
 from edgeglm.export.describe import describe_tensors
 from edgeglm.export.emit.onnx import write
-from edgeglm.export.model import Piece
+from edgeglm.export.model import Piece, Stored
 from edgeglm.export.pack.output import OutputFile
 from edgeglm.export.pack.writer import BundleWriter
 from edgeglm.export.pipeline.prepare import Prepared, PreparedModule, serialize
 from edgeglm.export.pipeline.prove import Prover
+from edgeglm.export.pipeline.reuse import Reuse
+from edgeglm.export.report.data import Report as PageData
+from edgeglm.export.report.page import render
 
 # Pieces that are encoded before their turn to be written comes.
 AHEAD = 2
@@ -41,9 +46,19 @@ Report = Callable[[Progress], None]
 
 
 def export(
-    prepared: Prepared, target: Path, predicted: manifest.Predicted, report: Report, *, resume: bool = True
+    prepared: Prepared,
+    target: Path,
+    predicted: manifest.Predicted,
+    report: Report,
+    *,
+    resume: bool = True,
+    reuse: Reuse | None = None,
+    measured: manifest.Measured | None = None,
 ) -> tuple[manifest.Manifest, tuple[str, ...]]:
     """Write the bundle to `target`; returns its manifest and what the user should know.
+
+    What earlier exports have stored alike is copied from them, and `reuse` learns what this one has. `measured` is what
+    the manifest says of the bundle's accuracy.
 
     Raises:
         UsageError, BudgetError: Of the target or its disk.
@@ -61,10 +76,21 @@ def export(
         prover = Prover(prepared, writer)
         modules = []
         for module, output in zip(prepared.modules, outputs, strict=True):
-            modules.append(_export_module(module, output, writer, pool, prover, report))
+            modules.append(_export_module(module, output, writer, pool, prover, report, reuse or Reuse()))
         made = _manifest(prepared, tuple(modules), predicted, writer)
+        if measured:
+            made = msgspec.structs.replace(made, measured=measured)
+        writer.small("report.html", _page(prepared, made, writer).encode())
         path = writer.finish(made)
+    if reuse:
+        for module in prepared.modules:
+            reuse.add(module.choice, _written(module, writer), path / module.weights_file)
     return read_manifest(path), tuple(notes)
+
+
+def _written(module: PreparedModule, writer: BundleWriter) -> Iterator[tuple[Stored, Sequence[int], str]]:
+    for index, (job, offsets) in enumerate(zip(module.jobs, module.layout.offsets, strict=True)):
+        yield job.stored, offsets, writer.note_of(_job(module, index))
 
 
 def _export_module(
@@ -74,9 +100,11 @@ def _export_module(
     pool: ThreadPoolExecutor,
     prover: Prover,
     report: Report,
+    reuse: Reuse,
 ) -> manifest.Module:
     name, total = module.choice.name, module.layout.nbytes
     proof = prover.begin(module, output)
+    _copy(module, output, writer, reuse)
     open_jobs = [(index, job) for index, job in enumerate(module.jobs) if not writer.done(_job(module, index))]
     stream = _encoded(((index, task) for index, job in open_jobs for task in job.tasks()), pool)
     left = {index for index, _ in open_jobs}
@@ -95,6 +123,14 @@ def _export_module(
         for step in steps:
             step.result()
     return _describe(module, proof.finish())
+
+
+def _copy(module: PreparedModule, output: OutputFile, writer: BundleWriter, reuse: Reuse) -> None:
+    for index, (job, offsets) in enumerate(zip(module.jobs, module.layout.offsets, strict=True)):
+        found = None if writer.done(_job(module, index)) else reuse.find(module.choice, job.stored)
+        if found:
+            found.copy(job.stored, offsets, output)
+            writer.complete(_job(module, index), found.note)
 
 
 @contextmanager
@@ -157,7 +193,8 @@ def _describe(module: PreparedModule, error: float) -> manifest.Module:
         name=choice.name,
         file=module.file,
         format="onnx" if graph else "rows",
-        precision=choice.precision,
+        precision=choice.stated,
+        parts=module.part_precisions if choice.parts else {},
         placement=choice.placement,
         engine=choice.engine,
         dialect=choice.dialect if graph else None,
@@ -179,12 +216,21 @@ def _manifest(
         provenance=manifest.Provenance(
             config_sha256=hashlib.sha256(config).hexdigest(),
             weights_sha256=_weights_sha256(prepared, writer),
+            calibration_sha256=prepared.calibration.sha256 if prepared.calibration else None,
             versions=prepared.versions(),
             options=prepared.options(),
         ),
         predicted=predicted,
         files={},
     )
+
+
+def _page(prepared: Prepared, made: manifest.Manifest, writer: BundleWriter) -> str:
+    """The report, with the accuracy where it was measured."""
+    sizes = {
+        module.name: sum(file.stat().st_size for file in writer.path(module.name).iterdir()) for module in made.modules
+    }
+    return render(PageData.of(made, sizes, prepared.checkpoint.total_bytes))
 
 
 def _weights_sha256(prepared: Prepared, writer: BundleWriter) -> str:

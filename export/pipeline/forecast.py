@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edgeglm import manifest
@@ -25,7 +26,7 @@ from edgeglm.export.pipeline.prepare import (
 )
 from edgeglm.export.pipeline.prove import ENGINE_BYTES
 from edgeglm.export.quantize.embedding import embedding_parts
-from edgeglm.export.quantize.schemes import parse_scheme
+from edgeglm.export.quantize.schemes import SCHEMES, parse_scheme
 from edgeglm.export.quantize.storage import parts
 from edgeglm.units import format_size
 
@@ -33,6 +34,8 @@ from edgeglm.units import format_size
 USUAL_CONTEXT = 4096
 # From the most accurate to the smallest.
 LADDER = ("fp16", "int8", "int4")
+# In the names of the checkpoints' tensors.
+LAYER = re.compile(r"\.(?:layers|blocks)\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,11 @@ def module_sizes(prepared: Prepared) -> list[plan.ModuleSize]:
 
 def _from_headers(opened: Opened, choice: Choice) -> plan.ModuleSize:
     """A module as its checkpoint's tensors show it, before anything is fused."""
-    weights, scheme = [], parse_scheme(choice.precision)
+    weights = []
     for tensor in opened.checkpoint.tensors.values():
         if len(tensor.shape) < 2 or _module_of(tensor.name) != choice.name:
             continue
+        scheme = parse_scheme(choice.precision_of(_part_of(tensor.name)))
         rows, columns = tensor.shape[0], math.prod(tensor.shape[1:])
         if choice.name == "embedding":
             stored = embedding_parts(scheme, rows, columns)  # type: ignore[arg-type]
@@ -114,13 +118,30 @@ def _from_headers(opened: Opened, choice: Choice) -> plan.ModuleSize:
     if not weights:
         why = f"has no weight of the {choice.name}, and the model needs it"
         raise DamagedFileError(opened.checkpoint.weights, why, "download the whole checkpoint again")
-    return plan.ModuleSize(choice, weights, sum(part.nbytes for stored in weights for part in stored.parts), 0, 0)
+    total = sum(part.nbytes for stored in weights for part in stored.parts)
+    return plan.ModuleSize(choice, weights, total, _loaded(choice, weights), 0, 0)
 
 
 def _module_of(tensor: str) -> str:
     if ".visual." in tensor:
         return "vision"
     return "embedding" if tensor.endswith("embed_tokens.weight") else "decoder"
+
+
+def _part_of(tensor: str) -> str:
+    """The part of its module that a tensor with a common name is in; `modules.Stack` knows it from the traces."""
+    if found := LAYER.search(tensor):
+        return f"layer.{found[1]}"
+    return "front" if "embed" in tensor else "back"
+
+
+def _loaded(choice: Choice, weights: Sequence[Stored]) -> float:
+    """What a session keeps for a byte of the weights: the mean over those of a mixed module."""
+    if not choice.parts:
+        return plan.LOADED[choice.precision]
+    names = {scheme: name for name, scheme in SCHEMES.items()}
+    matrices = [(names[each.scheme], sum(part.nbytes for part in each.parts)) for each in weights if each.columns > 1]
+    return sum(plan.LOADED[name] * size for name, size in matrices) / sum(size for _, size in matrices)
 
 
 def forecast(request: Request) -> Forecast:
@@ -159,7 +180,8 @@ def _size(prepared: Prepared, module: PreparedModule) -> plan.ModuleSize:
     else:
         tokens, wide = plan.PREFILL_CHUNK, text["hidden_size"] + 2 * text["intermediate_size"]
     weights = [job.stored for job in module.jobs]
-    return plan.ModuleSize(module.choice, weights, module.layout.nbytes, tokens, wide)
+    factor = _loaded(module.choice, weights)
+    return plan.ModuleSize(module.choice, weights, module.layout.nbytes, factor, tokens, wide)
 
 
 def _option(precision: str, prepared: Prepared, context: int, usable: int) -> Option:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edgeglm import manifest
 from edgeglm.devices.profile import Profile
@@ -31,10 +32,11 @@ from edgeglm.export.pyz import build_pyz
 from edgeglm.export.quantize.embedding import embedding_parts, encode_embedding
 from edgeglm.export.quantize.graph import quantize_graph
 from edgeglm.export.quantize.rounding import check_range
-from edgeglm.export.quantize.schemes import Fp16, Fp32, parse_scheme
+from edgeglm.export.quantize.schemes import Fp16, Fp32, Scheme, parse_scheme, with_range
 from edgeglm.export.quantize.stream import Chunk, chunks, encode_chunk
 from edgeglm.export.trace.request import TraceRequest
 from edgeglm.export.trace.tracer import Traced, is_cached, trace
+from edgeglm.suggest import nearest_name
 
 # What a device needs beside the weights, where the checkpoint has it.
 SIDECARS = (
@@ -48,6 +50,7 @@ PORTABLE_OPSET = 20
 # The most patches that the original is computed for.
 PROBE_PATCHES = 1024
 POSITION = "position"
+STATIC = "int8-static"
 WEIGHTS = "weights.bin"
 RUNNER = "run.pyz"
 
@@ -66,6 +69,15 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """What a calibration found of the inputs, by the name of the weight they meet: mean squares of channels, ranges."""
+
+    sha256: str
+    energies: Mapping[str, NDArray[np.float32]]
+    ranges: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
 class Job:
     """One stored weight to write: how its chunks are read and encoded."""
 
@@ -75,13 +87,17 @@ class Job:
 
 @dataclass(frozen=True)
 class PreparedModule:
-    """A module whose graph is lowered and whose weights have their places; `graph` is None for the embedding rows."""
+    """A module whose graph is lowered and whose weights have their places; `graph` is None for the embedding rows.
+
+    `parts` are those of a graph that hold matrices, in the order of computation.
+    """
 
     choice: Choice
     jobs: tuple[Job, ...]
     layout: Layout
     graph: ir.Model | None = None
     graph_bytes: int = 0
+    parts: tuple[str, ...] = ()
 
     @property
     def weights_file(self) -> str:
@@ -92,6 +108,11 @@ class PreparedModule:
     def file(self) -> str:
         """What to open, relative to the bundle."""
         return f"{self.choice.name}/model.onnx" if self.graph else self.weights_file
+
+    @property
+    def part_precisions(self) -> dict[str, str]:
+        """Of every part."""
+        return {part: self.choice.precision_of(part) for part in self.parts}
 
     @property
     def nbytes(self) -> int:
@@ -131,6 +152,7 @@ class Prepared:
     probe: Traced
     modules: tuple[PreparedModule, ...]
     sidecars: Mapping[str, bytes]
+    calibration: Calibration | None = None
 
     @property
     def request(self) -> Request:
@@ -144,7 +166,7 @@ class Prepared:
 
     @property
     def bundle_bytes(self) -> int:
-        """Of all files but the manifest."""
+        """Of all files but the manifest and the report, which hold what is measured."""
         return sum(module.nbytes for module in self.modules) + sum(map(len, self.sidecars.values()))
 
     def manifest_model(self) -> manifest.Model:
@@ -174,7 +196,7 @@ class Prepared:
         sidecars = sorted((name, hashlib.sha256(data).hexdigest()) for name, data in self.sidecars.items())
         said = (
             self.request.name, repr(self.request.profile), self.options(), self.versions(), self.model, stats, sidecars,
-            sorted(self.checkpoint.config.items()), _code(),
+            sorted(self.checkpoint.config.items()), self.calibration and self.calibration.sha256, _code(),
         )  # fmt: skip
         return hashlib.sha256(repr(said).encode()).hexdigest()
 
@@ -195,7 +217,11 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     )
     choices = tuple(choose(request.profile, request.precision, names).values())
     for choice in choices:
-        parse_scheme(choice.precision)
+        for precision in sorted(choice.precisions):
+            parse_scheme(precision)
+            if precision == STATIC and choice.dialect != "ort":
+                why = f"{STATIC} is made for the CPU, and {request.profile.name} has {choice.name} elsewhere"
+                raise UnsupportedError(f"--precision {request.precision}", why, "choose int8")
         if needs_more_opset(choice, request.profile):
             why = f"takes ONNX up to opset {request.profile.limits.opset.value}, and GPU modules need {PORTABLE_OPSET}"
             raise UnsupportedError(request.profile.name, why, "give a profile that puts them on the CPU")
@@ -217,8 +243,10 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     return Opened(request, checkpoint, choices, context, requests, probe, preprocessor, tuple(notes))
 
 
-def prepare(opened: Opened) -> Prepared:
+def prepare(opened: Opened, calibration: Calibration | None = None) -> Prepared:
     """Trace the blocks and lay every module out; no weight is read.
+
+    With a calibration, weights will be encoded by it.
 
     Raises:
         UnsupportedError, DamagedFileError: The model cannot be traced, or its weights are not those it needs.
@@ -226,12 +254,12 @@ def prepare(opened: Opened) -> Prepared:
     checkpoint = opened.checkpoint
     *found, probe = trace([*opened.requests.values(), opened.probe])
     traced = dict(zip(opened.requests, found, strict=True))
-    modules = tuple(_module(choice, traced, checkpoint) for choice in opened.choices)
+    modules = tuple(_module(choice, traced, checkpoint, calibration) for choice in opened.choices)
     for module in modules:
         check_weights([job.stored for job in module.jobs if job.stored.initializers != (POSITION,)], checkpoint)
     sidecars = {f"tokenizer/{name}": data for name in SIDECARS if (data := _sidecar(checkpoint, name)) is not None}
     sidecars[RUNNER] = build_pyz()
-    return Prepared(opened, found[0].model, probe, modules, sidecars)
+    return Prepared(opened, found[0].model, probe, modules, sidecars, calibration)
 
 
 def _probe_grid(grid: Grid | None) -> Grid | None:
@@ -241,7 +269,12 @@ def _probe_grid(grid: Grid | None) -> Grid | None:
     return min(grid[0], 16), min(grid[1], 16)
 
 
-def _module(choice: Choice, traced: Mapping[tuple[Dialect, bool], Traced], checkpoint: Checkpoint) -> PreparedModule:
+def _module(
+    choice: Choice,
+    traced: Mapping[tuple[Dialect, bool], Traced],
+    checkpoint: Checkpoint,
+    calibration: Calibration | None,
+) -> PreparedModule:
     if choice.name == "embedding":
         return _embedding(choice, next(iter(traced.values())).model, checkpoint)
     found = traced[choice.dialect, choice.half]
@@ -254,15 +287,30 @@ def _module(choice: Choice, traced: Mapping[tuple[Dialect, bool], Traced], check
     graph = build(stack, choice.dialect)
     if choice.name == "vision":
         jobs.append(_position_job(graph, found.model, checkpoint))
-    scheme = parse_scheme(choice.precision)
-    stored = quantize_graph(graph, choice.dialect, lambda _: scheme)
+    energies, ranges = (calibration.energies, calibration.ranges) if calibration else ({}, {})
+
+    def scheme_of(name: str) -> Scheme:
+        return with_range(parse_scheme(choice.precision_of(stack.segment_of(name))), ranges.get(f"{name}.weight"))
+
+    stored = quantize_graph(graph, choice.dialect, scheme_of)
+    parts = tuple(dict.fromkeys(stack.segment_of(each.names[0]) for each in stored if each.columns > 1))
+    _check_parts(choice, parts)
     # The proof reads the same rows again in a moment, and then lets the page cache go of them.
     kept = replace(checkpoint, keep_pages=True)
-    jobs += [Job(each, partial(_tasks, each, kept, choice.dialect)) for each in stored]
+    jobs += [Job(each, partial(_tasks, each, kept, choice.dialect, energies.get(each.names[0]))) for each in stored]
     weights = [job.stored for job in jobs]
     layout = lay_out(weights)
     bind(graph, weights, layout, WEIGHTS)
-    return PreparedModule(choice, tuple(jobs), layout, graph, len(serialize(graph)))
+    return PreparedModule(choice, tuple(jobs), layout, graph, len(serialize(graph)), parts)
+
+
+def _check_parts(choice: Choice, known: tuple[str, ...]) -> None:
+    """Check that all parts that were named exist. Raises UsageError."""
+    for part, precision in choice.parts:
+        if part not in known:
+            what = f"--precision {choice.name}.{part}={precision}"
+            remedy = nearest_name(part, known) if known else f"write {choice.name}={precision}"
+            raise UsageError(what, f"the {choice.name} has no such part", remedy)
 
 
 def serialize(graph: ir.Model) -> bytes:
@@ -270,9 +318,11 @@ def serialize(graph: ir.Model) -> bytes:
     return bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
 
 
-def _tasks(stored: Stored, source: Checkpoint, dialect: Dialect) -> Iterator[Callable[[], Piece]]:
+def _tasks(
+    stored: Stored, source: Checkpoint, dialect: Dialect, energy: NDArray[np.float32] | None
+) -> Iterator[Callable[[], Piece]]:
     for chunk in chunks(stored, source):
-        encode = partial(encode_chunk, chunk, stored, source, dialect)
+        encode = partial(encode_chunk, chunk, stored, source, dialect, energy)
         yield partial(_explained, source, chunk.origin, encode)
 
 
@@ -288,6 +338,7 @@ def _explained(source: Checkpoint, name: str, encode: Callable[[], Piece]) -> Pi
 
 
 def _embedding(choice: Choice, model: Model, checkpoint: Checkpoint) -> PreparedModule:
+    _check_parts(choice, ())
     decoder, scheme = model.decoder, parse_scheme(choice.precision)
     parts = embedding_parts(scheme, decoder.vocabulary, decoder.hidden)  # type: ignore[arg-type]
     names = tuple(part.suffix for part in parts)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from edgeglm.export.demo.samples import DATA, read_samples
+from edgeglm.export.demo.samples import DATA, Sample, read_samples
 from edgeglm.export.describe import describe_vision
-from edgeglm.export.pipeline.prepare import Prepared
+from edgeglm.export.pipeline.prepare import POSITION, Prepared
+from edgeglm.export.positions import position_embedding
+from edgeglm.export.prove.values import Values, decoder_inputs
 from edgeglm.runtimes.image import to_patches
+from edgeglm.runtimes.positions import prompt_positions
 
 DEMO_SCREENS = 4
 RANDOM_TOKENS = 16
@@ -19,17 +23,26 @@ RANDOM_TOKENS = 16
 
 @dataclass
 class Prompt:
-    """Tokens, which of them stand for the picture, its patches, and its features once they are known."""
+    """Tokens, which of them stand for the picture, its patches, and its features once they are known.
+
+    The last `answer` of the tokens are the right answer, where it is given.
+    """
 
     tokens: list[int]
     is_image: NDArray[np.bool_]
     grid: tuple[int, int] | None = None
     patches: NDArray[np.float32] | None = None
     features: NDArray[np.float32] | None = None
+    answer: int = 0
 
 
 def demo_prompts(prepared: Prepared) -> list[Prompt]:
-    """The first calibration screens with their instructions, in GLM-4.1V's chat form."""
+    """The first calibration screens with their instructions."""
+    return sample_prompts(prepared, read_samples(DATA / "calibration.jsonl", DEMO_SCREENS), answered=False)
+
+
+def sample_prompts(prepared: Prepared, samples: Iterable[Sample], *, answered: bool) -> list[Prompt]:
+    """Screens with their instructions, in GLM-4.1V's chat form, and behind them the right answers."""
     checkpoint, vision = prepared.checkpoint, prepared.probe.model.vision
     assert vision is not None
     tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
@@ -37,11 +50,13 @@ def demo_prompts(prepared: Prepared) -> list[Prompt]:
     grid = (vision.grid[0] // vision.merge, vision.grid[1] // vision.merge)
     picture = f"<|begin_of_image|>{'<|image|>' * (grid[0] * grid[1])}<|end_of_image|>"
     prompts = []
-    for sample in read_samples(DATA / "calibration.jsonl", DEMO_SCREENS):
+    for sample in samples:
         text = f"[gMASK]<sop><|user|>\n{picture}{sample.prompt}<|assistant|>\n"
         tokens = tokenizer.encode(text, add_special_tokens=False).ids
-        is_image = np.array(tokens) == described.image_token_id
-        prompts.append(Prompt(tokens, is_image, grid, to_patches(sample.image, described)))
+        right = tokenizer.encode(sample.expected.response, add_special_tokens=False).ids if answered else []
+        is_image = np.array(tokens + right) == described.image_token_id
+        patches = to_patches(sample.image, described)
+        prompts.append(Prompt(tokens + right, is_image, grid, patches, answer=len(right)))
     return prompts
 
 
@@ -55,3 +70,28 @@ def random_prompts(prepared: Prepared) -> list[Prompt]:
         size = vision.channels * vision.temporal_patch * vision.patch**2
         patches = random.standard_normal((vision.grid[0] * vision.grid[1], size), np.float32)
     return [Prompt(tokens, np.zeros(len(tokens), bool), (1, 1) if vision else None, patches)]
+
+
+def vision_inputs(prepared: Prepared, prompt: Prompt) -> Values:
+    """Patches and position embedding of the probe's grid."""
+    vision = prepared.probe.model.vision
+    assert vision is not None
+    assert prompt.patches is not None
+    table = prepared.checkpoint.rows(f"{vision.prefix}embeddings.position_embedding.weight")
+    return {"pixel_values": prompt.patches, POSITION: position_embedding(table, vision.grid, vision.merge)}
+
+
+def embed(prepared: Prepared, prompt: Prompt) -> NDArray[np.float32]:
+    """The rows of the table for a prompt's tokens: (tokens, hidden)."""
+    table = prepared.probe.model.decoder.embedding
+    return np.concatenate([prepared.checkpoint.rows(table, token, token + 1) for token in prompt.tokens])
+
+
+def prompt_inputs(prepared: Prepared, prompt: Prompt, rows: NDArray[np.float32]) -> Values:
+    """What a decoder takes: embedded tokens with the picture's features in their place, and positions."""
+    hidden = rows[None].copy()
+    if prompt.features is not None:
+        hidden[0, prompt.is_image] = prompt.features
+    sections = prepared.probe.model.decoder.mrope_section
+    positions = prompt_positions(prompt.is_image.tolist(), prompt.grid if sections else None)
+    return decoder_inputs(hidden, positions)

@@ -15,14 +15,12 @@ from edgeglm.export.modules import Stack, decoder_stack, segments, vision_stack
 from edgeglm.export.pack.output import OutputFile
 from edgeglm.export.pack.writer import BundleWriter
 from edgeglm.export.pipeline.prepare import POSITION, Prepared, PreparedModule
-from edgeglm.export.pipeline.probes import Prompt, demo_prompts, random_prompts
-from edgeglm.export.positions import position_embedding
+from edgeglm.export.pipeline.probes import demo_prompts, embed, prompt_inputs, random_prompts, vision_inputs
 from edgeglm.export.prove.engine import check_loads, run_file
 from edgeglm.export.prove.reference import OriginalWeights, run_segment
-from edgeglm.export.prove.values import Values, decoder_inputs, feeds, passed_on, relative_error, two_digits
+from edgeglm.export.prove.values import Values, feeds, passed_on, relative_error, two_digits
 from edgeglm.export.quantize.embedding import gather
 from edgeglm.export.quantize.restore import StoredWeights
-from edgeglm.runtimes.positions import prompt_positions
 
 # Up to here the emitted file itself is run; beyond, its weights are compared as they are stored.
 ENGINE_BYTES = 64 << 20
@@ -47,27 +45,11 @@ class Prover:
             assert probe.vision is not None
             assert probe.model.vision is not None
             stack = vision_stack(probe.vision, probe.model.vision)
-            return StackProof(self, module, output, stack, [self.vision_inputs(prompt) for prompt in self.prompts])
+            inputs = [vision_inputs(self.prepared, prompt) for prompt in self.prompts]
+            return StackProof(self, module, output, stack, inputs)
         stack = decoder_stack(probe.decoder, probe.model.decoder)
-        return StackProof(self, module, output, stack, [self.decoder_inputs(prompt) for prompt in self.prompts])
-
-    def vision_inputs(self, prompt: Prompt) -> Values:
-        """Patches and position embedding of the probe's grid."""
-        vision = self.prepared.probe.model.vision
-        assert vision is not None
-        assert prompt.patches is not None
-        table = self.source.rows(f"{vision.prefix}embeddings.position_embedding.weight")
-        return {"pixel_values": prompt.patches, POSITION: position_embedding(table, vision.grid, vision.merge)}
-
-    def decoder_inputs(self, prompt: Prompt) -> Values:
-        """Embeddings with the picture's features in their place, and positions."""
-        decoder = self.prepared.probe.model.decoder
-        rows = [self.source.rows(decoder.embedding, token, token + 1) for token in prompt.tokens]
-        hidden = np.concatenate(rows)[None]
-        if prompt.features is not None:
-            hidden[0, prompt.is_image] = prompt.features
-        positions = prompt_positions(prompt.is_image.tolist(), prompt.grid if decoder.mrope_section else None)
-        return decoder_inputs(hidden, positions)
+        inputs = [prompt_inputs(self.prepared, prompt, embed(self.prepared, prompt)) for prompt in self.prompts]
+        return StackProof(self, module, output, stack, inputs)
 
 
 class EmbeddingProof:
@@ -170,14 +152,14 @@ class StackProof:
             why = f"computes NaN or infinity in its {name}"
             raise DamagedFileError(self.prover.source.folder, why, "download the checkpoint again")
         if not all(np.isfinite(got[result]).all() for got in self.got):
-            why = f"computes NaN or infinity in {self.module.choice.precision}, where the original does not"
+            why = f"computes NaN or infinity in {self.module.choice.stated}, where the original does not"
             raise AccuracyError(self.module.file, why, f"export {name} in another precision")
 
 
 def _checked(module: PreparedModule, error: float) -> float:
     if error > MAX_ERROR:
         why = f"its output is {error:.2g} away from the original's, relative to it"
-        raise AccuracyError(module.choice.name, why, f"use a milder precision than {module.choice.precision}")
+        raise AccuracyError(module.choice.name, why, f"use a milder precision than {module.choice.stated}")
     return two_digits(error)
 
 

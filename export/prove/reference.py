@@ -64,11 +64,20 @@ class _Placeholder(OpRun):
     head_dim: int
 
 
+class Segment:
+    """A segment of the portable dialect that was not lowered, to be run more than once."""
+
+    def __init__(self, segment: ir.Model, weights: Weights) -> None:
+        self._evaluator = ReferenceEvaluator(ir.to_proto(segment), new_ops=_operators(weights))
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Outputs by name."""
+        return dict(zip(self._evaluator.output_names, self._evaluator.run(None, dict(feeds)), strict=True))
+
+
 def run_segment(segment: ir.Model, weights: Weights, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Run a segment of the portable dialect that was not lowered; outputs by name."""
-    evaluator = ReferenceEvaluator(ir.to_proto(segment), new_ops=_operators(weights))
-    values = evaluator.run(None, dict(feeds))
-    return dict(zip(evaluator.output_names, values, strict=True))
+    """Run a segment once; outputs by name."""
+    return Segment(segment, weights).run(feeds)
 
 
 def _operators(source: Weights) -> list[type[OpRun]]:

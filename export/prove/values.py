@@ -58,3 +58,15 @@ def relative_error(got: NDArray[Any], want: NDArray[Any]) -> float:
 def two_digits(error: float) -> float:
     """Rounded to two significant digits, which a repeated run gives again."""
     return float(f"{error:.1e}")
+
+
+def divergence(original: NDArray[Any], other: NDArray[Any]) -> float:
+    """Kullback-Leibler divergence of the distributions of two arrays of logits [..., vocabulary]: the mean, in nats."""
+    p, q = _log_softmax(original), _log_softmax(other)
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+def _log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result

@@ -12,7 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from edgeglm.export.model import Dialect
-from edgeglm.export.quantize.schemes import Fp16, Fp32, Int4, Int8, Int8Block, Scheme
+from edgeglm.export.quantize.schemes import Fp16, Fp32, Int4, Int8, Int8Block, Int8Static, Scheme
 
 MICROSOFT = "com.microsoft"
 
@@ -92,9 +92,10 @@ class _Linear:
         self.nodes.append(ir.node(operator, inputs, attributes, domain=domain, outputs=[output], name=output.name))
         return output
 
-    def constant(self, value: float | list[int], suffix: str) -> ir.Value:
-        """Add a Constant: a list as INT64, a number as a scalar FLOAT."""
-        tensor = ir.tensor(value, dtype=ir.DataType.INT64 if isinstance(value, list) else ir.DataType.FLOAT)
+    def constant(self, value: float | list[int], suffix: str, dtype: ir.DataType | None = None) -> ir.Value:
+        """Add a Constant: a list as INT64, a number as a scalar FLOAT, unless told otherwise."""
+        usual = ir.DataType.INT64 if isinstance(value, list) else ir.DataType.FLOAT
+        tensor = ir.tensor(value, dtype=dtype or usual)
         output = ir.Value(name=f"{self.name}.{suffix}", type=ir.TensorType(tensor.dtype))
         self.nodes.append(ir.node("Constant", [], {"value": tensor}, outputs=[output], name=output.name))
         return output
@@ -147,6 +148,18 @@ def _dynamic_int8(linear: _Linear, _: Int8) -> ir.Value:
     return linear.add_bias(linear.op("Mul", [product, divisor], "mul"))
 
 
+def _static_int8(linear: _Linear, scheme: Int8Static) -> ir.Value:
+    """Quantize and dequantize on both sides of MatMul, which ONNX Runtime fuses into one integer product.
+
+    Unsigned activations: its kernels for signed ones are slower on x86.
+    """
+    step, zero = linear.constant(scheme.step, "step"), linear.constant(scheme.zero_point, "zero", ir.DataType.UINT8)
+    codes = linear.op("QuantizeLinear", [linear.x, step, zero], "codes", dtype=ir.DataType.UINT8)
+    x = linear.op("DequantizeLinear", [codes, step, zero], "rounded", dtype=ir.DataType.FLOAT)
+    weight = linear.op("DequantizeLinear", linear.parts, "dequantized", {"axis": 1}, linear.parts[1].dtype)
+    return linear.matmul(x, weight)
+
+
 def _n_bits(linear: _Linear, scheme: Int8Block | Int4) -> ir.Value:
     """MatMulNBits with its implied zero point (8 or 128), activations in INT8 blocks.
 
@@ -178,6 +191,7 @@ NODES: dict[tuple[type[Any], Dialect], Callable[[_Linear, Any], ir.Value]] = {
     (Fp16, "portable"): _dense,
     (Int8, "ort"): _dynamic_int8,
     (Int8, "portable"): _dequantized,
+    (Int8Static, "ort"): _static_int8,
     (Int8Block, "ort"): _n_bits,
     (Int8Block, "portable"): _dequantized,
     (Int4, "ort"): _n_bits,

@@ -18,6 +18,8 @@ TILE_ROWS, TILE_COLUMNS = 64, 1024
 
 # Where the element of largest magnitude lands on the scale of codes, -8 … 7. Past 8 it is clipped, for finer steps.
 INT4_REACHES = (7.25, 8.0, 8.5, 9.0)
+# Of the mean energy, given to every column: what calibration never saw may come (GPTQ's percdamp).
+DAMPING = np.float32(0.01)
 
 # The search counts in whole 2^-13 of the largest magnitude, so that sums over 128 elements times 8 are integers below
 # 2^24, exact in fp32: numpy adds in an order that depends on the tile, and the bytes must not depend on the chunk.
@@ -90,8 +92,10 @@ def int8_block_scale(blocks: Floats) -> Floats:
     return magnitude(blocks, 0) / np.float32(127)
 
 
-def int4_block_scale(blocks: Floats, signed: bool) -> Floats:
+def int4_block_scale(blocks: Floats, signed: bool, energy: Floats | None = None) -> Floats:
     """Return the [n, blocks] scales of least squared error among a few, for codes -8 … 7.
+
+    With `energy`, [block_size, blocks] of mean squared inputs, an element's squared error counts by its column's.
 
     Each candidate puts the largest magnitude at one of `INT4_REACHES`, then refits the scale to its codes by least
     squares. With `signed` scales the largest element always takes the longer, negative side, as in llama.cpp's Q4_0
@@ -103,7 +107,37 @@ def int4_block_scale(blocks: Floats, signed: bool) -> Floats:
     base: Floats = -extreme if signed else np.abs(extreme)
     base[base == 0] = 1
     units = np.divide(blocks, base)
+    if energy is not None:
+        return base * _best_weighed_fit(units, energy)
     return base * _best_fit(np.rint(np.multiply(units, UNITS, out=units), out=units))
+
+
+def energy_blocks(energy: Floats, block_size: int) -> Floats:
+    """Damped mean squares [columns] as [block_size, blocks], zero where the last block is filled up."""
+    damped = energy + DAMPING * max(energy.mean(), np.float32(1e-30))
+    padded = np.pad(damped, (0, -len(energy) % block_size))
+    return np.ascontiguousarray(padded.reshape(-1, block_size).T)
+
+
+def _best_weighed_fit(units: Floats, energy: Floats) -> Floats:
+    """As `_best_fit`, over elements that count by the energy of their column.
+
+    Sums go element by element: numpy's own order would depend on the tile.
+    """
+    best = np.full(units.shape[1:], -1, np.float32)
+    fit = np.zeros_like(best)
+    weighed = units * energy[:, None]
+    for reach in INT4_REACHES:
+        codes = np.clip(np.rint(units * np.float32(reach)), -8, 7)
+        cross, square = np.zeros_like(best), np.full_like(best, 1e-30)
+        for element in range(len(units)):
+            cross += weighed[element] * codes[element]
+            square += np.square(codes[element]) * energy[element]
+        gain = cross * cross / square
+        better = gain > best
+        np.copyto(best, gain, where=better)
+        np.copyto(fit, cross / square, where=better)
+    return fit
 
 
 def _best_fit(units: Floats) -> Floats:

@@ -1,8 +1,4 @@
-"""How a weight is stored: one frozen dataclass a scheme, and what it becomes on disk.
-
-Static INT8 (activations calibrated, not measured at run time) will be one more dataclass here, one more entry of
-`storage.FORMS` and one more of `lowering.NODES`.
-"""
+"""How a weight is stored: one frozen dataclass a scheme, and what it becomes on disk."""
 
 from __future__ import annotations
 
@@ -31,6 +27,27 @@ class Int8:
 
 
 @dataclass(frozen=True)
+class Int8Static:
+    """Symmetric INT8 weights, one scale an output channel; activations in 256 steps of the range of a calibration.
+
+    The range holds zero. A graph of the default one has the size of any other, and computes nothing of use.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+
+    @property
+    def step(self) -> float:
+        """The scale of the activations."""
+        return (self.high - self.low) / 255 or 1.0
+
+    @property
+    def zero_point(self) -> int:
+        """The code of zero, 0 to 255."""
+        return min(255, max(0, round(-self.low / self.step)))
+
+
+@dataclass(frozen=True)
 class _Blocked:
     block_size: int = 32
 
@@ -49,12 +66,13 @@ class Int4(_Blocked):
     """Symmetric INT4, one scale for `block_size` consecutive columns of a row."""
 
 
-Scheme = Fp32 | Fp16 | Int8 | Int8Block | Int4
+Scheme = Fp32 | Fp16 | Int8 | Int8Static | Int8Block | Int4
 
 SCHEMES: dict[str, Scheme] = {
     "fp32": Fp32(),
     "fp16": Fp16(),
     "int8": Int8(),
+    "int8-static": Int8Static(),
     "int8-block": Int8Block(),
     "int4": Int4(),
 }
@@ -70,3 +88,8 @@ def parse_scheme(name: str) -> Scheme:
     if name in SCHEMES:
         return SCHEMES[name]
     raise UsageError(f"precision {name!r}", "there is no such scheme", nearest_name(name, SCHEMES))
+
+
+def with_range(scheme: Scheme, range_: tuple[float, float] | None) -> Scheme:
+    """The scheme for a weight whose inputs have that range, where it makes a difference."""
+    return Int8Static(*range_) if isinstance(scheme, Int8Static) and range_ else scheme

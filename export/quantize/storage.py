@@ -19,6 +19,7 @@ from edgeglm.export.quantize.rounding import (
     Floats,
     blocks_first,
     check_range,
+    energy_blocks,
     int4_block_scale,
     int8_block_scale,
     magnitude,
@@ -26,7 +27,7 @@ from edgeglm.export.quantize.rounding import (
     storable_scale,
     tiles,
 )
-from edgeglm.export.quantize.schemes import Fp16, Fp32, Int4, Int8, Int8Block, Scheme
+from edgeglm.export.quantize.schemes import Fp16, Fp32, Int4, Int8, Int8Block, Int8Static, Scheme
 
 Arrays = tuple[NDArray[Any], ...]
 
@@ -37,7 +38,7 @@ class Form(Protocol):
     def parts(self, rows: int, columns: int, dtype: ir.DataType) -> tuple[Part, ...]:
         """See `parts`."""
 
-    def encode(self, weight: Floats, dtype: DTypeLike) -> Arrays:
+    def encode(self, weight: Floats, dtype: DTypeLike, energy: Floats | None = None) -> Arrays:
         """See `encode`."""
 
     def dequantize(self, arrays: Arrays, columns: int) -> Floats:
@@ -63,10 +64,15 @@ def parts(
 
 
 def encode(
-    scheme: Scheme, dialect: Dialect, weight: Floats, dtype: ir.DataType = ir.DataType.FLOAT
+    scheme: Scheme,
+    dialect: Dialect,
+    weight: Floats,
+    dtype: ir.DataType = ir.DataType.FLOAT,
+    energy: Floats | None = None,
 ) -> tuple[NDArray[Any], ...]:
     """Return the rows `weight` [n, K] of every part, in the order of `parts`.
 
+    With the mean squares `energy` [K] of what the columns are multiplied by, INT4 weighs its errors by them.
     Contiguous and in the stored type, INT4 packed to uint8; the rows run along `Part.row_axis`. The parts of a matrix
     do not depend on how it was cut into chunks. Needs no more than the result and a few tiles; `weight` is not changed.
 
@@ -74,7 +80,7 @@ def encode(
         ValueError: For NaN, infinity, or n no multiple of `Part.row_multiple`.
         OverflowError: For more than the stored type can hold.
     """
-    return FORMS[type(scheme), dialect](scheme).encode(weight, dtype.numpy())
+    return FORMS[type(scheme), dialect](scheme).encode(weight, dtype.numpy(), energy)
 
 
 def dequantize(scheme: Scheme, dialect: Dialect, arrays: Arrays, columns: int) -> Floats:
@@ -92,7 +98,7 @@ class Dense:
         """``weight`` [K, N]; the activations' type has no part in it."""
         return (Part("weight", self.dtype, (columns, rows), 1),)
 
-    def encode(self, weight: Floats, dtype: DTypeLike) -> Arrays:
+    def encode(self, weight: Floats, dtype: DTypeLike, energy: Floats | None = None) -> Arrays:
         """Transpose and round."""
         check_range(magnitude(weight, 1), self.dtype.numpy())
         stored = np.empty(weight.shape[::-1], self.dtype.numpy())
@@ -113,7 +119,7 @@ class PerChannel:
         """``weight`` [K, N] INT8, ``scale`` [N]."""
         return (Part("weight", ir.DataType.INT8, (columns, rows), 1), Part("scale", dtype, (rows,), 0))
 
-    def encode(self, weight: Floats, dtype: DTypeLike) -> Arrays:
+    def encode(self, weight: Floats, dtype: DTypeLike, energy: Floats | None = None) -> Arrays:
         """Scale every row's largest magnitude to 127: -128 would make the grid asymmetric for a gain of 0.4%."""
         largest = magnitude(weight, 1)
         check_range(largest, dtype)
@@ -136,15 +142,19 @@ class Blocks:
     bits: int
     size: int
 
-    def tiles(self, weight: Floats, dtype: DTypeLike, signed: bool) -> Iterator[tuple[slice, slice, Floats, Floats]]:
+    def tiles(
+        self, weight: Floats, dtype: DTypeLike, signed: bool, energy: Floats | None
+    ) -> Iterator[tuple[slice, slice, Floats, Floats]]:
         """Yield row slice, block slice, scale [n, blocks] and codes [size, n, blocks] of each tile."""
         limit = 1 << (self.bits - 1)
+        weighed = None if energy is None else energy_blocks(energy, self.size)
         for rows, columns in tiles(weight.shape):
             blocks = blocks_first(weight[rows, columns], self.size)
             check_range(magnitude(blocks, 0), dtype)
-            scale = int4_block_scale(blocks, signed) if self.bits == 4 else int8_block_scale(blocks)
-            scale = storable_scale(scale, dtype, limit)
             first = columns.start // self.size
+            counts = None if weighed is None else weighed[:, first : first + blocks.shape[2]]
+            scale = int4_block_scale(blocks, signed, counts) if self.bits == 4 else int8_block_scale(blocks)
+            scale = storable_scale(scale, dtype, limit)
             codes = round_to_codes(blocks, scale, -limit, limit - 1)
             yield rows, slice(first, first + scale.shape[1]), scale, codes
 
@@ -163,12 +173,12 @@ class PackedBlocks(Blocks):
         packed = (rows, blocks, self.size * self.bits // 8)
         return (Part("weight", ir.DataType.UINT8, packed, 0), Part("scale", dtype, (rows, blocks), 0))
 
-    def encode(self, weight: Floats, dtype: DTypeLike) -> Arrays:
+    def encode(self, weight: Floats, dtype: DTypeLike, energy: Floats | None = None) -> Arrays:
         """Quantize with scales of either sign, and fill the last block with zeros."""
         rows, blocks = len(weight), self.count(weight.shape[1])
         packed = np.empty((rows, blocks, self.size * self.bits // 8), np.uint8)
         scales = np.empty((rows, blocks), dtype)
-        for row, block, scale, codes in self.tiles(weight, dtype, signed=True):
+        for row, block, scale, codes in self.tiles(weight, dtype, True, energy):
             unsigned = (codes + np.float32(1 << (self.bits - 1))).astype(np.uint8)
             packed[row, block] = (_pairs(unsigned) if self.bits == 4 else unsigned).transpose(1, 2, 0)
             scales[row, block] = scale
@@ -192,14 +202,14 @@ class ColumnBlocks(Blocks):
         self._check_rows(rows)
         return weight, Part("scale", dtype, (self.count(columns), rows), 1)
 
-    def encode(self, weight: Floats, dtype: DTypeLike) -> Arrays:
+    def encode(self, weight: Floats, dtype: DTypeLike, energy: Floats | None = None) -> Arrays:
         """Quantize with positive scales, the only ones that TensorRT takes."""
         rows, columns = weight.shape
         self._check_rows(rows)
         per_byte = 8 // self.bits
         stored = np.empty((columns, rows // per_byte), np.uint8)
         scales = np.empty((self.count(columns), rows), dtype)
-        for row, block, scale, codes in self.tiles(weight, dtype, signed=False):
+        for row, block, scale, codes in self.tiles(weight, dtype, False, energy):
             scales[block, row] = scale.T
             column_major = codes.astype(np.int8).view(np.uint8).transpose(1, 2, 0).reshape(len(scale), -1)
             strip = slice(row.start // per_byte, row.stop // per_byte)
@@ -243,6 +253,7 @@ FORMS: dict[tuple[type[Any], Dialect], Callable[[Any], Form]] = {
     (Fp16, "portable"): lambda _: Dense(ir.DataType.FLOAT16),
     (Int8, "ort"): lambda _: PerChannel(),
     (Int8, "portable"): lambda _: PerChannel(),
+    (Int8Static, "ort"): lambda _: PerChannel(),
     (Int8Block, "ort"): lambda scheme: PackedBlocks(8, scheme.block_size),
     (Int8Block, "portable"): lambda scheme: ColumnBlocks(8, scheme.block_size),
     (Int4, "ort"): lambda scheme: PackedBlocks(4, scheme.block_size),

@@ -44,8 +44,10 @@ def chunks(stored: Stored, source: Rows) -> Iterator[Chunk]:
         first += count
 
 
-def encode_chunk(chunk: Chunk, stored: Stored, source: Rows, dialect: Dialect) -> Piece:
-    """Read one chunk and encode it.
+def encode_chunk(
+    chunk: Chunk, stored: Stored, source: Rows, dialect: Dialect, energy: NDArray[np.float32] | None = None
+) -> Piece:
+    """Read one chunk and encode it, by the `energy` of its columns where that is known (`storage.encode`).
 
     Raises:
         ValueError: It holds NaN or infinity.
@@ -53,16 +55,18 @@ def encode_chunk(chunk: Chunk, stored: Stored, source: Rows, dialect: Dialect) -
     """
     raw = source.read_bytes(chunk.origin, chunk.begin, chunk.end)
     rows = source.decode(chunk.origin, raw).reshape(-1, stored.columns)
-    return Piece(chunk.start, _encode(stored, _split_rotary(rows, stored), dialect), chunk.origin, raw)
+    return Piece(chunk.start, _encode(stored, _split_rotary(rows, stored), dialect, energy), chunk.origin, raw)
 
 
-def _encode(stored: Stored, rows: NDArray[np.float32], dialect: Dialect) -> tuple[NDArray[Any], ...]:
+def _encode(
+    stored: Stored, rows: NDArray[np.float32], dialect: Dialect, energy: NDArray[np.float32] | None
+) -> tuple[NDArray[Any], ...]:
     last = stored.parts[-1]
     if len(last.shape) == 1 and len(stored.parts) == 1:  # a bias or a norm
         check_range(np.abs(rows), last.dtype.numpy())
         return (rows[:, 0].astype(last.dtype.numpy()),)
     # Scales are in the type of the activations; a weight without them does not depend on it.
-    return encode(stored.scheme, dialect, rows, last.dtype if len(stored.parts) > 1 else ir.DataType.FLOAT)
+    return encode(stored.scheme, dialect, rows, last.dtype if len(stored.parts) > 1 else ir.DataType.FLOAT, energy)
 
 
 def _split_rotary(rows: NDArray[np.float32], stored: Stored) -> NDArray[np.float32]:

@@ -9,7 +9,8 @@ import numpy as np
 
 from edgeglm.actions import parse_action
 from edgeglm.export.demo.metrics import Expected, succeeds
-from edgeglm.export.validation.statistics import RULE_OF_THREE, Metric, Values, compare
+from edgeglm.export.metric import SHARE, THOUSANDTHS, Metric
+from edgeglm.export.validation.statistics import RULE_OF_THREE, Values, compare, mean, median
 
 # What an answer without a point errs by: the whole screen.
 NO_POINT = 1000.0
@@ -32,19 +33,26 @@ def compare_agents(
     shares = {"action_type": both(_same_type), "step_success": both(_success)}
     shares["tap_hit"] = (shares["step_success"][0][taps], shares["step_success"][1][taps])
     metrics = [
-        compare(name, *values, limit, _mean, sign=1, unseen_share=RULE_OF_THREE) for name, values in shares.items()
+        compare(name, SHARE, *values, limit, mean, unseen=RULE_OF_THREE / max(len(values[0]), 1))
+        for name, values in shares.items()
     ]
     errors = both(_tap_error)
-    tap_error = compare("median_tap_error", errors[0][taps], errors[1][taps], 1000 * limit, _median, sign=-1)
+    tap_error = compare("median_tap_error", THOUSANDTHS, errors[0][taps], errors[1][taps], 1000 * limit, median)
     return [*metrics, tap_error]
 
 
-def _mean(values: Values) -> Values:
-    return np.asarray(values.mean(-1))
+def worst_answers(
+    expected: Sequence[Expected], reference: Sequence[str], artifact: Sequence[str], count: int
+) -> list[int]:
+    """Samples that the artifact gets wrong: first those that the reference gets right, then the farthest taps."""
+    wrong = [index for index, want in enumerate(expected) if not succeeds(want, artifact[index])]
 
+    def order(index: int) -> tuple[bool, float, int]:
+        want = expected[index]
+        missed_by = _tap_error(want, artifact[index]) if want.box else 0.0
+        return not succeeds(want, reference[index]), -missed_by, index
 
-def _median(values: Values) -> Values:
-    return np.asarray(np.median(values, axis=-1))
+    return sorted(wrong, key=order)[:count]
 
 
 def _same_type(want: Expected, answer: str) -> float:

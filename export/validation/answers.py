@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeglm.bundle import Bundle
-from edgeglm.errors import UnsupportedError
+from edgeglm.errors import BudgetError
 from edgeglm.export.demo.agent import MAX_NEW_TOKENS, Agent
 from edgeglm.export.demo.samples import Sample
+from edgeglm.export.validation.cache import cached, checkpoint_key
+from edgeglm.machine import read_machine
+from edgeglm.manifest import Vision
 from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.embedding import EmbeddingRows
 from edgeglm.runtimes.generate import generate
@@ -22,23 +26,51 @@ from edgeglm.runtimes.ort import Decoder, Encoder
 from edgeglm.runtimes.positions import prompt_positions
 from edgeglm.runtimes.sampling import Sampler, Sampling
 from edgeglm.runtimes.window import capacity_for
+from edgeglm.units import format_size
+
+# Features of the pictures that wait for the decoder; then the vision module is loaded again.
+FEATURE_BYTES = 256 << 20
+# Screens that the original answers together.
+BATCH = 32
 
 
 def artifact_answers(bundle: Bundle, samples: Sequence[Sample]) -> list[str]:
-    """What the bundle answers: first all pictures, then, with the vision module gone, all prompts."""
-    vision, model, threads = bundle.manifest.model.vision, bundle.manifest.model, len(os.sched_getaffinity(0))
-    if vision is None:
-        raise UnsupportedError(model.name, "sees no pictures", "validate a phone agent")
-    chat, rows = Chat(bundle.folder / "tokenizer", vision), EmbeddingRows(bundle)
-    encoder = Encoder(_file(bundle, "vision"), threads)
-    pictures = [encoder.run({"pixel_values": to_patches(each.image, vision)})["features"] for each in samples]
+    """What the bundle answers: as on a device, the decoder comes when the vision module is gone.
+
+    Raises:
+        BudgetError: A prompt with its answer is longer than the bundle's context.
+    """
+    vision, model = bundle.manifest.model.vision, bundle.manifest.model
+    assert vision is not None
+    picture = 4 * model.hidden_size * vision.grid[0] * vision.grid[1] // vision.merge_size**2
+    group = max(1, FEATURE_BYTES // picture)
+    answers: list[str] = []
+    for start in range(0, len(samples), group):
+        some = samples[start : start + group]
+        answers += _decode(bundle, vision, some, _features(bundle, vision, some))
+    return answers
+
+
+def _features(bundle: Bundle, vision: Vision, samples: Sequence[Sample]) -> list[NDArray[Any]]:
+    encoder = Encoder(_file(bundle, "vision"), _threads())
+    features = [encoder.run({"pixel_values": to_patches(each.image, vision)})["features"] for each in samples]
     encoder.close()
+    return features
+
+
+def _decode(
+    bundle: Bundle, vision: Vision, samples: Sequence[Sample], pictures: Sequence[NDArray[Any]]
+) -> Iterator[str]:
+    model, rows, chat = bundle.manifest.model, EmbeddingRows(bundle), Chat(bundle.folder / "tokenizer", vision)
     prompts = [chat.encode(_messages(sample)) for sample in samples]
-    capacity = capacity_for(max(map(len, prompts)) + MAX_NEW_TOKENS, model.max_positions)
-    decoder = Decoder(_file(bundle, "decoder"), threads, capacity)
+    longest = max(map(len, prompts)) + MAX_NEW_TOKENS
+    if longest > model.max_positions:
+        why = f"a prompt and its answer take {longest} tokens, and it has room for {model.max_positions}"
+        raise BudgetError(bundle.folder, why, f"export it with --context {longest}")
+    capacity = capacity_for(longest, model.max_positions)
+    decoder = Decoder(_file(bundle, "decoder"), _threads(), capacity)
     grid = (vision.grid[0] // vision.merge_size, vision.grid[1] // vision.merge_size)
     ends = set(bundle.manifest.generation.eos_token_ids)
-    answers = []
     for tokens, features in zip(prompts, pictures, strict=True):
         is_image = np.array(tokens) == vision.image_token_id
         hidden = rows.gather(tokens)
@@ -49,23 +81,45 @@ def artifact_answers(bundle: Bundle, samples: Sequence[Sample]) -> list[str]:
         for token in generate(decoder, rows, tokens, hidden, positions, Sampler(Sampling()), ends, MAX_NEW_TOKENS):
             if token not in ends:
                 stream.add(token)
-        answers.append(stream.text)
+        yield stream.text
     decoder.close()
-    return answers
 
 
-def reference_answers(checkpoint: Path, samples: Sequence[Sample]) -> list[str]:
-    """What the original answers in transformers, in fp32; kept in the cache by checkpoint and samples."""
-    cache = _cache_folder() / f"{_key(checkpoint, samples)}.json"
-    if cache.is_file():
-        return msgspec.json.decode(cache.read_bytes(), type=list[str])
-    agent = Agent.load(checkpoint)
-    answers = list(agent.answer([sample.image for sample in samples], [sample.prompt for sample in samples]))
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    partial = cache.with_suffix(f".{os.getpid()}")
-    partial.write_bytes(msgspec.json.encode(answers))
-    partial.replace(cache)
-    return answers
+def reference_answers(checkpoint: Path, parameters: int, samples: Sequence[Sample]) -> list[str]:
+    """What the original answers in transformers, in fp32; kept in the cache by checkpoint and samples.
+
+    Raises:
+        BudgetError: So many parameters are more than the memory that is available.
+    """
+
+    def compute() -> list[str]:
+        needed, available = 4 * parameters, read_machine().memory_available_bytes
+        if needed > available:
+            sizes = f"{format_size(needed)}, and {format_size(available)} are available"
+            remedy = "take a machine with more memory, or validate on a text, for which it is streamed: --data FILE.txt"
+            raise BudgetError(checkpoint, f"its answers take it whole in fp32, {sizes}", remedy)
+        agent = Agent.load(checkpoint)
+        return [answer for some in _batches(samples) for answer in _answer(agent, some)]
+
+    return cached(_key(checkpoint, samples), list[str], compute)
+
+
+def _answer(agent: Agent, samples: Sequence[Sample]) -> Iterator[str]:
+    return agent.answer([sample.image for sample in samples], [sample.prompt for sample in samples], BATCH)
+
+
+def _batches(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
+    rest = iter(samples)
+    while some := list(islice(rest, BATCH)):
+        yield some
+
+
+def _key(checkpoint: Path, samples: Sequence[Sample]) -> Iterator[bytes]:
+    yield f"screens {MAX_NEW_TOKENS}".encode()
+    yield checkpoint_key(checkpoint)
+    for sample in samples:
+        yield sample.prompt.encode()
+        yield sample.image.tobytes()
 
 
 def _messages(sample: Sample) -> list[dict[str, object]]:
@@ -77,15 +131,5 @@ def _file(bundle: Bundle, name: str) -> Path:
     return bundle.path(module.file)
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeglm" / "answers"
-
-
-def _key(checkpoint: Path, samples: Sequence[Sample]) -> str:
-    digest = hashlib.sha256(f"{MAX_NEW_TOKENS}".encode())
-    for file in sorted(path for path in checkpoint.iterdir() if path.is_file()):
-        with file.open("rb") as opened:
-            digest.update(f"{file.name} ".encode() + hashlib.file_digest(opened, "sha256").digest())
-    for sample in samples:
-        digest.update(sample.prompt.encode() + hashlib.sha256(sample.image.tobytes()).digest())
-    return digest.hexdigest()[:32]
+def _threads() -> int:
+    return len(os.sched_getaffinity(0))

@@ -46,6 +46,7 @@ def check_bundle(target: Path, capsys: Capture, *arguments: object) -> dict[str,
     assert status == 0
     result: dict[str, Any] = json.loads(out)
     assert run(capsys, "verify", target)[0] == 0
+    assert "not measured" in (target / "report.html").read_text(encoding="utf-8")
     assert table.partition("\n\n")[0] in run(capsys, "inspect", target)[1]
     shown = json.loads(run(capsys, "inspect", target, "--json")[1])
     for key in ("bundle", "target", "modules", "bundle_bytes"):

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 from edgeglm.cli import inspect
 from edgeglm.cli.main import main
 from edgeglm.errors import UsageError
-from tests.bundles import write_bundle
+from tests.bundles import DECODER, EMBEDDING, sample_manifest, write_bundle
 
 TEXT = """\
 model   demo (Glm4vForConditionalGeneration, 2 layers of 64)
@@ -75,6 +76,17 @@ def test_json_has_the_keys_of_export_and_plan(tmp_path: Path) -> None:
             "options": {"context": None, "precision": "auto"},
         },
     }
+
+
+def test_the_parts_of_a_mixed_module_are_shown(tmp_path: Path) -> None:
+    parts = {"layer.0": "int8", "layer.10": "int4", "layer.2": "int4", "back": "int8"}
+    mixed = replace(DECODER, precision="mixed", parts=parts)
+    write_bundle(tmp_path, replace(sample_manifest(), modules=(EMBEDDING, mixed)))
+    lines = run(str(tmp_path)).splitlines()
+    assert lines[7:9] == ["decoder, int4: layer.2, layer.10", "decoder, int8: back, layer.0"]
+    embedding, decoder = json.loads(run(str(tmp_path), "--json"))["modules"]
+    assert "parts" not in embedding
+    assert (decoder["precision"], decoder["parts"]) == ("mixed", parts)
 
 
 def test_the_manifest_is_enough(tmp_path: Path) -> None:

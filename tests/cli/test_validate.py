@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -40,12 +41,20 @@ def test_a_bundle_in_fp32_loses_nothing(demo: Path, capsys: pytest.CaptureFixtur
         assert {"name", "reference", "artifact", "drop", "limit", "passed"} <= metric.keys()
 
 
-def test_few_samples_are_not_passed_quietly(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["validate", str(demo), "--limit", "12"]) == 4
+def test_few_samples_are_not_passed_quietly(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    assert main(["validate", str(demo), "--limit", "12", "--report", str(page)]) == 4
     captured = capsys.readouterr()
     assert "12 samples are too few to tell: action_type drops by 0.00%, but it may be 25.00%" in captured.err
     assert captured.err.strip().endswith("about 150 samples would do")
     assert "unclear" in captured.out
+    # The page is written all the same, with the memory of an answer, and what both got wrong.
+    text = page.read_text()
+    assert "edgeglm-demo on" in text
+    assert text.count("150 samples would tell") == 3
+    assert text.count('<figure class="case">') == text.count("data:image/webp;base64,") == 1
+    measured, predicted = re.findall(r"One answer on this machine, \d+ tokens.*?([\d.]+)MiB.*?([\d.]+)MiB", text)[0]
+    assert float(predicted) / 2 < float(measured) < 2 * float(predicted)
 
 
 @pytest.mark.slow
@@ -72,6 +81,7 @@ def test_a_model_that_lost_its_task_fails(tmp_path: Path, capsys: pytest.Capture
         (["--accuracy-drop", "200%"], 2, "'200%': is more than 100%"),
         (["--reference", "nowhere"], 2, "nowhere"),
         (["--limit", "0"], 2, "validate: "),
+        (["--report", "nowhere/page.html"], 2, "nowhere/page.html: its folder is not there"),
     ],
     ids=str,
 )

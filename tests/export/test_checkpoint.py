@@ -96,7 +96,8 @@ def test_reads_what_transformers_saves(
 ) -> None:
     torch = pytest.importorskip("torch")
     safetensors = pytest.importorskip("safetensors")
-    tiny_model(architecture, tied=tied).to(getattr(torch, dtype)).save_pretrained(tmp_path, max_shard_size=shard_size)
+    model = tiny_model(architecture, tied=tied).to(getattr(torch, dtype))
+    model.save_pretrained(tmp_path, max_shard_size=shard_size)
     checkpoint = Checkpoint.open(tmp_path)
     assert checkpoint.architecture == architecture
     assert ("lm_head.weight" in checkpoint.tensors) is not tied
@@ -115,6 +116,7 @@ def test_reads_what_transformers_saves(
                 assert np.array_equal(checkpoint.rows(name, 1, 3), expected[1:3])
     assert checkpoint.tensors.keys() == names
     assert checkpoint.total_bytes == sum(t.nbytes for t in checkpoint.tensors.values())
+    assert checkpoint.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert sum(file.stat().st_size for file in files) - checkpoint.total_bytes < 20_000
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -58,33 +59,89 @@ def test_an_unreadable_set_is_a_usage_error(tmp_path: Path, content: bytes) -> N
         list(read_samples(file))
 
 
+PICTURE = {"type": "image_url", "image_url": {"url": "test/0000.webp"}}
+TEXT = {"type": "text", "text": "Tap OK"}
+TAP = 'do(action="Tap", element=[500,500])'
+
+
+def user(*content: object) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": list(content)}]}
+
+
+def link(url: str) -> dict[str, object]:
+    return user({"type": "image_url", "image_url": {"url": url}}, TEXT)
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("change", "why"),
     [
-        {"messages": []},
-        {"messages": [{"role": "user", "content": "text alone"}]},
-        {"target": 5},
-        {"box": [1, 2, 3]},
-        {"box": ["left", 2, 3, 4]},
+        ({"messages": []}, "Expected `array` of length >= 1 - at `$.messages`"),
+        ({"messages": user(PICTURE, TEXT)["messages"] * 2}, "Expected `array` of length <= 1"),  # type: ignore[operator]
+        ({"messages": [{"role": "user", "content": "text alone"}]}, "Expected `array`, got `str`"),
+        ({"messages": [{"role": "system", "content": [TEXT]}]}, "Invalid enum value 'system'"),
+        (user(TEXT), "its message is not one picture and one text behind it"),
+        (user(TEXT, PICTURE), "its message is not one picture and one text behind it"),
+        (user(PICTURE, TEXT, TEXT), "its message is not one picture and one text behind it"),
+        (user({"type": "video_url"}, TEXT), "Invalid value 'video_url'"),
+        ({"target": 5}, "Expected `str`, got `int` - at `$.target`"),
+        ({"target": None}, "Expected `str`, got `null`"),
+        ({"target": "somewhere"}, "its target is not an action"),
+        ({"target": 'do(action="Back")', "box": [1, 2, 3, 4]}, "it has a box, and its target Back no point"),
+        ({"target": TAP, "box": [1, 2, 3]}, "Expected `array` of length 4"),
+        ({"target": TAP, "box": ["left", 2, 3, 4]}, "Expected `float`, got `str`"),
+        ({"target": TAP, "box": [5, 2, 3, 4]}, "is not x0, y0, x1, y1 in thousandths"),
+        ({"target": TAP, "box": [1, 2, 3, 4000]}, "is not x0, y0, x1, y1 in thousandths"),
+        ({"target": TAP, "box": [1, 2, 3, float("nan")]}, "JSON is malformed"),
+        ({"bbox": [1, 2, 3, 4]}, "Object contains unknown field `bbox`"),
+        (link("nowhere.webp"), "its picture 'nowhere.webp' is not there"),
+        (link("../test.jsonl"), "its picture '../test.jsonl' is not in the folder of the file"),
+        (link("/etc/hostname"), "is not in the folder of the file"),
+        (link("https://example.org/screen.webp"), "is not there"),
+        (link("bad\0name"), "null"),
     ],
+    ids=str,
 )
-def test_a_bad_record_names_its_line(tmp_path: Path, change: dict[str, object]) -> None:
+def test_a_line_that_is_no_sample_is_named_with_the_reason(tmp_path: Path, change: dict[str, object], why: str) -> None:
     file = write_samples("test", 2, tmp_path)
     good, bad = file.read_text().splitlines()
-    file.write_text("\n".join([good, json.dumps({**json.loads(bad), **change})]))
-    with pytest.raises(DamagedFileError, match=r"test\.jsonl:2: is not a sample"):
+    record = {key: value for key, value in json.loads(bad).items() if key != "box"}
+    file.write_text("\n".join([good, json.dumps({**record, **change})]))
+    with pytest.raises(UsageError, match=rf"test\.jsonl:2: is not a sample: .*{re.escape(why)}"):
+        list(read_samples(file))
+
+
+@pytest.mark.parametrize("line", ["", "{", "[]", '{"target": "x"}', '{"messages": [], "target"'])
+def test_a_line_that_is_not_the_right_json_is_named(tmp_path: Path, line: str) -> None:
+    file = write_samples("test", 1, tmp_path)
+    file.write_text(f"{file.read_text()}{line}\n")
+    with pytest.raises(UsageError, match=r"test\.jsonl:2: is not a sample: .*; write it as docs/validate\.md says"):
+        list(read_samples(file))
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    inside = tmp_path / "inside"
+    file = write_samples("test", 1, inside)
+    (inside / "test/0000.webp").rename(tmp_path / "outside.webp")
+    (inside / "test/0000.webp").symlink_to(tmp_path / "outside.webp")
+    with pytest.raises(UsageError, match="is not in the folder of the file"):
         list(read_samples(file))
 
 
 def test_a_damaged_image_names_its_line(tmp_path: Path) -> None:
     file = write_samples("test", 1, tmp_path)
     image = tmp_path / "test" / "0000.webp"
-    image.write_bytes(image.read_bytes()[:200])
-    with pytest.raises(DamagedFileError, match=r"test\.jsonl:1"):
-        list(read_samples(file))
-    image.unlink()
-    with pytest.raises(DamagedFileError, match=r"test\.jsonl:1"):
-        list(read_samples(file))
+    for content in (image.read_bytes()[:200], b"", b"<svg/>"):
+        image.write_bytes(content)
+        with pytest.raises(DamagedFileError, match=r"test\.jsonl:1: its picture cannot be read"):
+            list(read_samples(file))
+
+
+def test_pictures_are_not_held_in_memory(tmp_path: Path) -> None:
+    samples = list(read_samples(write_samples("test", 2, tmp_path)))
+    assert not any(isinstance(sample.screen, Image.Image) for sample in samples)
+    first, again = samples[0].image, samples[0].image
+    assert first is not again
+    assert first.tobytes() == again.tobytes()
 
 
 def test_images_are_webp(shipped: Path) -> None:

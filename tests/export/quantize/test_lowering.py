@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,21 @@ from onnx.reference import ReferenceEvaluator
 
 from edgeglm.export.model import Dialect
 from edgeglm.export.quantize.lowering import lower_linear, opset_imports
-from edgeglm.export.quantize.schemes import Fp16, Fp32, Int4, Int8, Int8Block, Scheme
+from edgeglm.export.quantize.schemes import Fp16, Fp32, Int4, Int8, Int8Block, Int8Static, Scheme
 from edgeglm.export.quantize.storage import dequantize, encode, parts
 
 FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
+DIALECTS: tuple[Dialect, ...] = ("ort", "portable")
 SCHEMES: list[Scheme] = [Fp32(), Fp16(), Int8(), Int8Block(), Int8Block(128), Int4(), Int4(64), Int4(128)]
+# In 256 steps, the values of `activations` are exact; those of a Gaussian need a wider range.
+EXACT, WIDE = Int8Static(-1, 127 / 128), Int8Static(-4, 4)
 # (scheme, dialect, type of the activations): DynamicQuantizeMatMul takes fp32 alone.
-FORMS = [
-    form
-    for form in itertools.product(SCHEMES, ("ort", "portable"), (FLOAT, FLOAT16))
-    if form[1:] != ("ort", FLOAT16) or not isinstance(form[0], Int8)
-]
+FORMS: list[tuple[Scheme, Dialect, ir.DataType]] = [
+    (scheme, dialect, dtype)
+    for scheme in SCHEMES
+    for dialect, dtype in itertools.product(DIALECTS, (FLOAT, FLOAT16))
+    if (dialect, dtype) != ("ort", FLOAT16) or not isinstance(scheme, Int8)
+] + [(EXACT, "ort", FLOAT)]
 every_form = pytest.mark.parametrize(("scheme", "dialect", "dtype"), FORMS, ids=str)
 Array = NDArray[np.float32]
 
@@ -123,6 +128,7 @@ ERRORS: dict[tuple[type[Scheme], Dialect], float] = {
     (Fp16, "portable"): 4e-4,
     (Int8, "ort"): 0.014,
     (Int8, "portable"): 0.009,
+    (Int8Static, "ort"): 0.014,
     (Int8Block, "ort"): 0.012,
     (Int8Block, "portable"): 0.011,
     (Int4, "ort"): 0.105,
@@ -134,6 +140,7 @@ ERRORS: dict[tuple[type[Scheme], Dialect], float] = {
 def test_the_error_against_the_exact_product_is_the_schemes(
     scheme: Scheme, dialect: Dialect, dtype: ir.DataType
 ) -> None:
+    scheme = WIDE if scheme == EXACT else scheme
     weight, bias = layer(64, 512)
     x = np.random.default_rng(4).standard_normal((1, 16, 512)).astype(dtype.numpy())
     y = run_onnxruntime(build(scheme, dialect, weight, bias, dtype), x)
@@ -149,6 +156,23 @@ def test_an_outlier_token_costs_the_others_nothing(scheme: Scheme) -> None:
     x[:, 0] *= 1000
     others = run_onnxruntime(model, x)[:, 1:]
     assert relative_error(others, x[:, 1:] @ weight.T) < 1.1 * ERRORS[type(scheme), "ort"]
+
+
+def test_static_int8_is_one_integer_product_in_the_engine(tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    model = build(WIDE, "ort", *layer(64, 512), FLOAT)
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    operators = {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
+    assert "MatMul" not in operators
+    assert operators & {"MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger"}
+
+
+def test_static_int8_clips_what_its_range_does_not_hold() -> None:
+    weight, _ = layer(8, 64)
+    x = np.full((1, 1, 64), 100, np.float32)
+    y = run_onnxruntime(build(WIDE, "ort", weight, None, FLOAT), x)
+    assert relative_error(y, np.full_like(x, 4) @ weight.T) < 0.02
 
 
 def test_tokens_of_zeros_give_the_bias() -> None:

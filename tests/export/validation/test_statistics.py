@@ -10,16 +10,13 @@ pytest.importorskip("transformers")
 import numpy as np
 
 from edgeglm.export.demo.metrics import Expected, score
-from edgeglm.export.validation.agent import compare_agents
-from edgeglm.export.validation.statistics import RULE_OF_THREE, Metric, Values, compare
-
-
-def mean(values: Values) -> Values:
-    return np.asarray(values.mean(-1))
+from edgeglm.export.metric import PERPLEXITY, SHARE, THOUSANDTHS, Metric
+from edgeglm.export.validation.agent import compare_agents, worst_answers
+from edgeglm.export.validation.statistics import RULE_OF_THREE, Values, compare, mean
 
 
 def shares(reference: Values, artifact: Values, limit: float = 0.02) -> Metric:
-    return compare("share", reference, artifact, limit, mean, sign=1, unseen_share=RULE_OF_THREE)
+    return compare("share", SHARE, reference, artifact, limit, mean, unseen=RULE_OF_THREE / len(reference))
 
 
 def test_a_drop_beyond_the_limit_fails() -> None:
@@ -60,9 +57,22 @@ def test_an_interval_holds_the_true_drop_in_about_95_of_100_draws() -> None:
 
 
 def test_less_is_better_where_it_says_so() -> None:
-    metric = compare("error", np.full(50, 10.0), np.full(50, 14.0), 3.0, mean, sign=-1)
+    metric = compare("error", THOUSANDTHS, np.full(50, 10.0), np.full(50, 14.0), 3.0, mean)
     assert (metric.drop, metric.verdict) == (4.0, "fail")
-    assert compare("error", np.full(50, 14.0), np.full(50, 10.0), 3.0, mean, sign=-1).verdict == "pass"
+    assert compare("error", THOUSANDTHS, np.full(50, 14.0), np.full(50, 10.0), 3.0, mean).verdict == "pass"
+
+
+def test_a_perplexity_drops_in_shares_of_the_reference() -> None:
+    reference = np.linspace(1, 2, 50)
+
+    def perplexity(values: Values) -> Values:
+        return np.asarray(np.exp(values.mean(-1)))
+
+    metric = compare("perplexity", PERPLEXITY, reference, reference + np.log(1.1), 0.2, perplexity)
+    assert [metric.reference, metric.artifact] == pytest.approx([np.exp(1.5), 1.1 * np.exp(1.5)])
+    # Every draw has the same ratio, so there is no doubt about it.
+    assert [metric.drop, metric.low, metric.high] == pytest.approx([0.1] * 3)
+    assert (metric.change(metric.drop), metric.verdict) == ("10.00%", "pass")
 
 
 def test_the_metrics_are_those_of_the_demo() -> None:
@@ -87,3 +97,14 @@ def test_the_metrics_are_those_of_the_demo() -> None:
             }
         )
     assert not any(metric.passed for metric in metrics.values())
+
+
+def test_the_worst_are_what_the_original_could_then_the_farthest_taps() -> None:
+    tap, box = 'do(action="Tap", element=[{},{}])', (490.0, 490.0, 510.0, 510.0)
+    right = tap.format(500, 500)
+    expected = [Expected(right, box)] * 4 + [Expected('do(action="Back")')] * 2
+    reference = [right, right, tap.format(0, 0), right, 'do(action="Back")', "no"]
+    artifact = [tap.format(520, 500), tap.format(900, 500), "no", right, "no", "no"]
+    assert worst_answers(expected, reference, artifact, 9) == [1, 0, 4, 2, 5]
+    assert worst_answers(expected, reference, artifact, 2) == [1, 0]
+    assert worst_answers(expected, reference, [each.response for each in expected], 9) == []

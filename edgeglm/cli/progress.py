@@ -1,0 +1,83 @@
+"""What a long command shows while it works, and what it takes of memory meanwhile."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+import click
+
+from edgeglm.memory import MemorySampler
+from edgeglm.units import format_size
+
+
+class Memory:
+    """The peak of this process and its children, as a context manager; not of what runs while it is paused."""
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+        self._sampler = MemorySampler()
+
+    @property
+    def rss_bytes(self) -> int:
+        """At the last sample."""
+        return self._sampler.rss_bytes
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Look away."""
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self.__enter__()
+
+    def __enter__(self) -> Memory:
+        self._sampler = MemorySampler()
+        self._sampler.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._sampler.__exit__(None, None, None)
+        self.peak_bytes = max(self.peak_bytes, self._sampler.peak_bytes)
+
+
+class Display:
+    """Progress in one line of a terminal's stderr, as a context manager that leaves the line empty."""
+
+    def __init__(self, memory: Memory, budget: int, start: float) -> None:
+        self.memory, self.budget, self.start = memory, budget, start
+        self.terminal = sys.stderr.isatty()
+        self.module, self.since = "", start
+
+    def say(self, text: str) -> None:
+        """A text until the next one."""
+        if self.terminal:
+            click.echo(f"\r\x1b[2K{text}  {self._rss()}", err=True, nl=False)
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        if self.terminal:
+            click.echo(f"\r\x1b[2K{text}", err=True)
+
+    def progress(self, module: str, done: int, total: int) -> None:
+        """So many bytes of a module are written."""
+        if module != self.module:
+            self.module, self.since = module, time.monotonic()
+        speed = done / 1e6 / max(time.monotonic() - self.since, 1e-3)
+        self.say(f"{module:<10}{done / max(total, 1):>4.0%}  {speed:.0f} MB/s")
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.terminal:
+            click.echo("\r\x1b[2K", err=True, nl=False)
+
+    def _rss(self) -> str:
+        return f"RSS {format_size(self.memory.rss_bytes)} of {format_size(self.budget)}"

@@ -1,0 +1,77 @@
+"""A metric of two models on the same samples: plain data that `validation` makes and `report` shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+N = TypeVar("N", float, NDArray[np.float64])
+Verdict = Literal["pass", "fail", "unclear"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How a metric is written, and what its drop is: how much worse the artifact is.
+
+    ``value`` and ``change`` are format specifications; ``relative`` is a drop in shares of the reference.
+    """
+
+    value: str
+    change: str
+    less_is_better: bool = False
+    relative: bool = False
+
+    def drop(self, reference: N, artifact: N) -> N:
+        """The drop between two values, or element by element between two arrays."""
+        difference = artifact - reference if self.less_is_better else reference - artifact
+        return difference / reference if self.relative else difference
+
+
+SHARE = Unit(".2%", ".2%")
+THOUSANDTHS = Unit(".1f", ".1f", less_is_better=True)
+PERPLEXITY = Unit(".2f", ".2%", less_is_better=True, relative=True)
+# Of metrics that are no shares, by their names in a manifest.
+UNITS = {"median_tap_error": THOUSANDTHS, "perplexity": PERPLEXITY}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of both models on the same samples.
+
+    ``low`` and ``high`` bound the drop with 95%. ``needed`` is the number of samples that would tell, where these do
+    not.
+    """
+
+    name: str
+    unit: Unit
+    samples: int
+    reference: float
+    artifact: float
+    drop: float
+    low: float
+    high: float
+    limit: float
+    needed: int | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the drop is within its limit, or the samples are too few to say so."""
+        if self.drop > self.limit:
+            return "fail"
+        return "pass" if self.high <= self.limit else "unclear"
+
+    @property
+    def passed(self) -> bool:
+        """Whether the drop is surely within its limit."""
+        return self.verdict == "pass"
+
+    def value(self, value: float) -> str:
+        """A value as it is shown: ``96.58%``."""
+        return format(value, self.unit.value)
+
+    def change(self, change: float) -> str:
+        """A drop, a bound of it or its limit as it is shown."""
+        return format(change, self.unit.change)

@@ -1,0 +1,216 @@
+"""From a precision that loses too much to the smallest bundle that does not: the most sensitive parts go first."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from edgeglm import manifest
+from edgeglm.errors import AccuracyError, UsageError
+from edgeglm.export.demo.samples import Sample
+from edgeglm.export.pack.disk import explained, lock_folder, make_folders
+from edgeglm.export.pack.writer import check_target
+from edgeglm.export.pipeline.export import Report, export
+from edgeglm.export.pipeline.forecast import predict
+from edgeglm.export.pipeline.prepare import Calibration, Opened, Prepared, Request, open_export, prepare
+from edgeglm.export.pipeline.probes import sample_prompts
+from edgeglm.export.pipeline.reuse import Reuse
+from edgeglm.export.pipeline.sensitivity import sensitivities
+
+# What a part becomes next. Blocks of 8 bits are milder than channels: a large channel spoils only its block.
+MILDER = {"int4": "int8-block", "int8-static": "int8", "int8": "int8-block", "int8-block": "fp16"}
+# Of the calibration set, for the order of the parts.
+SENSITIVITY_SAMPLES = 16
+
+Precisions = dict[str, str]  # by part, as --precision names it: decoder.layer.0, or embedding
+Measure = Callable[[Path], tuple[manifest.Metric, ...]]
+
+RUNG = re.compile(r"rung-\d+(\.partial)?")
+
+
+@contextmanager
+def workplace(target: Path) -> Iterator[Path]:
+    """A folder beside the target for the bundles that are tried, ``TARGET.ladder``; it is gone afterwards.
+
+    Raises:
+        UsageError: It holds something else, or another export works there.
+    """
+    resolved = check_target(target)
+    work = resolved.with_name(f"{resolved.name}.ladder")
+    with explained(target, work), ExitStack() as leave:
+        made = make_folders(work.parent)
+        leave.callback(_remove_empty, made)
+        lock = lock_folder(work)
+        if lock is None:
+            raise UsageError(target, "another export is writing it", "wait for it, or give another target")
+        leave.callback(os.close, lock)
+        if not all(RUNG.fullmatch(name) for name in os.listdir(work)):
+            raise UsageError(work, "holds what no export wrote", "move it, or give another target")
+        leave.callback(shutil.rmtree, work, ignore_errors=True)
+        for left in work.iterdir():  # by an export that was killed
+            shutil.rmtree(left)
+        yield work
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in reversed(folders):
+        with suppress(OSError):
+            folder.rmdir()
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a climb takes.
+
+    Args:
+        work: A folder for bundles that are tried, on the disk of the target.
+        samples: Of the calibration set, for the order of the parts.
+        calibration: What weights are encoded by, if anything.
+        measure: The metrics of a bundle, whichever passes.
+        check: Whether an export fits the memory budget; raises BudgetError.
+        report: Told of the progress of an export.
+        show: Told of each rung.
+    """
+
+    work: Path
+    samples: Sequence[Sample]
+    calibration: Calibration | None
+    measure: Measure
+    check: Callable[[Opened], object]
+    report: Report
+    show: Callable[[manifest.Rung], None]
+
+
+@dataclass
+class Ladder:
+    """The rungs in the order of being tried, and how sensitive the parts were found."""
+
+    request: Request
+    means: Means
+    rungs: list[manifest.Rung] = field(default_factory=list)
+    sensitivity: dict[str, float] = field(default_factory=dict)
+    reuse: Reuse = field(default_factory=Reuse)
+
+    @property
+    def best(self) -> manifest.Rung | None:
+        """The smallest that passes."""
+        return min((rung for rung in self.rungs if rung.passed), key=lambda rung: rung.bundle_bytes, default=None)
+
+    @property
+    def nearest(self) -> manifest.Rung | None:
+        """Of those that fail, the one whose worst metric is the least beyond its limit."""
+        tried = [rung for rung in self.rungs if rung.metrics]
+        return min(tried, key=lambda rung: excess(worst(rung)), default=None)
+
+    @property
+    def precision(self) -> str:
+        """That of the best one, as it was asked for where the first passed."""
+        assert self.best
+        return self.request.precision if self.best is self.rungs[0] else self.best.precision
+
+    @property
+    def measured(self) -> manifest.Measured:
+        """What the manifest of the best one says."""
+        assert self.best
+        return manifest.Measured(self.best.metrics, tuple(self.rungs), self.sensitivity)
+
+    def climb(self) -> None:
+        """Try what was asked for, and go on until a rung passes or none is left.
+
+        On each level all parts that can take one step first take it together. If that passes, bisection finds how many
+        of the most sensitive ones must. The bundles of both ends of a level stay until it is left: whatever lies in
+        between is copied from them.
+        """
+        prepared = self._prepare(self.request.precision)
+        parts, low = precisions(prepared), self._try(prepared)
+        if self.best:
+            self._order(parts)
+        while not self.best and any(precision in MILDER for precision in parts.values()):
+            raised = {part: MILDER.get(precision, precision) for part, precision in parts.items()}
+            high = self._try(self._prepare(spell(raised)))
+            if self.best:
+                self._bisect(parts, raised)
+            else:
+                shutil.rmtree(low, ignore_errors=True)
+            parts, low = raised, high
+
+    def _bisect(self, parts: Precisions, raised: Precisions) -> None:
+        order = self._order(parts)
+        low, high = 0, len(order)  # so many of the first are too few, are enough
+        while high - low > 1:
+            middle = (low + high) // 2
+            mixed = {part: (raised if part in order[:middle] else parts)[part] for part in parts}
+            shutil.rmtree(self._try(self._prepare(spell(mixed))), ignore_errors=True)
+            if self.rungs[-1].passed:
+                high = middle
+            else:
+                low = middle
+
+    def _order(self, parts: Precisions) -> list[str]:
+        """The parts that can take a step, the most sensitive first."""
+        prepared = self._prepare(spell(parts))
+        prompts = sample_prompts(prepared, self.means.samples[:SENSITIVITY_SAMPLES], answered=True)
+        movable = {part: precision for part, precision in parts.items() if precision in MILDER}
+        self.sensitivity = sensitivities(prepared, prompts, movable)
+        return sorted(movable, key=lambda part: -self.sensitivity[part])
+
+    def _prepare(self, precision: str) -> Prepared:
+        opened = open_export(replace(self.request, precision=precision))
+        self.means.check(opened)
+        return prepare(opened, self.means.calibration)
+
+    def _try(self, prepared: Prepared) -> Path:
+        """The folder of one more rung's bundle; each has its own name, which `reuse` goes by."""
+        folder = self.means.work / f"rung-{len(self.rungs)}"
+        rung = self._rung(prepared, folder)
+        self.rungs.append(rung)
+        self.means.show(rung)
+        return folder
+
+    def _rung(self, prepared: Prepared, folder: Path) -> manifest.Rung:
+        precision, size = spell(precisions(prepared)), prepared.bundle_bytes
+        try:
+            export(prepared, folder, predict(prepared), self.means.report, resume=False, reuse=self.reuse)
+        except AccuracyError as error:
+            return manifest.Rung(precision, size, passed=False, refused=f"{error.what}: {error.why}")
+        metrics = self.means.measure(folder)
+        return manifest.Rung(precision, size, all(metric.passed for metric in metrics), metrics)
+
+
+def excess(metric: manifest.Metric) -> float:
+    """How far a metric may be beyond its limit, as a multiple of that; what is not sure counts."""
+    return max(metric.drop, metric.drop_interval[1]) / max(metric.limit, 1e-9)
+
+
+def worst(rung: manifest.Rung) -> manifest.Metric:
+    """The metric that is the most beyond its limit, one that fails before one that passes."""
+    return max(rung.metrics, key=lambda metric: (not metric.passed, excess(metric)))
+
+
+def precisions(prepared: Prepared) -> Precisions:
+    """The precision of every part, in the order of the modules."""
+    found: Precisions = {}
+    for module in prepared.modules:
+        name = module.choice.name
+        named = {f"{name}.{part}": precision for part, precision in module.part_precisions.items()}
+        found |= named or {name: module.choice.precision}
+    return found
+
+
+def spell(parts: Mapping[str, str]) -> str:
+    """The ``--precision`` that gives these: the most frequent of a module, and the parts that differ from it."""
+    modules: dict[str, Precisions] = {}
+    for part, precision in parts.items():
+        modules.setdefault(part.partition(".")[0], {})[part] = precision
+    said = []
+    for module, inside in modules.items():
+        usual = Counter(inside.values()).most_common(1)[0][0]
+        said.append(f"{module}={usual}")
+        said += [f"{part}={precision}" for part, precision in inside.items() if precision != usual]
+    return ",".join(said)

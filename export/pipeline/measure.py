@@ -1,0 +1,66 @@
+"""The accuracy of a bundle as `edgeglm validate` finds it, in a process of its own: torch never comes into this one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from edgeglm.errors import AccuracyError, EdgeglmError
+from edgeglm.manifest import Metric
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What `edgeglm validate` is told: the allowed drop, and what stands for a demo bundle's own data and original."""
+
+    accuracy_drop: float
+    data: Path | None = None
+    reference: Path | None = None
+    limit: int | None = None
+
+    def metrics(self, bundle: Path) -> tuple[Metric, ...]:
+        """All metrics of a bundle, whether they pass or not.
+
+        Raises:
+            EdgeglmError: It cannot be validated, for the reason that the command gives.
+        """
+        command = [sys.executable, "-m", "edgeglm", "validate", str(bundle), "--json", *self._options()]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode not in (0, AccuracyError.exit_code):
+            raise _failure(done.returncode, done.stderr)
+        return msgspec.json.decode(done.stdout, type=_Result).metrics
+
+    def _options(self) -> list[str]:
+        given = {
+            "--accuracy-drop": f"{self.accuracy_drop:.18f}",
+            "--data": self.data,
+            "--reference": self.reference,
+            "--limit": self.limit,
+        }
+        return [text for name, value in given.items() if value is not None for text in (name, str(value))]
+
+
+class _Result(msgspec.Struct):
+    """Of what the command prints, what counts here; a metric has keys beyond those of a manifest."""
+
+    found: list[dict[str, object]] = msgspec.field(name="metrics")
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        names = Metric.__struct_fields__
+        return tuple(msgspec.convert({name: each[name] for name in names}, Metric) for each in self.found)
+
+
+def _failure(code: int, text: str) -> EdgeglmError:
+    """The command's own error, or a bug where it ended otherwise."""
+    line = (text.strip().splitlines() or [""])[-1].removeprefix("edgeglm: ")
+    what, _, rest = line.partition(": ")
+    why, _, remedy = rest.rpartition("; ")
+    kinds = {kind.exit_code: kind for kind in EdgeglmError.__subclasses__()}
+    if code in kinds and why:
+        return kinds[code](what, why, remedy)
+    return EdgeglmError("validate", f"ended with {code}: {line}", "this is a bug in edgeglm, please report it")

@@ -1,0 +1,97 @@
+"""Prompts through the original model, segment by segment, with branches in which one part alone is rounded.
+
+Behind each part that is to be rounded a branch splits off, which has that part rounded and everything behind it
+original, and all branches pass through the rest together. So memory holds one segment's weights and, a branch, one
+hidden state a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeglm.export.modules import Stack, decoder_stack, segments, vision_stack
+from edgeglm.export.pipeline.prepare import Prepared
+from edgeglm.export.pipeline.probes import Prompt, embed, prompt_inputs, vision_inputs
+from edgeglm.export.prove.reference import Segment, Weights
+from edgeglm.export.prove.values import Values, feeds, passed_on
+from edgeglm.export.quantize.embedding import EmbeddingScheme, encode_embedding, gather
+from edgeglm.export.quantize.rounded import RoundedWeights
+from edgeglm.export.quantize.schemes import Scheme, parse_scheme
+
+ORIGINAL = ""
+Branches = dict[str, list[Values]]
+
+
+class Walk:
+    """What all segments share: the prompts, the original's weights, and the precision of each part to be rounded."""
+
+    def __init__(
+        self, prepared: Prepared, prompts: Sequence[Prompt], original: Weights, parts: Mapping[str, str]
+    ) -> None:
+        self.prepared, self.prompts, self.original, self.parts = prepared, prompts, original, parts
+        self.source = replace(prepared.checkpoint, keep_pages=True)
+
+    def logits(self) -> dict[str, list[NDArray[np.float32]]]:
+        """By branch and prompt, of the tokens of the answer: (answer, 1, vocabulary); of the next without an answer."""
+        probe = self.prepared.probe
+        branches: Branches = {ORIGINAL: [{} for _ in self.prompts]}
+        if probe.vision and probe.model.vision:
+            branches = {ORIGINAL: [vision_inputs(self.prepared, prompt) for prompt in self.prompts]}
+            branches = self._pass("vision", vision_stack(probe.vision, probe.model.vision), branches)
+        branches = self._pass("decoder", decoder_stack(probe.decoder, probe.model.decoder), self._embed(branches))
+        return {branch: [each["logits"] for each in values] for branch, values in branches.items()}
+
+    def _pass(self, module: str, stack: Stack, branches: Branches) -> Branches:
+        """All branches through a module."""
+        dialect = next(each.choice.dialect for each in self.prepared.modules if each.choice.name == module)
+        for name, graph in segments(stack, "portable"):
+            if (module, name) == ("decoder", "back"):
+                branches = {branch: list(map(_predicting, all_, self.prompts)) for branch, all_ in branches.items()}
+            part, inputs = f"{module}.{name}", graph.graph.inputs
+
+            def through(segment: Segment, values: Values) -> Values:
+                return {**values, **passed_on(segment.run(feeds(inputs, values)))}  # noqa: B023
+
+            original = Segment(graph, self.original)
+            after = {branch: [through(original, each) for each in values] for branch, values in branches.items()}
+            if part in self.parts:
+                scheme = parse_scheme(self.parts[part])
+                found = self.prepared.calibration
+                energies, ranges = (found.energies, found.ranges) if found else ({}, {})
+                rounded = Segment(graph, RoundedWeights(self.source, scheme, dialect, energies, ranges))
+                after[part] = [through(rounded, each) for each in branches[ORIGINAL]]
+            branches = after
+        return branches
+
+    def _embed(self, branches: Branches) -> Branches:
+        """From the pictures' features to the decoder's inputs, and one more branch for a rounded table."""
+        rows = [embed(self.prepared, prompt) for prompt in self.prompts]
+        embedded = {branch: self._inputs(values, rows) for branch, values in branches.items()}
+        if "embedding" in self.parts:
+            scheme = parse_scheme(self.parts["embedding"])
+            embedded["embedding"] = self._inputs(branches[ORIGINAL], [_rounded(scheme, each) for each in rows])
+        return embedded
+
+    def _inputs(self, values: Sequence[Values], rows: Sequence[NDArray[np.float32]]) -> list[Values]:
+        features = [each.get("features") for each in values]
+        together = zip(self.prompts, features, rows, strict=True)
+        return [prompt_inputs(self.prepared, replace(prompt, features=seen), each) for prompt, seen, each in together]
+
+
+def _rounded(scheme: Scheme, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return gather(encode_embedding(_embedding(scheme), rows), np.arange(len(rows)))
+
+
+def _embedding(scheme: Scheme) -> EmbeddingScheme:
+    return scheme  # type: ignore[return-value]  # `choices` lets no other through
+
+
+def _predicting(values: Values, prompt: Prompt) -> Values:
+    """The hidden states that predict the answer's tokens, each as a prompt of its own: (answer, 1, hidden)."""
+    hidden = values["hidden"][0]
+    last = hidden[-1 - prompt.answer : -1] if prompt.answer else hidden[-1:]
+    return {**values, "hidden": last[:, None]}

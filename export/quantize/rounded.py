@@ -1,0 +1,103 @@
+"""What a scheme makes of a weight and of what it is multiplied with, without storing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from edgeglm.export.model import Dialect, Rows
+from edgeglm.export.quantize.rounding import Floats
+from edgeglm.export.quantize.schemes import Int4, Int8, Int8Block, Int8Static, Scheme, with_range
+from edgeglm.export.quantize.storage import dequantize, encode
+
+CHUNK_BYTES = 1 << 20  # of fp32 rows at once: what stays in the processor's cache
+KEPT_BYTES = 64 << 20  # of rounded weights, so that those of a small block are rounded once for many inputs
+
+
+class RoundedWeights:
+    """A checkpoint's weights as a scheme stores them and an engine multiplies by them.
+
+    What `prove.reference.Weights` asks for. Vectors stay as they are. The activations of the ``ort`` dialect are
+    rounded as its operators do it.
+    """
+
+    def __init__(
+        self,
+        source: Rows,
+        scheme: Scheme,
+        dialect: Dialect,
+        energies: Mapping[str, Floats],
+        ranges: Mapping[str, tuple[float, float]],
+    ) -> None:
+        self.source, self.scheme, self.dialect = source, scheme, dialect
+        self.energies, self.ranges = energies, ranges
+        self.kept: dict[tuple[str, int], Floats] = {}
+        self.room = KEPT_BYTES
+
+    def product(self, x: Floats, weight: str) -> Floats:
+        """``x W^T`` over the last axis, by chunks of rows."""
+        count, *inner = self.source.find(weight).shape
+        columns = int(np.prod(inner))
+        step = max(2, CHUNK_BYTES // (4 * columns) // 2 * 2)
+        scheme = with_range(self.scheme, self.ranges.get(weight))
+        x = round_activations(x, scheme) if self.dialect == "ort" else x
+        y = np.empty((*x.shape[:-1], count), np.float32)
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            y[..., start:stop] = x @ self._rows(weight, start, stop, columns).T
+        return y
+
+    def vector(self, name: str) -> Floats:
+        """Read whole."""
+        return self.source.rows(name)
+
+    def _rows(self, weight: str, start: int, stop: int, columns: int) -> Floats:
+        if (weight, start) in self.kept:
+            return self.kept[weight, start]
+        rows = self.source.rows(weight, start, stop).reshape(stop - start, columns)
+        if self.dialect == "portable" and len(rows) % 2:  # whose INT4 packs rows in pairs
+            rows = np.concatenate([rows, np.zeros_like(rows[:1])])
+        stored = encode(self.scheme, self.dialect, rows, energy=self.energies.get(weight))
+        rounded = dequantize(self.scheme, self.dialect, stored, columns)[: stop - start]
+        if rounded.nbytes <= self.room:
+            self.room -= rounded.nbytes
+            self.kept[weight, start] = rounded
+        return rounded
+
+
+def round_activations(x: Floats, scheme: Scheme) -> Floats:
+    """Activations [..., columns] as ONNX Runtime's operators round them, see `lowering`: INT8 by token or by block."""
+    if isinstance(scheme, Int8):
+        return _by_token(x)
+    if isinstance(scheme, Int8Static):
+        return _in_range(x, scheme)
+    return _by_block(x, scheme.block_size) if isinstance(scheme, Int8Block | Int4) else x
+
+
+def _in_range(x: Floats, scheme: Int8Static) -> Floats:
+    """Codes of the calibrated range; what lies outside is clipped (QuantizeLinear)."""
+    step, zero = np.float32(scheme.step), scheme.zero_point
+    rounded: Floats = (np.clip(np.rint(x / step) + zero, 0, 255) - zero).astype(np.float32) * step
+    return rounded
+
+
+def _by_token(x: Floats) -> Floats:
+    """Over each token's largest magnitude, then 256 steps over the range of the whole call (DynamicQuantizeLinear)."""
+    largest = np.maximum(np.abs(x).max(-1, keepdims=True), np.float32(1e-30))
+    unit = x / largest
+    low, high = min(0.0, float(unit.min())), max(0.0, float(unit.max()))
+    step = np.float32((high - low) / 255 or 1)
+    zero = np.rint(-low / step)
+    codes = np.clip(np.rint(unit / step) + zero, 0, 255)
+    rounded: Floats = (codes - zero).astype(np.float32) * step * largest
+    return rounded
+
+
+def _by_block(x: Floats, size: int) -> Floats:
+    """255 steps over the largest magnitude of each `size` channels of a token (MatMulNBits, accuracy level 4)."""
+    columns = x.shape[-1]
+    padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -columns % size)]).reshape(*x.shape[:-1], -1, size)
+    step = np.maximum(np.abs(padded).max(-1, keepdims=True) / np.float32(127), np.float32(1e-30))
+    rounded: Floats = (np.rint(padded / step) * step).reshape(*x.shape[:-1], -1)[..., :columns]
+    return rounded

@@ -1,0 +1,134 @@
+"""The original, teacher-forced: transformers' own block, filled layer by layer, so that one is in memory at a time.
+
+The hidden states of a batch of sequences pass through one block, whose weights are then overwritten by the next one's.
+Logits are computed for some rows of the vocabulary at a time, and only what is asked of them is kept.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from edgeglm.errors import DamagedFileError, UsageError
+from edgeglm.export.families import FAMILIES
+from edgeglm.export.model import Model, Rows
+from edgeglm.runtimes.positions import prompt_positions
+
+# Of fp32: rows of a weight that are read at once, or logits that are computed at once.
+CHUNK_BYTES = 32 << 20
+# Hidden states of the sequences that go through the blocks together.
+BATCH_BYTES = 128 << 20
+
+
+class StreamedDecoder:
+    """The text model of a checkpoint, in fp32.
+
+    Args:
+        folder: The checkpoint's, for its config.
+        source: Its weights.
+    """
+
+    def __init__(self, folder: Path, source: Rows) -> None:
+        config: Any = AutoConfig.from_pretrained(folder)
+        family: Any = importlib.import_module(f"edgeglm.export.families.{FAMILIES[config.architectures[0]]}")
+        modeling = importlib.import_module(family.MODELING)
+        model: Model = family.describe(config, None)
+        text = config.get_text_config()
+        # Causal without a mask, which no model of these families adds anything to.
+        text._attn_implementation = "sdpa"
+        self.folder, self.source, self.decoder = folder, source, model.decoder
+        self.rotary = getattr(modeling, family.ROTARY)(config=text)
+        with torch.device("meta"):
+            block = getattr(modeling, family.DECODER_BLOCK)(text, 0)
+        self.block: nn.Module = block.to(torch.float32).to_empty(device="cpu").eval()
+        self.norm: nn.Module = deepcopy(block.input_layernorm)
+
+    @torch.inference_mode()
+    def score(self, sequences: NDArray[np.int64], count: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """The last `count` tokens of every sequence, each given all before it.
+
+        Args:
+            sequences: Token ids (n, length), all text.
+            count: Less than `length`.
+
+        Returns:
+            (n, count): the log-probability of each token, and the token that the model finds the likeliest.
+
+        Raises:
+            UsageError: The model has no such token.
+        """
+        if sequences.max() >= self.decoder.vocabulary:
+            why = f"has {self.decoder.vocabulary} tokens, and the text's are of another vocabulary"
+            raise UsageError(self.folder, why, "give the checkpoint that the bundle was made from")
+        length = sequences.shape[1] - 1
+        batch = max(1, BATCH_BYTES // (4 * length * self.decoder.hidden))
+        batches = [sequences[start : start + batch] for start in range(0, len(sequences), batch)]
+        scores = [self._score(self.hidden(some[:, :-1])[:, -count:], some[:, -count:]) for some in batches]
+        log_probabilities, top = zip(*scores, strict=True)
+        return np.concatenate(log_probabilities), np.concatenate(top)
+
+    @torch.inference_mode()
+    def hidden(self, tokens: NDArray[np.int64]) -> Tensor:
+        """The last hidden states (n, length, hidden) of token ids (n, length), after the last norm."""
+        hidden = self._embed(tokens)
+        where = prompt_positions([False] * tokens.shape[1], (1, 1) if self.decoder.mrope_section else None)
+        positions = torch.from_numpy(where)
+        angles = self.rotary(hidden, positions if self.decoder.mrope_section else positions[0])
+        for layer in range(self.decoder.layers):
+            self._fill(self.block, self.decoder.blocks.format(layer=layer))
+            for index in range(len(hidden)):
+                some = hidden[index : index + 1]
+                hidden[index : index + 1] = self.block(some, attention_mask=None, position_embeddings=angles)
+        self._fill(self.norm, self.decoder.norm.removesuffix("weight"))
+        for index in range(len(hidden)):
+            hidden[index] = self.norm(hidden[index])
+        return hidden
+
+    def _embed(self, tokens: NDArray[np.int64]) -> Tensor:
+        hidden = torch.empty(*tokens.shape, self.decoder.hidden)
+        for index, sequence in enumerate(tokens):
+            known, places = np.unique(sequence, return_inverse=True)
+            rows = [self.source.rows(self.decoder.embedding, token, token + 1) for token in known.tolist()]
+            hidden[index] = torch.from_numpy(np.concatenate(rows)[places])
+        return hidden
+
+    def _fill(self, module: nn.Module, prefix: str) -> None:
+        for name, parameter in module.named_parameters():
+            stored = self.source.find(prefix + name)
+            if stored.shape != tuple(parameter.shape):
+                why = f"has the shape {list(stored.shape)}, and the model needs {list(parameter.shape)}"
+                raise DamagedFileError(f"{stored.file}: {prefix}{name}", why, "download the checkpoint again")
+            for start, stop in _chunks(len(parameter), 4 * math.prod(parameter.shape[1:])):
+                parameter[start:stop] = torch.from_numpy(self.source.rows(prefix + name, start, stop))
+
+    def _score(self, hidden: Tensor, targets: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Log-probabilities of `targets` (n, count) and the likeliest tokens, from hidden states (n, count, hidden)."""
+        rows, wanted = hidden.reshape(-1, self.decoder.hidden), torch.from_numpy(targets.reshape(-1))
+        total = torch.full((len(rows),), -torch.inf, dtype=torch.float64)
+        best, top = torch.full((len(rows),), -torch.inf), torch.zeros(len(rows), dtype=torch.int64)
+        right = torch.empty(len(rows))
+        for start, stop in _chunks(self.decoder.vocabulary, 4 * max(len(rows), self.decoder.hidden)):
+            logits = rows @ torch.from_numpy(self.source.rows(self.decoder.head, start, stop)).T
+            total = torch.logaddexp(total, logits.logsumexp(-1).double())
+            highest, index = logits.max(-1)
+            top = torch.where(highest > best, index + start, top)
+            best = torch.maximum(best, highest)
+            inside = (wanted >= start) & (wanted < stop)
+            right[inside] = logits[inside, wanted[inside] - start]
+        shape = targets.shape
+        return (right.double() - total).numpy().reshape(shape), top.numpy().reshape(shape)
+
+
+def _chunks(count: int, row_bytes: int) -> Sequence[tuple[int, int]]:
+    step = max(1, CHUNK_BYTES // row_bytes)
+    return [(start, min(start + step, count)) for start in range(0, count, step)]

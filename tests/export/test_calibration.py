@@ -1,0 +1,185 @@
+"""Calibration: what the original's channels carry is what transformers' carry, and INT4 weighs its errors by it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeglm import manifest
+from edgeglm.bundle import read_manifest
+from edgeglm.devices.loader import load_profile
+from edgeglm.export.demo.agent import Agent
+from edgeglm.export.demo.samples import DATA, read_samples
+from edgeglm.export.locate import DEMO
+from edgeglm.export.model import Dialect
+from edgeglm.export.pipeline.calibrate import calibrate, read_calibration
+from edgeglm.export.pipeline.prepare import Request, open_export, prepare
+from edgeglm.export.quantize.rounding import Floats
+from edgeglm.export.quantize.schemes import Int4, Int8, Scheme
+from edgeglm.export.quantize.storage import dequantize, encode
+from tests.cli.commands import check_failure, left_of, run
+from tests.export.tiny import SHAPES, save
+
+SET = DATA / "calibration.jsonl"
+Capture = pytest.CaptureFixture[str]
+
+
+def test_energies_are_those_of_transformers() -> None:
+    samples = list(read_samples(SET, 2))
+    found = calibrate(prepare(open_export(Request(DEMO, "demo", load_profile("cpu"), "int4"))), samples)
+    agent = Agent.load(DEMO)
+    sums: dict[str, list[Any]] = {}
+
+    def watch(name: str, inputs: tuple[Any, ...]) -> None:
+        tokens = inputs[0].detach().double().reshape(-1, inputs[0].shape[-1]).numpy()
+        sums.setdefault(name, []).append(tokens)
+
+    for name, module in agent.model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda _, inputs, name=name: watch(name, inputs))
+    for sample in samples:
+        inputs = agent.encode([sample.image], [sample.prompt])
+        answer = agent.tokenizer(sample.expected.response, return_tensors="pt", add_special_tokens=False).input_ids
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], answer], 1)
+        for key, value in (("attention_mask", 1), ("mm_token_type_ids", 0)):
+            inputs[key] = torch.cat([inputs[key], torch.full_like(answer, value)], 1)
+        with torch.no_grad():
+            agent.model(**inputs)
+    checked = 0
+    for name, tokens in sums.items():
+        if f"{name}.weight" in found.energies and name != "lm_head":  # of whose tokens only the answers' count
+            want = np.square(np.concatenate(tokens)).mean(0)
+            assert found.energies[f"{name}.weight"] == pytest.approx(want, rel=1e-3, abs=1e-6), name
+            checked += 1
+    assert checked >= 4 * 6 + 4 * 5  # all of both stacks' blocks
+    assert (
+        found.sha256
+        != calibrate(prepare(open_export(Request(DEMO, "demo", load_profile("cpu"), "int4"))), samples[:1]).sha256
+    )
+
+
+def weighed_error(scheme: Scheme, dialect: Dialect, weight: Floats, energy: Floats, by: Floats | None) -> float:
+    stored = encode(scheme, dialect, weight, ir.DataType.FLOAT, by)
+    return float((np.square(dequantize(scheme, dialect, stored, weight.shape[1]) - weight) * energy).sum())
+
+
+@pytest.mark.parametrize("dialect", ["ort", "portable"])
+def test_errors_count_by_the_energy_of_their_column(dialect: Dialect) -> None:
+    random = np.random.default_rng(0)
+    weight = random.standard_normal((64, 300)).astype(np.float32)
+    loud = np.ones(300, np.float32)
+    loud[random.permutation(300)[:30]] = 1000
+    plain, weighed = (weighed_error(Int4(), dialect, weight, loud, by) for by in (None, loud))
+    assert weighed < 0.92 * plain
+    even = np.full(300, 3.0, np.float32)
+    plain, weighed = (weighed_error(Int4(), dialect, weight, even, by) for by in (None, even))
+    assert weighed == pytest.approx(plain, rel=1e-3)
+    assert weighed_error(Int8(), dialect, weight, loud, loud) == weighed_error(Int8(), dialect, weight, loud, None)
+
+
+@pytest.mark.parametrize("dialect", ["ort", "portable"])
+def test_the_bytes_do_not_depend_on_the_chunks(dialect: Dialect) -> None:
+    random = np.random.default_rng(1)
+    weight = random.standard_normal((130, 1100)).astype(np.float32)
+    energy = random.gamma(0.3, 1.0, 1100).astype(np.float32)
+    axis = 0 if dialect == "ort" else 1
+    whole = encode(Int4(), dialect, weight, energy=energy)
+    pieces = [encode(Int4(), dialect, weight[start : start + 26], energy=energy) for start in range(0, 130, 26)]
+    for index, array in enumerate(whole):
+        assert np.array_equal(array, np.concatenate([piece[index] for piece in pieces], axis))
+
+
+def test_channels_that_were_never_seen_still_count() -> None:
+    weight = np.random.default_rng(2).standard_normal((8, 64)).astype(np.float32)
+    for energy in (np.zeros(64, np.float32), np.eye(1, 64, dtype=np.float32)[0]):
+        stored = encode(Int4(), "ort", weight, energy=energy)
+        error = np.square(dequantize(Int4(), "ort", stored, 64) - weight).sum() / np.square(weight).sum()
+        assert error < 0.03
+
+
+def test_a_calibrated_bundle_says_so(tmp_path: Path, set_of_four: Path, capsys: Capture) -> None:
+    plain, calibrated = tmp_path / "plain", tmp_path / "calibrated"
+    common = ["export", "--target", "cpu", "--precision", "int4"]
+    assert run(capsys, *common, "-o", plain)[0] == 0
+    assert run(capsys, *common, "-o", calibrated, "--calibration", set_of_four)[0] == 0
+    made: list[manifest.Manifest] = [read_manifest(folder) for folder in (plain, calibrated)]
+    assert made[0].provenance.calibration_sha256 is None
+    assert made[1].provenance.calibration_sha256 is not None
+    assert made[0].bundle_bytes == made[1].bundle_bytes
+    assert made[0].provenance.weights_sha256 == made[1].provenance.weights_sha256
+    for file in ("vision/weights.bin", "decoder/weights.bin"):
+        assert made[0].files[file] != made[1].files[file]
+
+
+@pytest.fixture(scope="module")
+def set_of_four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("set") / "few.jsonl"
+    file.write_text("\n".join(lines(4)))
+    return file
+
+
+def test_static_int8_is_proven_like_every_precision(tmp_path: Path, set_of_four: Path, capsys: Capture) -> None:
+    common = ["export", "--target", "cpu", "--precision", "vision=int8-static", "-o", tmp_path / "bundle", "--json"]
+    check_failure(run(capsys, *common), 2, "takes ranges of activations; give samples by --calibration FILE")
+    status, out, _ = run(capsys, *common, "--calibration", set_of_four)
+    assert status == 0
+    vision = json.loads(out)["modules"][1]
+    assert vision["precision"] == "int8-static"
+    assert 0.01 < vision["max_relative_error"] < 0.2
+    common[2] = "jetson"
+    done = run(capsys, *common, "--calibration", set_of_four)
+    check_failure(done, 3, "int8-static is made for the CPU, and jetson-orin has vision elsewhere; choose int8")
+
+
+def lines(count: int) -> list[str]:
+    text = SET.read_text().replace('"calibration/', f'"{DATA}/calibration/')
+    return text.splitlines()[:count]
+
+
+def without_picture(line: str) -> str:
+    record = json.loads(line)
+    record["messages"][0]["content"].pop(0)
+    return json.dumps(record)
+
+
+def with_nan(line: str) -> str:
+    return json.dumps(json.loads(line) | {"box": [float("nan"), 0, 1, 1]})
+
+
+BAD: dict[str, tuple[Callable[[], list[str]], str]] = {
+    "empty": (lambda: [], "holds no samples"),
+    "too small": (lambda: lines(3), "holds 3 samples; calibrate with 4 or more"),
+    "of another shape": (lambda: [*map(without_picture, lines(4))], "1: is not a sample .*KeyError"),
+    "with NaN": (lambda: [*lines(4), with_nan(lines(1)[0])], "5: has a box that is no number"),
+    "not JSON": (lambda: ["{"], "1: is not a sample"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_set_is_one_line(name: str, tmp_path: Path, capsys: Capture) -> None:
+    make, why = BAD[name]
+    file = tmp_path / "set.jsonl"
+    file.write_text("\n".join(make()))
+    done = run(capsys, "export", "--target", "cpu", "-o", tmp_path / "bundle", "--calibration", file)
+    check_failure(done, 2, why)
+    assert left_of(tmp_path / "bundle") == []
+
+
+def test_a_model_without_eyes_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    save(SHAPES["glm4"], tmp_path / "blind")
+    done = run(capsys, "export", tmp_path / "blind", "--target", "cpu", "-o", tmp_path / "b", "--calibration", SET)
+    check_failure(done, 3, "blind sees no pictures; leave it out")
+
+
+def test_a_set_is_read_no_further_than_it_is_used() -> None:
+    assert len(read_calibration(SET)) == 32

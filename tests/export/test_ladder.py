@@ -1,0 +1,141 @@
+"""The ladder, on the demo, with the recorded errors of what was emitted as its metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from edgeglm import manifest
+from edgeglm.bundle import load_bundle, read_manifest, verify_bundle
+from edgeglm.devices.loader import load_profile
+from edgeglm.errors import UsageError
+from edgeglm.export.demo.samples import DATA, read_samples
+from edgeglm.export.locate import DEMO, DEMO_NAME
+from edgeglm.export.pipeline import export as composer
+from edgeglm.export.pipeline.export import export
+from edgeglm.export.pipeline.forecast import predict
+from edgeglm.export.pipeline.ladder import Ladder, Means, spell, workplace
+from edgeglm.export.pipeline.prepare import Request, open_export, prepare
+
+REQUEST = Request(DEMO, DEMO_NAME, load_profile("cpu"), "int4", is_demo=True)
+
+
+def errors_within(limit: float) -> Callable[[Path], tuple[manifest.Metric, ...]]:
+    """The decoder's recorded error, as a metric that may reach `limit`."""
+
+    def measure(folder: Path) -> tuple[manifest.Metric, ...]:
+        verify_bundle(load_bundle(folder))
+        error = read_manifest(folder).modules[2].max_relative_error
+        assert error is not None
+        return (manifest.Metric("error", 4, 0.0, error, error, (error, error), limit, passed=error <= limit),)
+
+    return measure
+
+
+def climb(work: Path, limit: float, request: Request = REQUEST, samples: int = 2) -> Ladder:
+    read = list(read_samples(DATA / "calibration.jsonl", samples))
+    means = Means(work, read, None, errors_within(limit), lambda _: None, lambda _: None, lambda _: None)
+    ladder = Ladder(request, means)
+    ladder.climb()
+    return ladder
+
+
+def decoder_error(rung: manifest.Rung) -> float:
+    return rung.metrics[0].drop
+
+
+def test_the_most_sensitive_parts_take_a_step_until_it_passes(tmp_path: Path) -> None:
+    with workplace(tmp_path / "bundle") as work:
+        ladder = climb(work, 0.1)
+        best, (first, whole, *between) = ladder.best, ladder.rungs
+        assert best is not None
+        assert decoder_error(whole) < decoder_error(best) <= 0.1 < decoder_error(first)
+        assert first.bundle_bytes < best.bundle_bytes < whole.bundle_bytes
+        # Bisection over 11 parts, the last of which does not count: it would be the whole.
+        assert 3 <= len(between) <= 4
+        order = sorted(ladder.sensitivity, key=lambda part: -ladder.sensitivity[part])
+        assert len(order) == 11
+        prepared = prepare(open_export(replace(REQUEST, precision=best.precision)))
+        raised = {
+            f"{module.choice.name}.{part}"
+            for module in prepared.modules
+            for part, precision in module.part_precisions.items()
+            if precision == "int8-block"
+        }
+        assert raised == set(order[: len(raised)])
+        # One part less was too little.
+        failed = [rung for rung in between if not rung.passed]
+        assert max(rung.bundle_bytes for rung in failed) < best.bundle_bytes
+        made = prepare(open_export(replace(REQUEST, precision=ladder.precision)))
+        target = tmp_path / "bundle"
+        result, _ = export(made, target, predict(made), lambda _: None, reuse=ladder.reuse, measured=ladder.measured)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
+    verify_bundle(load_bundle(target))
+    assert result.bundle_bytes == best.bundle_bytes == made.bundle_bytes
+    assert isinstance(result.measured, manifest.Measured)
+    assert result.measured.metrics == best.metrics
+    assert result.measured.ladder == tuple(ladder.rungs)
+    assert result.measured.sensitivity == ladder.sensitivity
+
+
+def test_it_ends_the_same_way_twice_and_as_a_plain_export_of_its_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ladders = []
+    for name in ("first", "second"):
+        with workplace(tmp_path / name) as work:
+            ladders.append(climb(work, 0.1, samples=1))
+            made = prepare(open_export(replace(REQUEST, precision=ladders[-1].precision)))
+            with monkeypatch.context() as context:
+                # All weights are there already, in the bundles of both ends.
+                context.setattr(composer, "write", lambda *_: pytest.fail("a weight was encoded again"))
+                export(made, tmp_path / name, predict(made), lambda _: None, reuse=ladders[-1].reuse)
+    assert ladders[0].rungs == ladders[1].rungs
+    assert ladders[0].sensitivity == ladders[1].sensitivity
+    export(made, tmp_path / "plain", predict(made), lambda _: None)
+    manifests = [(tmp_path / name / "manifest.json").read_bytes() for name in ("first", "second", "plain")]
+    assert manifests[0] == manifests[1] == manifests[2]
+
+
+def test_what_passes_at_once_is_left_alone(tmp_path: Path) -> None:
+    with workplace(tmp_path / "bundle") as work:
+        ladder = climb(work, 0.9)
+        assert len(ladder.rungs) == 1
+        assert ladder.precision == "int4"
+        assert len(ladder.sensitivity) == 11
+
+
+def test_where_nothing_passes_all_levels_were_tried(tmp_path: Path) -> None:
+    with workplace(tmp_path / "deep" / "bundle") as work:
+        ladder = climb(work, -1.0)
+        assert ladder.best is None
+        kinds = [spelled.precision for spelled in ladder.rungs]
+        assert kinds == [f"embedding=fp16,vision={kind},decoder={kind}" for kind in ("int4", "int8-block", "fp16")]
+        assert ladder.nearest == ladder.rungs[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_workplace_is_ones_own(tmp_path: Path) -> None:
+    with workplace(tmp_path / "bundle") as work:
+        (work / "rung-0").mkdir()
+        with pytest.raises(UsageError, match="another export is writing it"), workplace(tmp_path / "bundle"):
+            pass
+    (tmp_path / "bundle.ladder" / "rung-3.partial").mkdir(parents=True)  # of an export that was killed
+    with workplace(tmp_path / "bundle") as work:
+        assert list(work.iterdir()) == []
+    (tmp_path / "bundle.ladder").mkdir()
+    (tmp_path / "bundle.ladder" / "mine").write_text("precious")
+    with pytest.raises(UsageError, match="holds what no export wrote"), workplace(tmp_path / "bundle"):
+        pass
+    assert (tmp_path / "bundle.ladder" / "mine").read_text() == "precious"
+
+
+def test_precisions_are_spelled_by_what_is_usual_in_a_module() -> None:
+    parts = {"embedding": "fp16", "decoder.layer.0": "fp16", "decoder.layer.1": "int4", "decoder.back": "int4"}
+    assert spell(parts) == "embedding=fp16,decoder=int4,decoder.layer.0=fp16"
