@@ -56,9 +56,9 @@ class Decoder:
         feeds["hidden"] = hidden.astype(self.dtype)
         feeds["position_ids"] = np.broadcast_to(np.arange(PAST, PAST + LENGTH), (self.axes, 1, LENGTH))
         feeds["mask"] = causal_mask(LENGTH, PAST + LENGTH).astype(self.dtype)
-        outputs = ReferenceEvaluator(self.graph).run(["logits"], feeds)
-        assert outputs[0].dtype == self.dtype
-        result: NDArray[np.float32] = outputs[0].astype(np.float32)
+        logits: Any = next(iter(ReferenceEvaluator(self.graph).run(["logits"], feeds)))
+        assert logits.dtype == self.dtype
+        result: NDArray[np.float32] = logits.astype(np.float32)
         return result
 
 
