@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
 from edgeglm.errors import DamagedFileError
+from edgeglm.runtimes.positions import causal_mask
 from edgeglm.runtimes.session import Feeds
 
 DTYPES: dict[str, type[np.generic]] = {
@@ -20,7 +21,6 @@ DTYPES: dict[str, type[np.generic]] = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
 }
-HIDDEN = -1e4  # what an additive mask hides a token with
 
 
 class Encoder:
@@ -122,7 +122,7 @@ class Decoder:
             "total_length": np.array([total]),
         }
         if "mask" in self.types:
-            everything["mask"] = np.triu(np.full((1, 1, count, total), HIDDEN, np.float32), total - count + 1)
+            everything["mask"] = causal_mask(count, total)
         return {name: everything[name].astype(dtype) for name, dtype in self.types.items() if name not in self.state}
 
     def _sizes(self, name: str, rows: int) -> list[int]:

@@ -33,6 +33,14 @@ def prompt_positions(image_tokens: Sequence[bool], grid: tuple[int, int] | None)
     return positions
 
 
+def causal_mask(count: int, total: int) -> NDArray[np.float32]:
+    """What is added to the scores of the last `count` of `total` tokens, so that none sees a later one.
+
+    (1, 1, count, total), as the portable dialect takes it; -1e4 hides a token, and fits into fp16.
+    """
+    return np.triu(np.full((1, 1, count, total), -1e4, np.float32), total - count + 1)
+
+
 def picture_spans(image_tokens: Sequence[bool]) -> list[tuple[int, int]]:
     """Where each picture begins and ends among the tokens."""
     edges = np.flatnonzero(np.diff([0, *image_tokens, 0])).tolist()

@@ -18,17 +18,18 @@ from numpy.typing import NDArray
 from edgeglm.actions import Action, parse_action
 from edgeglm.bundle import Bundle, load_bundle, verify_bundle
 from edgeglm.errors import DamagedFileError
-from edgeglm.manifest import ModuleName
+from edgeglm.manifest import Module, ModuleName
 from edgeglm.memory import Phase, PhaseLog, peak_rss
 from edgeglm.runtimes.chat import Chat, Message
 from edgeglm.runtimes.embedding import EmbeddingRows
 from edgeglm.runtimes.generate import generate
 from edgeglm.runtimes.image import open_picture, to_patches
-from edgeglm.runtimes.ort import Decoder, Encoder
+from edgeglm.runtimes.ort import Decoder
 from edgeglm.runtimes.prepack import prepacked
 from edgeglm.runtimes.prompt import Key, Picture, Prompt, read_prompt, shared_length
 from edgeglm.runtimes.sampling import Sampler, Sampling
 from edgeglm.runtimes.session import DecoderSession, EncoderSession
+from edgeglm.runtimes.sessions import engine_of, open_decoder, open_encoder
 from edgeglm.runtimes.window import Window
 
 Session = TypeVar("Session", EncoderSession, DecoderSession)
@@ -200,7 +201,7 @@ class Runner:
         with self._log.phase("read image"):  # first: one that cannot be decoded costs no loading
             patches = [to_patches(open_picture(picture.path), vision) for picture in pictures]
         features = []
-        with self._loaded("vision", lambda path: Encoder(path, self.threads)) as encoder:
+        with self._loaded("vision", lambda module: open_encoder(self.bundle, module, self.threads)) as encoder:
             for pixels in patches:
                 with self._log.phase("encode image"):
                     features.append(encoder.run({"pixel_values": pixels})["features"].astype(np.float32))
@@ -210,18 +211,19 @@ class Runner:
         """The decoder with room for `capacity` tokens, and none in it but the shared ones."""
         if self._decoder is None:
             self._decoder = self._decoder_stay.enter_context(
-                self._loaded("decoder", lambda path: self._load_decoder(path, capacity))
+                self._loaded("decoder", lambda module: self._load_decoder(module, capacity))
             )
         self._decoder.reserve(capacity)
         self._decoder.truncate(shared)
         return self._decoder
 
-    def _load_decoder(self, path: Path, capacity: int) -> DecoderSession:
-        if self.low_rss:
-            files = self.bundle.manifest.files
+    def _load_decoder(self, module: Module, capacity: int) -> DecoderSession:
+        if self.low_rss and engine_of(module) == "ort":
+            path, files = self.bundle.path(module.file), self.bundle.manifest.files
             path = prepacked(path, {name: files[name] for name in files if name.startswith("decoder/")}, self.threads)
             _trim()
-        return Decoder(path, self.threads, capacity)
+            return Decoder(path, self.threads, capacity)
+        return open_decoder(self.bundle, module, self.threads, capacity)
 
     def _release_decoder(self) -> None:
         self._decoder, self._known = None, []
@@ -269,16 +271,16 @@ class Runner:
         return (time.perf_counter() - self._start) * 1e3
 
     @contextmanager
-    def _loaded(self, name: ModuleName, load: Callable[[Path], Session]) -> Iterator[Session]:
+    def _loaded(self, name: ModuleName, load: Callable[[Module], Session]) -> Iterator[Session]:
         """A module's session, which is released at the end; both are phases."""
         module = self.bundle.module(name)
         if module is None:
             raise DamagedFileError(self.bundle.folder, f"has no {name} module", "export the bundle again")
-        stay = Loaded(name, "ort", self.bundle.manifest.module_bytes(module), self._ms())
+        stay = Loaded(name, engine_of(module), self.bundle.manifest.module_bytes(module), self._ms())
         self._modules.append(stay)
         try:
             with self._log.phase(f"load {name}"):
-                session = load(self.bundle.path(module.file))
+                session = load(module)
             try:
                 yield session
             finally:

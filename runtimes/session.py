@@ -24,10 +24,12 @@ class EncoderSession(Protocol):
 class DecoderSession(Protocol):
     """A loaded decoder whose keys and values stay in the engine.
 
-    ``length`` counts the tokens that are in it, ``state_bytes`` is what its keys and values may take.
+    ``state_bytes`` is what they may take.
     """
 
-    length: int
+    @property
+    def length(self) -> int:
+        """How many tokens are in it."""
 
     @property
     def state_bytes(self) -> int:

@@ -23,6 +23,7 @@ from edgeglm.suggest import nearest_name
 
 # Name and short help of each command; the module edgeglm.cli.<name> holds it under the name `command`.
 COMMANDS = {
+    "build": "Build the TensorRT engines of a bundle, on the device that runs them.",
     "devices": "List the device profiles, or show every fact of one with its source.",
     "doctor": "Report what this machine has and what edgeglm can use of it.",
     "export": "Export a checkpoint to a bundle for a device.",

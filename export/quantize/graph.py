@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from edgeglm.export.model import Dialect, Part, Stored
 from edgeglm.export.quantize.lowering import MICROSOFT, lower_linear, opset_imports
-from edgeglm.export.quantize.schemes import Fp16, Fp32, Scheme
+from edgeglm.export.quantize.schemes import Fp16, Fp32, Int8, Scheme, in_whole_blocks
 from edgeglm.export.quantize.storage import parts
 
 DOMAIN = "edgeglm"
@@ -53,6 +53,8 @@ class _Lowering:
         assert x is not None
         assert x.dtype is not None
         scheme = self.scheme_of(names[0])
+        if self.dialect == "portable" and not in_whole_blocks(scheme, columns):
+            scheme = Int8()  # TensorRT takes no shorter last block: GLM-4.1V's patch embedding has 1176 columns
         values = self._store(node, scheme, [f"{name}.weight" for name in names], rows, columns, x.dtype)
         bias = None
         if node.attributes["bias"].as_int():

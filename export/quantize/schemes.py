@@ -78,6 +78,11 @@ SCHEMES: dict[str, Scheme] = {
 }
 
 
+def in_whole_blocks(scheme: Scheme, columns: int) -> bool:
+    """Whether a row of so many columns has no last block that is shorter than the others."""
+    return not isinstance(scheme, _Blocked) or columns % scheme.block_size == 0
+
+
 def parse_scheme(name: str) -> Scheme:
     """Return the scheme that `name` stands for, one of `SCHEMES`. Raises UsageError for another name."""
     if name in SCHEMES:

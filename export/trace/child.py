@@ -177,11 +177,15 @@ class Tracer:
                 verbose=False,
             )
         assert program is not None
+        for key, value in zip(inputs, program.model.graph.inputs, strict=True):
+            for axis, name in named.get(key, {}).items():
+                assert value.shape is not None
+                value.shape[axis] = name
         return program.model
 
 
 def _dimension(name: str) -> Any:
-    # The sum of two named dimensions cannot be said; the exporter finds it by itself.
+    # The sum of two named dimensions cannot be said; the exporter finds it by itself, and names it by a number.
     return torch.export.Dim.DYNAMIC if name == "total" else torch.export.Dim(name)
 
 

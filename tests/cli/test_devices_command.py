@@ -52,7 +52,7 @@ def test_an_alias_shows_the_profile_it_stands_for() -> None:
 def test_json_without_a_name_summarizes_the_profiles() -> None:
     summaries = json.loads(run("--json"))["profiles"]
     assert [summary["name"] for summary in summaries] == list(profile_names())
-    rpi5 = summaries[-1]
+    rpi5 = next(summary for summary in summaries if summary["name"] == "rpi5")
     assert rpi5 == {
         "name": "rpi5",
         "title": "Raspberry Pi 5 8GB",

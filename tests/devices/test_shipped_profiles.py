@@ -19,6 +19,7 @@ EXPECTED = (
     "jetson-xavier",
     "qcs6490",
     "rpi5",
+    "sm8550",
 )
 
 
@@ -87,10 +88,11 @@ def test_compute_capability(name: str, sm: int) -> None:
     assert tensorrt.sm.value == sm
 
 
-def test_qcs6490_is_named_to_the_compiler_by_chip_and_architecture() -> None:
-    qnn = load_profile("qcs6490").toolchain.qnn
+@pytest.mark.parametrize(("name", "chip"), [("qcs6490", (93, 68, 2 << 20)), ("sm8550", (43, 73, 8 << 20))])
+def test_a_snapdragon_is_named_to_the_compiler_by_chip_and_architecture(name: str, chip: tuple[int, int, int]) -> None:
+    qnn = load_profile(name).toolchain.qnn
     assert qnn is not None
-    assert (qnn.soc_model.value, qnn.htp_arch.value, qnn.vtcm.value) == (93, 68, 2 << 20)
+    assert (qnn.soc_model.value, qnn.htp_arch.value, qnn.vtcm.value) == chip
 
 
 def test_the_refusals_that_practice_asks_for() -> None:

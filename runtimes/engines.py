@@ -1,0 +1,271 @@
+"""The engines that TensorRT built here, each made once and kept in the user's cache folder.
+
+An engine fits one version of TensorRT, one kind of GPU and one graph with its weights. All of that is in the name of
+its folder, ``engines/KEY``, so whatever changes it is built anew. A folder appears whole or not at all, and is used
+only if the file in it is the one that was built.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+import edgeglm
+from edgeglm.bundle import Bundle
+from edgeglm.cache import cache_folder
+from edgeglm.digest import KnownHashes
+from edgeglm.errors import BudgetError, DamagedFileError, EdgeglmError, UnsupportedError
+from edgeglm.manifest import Module
+from edgeglm.runtimes.generate import PREFILL_CHUNK
+from edgeglm.runtimes.tensorrt_build import AGAIN, REMEDY, Range, Report, Task
+from edgeglm.runtimes.tensorrt_library import Library
+
+ENGINE, RECORD = "engine.plan", "built.json"
+# Of what stands in the folder and what the builder is asked for: an older engine is not used.
+REVISION = 1
+ERRORS = {kind.exit_code: kind for kind in (UnsupportedError, BudgetError, DamagedFileError)}
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What was built: the file's hash and size, by what, for which GPU, and how long it took."""
+
+    sha256: str
+    bytes: int
+    built_by: str
+    sm: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine that may be loaded; `fresh` if it was built just now."""
+
+    path: Path
+    record: Record
+    fresh: bool
+
+
+def engine_for(
+    bundle: Bundle, module: Module, library: Library, sm: int, show: Callable[[float], None] = lambda _: None
+) -> Engine:
+    """The engine of a module, built if there is none yet; of two that start at once, one waits for the other.
+
+    Args:
+        bundle: Its files' hashes were checked.
+        module: A module in the portable dialect.
+        library: Which TensorRT.
+        sm: The GPU's compute capability without the dot.
+        show: Gets how much of the building is done, from 0 to 1.
+
+    Raises:
+        UnsupportedError: TensorRT refuses the module or the GPU, or there is no folder to keep engines in.
+        DamagedFileError: The module cannot be read.
+        BudgetError: The builder was killed, or the disk is full.
+    """
+    ranges = input_ranges(bundle, module)
+    _check_library(bundle, library, sm)
+    folder = _root() / _key(bundle, module, library, sm, ranges)
+    with _locked(folder) as lock:
+        record = _read(folder)
+        if record:
+            return Engine(folder / ENGINE, record, fresh=False)
+        with _partial(folder) as partial:
+            task = Task(library.name, str(bundle.path(module.file)), sm, ranges, str(partial / ENGINE))
+            start = time.monotonic()
+            _run(task, lock, show)
+            record = _record(partial, library, sm, time.monotonic() - start)
+            _publish(partial, folder)
+    return Engine(folder / ENGINE, record, fresh=True)
+
+
+def input_ranges(bundle: Bundle, module: Module) -> dict[str, Range]:
+    """The range of each input of which a dimension varies.
+
+    The usual step is a whole chunk of a prompt behind half a context: a kernel chosen for many tokens reads each
+    weight once for a single one too, while one chosen for a single token may read them again for each of many.
+
+    Raises:
+        UnsupportedError: A dimension has a name that says nothing.
+    """
+    longest = bundle.manifest.model.max_positions
+    chunk = min(PREFILL_CHUNK, longest)
+    sizes = {"sequence": (1, chunk, chunk), "past": (0, longest // 2, longest - 1)}
+    sizes["total"] = tuple(map(sum, zip(*sizes.values(), strict=True)))  # type: ignore[assignment]
+    ranges: dict[str, Range] = {}
+    for tensor in module.inputs:
+        names = [size for size in tensor.shape if isinstance(size, str)]
+        for name in names:
+            if name not in sizes:
+                why = f"its input {tensor.name} has a dimension {name!r}, for which there is no range"
+                raise UnsupportedError(bundle.path(module.file), why, AGAIN)
+        if names:
+            shapes = [
+                tuple(sizes[size][k] if isinstance(size, str) else size for size in tensor.shape) for k in range(3)
+            ]
+            ranges[tensor.name] = (shapes[0], shapes[1], shapes[2])
+    return ranges
+
+
+def _check_library(bundle: Bundle, library: Library, sm: int) -> None:
+    """That it is not older than the device's profile says, and builds for the GPU."""
+    needed = bundle.manifest.profile.toolchain.tensorrt
+    if library.name == "tensorrt" and needed and _numbers(library.version) < _numbers(needed.version.value):
+        why = f"is older than the {needed.version.value} that {bundle.manifest.profile.name} asks for"
+        raise UnsupportedError(library.title, why, "update JetPack, or export for this device's profile")
+    if library.name == "tensorrt_rtx":
+        names = dir(library.module.ComputeCapability)
+        known = sorted(int(name[2:]) for name in names if name.startswith("SM") and name[2:].isdecimal())
+        if sm not in known:
+            why = f"{library.title} builds for none but {', '.join(map(str, known))}"
+            raise UnsupportedError(f"compute capability {sm}", why, "give one of these with --sm")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def _root() -> Path:
+    """The folder of all engines, which nobody else may write: an engine is code."""
+    root = cache_folder()
+    if root is None:
+        raise UnsupportedError("engines", "there is no home folder to keep them in", "set XDG_CACHE_HOME")
+    folder = root / "engines"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UnsupportedError(folder, "others may write there", "set XDG_CACHE_HOME to a folder of your own")
+    return folder
+
+
+def _key(bundle: Bundle, module: Module, library: Library, sm: int, ranges: dict[str, Range]) -> str:
+    """One name for a module's bytes, TensorRT's version, the GPU and the shapes."""
+    files = bundle.manifest.files
+    parts = [f"{name} {files[name].sha256}" for name in sorted(files) if name.startswith(f"{module.name}/")]
+    parts += [f"{REVISION} {library.name} {library.version} {sm}", msgspec.json.encode(ranges, order="sorted").decode()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[BinaryIO]:
+    """The lock on one engine; the kernel takes it back from whoever is killed. The builder holds it too."""
+    with open(folder.with_suffix(".lock"), "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
+
+
+@contextmanager
+def _partial(folder: Path) -> Iterator[Path]:
+    """An empty folder beside it, in place of what a killed build left, and gone afterwards unless it was renamed."""
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(mode=0o700)
+        yield partial
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise BudgetError(folder.parent, "no space is left", "free some") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _read(folder: Path) -> Record | None:
+    """What is in the folder, if the engine is still the file that was built."""
+    hashes = KnownHashes(folder)
+    try:
+        record = msgspec.json.decode((folder / RECORD).read_bytes(), type=Record)
+        return record if hashes.sha256(folder / ENGINE) == record.sha256 else None
+    except (OSError, msgspec.DecodeError):
+        return None
+    finally:
+        hashes.save()
+
+
+def _record(partial: Path, library: Library, sm: int, seconds: float) -> Record:
+    engine = partial / ENGINE
+    sha256 = KnownHashes(partial, trust=False).sha256(engine)
+    record = Record(sha256, engine.stat().st_size, library.title, sm, round(seconds, 3))
+    (partial / RECORD).write_bytes(msgspec.json.encode(record))
+    return record
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    for path in (partial / ENGINE, partial / RECORD, partial):
+        _sync(path)
+    shutil.rmtree(folder, ignore_errors=True)  # of a damaged one
+    os.rename(partial, folder)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _run(task: Task, lock: BinaryIO, show: Callable[[float], None]) -> None:
+    """Build in a process of its own, which finds edgeglm where this one did: a folder, or run.pyz."""
+    paths = [str(Path(edgeglm.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    with tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "edgeglm.runtimes.tensorrt_build"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment,
+            pass_fds=[lock.fileno()],
+            start_new_session=True,
+        )
+        try:
+            reports = _talk(process, task, show)
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode:
+            stderr.seek(0)
+            raise _failure(task, process.returncode, reports, stderr.read().decode(errors="replace"))
+
+
+def _talk(process: subprocess.Popen[bytes], task: Task, show: Callable[[float], None]) -> Report:
+    """Send the task, show the progress, and return the last report, when the process has ended."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    report = Report()
+    with process.stdout:
+        with suppress(BrokenPipeError), process.stdin:  # it has ended already, and says why on stderr
+            process.stdin.write(msgspec.json.encode(task))
+        for line in process.stdout:
+            report = msgspec.json.decode(line, type=Report)
+            show(report.done)
+    process.wait()
+    return report
+
+
+def _failure(task: Task, status: int, report: Report, stderr: str) -> EdgeglmError:
+    if report.error:
+        code, what, why, remedy = report.error
+        return ERRORS[code](what, why, remedy)
+    if status == -9:
+        why = "the builder was killed, most likely because memory ran out"
+        return BudgetError(task.graph, why, "free memory, or export it in a smaller precision")
+    lines = stderr.strip().splitlines() or ["without a word"]
+    why = f"the builder of {task.library} ended with {status}: {lines[-1]}"
+    return UnsupportedError(task.graph, why, REMEDY)

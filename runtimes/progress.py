@@ -1,0 +1,19 @@
+"""How far something is, in one line of a terminal's stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress_line(text: str) -> Iterator[Callable[[float], None]]:
+    """A function that shows a share from 0 to 1 behind `text`; the line is empty afterwards. Elsewhere, silence."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    try:
+        yield lambda done: print(f"\r\x1b[2K{text}  {done:.0%}", end="", file=sys.stderr, flush=True)
+    finally:
+        print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
