@@ -30,12 +30,17 @@ from edgeglm.bundle import Bundle
 from edgeglm.cache import cache_folder
 from edgeglm.digest import KnownHashes
 from edgeglm.errors import BudgetError, DamagedFileError, EdgeglmError, UnsupportedError
+from edgeglm.machine import read_machine
 from edgeglm.manifest import Module
 from edgeglm.runtimes.generate import PREFILL_CHUNK
 from edgeglm.runtimes.tensorrt_build import AGAIN, REMEDY, Range, Report, Task
 from edgeglm.runtimes.tensorrt_library import Library
+from edgeglm.units import format_size
 
+# Memory that the builder takes for a byte of weights: three (benchmarks/build_memory.py), less the file that it maps.
+GROWTH = 2
 ENGINE, RECORD = "engine.plan", "built.json"
+SMALLER = "free memory, or export it in a smaller precision"
 # Of what stands in the folder and what the builder is asked for: an older engine is not used.
 REVISION = 1
 ERRORS = {kind.exit_code: kind for kind in (UnsupportedError, BudgetError, DamagedFileError)}
@@ -75,7 +80,7 @@ def engine_for(
     Raises:
         UnsupportedError: TensorRT refuses the module or the GPU, or there is no folder to keep engines in.
         DamagedFileError: The module cannot be read.
-        BudgetError: The builder was killed, or the disk is full.
+        BudgetError: Memory is too short for the builder, it was killed, or the disk is full.
     """
     ranges = input_ranges(bundle, module)
     _check_library(bundle, library, sm)
@@ -84,6 +89,7 @@ def engine_for(
         record = _read(folder)
         if record:
             return Engine(folder / ENGINE, record, fresh=False)
+        _check_memory(bundle, module)
         with _partial(folder) as partial:
             task = Task(library.name, str(bundle.path(module.file)), sm, ranges, str(partial / ENGINE))
             start = time.monotonic()
@@ -127,12 +133,16 @@ def _check_library(bundle: Bundle, library: Library, sm: int) -> None:
     if library.name == "tensorrt" and needed and _numbers(library.version) < _numbers(needed.version.value):
         why = f"is older than the {needed.version.value} that {bundle.manifest.profile.name} asks for"
         raise UnsupportedError(library.title, why, "update JetPack, or export for this device's profile")
-    if library.name == "tensorrt_rtx":
-        names = dir(library.module.ComputeCapability)
-        known = sorted(int(name[2:]) for name in names if name.startswith("SM") and name[2:].isdecimal())
-        if sm not in known:
-            why = f"{library.title} builds for none but {', '.join(map(str, known))}"
-            raise UnsupportedError(f"compute capability {sm}", why, "give one of these with --sm")
+    if not library.builds_for(sm):
+        why = f"{library.title} builds for none but {', '.join(map(str, library.compute_capabilities))}"
+        raise UnsupportedError(f"compute capability {sm}", why, "give one of these with --sm")
+
+
+def _check_memory(bundle: Bundle, module: Module) -> None:
+    needed, there = GROWTH * bundle.manifest.module_bytes(module), read_machine().memory_available_bytes
+    if needed > there:
+        why = f"building its engine takes about {format_size(needed)}, and {format_size(there)} are available"
+        raise BudgetError(bundle.path(module.file), why, SMALLER)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -265,7 +275,7 @@ def _failure(task: Task, status: int, report: Report, stderr: str) -> EdgeglmErr
         return ERRORS[code](what, why, remedy)
     if status == -9:
         why = "the builder was killed, most likely because memory ran out"
-        return BudgetError(task.graph, why, "free memory, or export it in a smaller precision")
+        return BudgetError(task.graph, why, SMALLER)
     lines = stderr.strip().splitlines() or ["without a word"]
     why = f"the builder of {task.library} ended with {status}: {lines[-1]}"
     return UnsupportedError(task.graph, why, REMEDY)

@@ -41,13 +41,13 @@ def open_decoder(bundle: Bundle, module: Module, threads: int, capacity: int) ->
 
 @cache
 def _has_tensorrt() -> bool:
-    """Whether there is a GPU and a TensorRT."""
+    """Whether there is a GPU and a TensorRT for it."""
     try:
-        Gpu().close()
-        load_library()
+        gpu, library = Gpu(), load_library()
     except UnsupportedError:
         return False
-    return True
+    gpu.close()
+    return library.builds_for(gpu.sm)
 
 
 def _built(bundle: Bundle, module: Module) -> tuple[Gpu, Library, Path]:

@@ -46,6 +46,16 @@ class Library:
         """Its distribution and version, as reports name it."""
         return f"{DISTRIBUTIONS[self.name]} {self.version}"
 
+    @property
+    def compute_capabilities(self) -> list[int]:
+        """Those that TensorRT for RTX builds for; none are listed by TensorRT, which builds for the GPU it is on."""
+        names = dir(getattr(self.module, "ComputeCapability", None)) if self.name == "tensorrt_rtx" else []
+        return sorted(int(name[2:]) for name in names if name.startswith("SM") and name[2:].isdecimal())
+
+    def builds_for(self, sm: int) -> bool:
+        """Whether it builds for a compute capability, given without the dot."""
+        return self.name == "tensorrt" or sm in self.compute_capabilities
+
 
 def load_library(names: Sequence[str] = tuple(DISTRIBUTIONS)) -> Library:
     """The first of the modules that is installed.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +73,21 @@ def build(bundle: Path, capsys: Capture) -> None:
 @pytest.mark.slow
 def test_every_module_of_the_demo_in_half_precision(half: Path, capsys: Capture) -> None:
     build(half, capsys)
+
+
+@pytest.mark.slow
+def test_what_a_bundle_carries_builds_without_an_installed_edgeglm(half: Path, tmp_path: Path) -> None:
+    """The builder's process finds its code in run.pyz, as the runner did."""
+    code = (
+        "import sys, edgeglm; from pathlib import Path; from edgeglm.bundle import load_bundle; "
+        "from edgeglm.runtimes.engines import engine_for; "
+        "from edgeglm.runtimes.tensorrt_library import load_library; bundle = load_bundle(Path(sys.argv[1])); "
+        "print(engine_for(bundle, bundle.module('vision'), load_library(['tensorrt_rtx']), 86).fresh, edgeglm.__file__)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(half / "run.pyz")}
+    command = [sys.executable, "-c", code, str(half)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"True {half}/run.pyz/edgeglm/__init__.py\n"
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from onnx.helper import make_node
 
 from edgeglm.bundle import Bundle
 from edgeglm.errors import BudgetError, UnsupportedError
+from edgeglm.machine import read_machine
 from edgeglm.runtimes.engines import ENGINE, RECORD, Engine, engine_for, input_ranges
 from edgeglm.runtimes.tensorrt_library import Library, load_library
 from tests.cli.commands import Done, end, start
@@ -118,6 +120,16 @@ def test_a_folder_that_others_may_write_is_refused(tmp_path: Path, cache: Path, 
     cache.chmod(0o777)
     with pytest.raises(UnsupportedError, match="others may write there"):
         make(write_bundle(tmp_path / "bundle", matmul()), library)
+
+
+def test_a_build_that_memory_is_too_short_for_is_refused(
+    tmp_path: Path, cache: Path, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = replace(read_machine(), memory_available_bytes=100)
+    monkeypatch.setattr("edgeglm.runtimes.engines.read_machine", lambda: short)
+    with pytest.raises(BudgetError, match=r"takes about .*, and 100B are available; free memory, or export"):
+        make(write_bundle(tmp_path / "bundle", matmul()), library)
+    assert left_in(cache) == []
 
 
 # -- several processes -----------------------------------------------------------------------------
