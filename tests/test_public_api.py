@@ -58,7 +58,7 @@ DEVICES = {
 }
 
 
-@pytest.mark.parametrize(("module", "names"), (SHARED | DEVICES).items(), ids=str)
+@pytest.mark.parametrize(("module", "names"), (SHARED | DEVICES).items(), ids=[*SHARED, *DEVICES])
 def test_a_module_defines_exactly_its_public_names(module: str, names: set[str]) -> None:
     members = vars(importlib.import_module(module)).items()
     defined = {
