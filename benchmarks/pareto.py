@@ -71,7 +71,7 @@ class Bench:
         self.accuracy_drop, self.model = accuracy_drop, [] if outliers is None else [str(self.work / "model")]
         self.data = [] if outliers is None else ["--data", str(EVALUATION), "--reference", self.model[0]]
         if outliers is not None and not (self.work / "model").exists():
-            self._inject(outliers)
+            inject(outliers, self.work / "model")
 
     def row(self, precision: str) -> Row:
         """Export, validate and run."""
@@ -111,13 +111,14 @@ class Bench:
             verdict,
         )
 
-    def _inject(self, factor: float) -> None:
-        folder = self.work / "model"
-        folder.mkdir()
-        for file in DEMO.iterdir():
-            (folder / file.name).write_bytes(file.read_bytes())
-        state = {name: value.float() for name, value in load_file(DEMO / "model.safetensors").items()}
-        save_file(inject_outliers(state, factor), folder / "model.safetensors", {"format": "pt"})
+
+def inject(factor: float, folder: Path) -> None:
+    """A copy of the demo with outlier channels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in DEMO.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    state = {name: value.float() for name, value in load_file(DEMO / "model.safetensors").items()}
+    save_file(inject_outliers(state, factor), folder / "model.safetensors", {"format": "pt"})
 
 
 def edgeglm(*arguments: str) -> dict | None:  # type: ignore[type-arg]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from edgeglm.cli.output import json_option, print_json
 from edgeglm.cli.progress import Display, Memory
 from edgeglm.errors import UsageError
 from edgeglm.export.pack.writer import check_target
-from edgeglm.export.pipeline.calibrate import calibrate, read_calibration
+from edgeglm.export.pipeline.calibrate import calibrate, read_calibration, samples_bytes
 from edgeglm.export.pipeline.export import Progress, Report, export
 from edgeglm.export.pipeline.forecast import check_budget, predict
 from edgeglm.export.pipeline.ladder import Ladder, Means, workplace
@@ -70,7 +71,12 @@ def command(
     samples = read_calibration(calibration) if calibration else []
     gate = open_gate(request, accuracy_drop, calibration, samples) if accuracy_drop else None
     opened = open_export(request)
-    expected = check_budget(opened, budget)
+    needed = samples_bytes(opened, samples or (gate.samples if gate else []))
+
+    def check(opened: Opened) -> int:
+        return check_budget(opened, budget, needed)
+
+    expected = check(opened)
     ladder = None
     with Memory() as memory, Display(memory, budget, start) as display, ExitStack() as leave:
         display.say(f"tracing {request.name} for {request.profile.name}")
@@ -88,7 +94,7 @@ def command(
             found = calibrate(traced, samples)
         if gate:
             work = leave.enter_context(workplace(folder))
-            ladder = _climb(request, gate, found, work, budget, memory, display, report)
+            ladder = _climb(request, gate, found, work, check, memory, display, report)
             if not ladder.best:
                 _print_failure(folder, ladder, as_json=as_json)
                 raise nothing_passed(folder, ladder)
@@ -131,7 +137,7 @@ def _climb(
     gate: Gate,
     calibration: Calibration | None,
     work: Path,
-    budget: int,
+    check: Callable[[Opened], int],
     memory: Memory,
     display: Display,
     report: Report,
@@ -143,9 +149,6 @@ def _climb(
 
     def show(rung: Rung) -> None:
         display.line(f"{'passes' if rung.passed else 'fails'}: {brief(rung.precision)}")
-
-    def check(opened: Opened) -> int:
-        return check_budget(opened, budget)
 
     ladder = Ladder(request, Means(work, gate.samples, calibration, measure, check, report, show))
     ladder.climb()

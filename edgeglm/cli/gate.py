@@ -42,7 +42,7 @@ def nothing_passed(folder: Path, ladder: Ladder) -> AccuracyError:
     """The error of a ladder without an end, with the numbers of the attempt that came nearest."""
     rung = ladder.nearest
     if rung is None:
-        return AccuracyError(folder, f"every precision fails: {ladder.rungs[-1].refused}", "give it up")
+        return AccuracyError(folder, f"every precision fails: {ladder.rungs[-1].refused}", "export it in fp32")
     metric = worst(rung)
     drop, high, limit = (_amount(metric, value) for value in (metric.drop, metric.drop_interval[1], metric.limit))
     why = (

@@ -14,10 +14,11 @@ from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.calibration.histogram import least_squares
 from edgeglm.export.calibration.observe import Observed
 from edgeglm.export.demo.samples import Sample, read_samples
-from edgeglm.export.pipeline.prepare import Calibration, Prepared
+from edgeglm.export.pipeline.prepare import Calibration, Opened, Prepared
 from edgeglm.export.pipeline.probes import sample_prompts
 from edgeglm.export.pipeline.walk import Walk
 from edgeglm.export.prove.reference import OriginalWeights
+from edgeglm.export.quantize.rounded import KEPT_BYTES
 
 # Read of a set: energies change by less than their own noise with more.
 SAMPLES = 32
@@ -44,8 +45,19 @@ def read_calibration(file: Path) -> list[Sample]:
     return samples
 
 
-def calibrate(prepared: Prepared, samples: Sequence[Sample]) -> Calibration:
-    """What every weight is multiplied by, and the hash of what the model was fed.
+def samples_bytes(opened: Opened, samples: Sequence[Sample]) -> int:
+    """What samples take while they pass through the model: pictures, patches, and what becomes of them on the way."""
+    if not samples:
+        return 0
+    rows, columns = opened.probe.grid or (0, 0)
+    vision = opened.checkpoint.config.get("vision_config") or {}
+    sizes = (vision.get("patch_size", 14) ** 2, vision.get("in_channels", 3), vision.get("temporal_patch_size", 2))
+    patches: int = 4 * rows * columns * math.prod(sizes)
+    return KEPT_BYTES + sum(3 * math.prod(sample.image.size) + 2 * patches for sample in samples)
+
+
+def observe(prepared: Prepared, samples: Sequence[Sample]) -> Observed:
+    """What every weight is multiplied by on the samples.
 
     Raises:
         UnsupportedError: The model takes no pictures, and the samples are screens.
@@ -60,6 +72,12 @@ def calibrate(prepared: Prepared, samples: Sequence[Sample]) -> Calibration:
             Walk(prepared, prompts, observed, {}).logits()
     except ValueError as error:
         raise UsageError("--calibration", str(error), "check the model and the samples") from error
+    return observed
+
+
+def calibrate(prepared: Prepared, samples: Sequence[Sample]) -> Calibration:
+    """What the encoders take of `observe`, whose errors it raises, and the hash of what the model was fed."""
+    observed = observe(prepared, samples)
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(f"{sample.prompt}\0{sample.expected.response}\0{sample.image.size}\0".encode())

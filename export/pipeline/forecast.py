@@ -77,14 +77,14 @@ def export_peak(opened: Opened, *, workers: int, traced: bool) -> int:
     return plan.export_peak(sizes, workers, ENGINE_BYTES, traced=traced)
 
 
-def check_budget(opened: Opened, budget: int) -> int:
-    """The export's peak, if it is within the budget of ``--max-ram``.
+def check_budget(opened: Opened, budget: int, samples_bytes: int = 0) -> int:
+    """The export's peak, with what samples take in it, if it is within the budget of ``--max-ram``.
 
     Raises:
         BudgetError: It is not; the message names the smallest budget that would do.
         DamagedFileError: A module has no weight at all.
     """
-    peak = export_peak(opened, workers=WORKERS, traced=not opened.is_traced)
+    peak = samples_bytes + export_peak(opened, workers=WORKERS, traced=not opened.is_traced)
     if peak > budget:
         why = f"{format_size(budget)} is too little for {opened.request.name}"
         raise BudgetError("--max-ram", why, f"it takes at least {-(-peak // plan.MIB)}MiB")
@@ -139,8 +139,10 @@ def _loaded(choice: Choice, weights: Sequence[Stored]) -> float:
     """What a session keeps for a byte of the weights: the mean over those of a mixed module."""
     if not choice.parts:
         return plan.LOADED[choice.precision]
-    names = {scheme: name for name, scheme in SCHEMES.items()}
-    matrices = [(names[each.scheme], sum(part.nbytes for part in each.parts)) for each in weights if each.columns > 1]
+    names = {type(scheme): name for name, scheme in SCHEMES.items()}
+    matrices = [
+        (names[type(each.scheme)], sum(part.nbytes for part in each.parts)) for each in weights if each.columns > 1
+    ]
     return sum(plan.LOADED[name] * size for name, size in matrices) / sum(size for _, size in matrices)
 
 

@@ -1,4 +1,4 @@
-"""Weights that an earlier export of the same checkpoint has stored alike, to be copied instead of encoded again."""
+"""Weights that an earlier export of the same checkpoint and calibration stored alike, copied instead of encoded."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Reuse:
-    """What the bundles of earlier exports hold; one that is gone is passed over."""
+    """What the bundles of earlier exports hold, whose calibration is the same; one that is gone is passed over."""
 
     known: dict[tuple[ModuleName, Dialect, Stored], list[Found]] = field(default_factory=lambda: defaultdict(list))
 

@@ -135,10 +135,27 @@ def test_static_int8_is_proven_like_every_precision(tmp_path: Path, set_of_four:
     assert status == 0
     vision = json.loads(out)["modules"][1]
     assert vision["precision"] == "int8-static"
+    common[4] = "vision=int8-static,vision.layer.1=int8,decoder=int8-static,decoder.back=fp16"
+    status, out, _ = run(capsys, *common, "--calibration", set_of_four)
+    assert status == 0
+    assert [module["precision"] for module in json.loads(out)["modules"]] == ["fp16", "mixed", "mixed"]
     assert 0.01 < vision["max_relative_error"] < 0.2
     common[2] = "jetson"
     done = run(capsys, *common, "--calibration", set_of_four)
     check_failure(done, 3, "int8-static is made for the CPU, and jetson-orin has vision elsewhere; choose int8")
+
+
+def test_samples_count_in_the_budget(tmp_path: Path, set_of_four: Path, capsys: Capture) -> None:
+    plain, calibrated, common = tmp_path / "plain", tmp_path / "calibrated", ["export", "--target", "cpu", "--json"]
+    peaks = []
+    for options in (["-o", plain], ["-o", calibrated, "--calibration", set_of_four]):
+        status, out, _ = run(capsys, *common, *options)
+        assert status == 0
+        peaks.append(json.loads(out)["predicted_peak_rss_bytes"])
+    assert peaks[1] > peaks[0] + (64 << 20)
+    budget = ["--max-ram", peaks[1] - 1]
+    check_failure(run(capsys, *common, "-o", tmp_path / "c", "--calibration", set_of_four, *budget), 5, "it takes at")
+    assert run(capsys, *common, "-o", tmp_path / "c", *budget)[0] == 0
 
 
 def lines(count: int) -> list[str]:

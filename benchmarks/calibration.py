@@ -1,0 +1,107 @@
+"""What a calibration gains on the demo: INT4 scales that weigh their errors, and three ranges for static INT8.
+
+``python -m benchmarks.calibration WORK_DIR`` from the repository's root prints two tables, for the demo and for a copy
+of it with outlier channels (``--outliers FACTOR``). Both are calibrated on the demo's calibration set. The first is
+computed in numpy on the first evaluation screens, with right answers, all modules in INT4 and the activations rounded
+as ONNX Runtime does it: relative error of the answers' logits, and KL divergence in nats a token. The second has the
+errors that exports record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np
+
+from benchmarks.pareto import inject
+from edgeglm.devices.loader import load_profile
+from edgeglm.errors import AccuracyError
+from edgeglm.export.calibration.histogram import Histogram, Range, least_squares, min_max, percentile
+from edgeglm.export.demo.samples import DATA, read_samples
+from edgeglm.export.locate import DEMO
+from edgeglm.export.pipeline.calibrate import calibrate, observe, read_calibration
+from edgeglm.export.pipeline.export import export
+from edgeglm.export.pipeline.forecast import predict
+from edgeglm.export.pipeline.prepare import Calibration, Request, open_export, prepare
+from edgeglm.export.pipeline.probes import sample_prompts
+from edgeglm.export.pipeline.walk import ORIGINAL, Walk
+from edgeglm.export.prove.reference import OriginalWeights
+from edgeglm.export.prove.values import divergence, relative_error
+from edgeglm.export.quantize.rounded import RoundedWeights
+from edgeglm.export.quantize.schemes import Int4
+
+SCREENS = 24
+RANGES = {"min-max": min_max, "percentile": percentile, "least squares": least_squares}
+
+
+def request(model: Path, precision: str) -> Request:
+    """Proven on the demo's screens, whatever it is called."""
+    return Request(model, model.name, load_profile("cpu"), precision, is_demo=True)
+
+
+def int4(model: Path) -> None:
+    """Round to nearest, and with errors weighed."""
+    prepared = prepare(open_export(request(model, "int4")))
+    found = calibrate(prepared, read_calibration(DATA / "calibration.jsonl"))
+    prompts = sample_prompts(prepared, read_samples(DATA / "evaluation.jsonl", SCREENS), answered=True)
+    source = prepared.checkpoint
+    original = Walk(prepared, prompts, OriginalWeights(source), {}).logits()[ORIGINAL]
+    print("INT4       ERROR   KL MEAN  KL MEDIAN")
+    for name, energies in (("plain", {}), ("weighed", found.energies)):
+        weights = RoundedWeights(source, Int4(), "ort", energies, {})
+        pairs = list(zip(original, Walk(prepared, prompts, weights, {}).logits()[ORIGINAL], strict=True))
+        errors, damage = [relative_error(q, p) for p, q in pairs], [divergence(p, q) for p, q in pairs]
+        print(f"{name:<9}  {np.mean(errors):.4f}  {np.mean(damage):.5f}  {np.median(damage):.5f}")
+
+
+def static(model: Path, work: Path) -> None:
+    """Vision and decoder, with each of the ranges; dynamic INT8 beside them."""
+    prepared = prepare(open_export(request(model, "int8-static")))
+    samples = read_calibration(DATA / "calibration.jsonl")
+    seen, found = observe(prepared, samples).histograms, calibrate(prepared, samples)
+    print("INT8           VISION  DECODER")
+    print(f"{'dynamic':<13}  {errors(request(model, 'int8'), None, work)}")
+    for name in RANGES:
+        calibration = replace(found, ranges=ranges(seen, name))
+        print(f"{name:<13}  {errors(prepared.request, calibration, work)}")
+
+
+def ranges(seen: Mapping[str, Histogram], method: str) -> dict[str, Range]:
+    """Of every weight's inputs."""
+    return {weight: RANGES[method](histogram) for weight, histogram in seen.items()}
+
+
+def errors(asked: Request, calibration: Calibration | None, work: Path) -> str:
+    """As the manifest has them."""
+    made = prepare(open_export(asked), calibration)
+    try:
+        bundle, _ = export(made, work / "bundle", predict(made), lambda _: None, resume=False)
+    except AccuracyError as error:
+        return f"refused: {error.what}: {error.why}"
+    return f"{bundle.modules[1].max_relative_error:<6}  {bundle.modules[2].max_relative_error}"
+
+
+def main() -> None:
+    """Both tables, twice."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, metavar="WORK_DIR")
+    parser.add_argument("--outliers", type=float, default=16.0, metavar="FACTOR")
+    arguments = parser.parse_args()
+    loud = arguments.work / "outliers"
+    inject(arguments.outliers, loud)
+    for title, model in (("demo", DEMO), (f"demo with outliers of {arguments.outliers:g}", loud)):
+        print(f"{title}\n")
+        int4(model)
+        print()
+        static(model, arguments.work)
+        print()
+
+
+if __name__ == "__main__":
+    main()
