@@ -155,8 +155,11 @@ def _root() -> Path:
     if root is None:
         raise UnsupportedError("engines", "there is no home folder to keep them in", "set XDG_CACHE_HOME")
     folder = root / "engines"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.stat()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError as error:
+        raise UnsupportedError(folder, f"cannot be made: {error.strerror}", "set XDG_CACHE_HOME") from error
     if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UnsupportedError(folder, "others may write there", "set XDG_CACHE_HOME to a folder of your own")
     return folder

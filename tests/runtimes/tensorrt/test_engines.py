@@ -122,6 +122,12 @@ def test_a_folder_that_others_may_write_is_refused(tmp_path: Path, cache: Path, 
         make(write_bundle(tmp_path / "bundle", matmul()), library)
 
 
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path, cache: Path, library: Library) -> None:
+    cache.parents[1].write_text("a file, where the cache folder would be")
+    with pytest.raises(UnsupportedError, match="engines: cannot be made: Not a directory; set XDG_CACHE_HOME"):
+        make(write_bundle(tmp_path / "bundle", matmul()), library)
+
+
 def test_a_build_that_memory_is_too_short_for_is_refused(
     tmp_path: Path, cache: Path, library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
