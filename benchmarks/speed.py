@@ -2,7 +2,7 @@
 
 Writes the 300M GLM-4 shape with random weights, exports it in int8 and int4, and runs each contender in processes of
 its own, in turns, so that a noisy machine hurts all of them alike; every figure is the median over the turns.
-llama.cpp takes part where ``llama-cpp-python`` and ``gguf`` are installed: in this environment, or in that of
+llama.cpp takes part where ``gguf`` is installed here, and ``llama-cpp-python`` here or in the environment of
 ``--rivals PYTHON``.
 """
 
@@ -76,17 +76,20 @@ def prepare(work: Path, rivals: str) -> dict[str, tuple[str, str, Path]]:
         rows[f"edgeglm {precision} --low-rss"] = (sys.executable, "edgeglm-low-rss", work / precision)
         child(*rows[f"edgeglm {precision} --low-rss"], 1)  # the first time makes the file
     rows["transformers fp32"] = (sys.executable, "transformers", checkpoint)
-    if subprocess.run(
-        [rivals, "-c", "import llama_cpp, gguf, safetensors, torch"], capture_output=True, check=False
-    ).returncode:
-        print(f"llama.cpp: left out; {rivals} lacks llama-cpp-python or gguf")
+    if not (has(sys.executable, "gguf") and has(rivals, "llama_cpp")):
+        print("llama.cpp is left out for want of gguf or llama-cpp-python")
         return rows
     for kind in ("Q4_0", "Q8_0"):
         file = work / f"{kind}.gguf"
         if not file.exists():
-            run(rivals, HERE / "gguf_model.py", checkpoint, kind, file)
+            run(sys.executable, HERE / "gguf_model.py", checkpoint, kind, file)
         rows[f"llama.cpp {kind}"] = (rivals, "llama.cpp", file)
     return rows
+
+
+def has(python: str, module: str) -> bool:
+    """Whether an interpreter can import a module."""
+    return not subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False).returncode
 
 
 def run(*command: object) -> str:
