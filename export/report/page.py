@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
@@ -26,6 +27,8 @@ def render(report: Report) -> str:
 def _plots(report: Report) -> dict[str, Markup]:
     if not (report.metrics or report.sensitivity or report.ladder):
         return {}
+    # It says on stderr that it looks for fonts, the first time.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     # Only here: an export that measured nothing need not load it.
     from edgeglm.export.report import plots
 
