@@ -84,7 +84,8 @@ def blocks_first(weight: Floats, block_size: int) -> Floats:
     rows, columns = weight.shape
     if missing := -columns % block_size:
         weight = np.pad(weight, ((0, 0), (0, missing)))
-    return np.ascontiguousarray(weight.reshape(rows, -1, block_size).transpose(2, 0, 1))
+    # Always a copy, also of a row of one block, which lies in this order already: codes are rounded in place.
+    return np.array(weight.reshape(rows, -1, block_size).transpose(2, 0, 1), order="C")
 
 
 def int8_block_scale(blocks: Floats) -> Floats:

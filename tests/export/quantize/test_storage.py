@@ -100,6 +100,15 @@ def test_the_smallest_chunks_make_the_same_bytes_to_the_last_bit_of_a_scale(sche
         assert np.array_equal(np.concatenate(cut, part.row_axis), whole)
 
 
+@every_form
+def test_what_is_encoded_stays_as_it_was(scheme: Scheme, dialect: Dialect) -> None:
+    step = max(part.row_multiple for part in parts(scheme, dialect, 2, 32))
+    weight = gaussian(2, 32)
+    before = weight.copy()
+    encode(scheme, dialect, weight[:step])
+    assert np.array_equal(weight, before)
+
+
 @pytest.mark.parametrize("columns", [32, 33])
 def test_int4_columns_in_pairs_refuse_an_odd_number_of_rows(columns: int) -> None:
     with pytest.raises(ValueError, match="packs rows in pairs, and 3 is odd"):
