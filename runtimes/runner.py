@@ -215,6 +215,7 @@ class Runner:
             )
         self._decoder.reserve(capacity)
         self._decoder.truncate(shared)
+        self._known = self._known[:shared]  # whatever fails from here on
         return self._decoder
 
     def _load_decoder(self, module: Module, capacity: int) -> DecoderSession:

@@ -69,7 +69,7 @@ def few(file: Path, count: int) -> None:
 
 @pytest.mark.slow
 def test_outliers_spoil_int4_and_a_mixed_bundle_comes_of_it(tmp_path: Path, capsys: Capture) -> None:
-    """Few screens, and so a generous limit; benchmarks/ladder.py has all of them and 2%."""
+    """Few screens, and so a generous limit; docs/benchmarks.md has all of them and 2%."""
     model, target, data = tmp_path / "model", tmp_path / "bundle", tmp_path / "few.jsonl"
     model.mkdir()
     for file in DEMO.iterdir():
