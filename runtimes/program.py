@@ -146,7 +146,7 @@ def _parser(bundle: Path | None) -> argparse.ArgumentParser:
     parser.add_argument("--temperature", type=_number, metavar="T", help="0 is greedy (default: the bundle's)")
     parser.add_argument("--top-p", type=_share, metavar="P", help="of the likeliest tokens (default: the bundle's)")
     parser.add_argument("--repetition-penalty", type=_positive, metavar="R", help="1 is none (default: the bundle's)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the sampling (default: 0)")
     parser.add_argument("--memory-plot", type=Path, metavar="FILE", help="draw memory over time, as .png or .svg")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
@@ -155,6 +155,12 @@ def _parser(bundle: Path | None) -> argparse.ArgumentParser:
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
     return int(text)
 
 

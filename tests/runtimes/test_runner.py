@@ -101,7 +101,9 @@ def test_the_command_prints_the_documented_object(exact: Path, capsys: pytest.Ca
     assert captured.err.startswith("edgeglm: --max-ram: 10MiB is too little for this bundle; give at least ")
 
 
-@pytest.mark.parametrize("wrong", [["--prompt"], ["--max-new-tokens", "0"], ["--temperature", "-1"], ["--nothing"]])
+@pytest.mark.parametrize(
+    "wrong", [["--prompt"], ["--max-new-tokens", "0"], ["--temperature", "-1"], ["--seed", "-1"], ["--nothing"]]
+)
 def test_a_wrong_option_is_one_line(exact: Path, wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(exact), "--prompt", "x", *wrong]) == 2
     captured = capsys.readouterr()
