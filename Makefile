@@ -61,8 +61,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo 'edgeglm: $(PYTHON): is not Python 3.11 or later; run make PYTHON=/path/to/python3.11' >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo 'edgeglm: $(PYTHON): has no venv module; run apt install python3-venv' >&2; exit 2; }
-	@echo '== install: edgeglm with its host side and tools into $(VENV) (once; a few minutes, about 2 GB)'
+	@echo '== install: edgeglm with its host side and tools into $(VENV) (once; a few minutes, about 3 GB)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
-		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[export,tensorrt,dev]'
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[export,tensorrt,qnn,tflite,dev]'
 	@touch $@
