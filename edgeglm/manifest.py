@@ -15,7 +15,7 @@ MANIFEST = "manifest.json"
 BLANK_SEAL = "0" * 64
 
 ModuleName = Literal["vision", "embedding", "decoder"]
-Format = Literal["onnx", "rows"]
+Format = Literal["onnx", "rows", "tflite"]
 Dialect = Literal["ort", "portable"]
 Dtype = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
 # Without control characters, which a terminal would obey.
@@ -79,7 +79,8 @@ class Module(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     """One part of the model, in the folder of its name: the file to open and how it runs.
 
     ``rows`` is a table that is gathered from a memory map, without engine and dialect. ``parts`` has the precision of
-    every part of a module whose ``precision`` is ``mixed``.
+    every part of a module whose ``precision`` is ``mixed``. ``tried`` has the errors of the precisions between which
+    the export chose, against the module in fp32. ``tflite`` may have several files, in the order of their names.
     ``max_relative_error`` is against the unquantized module, None where it was not measured.
     """
 
@@ -88,6 +89,7 @@ class Module(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     format: Format
     precision: Text
     parts: dict[Text, Text] = {}
+    tried: dict[Text, Annotated[float, Meta(ge=0)]] = {}
     placement: Placement
     engine: Engine | None = None
     dialect: Dialect | None = None

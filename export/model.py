@@ -101,7 +101,22 @@ class Choice:
     @property
     def half(self) -> bool:
         """Whether activations are in half precision: on an accelerator they are, unless all is to be fp32."""
-        return self.dialect == "portable" and self.precisions != {"fp32"}
+        return self.dialect == "portable" and self.engine != "litert" and self.precisions != {"fp32"}
+
+
+@dataclass(frozen=True)
+class Span:
+    """What one of a module's files holds where one file would be too large: some blocks, and what is at the ends."""
+
+    start: int
+    stop: int
+    front: bool
+    back: bool
+
+    @property
+    def layers(self) -> range:
+        """The blocks."""
+        return range(self.start, self.stop)
 
 
 @dataclass(frozen=True)

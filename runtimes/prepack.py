@@ -56,11 +56,11 @@ def prepacked(path: Path, files: Mapping[str, File], threads: int) -> Path:
 def _key(files: Mapping[str, File]) -> str:
     """One name for a module's bytes, the engine's version and the processor."""
     parts = [f"{name} {file.sha256}" for name, file in sorted(files.items())]
-    parts += [onnxruntime.__version__, platform.machine(), *_processor()]
+    parts += [onnxruntime.__version__, platform.machine(), *processor()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def _processor() -> Iterator[str]:
+def processor() -> Iterator[str]:
     """What Linux says of the first core's kind and instructions."""
     names = ("model name", "flags", "Features", "CPU implementer", "CPU part")
     with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -86,7 +86,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _make(path: Path, folder: Path, room: int, threads: int) -> None:
-    with _beside(folder) as partial:
+    with beside(folder) as partial:
         if (free := shutil.disk_usage(partial).free) < room:
             why = f"the packed weights take about {format_size(room)}, and {folder.parent} has {format_size(free)}"
             raise BudgetError("--low-rss", why, "free some of the disk, or set XDG_CACHE_HOME to a larger one")
@@ -105,7 +105,7 @@ def _make(path: Path, folder: Path, room: int, threads: int) -> None:
 
 
 @contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
+def beside(folder: Path) -> Iterator[Path]:
     """A new folder on the same disk, which is gone afterwards unless it was renamed."""
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))

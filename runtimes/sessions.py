@@ -12,9 +12,10 @@ from edgeglm.bundle import Bundle
 from edgeglm.devices.profile import Engine
 from edgeglm.errors import UnsupportedError
 from edgeglm.manifest import Module
-from edgeglm.runtimes import ort, tensorrt
+from edgeglm.runtimes import litert, ort, tensorrt
 from edgeglm.runtimes.cuda import Gpu
 from edgeglm.runtimes.engines import engine_for
+from edgeglm.runtimes.litert_weights import litert_files
 from edgeglm.runtimes.progress import progress_line
 from edgeglm.runtimes.session import DecoderSession, EncoderSession
 from edgeglm.runtimes.tensorrt_library import Library, load_library
@@ -22,6 +23,8 @@ from edgeglm.runtimes.tensorrt_library import Library, load_library
 
 def engine_of(module: Module) -> Engine:
     """Which engine runs a module here."""
+    if module.engine == "litert":
+        return "litert"
     return "tensorrt" if module.engine == "tensorrt" and _has_tensorrt() else "ort"
 
 
@@ -29,6 +32,8 @@ def open_encoder(bundle: Bundle, module: Module, threads: int) -> EncoderSession
     """A module without a state. Raises as its engine does."""
     if engine_of(module) == "tensorrt":
         return tensorrt.Encoder(*_built(bundle, module))
+    if module.engine == "litert":
+        return litert.Encoder(litert_files(bundle, module, threads))
     return ort.Encoder(bundle.path(module.file), threads)
 
 
@@ -36,6 +41,8 @@ def open_decoder(bundle: Bundle, module: Module, threads: int, capacity: int) ->
     """A decoder with room for `capacity` tokens. Raises as its engine does."""
     if engine_of(module) == "tensorrt":
         return tensorrt.Decoder(*_built(bundle, module), capacity)
+    if module.engine == "litert":
+        return litert.Decoder(litert_files(bundle, module, threads), capacity)
     return ort.Decoder(bundle.path(module.file), threads, capacity)
 
 

@@ -33,6 +33,13 @@ SHARE = 0.6  # of the memory that is available, where no budget is given
 @checkpoint_options
 @click.option("-o", "--output", "out", type=click.Path(path_type=Path), help="The bundle's folder.")
 @click.option(
+    "--format",
+    "format_",
+    default="onnx",
+    metavar="LIST",
+    help="onnx or tflite, or by module: vision=tflite (default: onnx).",
+)
+@click.option(
     "--max-ram", metavar="SIZE", help="Budget of all processes, such as 2GiB (default: 60% of what is available)."
 )
 @click.option(
@@ -53,6 +60,7 @@ def command(
     context: int | None,
     image_size: str | None,
     out: Path | None,
+    format_: str,
     max_ram: str | None,
     accuracy_drop: str | None,
     calibration: Path | None,
@@ -64,7 +72,7 @@ def command(
     MODEL is a Hugging Face checkpoint directory, or org/name of one on the hub; without it, the demo.
     """
     start = time.monotonic()
-    request = to_request(model, target, precision, context, image_size)
+    request = replace(to_request(model, target, precision, context, image_size), format=format_)
     budget = parse_size(max_ram) if max_ram else int(SHARE * read_machine().memory_available_bytes)
     folder = out or Path(f"{request.name.rpartition('/')[2]}-{request.profile.name}")
     check_target(folder)

@@ -83,4 +83,4 @@ def calibrate(prepared: Prepared, samples: Sequence[Sample]) -> Calibration:
         digest.update(f"{sample.prompt}\0{sample.expected.response}\0{sample.image.size}\0".encode())
         digest.update(hashlib.sha256(sample.image.tobytes()).digest())
     ranges = {name: least_squares(seen) for name, seen in observed.histograms.items()}
-    return Calibration(digest.hexdigest(), observed.energies(), ranges)
+    return Calibration(digest.hexdigest(), observed.energies(), ranges, samples)

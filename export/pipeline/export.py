@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -25,6 +26,7 @@ from edgeglm.export.pack.writer import BundleWriter
 from edgeglm.export.pipeline.prepare import Prepared, PreparedModule, serialize
 from edgeglm.export.pipeline.prove import Prover
 from edgeglm.export.pipeline.reuse import Reuse
+from edgeglm.export.pipeline.tflite import export_tflite
 from edgeglm.export.report.data import Report as PageData
 from edgeglm.export.report.page import render
 
@@ -68,24 +70,32 @@ def export(
         notes = [writer.note] if writer.note else []
         if writer.resumed_jobs:
             notes.append(f"going on from a partial bundle: {writer.resumed_jobs} weights are written already")
-        outputs = [writer.file(module.weights_file, module.layout.nbytes) for module in prepared.modules]
-        for module in prepared.modules:
+        ours = [module for module in prepared.modules if not module.is_tflite]
+        outputs = {module: writer.file(module.weights_file, module.layout.nbytes) for module in ours}
+        for module in ours:
             _write_graph(module, writer)
         for name, data in prepared.sidecars.items():
             writer.small(name, data)
         prover = Prover(prepared, writer)
         modules = []
-        for module, output in zip(prepared.modules, outputs, strict=True):
-            modules.append(_export_module(module, output, writer, pool, prover, report, reuse or Reuse()))
+        for module in prepared.modules:
+            if module.is_tflite:
+                modules.append(export_tflite(prepared, module, writer, prover, partial(_report, report, module)))
+            else:
+                modules.append(_export_module(module, outputs[module], writer, pool, prover, report, reuse or Reuse()))
         made = _manifest(prepared, tuple(modules), predicted, writer)
         if measured:
             made = msgspec.structs.replace(made, measured=measured)
         writer.small("report.html", _page(prepared, made, writer).encode())
         path = writer.finish(made)
     if reuse:
-        for module in prepared.modules:
+        for module in ours:
             reuse.add(module.choice, _written(module, writer), path / module.weights_file)
     return read_manifest(path), tuple(notes)
+
+
+def _report(report: Report, module: PreparedModule, share: float) -> None:
+    report(Progress(module.choice.name, int(share * module.layout.nbytes), module.layout.nbytes))
 
 
 def _written(module: PreparedModule, writer: BundleWriter) -> Iterator[tuple[Stored, Sequence[int], str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +14,7 @@ from edgeglm.export import plan
 from edgeglm.export.choices import choose
 from edgeglm.export.model import Choice, Stored
 from edgeglm.export.pipeline.export import WORKERS
+from edgeglm.export.pipeline.headers import module_of, part_of
 from edgeglm.export.pipeline.prepare import (
     Opened,
     Prepared,
@@ -25,6 +25,7 @@ from edgeglm.export.pipeline.prepare import (
     prepare,
 )
 from edgeglm.export.pipeline.prove import ENGINE_BYTES
+from edgeglm.export.pipeline.tflite import conversion_peak
 from edgeglm.export.quantize.embedding import embedding_parts
 from edgeglm.export.quantize.schemes import SCHEMES, parse_scheme
 from edgeglm.export.quantize.storage import parts
@@ -34,8 +35,6 @@ from edgeglm.units import format_size
 USUAL_CONTEXT = 4096
 # From the most accurate to the smallest.
 LADDER = ("fp16", "int8", "int4")
-# In the names of the checkpoints' tensors.
-LAYER = re.compile(r"\.(?:layers|blocks)\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Forecast:
 def export_peak(opened: Opened, *, workers: int, traced: bool) -> int:
     """Peak resident memory of the export, from the headers alone; `traced` if its blocks must be traced first."""
     sizes = [_from_headers(opened, choice) for choice in opened.choices]
-    return plan.export_peak(sizes, workers, ENGINE_BYTES, traced=traced)
+    return max(plan.export_peak(sizes, workers, ENGINE_BYTES, traced=traced), conversion_peak(opened))
 
 
 def check_budget(opened: Opened, budget: int, samples_bytes: int = 0) -> int:
@@ -106,9 +105,9 @@ def _from_headers(opened: Opened, choice: Choice) -> plan.ModuleSize:
     """A module as its checkpoint's tensors show it, before anything is fused."""
     weights = []
     for tensor in opened.checkpoint.tensors.values():
-        if len(tensor.shape) < 2 or _module_of(tensor.name) != choice.name:
+        if len(tensor.shape) < 2 or module_of(tensor.name) != choice.name:
             continue
-        scheme = parse_scheme(choice.precision_of(_part_of(tensor.name)))
+        scheme = parse_scheme(choice.precision_of(part_of(tensor.name)))
         rows, columns = tensor.shape[0], math.prod(tensor.shape[1:])
         if choice.name == "embedding":
             stored = embedding_parts(scheme, rows, columns)  # type: ignore[arg-type]
@@ -120,19 +119,6 @@ def _from_headers(opened: Opened, choice: Choice) -> plan.ModuleSize:
         raise DamagedFileError(opened.checkpoint.weights, why, "download the whole checkpoint again")
     total = sum(part.nbytes for stored in weights for part in stored.parts)
     return plan.ModuleSize(choice, weights, total, _loaded(choice, weights), 0, 0)
-
-
-def _module_of(tensor: str) -> str:
-    if ".visual." in tensor:
-        return "vision"
-    return "embedding" if tensor.endswith("embed_tokens.weight") else "decoder"
-
-
-def _part_of(tensor: str) -> str:
-    """The part of its module that a tensor with a common name is in; `modules.Stack` knows it from the traces."""
-    if found := LAYER.search(tensor):
-        return f"layer.{found[1]}"
-    return "front" if "embed" in tensor else "back"
 
 
 def _loaded(choice: Choice, weights: Sequence[Stored]) -> float:

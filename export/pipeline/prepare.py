@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
@@ -21,9 +21,11 @@ from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.checkpoint.files import read_json
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.choices import choose
+from edgeglm.export.demo.samples import Sample
 from edgeglm.export.describe import describe_generation, describe_model
 from edgeglm.export.emit.onnx import Layout, bind, lay_out
 from edgeglm.export.families import FAMILIES
+from edgeglm.export.formats import with_formats
 from edgeglm.export.model import Choice, Dialect, Grid, Model, Part, Piece, Stored
 from edgeglm.export.modules import build, check_weights, decoder_stack, vision_stack
 from edgeglm.export.picture import Picture, choose_picture
@@ -44,6 +46,7 @@ SIDECARS = (
     "preprocessor_config.json", "generation_config.json",
 )  # fmt: skip
 LIBRARIES = ("edgeglm", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
+TFLITE_LIBRARIES = ("litert-torch", "litert-converter", "ai-edge-quantizer", "ai-edge-litert")
 # Rotary tables inside a graph have a row for each position, so a context without bound would be a file without bound.
 MAX_CONTEXT = 32768
 PORTABLE_OPSET = 20
@@ -66,6 +69,7 @@ class Request:
     context: int | None = None
     image_size: tuple[int, int] | None = None
     is_demo: bool = False
+    format: str = "onnx"
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Calibration:
     sha256: str
     energies: Mapping[str, NDArray[np.float32]]
     ranges: Mapping[str, tuple[float, float]]
+    samples: Sequence[Sample] = ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,11 @@ class PreparedModule:
     graph: ir.Model | None = None
     graph_bytes: int = 0
     parts: tuple[str, ...] = ()
+
+    @property
+    def is_tflite(self) -> bool:
+        """Whether a converter writes its files; its graph and the weights' places say only how large they are."""
+        return self.choice.engine == "litert"
 
     @property
     def weights_file(self) -> str:
@@ -181,13 +191,15 @@ class Prepared:
 
     def versions(self) -> dict[str, str]:
         """Of what made the bundle."""
-        return {name: metadata.version(name) for name in LIBRARIES}
+        more = TFLITE_LIBRARIES if any(module.is_tflite for module in self.modules) else ()
+        return {name: metadata.version(name) for name in (*LIBRARIES, *more)}
 
     def options(self) -> dict[str, str | int | float | bool | None]:
         """As the manifest keeps them."""
         size = self.request.image_size
         asked = None if size is None else f"{size[0]}x{size[1]}"
-        return {"precision": self.request.precision, "context": self.opened.context, "image_size": asked}
+        found = {"precision": self.request.precision, "context": self.opened.context, "image_size": asked}
+        return found if self.request.format == "onnx" else found | {"format": self.request.format}
 
     def key(self) -> str:
         """A hash of all that determines the bundle's bytes; weights count by their files' names, sizes and times."""
@@ -225,6 +237,7 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
         if needs_more_opset(choice, request.profile):
             why = f"takes ONNX up to opset {request.profile.limits.opset.value}, and GPU modules need {PORTABLE_OPSET}"
             raise UnsupportedError(request.profile.name, why, "give a profile that puts them on the CPU")
+    choices = with_formats(choices, request.profile, request.format, checkpoint.tensors.values())
     context, folder = _context(request, checkpoint), str(checkpoint.folder)
     grid, notes = None, []
     if vision is not None:
@@ -234,7 +247,8 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
         raise UsageError("--image-size", "the model takes no pictures", "leave it out")
     kinds = sorted({(choice.dialect, choice.half) for choice in choices if choice.engine})
     requests = {(dialect, half): TraceRequest(folder, dialect, context, grid, half) for dialect, half in kinds}
-    probe = TraceRequest(folder, "portable", context, _probe_grid(grid))
+    whole = any(choice.name == "vision" and choice.engine == "litert" for choice in choices)
+    probe = TraceRequest(folder, "portable", context, grid if whole else _probe_grid(grid))
     if checkpoint.sidecar("tokenizer.json") is None:
         notes.append(f"{request.folder} has no tokenizer.json: its bundle can be measured, but takes no text")
     for choice in choices:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,8 @@ class EmbeddingProof:
 class StackProof:
     """A stack of blocks: each segment is computed as soon as its weights are written."""
 
+    runtime = "ONNX Runtime"
+
     def __init__(
         self, prover: Prover, module: PreparedModule, output: OutputFile, stack: Stack, inputs: list[Values]
     ) -> None:
@@ -129,15 +132,10 @@ class StackProof:
         """
         path, result = self.prover.writer.path(self.module.file), RESULTS[self.module.choice.name]
         assert self.upcoming is None, f"{self.upcoming} was never written"
-        assert self.module.graph is not None
         try:
-            if self.engine:
-                graph_inputs = self.module.graph.graph.inputs
-                self.got = [run_file(path, feeds(graph_inputs, values)) for values in self.inputs]
-            else:
-                check_loads(path)
+            self._run(path)
         except Exception as error:
-            why = f"ONNX Runtime refuses what was emitted: {str(error).splitlines()[0]}"
+            why = f"{self.runtime} refuses what was emitted: {str(error).splitlines()[0]}"
             raise EdgeglmError(self.module.file, why, "this is a bug in edgeglm, please report it") from error
         for prompt, want in zip(self.prover.prompts, self.want, strict=True):
             if result == "features" and prompt.is_image.any():
@@ -145,6 +143,15 @@ class StackProof:
         self._check_finite(result)
         errors = [relative_error(got[result], want[result]) for got, want in zip(self.got, self.want, strict=True)]
         return _checked(self.module, max(errors))
+
+    def _run(self, path: Path) -> None:
+        """Run the emitted file on the probes, or only load it."""
+        assert self.module.graph is not None
+        if self.engine:
+            graph_inputs = self.module.graph.graph.inputs
+            self.got = [run_file(path, feeds(graph_inputs, values)) for values in self.inputs]
+        else:
+            check_loads(path)
 
     def _check_finite(self, result: str) -> None:
         name = self.module.choice.name

@@ -116,8 +116,13 @@ class PortableAttention:
             past_key, past_value, mask = self.step.state
             k, v = torch.cat([past_key, k], dim=2), torch.cat([past_value, v], dim=2)
             self.step.present = (k, v)
+        return self.attend_all(q, k, v, mask, settings["scaling"])
+
+    @staticmethod
+    def attend_all(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, None]:
+        """Attention over all of `k` and `v` that the mask shows."""
         batch, heads, length, width = q.shape
-        folded = (q * settings["scaling"]).reshape(batch, k.shape[1], heads // k.shape[1] * length, width)
+        folded = (q * scale).reshape(batch, k.shape[1], heads // k.shape[1] * length, width)
         scores = torch.matmul(folded, k.transpose(2, 3)).reshape(batch, heads, length, -1)
         if mask is not None:
             scores = scores + mask

@@ -88,7 +88,7 @@ _PRCTL = ctypes.CDLL(None).prctl
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -101,7 +101,7 @@ def _run_child(partial: Path, requests: list[TraceRequest]) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=_end_with_parent,  # noqa: PLW1509
+        preexec_fn=end_with_parent,  # noqa: PLW1509
     )
     try:
         _, errors = process.communicate(msgspec.json.encode(requests))

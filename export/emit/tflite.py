@@ -1,0 +1,97 @@
+"""Emit TFLite: torch modules to one file of signatures that share weights, and its weights quantized.
+
+Imports the converter, so it belongs into a process of its own. Conversion takes about three times the fp32 weights.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import litert_torch
+import torch
+from ai_edge_quantizer import qtyping
+from ai_edge_quantizer.algorithm_manager import AlgorithmName
+from ai_edge_quantizer.quantizer import Quantizer
+from ai_edge_quantizer.recipe_manager import RecipeManager
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Operation, Granularity = qtyping.TFLOperationName, qtyping.QuantGranularity
+BROKEN = "overriding other previously quantized data"
+
+
+class BrokenModelError(Exception):
+    """The quantizer wrote over what it had already quantized."""
+
+
+def convert(module: nn.Module, signatures: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
+    """Write a module in fp32, with a signature for each set of inputs."""
+    converter: Any = litert_torch
+    for name, inputs in signatures.items():
+        converter = converter.signature(name, module, sample_kwargs=dict(inputs))
+    with torch.no_grad():
+        converter.convert(lightweight_conversion=True).export(str(path))
+
+
+def quantize(source: Path, precision: str, target: Path, samples: Mapping[str, Sequence[NDArray[Any]]] = {}) -> None:
+    """Quantize a file.
+
+    Args:
+        source: In fp32.
+        precision: One of `RECIPES`.
+        target: Where it is written.
+        samples: Of each input, for static ranges.
+
+    Raises:
+        BrokenModelError: The quantizer's result would be wrong.
+    """
+    recipe = RecipeManager()
+    RECIPES[precision](recipe)
+    with _no_broken_model():
+        quantizer = Quantizer(str(source), recipe.get_quantization_recipe())
+        feeds = [dict(zip(samples, row, strict=True)) for row in zip(*samples.values(), strict=True)]
+        ranges = quantizer.calibrate({ENCODE: feeds}, num_threads=1) if quantizer.need_calibration else None
+        quantizer.quantize(ranges, str(target), enable_progress_bar=False, enable_progress_report=False)
+
+
+# The signature of a module without a state.
+ENCODE = "encode"
+
+
+def _dynamic(recipe: RecipeManager) -> None:
+    """Weights with a scale an output channel; activations are quantized as they come, a scale a token."""
+    recipe.add_dynamic_config(".*", Operation.ALL_SUPPORTED, 8)
+
+
+def _static(recipe: RecipeManager) -> None:
+    """Activations too in steps of a calibrated range, in products alone: all else loses more (decision 0007)."""
+    recipe.add_static_config(".*", Operation.FULLY_CONNECTED, 8, 8)
+
+
+def _blocks(recipe: RecipeManager) -> None:
+    """Weights with a scale for 32 columns of a row; activations in 8 bits."""
+    recipe.add_dynamic_config(".*", Operation.FULLY_CONNECTED, 4, Granularity.BLOCKWISE_32)
+
+
+RECIPES = {"int8": _dynamic, "int8-static": _static, "int4": _blocks}
+
+
+class _Refusing(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if BROKEN in record.getMessage():
+            raise BrokenModelError(record.getMessage())
+
+
+@contextmanager
+def _no_broken_model() -> Iterator[None]:
+    """The quantizer says in a warning that its result is broken; here it is an error."""
+    handler = _Refusing()
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)

@@ -1,0 +1,270 @@
+"""Write a module as TFLite: a process of its own converts it, and LiteRT proves it against the original.
+
+A file holds as many blocks as have few enough weights, so that memory is bounded by that, or by one block.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edgeglm import manifest
+from edgeglm.errors import BudgetError, EdgeglmError
+from edgeglm.export.demo.samples import DATA, Sample, read_samples
+from edgeglm.export.describe import describe_vision
+from edgeglm.export.model import Span
+from edgeglm.export.modules import Stack, decoder_stack, vision_stack
+from edgeglm.export.pack.output import OutputFile
+from edgeglm.export.pack.writer import BundleWriter
+from edgeglm.export.pipeline.headers import module_of, part_of
+from edgeglm.export.pipeline.prepare import Opened, Prepared, PreparedModule
+from edgeglm.export.pipeline.probes import DEMO_SCREENS, embed, prompt_inputs, vision_inputs
+from edgeglm.export.pipeline.prove import Prover, StackProof
+from edgeglm.export.pipeline.tflite_task import Report, Task
+from edgeglm.export.prove.values import Values
+from edgeglm.export.trace.tracer import end_with_parent
+from edgeglm.manifest import ModuleName
+from edgeglm.runtimes.image import to_patches
+from edgeglm.runtimes.litert import DECODE, ENCODE, Decoder, Encoder, File
+
+MIB = 1 << 20
+# Weights of one file in fp32: a constant, so that a bundle's bytes do not depend on the machine's memory.
+FILE_BYTES = 512 * MIB
+# The converting process with its libraries, and what it keeps for a byte of a file's fp32 weights (benchmarks).
+CONVERT_BYTES, CONVERT_FACTOR = 900 * MIB, 3.0
+# Tokens of a prefill: INT8 products are as fast with more, and a short prompt is padded to it.
+CHUNK = 128
+PICTURES = 16
+Share = Callable[[float], None]
+
+
+def export_tflite(
+    prepared: Prepared, module: PreparedModule, writer: BundleWriter, prover: Prover, share: Share
+) -> manifest.Module:
+    """Convert a module into the bundle, or find that an earlier run has, and prove it.
+
+    Raises:
+        BudgetError: Memory was too short for the converter.
+        AccuracyError, DamagedFileError: What was written, or already the original, computes garbage.
+    """
+    name = module.choice.name
+    files = {f"{name}/{file}": span for file, span in _files(prepared.opened, name).items()}
+    jobs = [*(f"{name}/{index}" for index in range(len(module.jobs))), f"{name}/choice"]
+    if not all(map(writer.done, jobs)):
+        last = _convert(prepared, module, files, writer, share)
+        outputs = _outputs(files, writer)
+        for key, job in zip(jobs, module.jobs, strict=False):
+            writer.complete(key, " ".join(last.sha256[tensor] for tensor in dict.fromkeys(job.stored.names)))
+        writer.complete(jobs[-1], " ".join([last.precision, *(f"{key}={value}" for key, value in last.errors.items())]))
+    else:
+        outputs = _outputs(files, writer)
+    share(1.0)
+    precision, *tried = writer.note_of(jobs[-1]).split()
+    proof = LitertProof(prover, module, outputs[0], [writer.path(file) for file in files])
+    proof.advance(frozenset())
+    error = proof.finish()
+    return manifest.Module(
+        name=name,
+        file=next(iter(files)),
+        format="tflite",
+        precision=precision,
+        tried={key: float(value) for key, _, value in (each.partition("=") for each in tried)},
+        placement="cpu",
+        engine="litert",
+        inputs=_tensors(proof.inputs_of_files),
+        outputs=_tensors(proof.outputs_of_files),
+        max_relative_error=error,
+    )
+
+
+def conversion_peak(opened: Opened) -> int:
+    """Peak resident memory of converting the largest file, from the headers alone; 0 if none is to be."""
+    largest = 0
+    for choice in opened.choices:
+        if choice.engine == "litert":
+            sizes = _part_sizes(opened, choice.name)
+            largest = max(largest, *(_bytes(sizes, span) for span in _files(opened, choice.name).values()))
+    return CONVERT_BYTES + int(CONVERT_FACTOR * largest) if largest else 0
+
+
+def _files(opened: Opened, module: ModuleName) -> dict[str, Span]:
+    """The files of a module, and what each holds: as much as `FILE_BYTES` allow, and at least one part."""
+    sizes = _part_sizes(opened, module)
+    layers = sum(part.startswith("layer.") for part in sizes)
+    spans, start, front = [], 0, True
+    for stop in range(1, layers + 1):
+        following = Span(start, stop + 1, front, False) if stop < layers else Span(start, stop, front, True)
+        if _bytes(sizes, following) > FILE_BYTES:
+            spans.append(Span(start, stop, front, False))
+            start, front = stop, False
+        elif stop == layers:
+            spans.append(following)
+    if not spans[-1].back:
+        spans.append(Span(layers, layers, False, True))
+    if len(spans) == 1:
+        return {"model.tflite": spans[0]}
+    return {f"model-{index:03}.tflite": span for index, span in enumerate(spans)}
+
+
+def _part_sizes(opened: Opened, module: ModuleName) -> dict[str, int]:
+    """Bytes of each part's weights in fp32."""
+    sizes: dict[str, int] = {}
+    tensors = opened.checkpoint.tensors.values()
+    for tensor in tensors:
+        if module_of(tensor.name) == module:
+            sizes[part_of(tensor.name)] = sizes.get(part_of(tensor.name), 0) + 4 * math.prod(tensor.shape)
+    if module == "decoder" and opened.checkpoint.config.get("tie_word_embeddings"):
+        table = sum(4 * math.prod(each.shape) for each in tensors if module_of(each.name) == "embedding")
+        sizes["back"] = sizes.get("back", 0) + table
+    return sizes
+
+
+def _bytes(sizes: Mapping[str, int], span: Span) -> int:
+    ends = (sizes.get("front", 0) if span.front else 0) + (sizes.get("back", 0) if span.back else 0)
+    return ends + sum(sizes.get(f"layer.{layer}", 0) for layer in span.layers)
+
+
+def _convert(
+    prepared: Prepared, module: PreparedModule, files: Mapping[str, Span], writer: BundleWriter, share: Share
+) -> Report:
+    choice, grid = module.choice, prepared.model.vision.grid if prepared.model.vision else None
+    context = prepared.opened.context
+    with tempfile.TemporaryDirectory(prefix="edgeglm-") as scratch:
+        task = Task(
+            str(prepared.checkpoint.folder),
+            choice.name,
+            choice.precision,
+            context,
+            min(CHUNK, context),
+            grid,
+            {str(writer.path(file)): span for file, span in files.items()},
+            _pictures(prepared, Path(scratch)) if choice.name == "vision" and len(files) == 1 else None,
+        )
+        return _run(task, share)
+
+
+def _pictures(prepared: Prepared, folder: Path) -> str | None:
+    """The file of patches that ranges are taken from, if there are pictures."""
+    vision, samples = prepared.model.vision, prepared.calibration.samples if prepared.calibration else ()
+    assert vision is not None
+    found: list[Sample] = list(samples[:PICTURES])
+    if not found and prepared.request.is_demo:  # behind those that it is proven on
+        found = list(islice(read_samples(DATA / "calibration.jsonl", DEMO_SCREENS + PICTURES), DEMO_SCREENS, None))
+    if not found:
+        return None
+    described = describe_vision(vision, prepared.checkpoint.config, prepared.opened.preprocessor)
+    np.save(folder / "pictures.npy", np.stack([to_patches(sample.image, described) for sample in found]))
+    return str(folder / "pictures.npy")
+
+
+def _run(task: Task, share: Share) -> Report:
+    """The last report of a converting process that ends with us, whatever ends us."""
+    with tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "edgeglm.export.pipeline.tflite_child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,
+            preexec_fn=end_with_parent,  # noqa: PLW1509
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            with process.stdin:
+                process.stdin.write(msgspec.json.encode(task))
+            report = Report(0)
+            with process.stdout:
+                for line in process.stdout:
+                    report = msgspec.json.decode(line, type=Report)
+                    share(report.done / len(task.files))
+            process.wait()
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode:
+            stderr.seek(0)
+            raise _failure(task, process.returncode, stderr.read().decode(errors="replace"))
+        return report
+
+
+def _failure(task: Task, status: int, stderr: str) -> EdgeglmError:
+    what = f"{task.module}: converting to TFLite"
+    if status == -9:
+        return BudgetError(what, "the converter was killed, most likely because memory ran out", "free some memory")
+    lines = stderr.strip().splitlines() or ["without a word"]
+    return EdgeglmError(what, f"the converter ended with {status}: {lines[-1]}", "report it, or export to ONNX")
+
+
+def _outputs(files: Mapping[str, Span], writer: BundleWriter) -> list[OutputFile]:
+    """The files as the writer knows them: it hashes them at the end."""
+    outputs = []
+    for file in files:
+        path = writer.path(file)
+        path.chmod(0o644)  # the quantizer makes them executable
+        outputs.append(writer.file(file, path.stat().st_size))
+    return outputs
+
+
+class LitertProof(StackProof):
+    """The original, and the emitted files in the session that a device has."""
+
+    runtime = "LiteRT"
+
+    def __init__(self, prover: Prover, module: PreparedModule, output: OutputFile, files: list[Path]) -> None:
+        prepared, probe = prover.prepared, prover.prepared.probe
+        stack: Stack = decoder_stack(probe.decoder, probe.model.decoder)
+        if module.choice.name == "vision":
+            assert probe.vision is not None
+            assert probe.model.vision is not None
+            stack = vision_stack(probe.vision, probe.model.vision)
+            inputs = [vision_inputs(prepared, prompt) for prompt in prover.prompts]
+        else:
+            inputs = [prompt_inputs(prepared, prompt, embed(prepared, prompt)) for prompt in prover.prompts]
+        super().__init__(prover, module, output, stack, inputs)
+        self.engine, self.files = True, files
+        self.inputs_of_files: dict[str, manifest.Tensor] = {}
+        self.outputs_of_files: dict[str, manifest.Tensor] = {}
+
+    def _run(self, path: Path) -> None:
+        opened = [File(file, len(os.sched_getaffinity(0)), None) for file in self.files]
+        self._describe(opened)
+        if self.module.choice.name == "vision":
+            encoder = Encoder(opened)
+            self.got = [encoder.run({"pixel_values": values["pixel_values"]}) for values in self.inputs]
+            encoder.close()
+            return
+        decoder = Decoder(opened, 1)
+        self.got = [self._logits(decoder, values) for values in self.inputs]
+        decoder.close()
+
+    @staticmethod
+    def _logits(decoder: Decoder, values: Values) -> Values:
+        decoder.truncate(0)
+        return {"logits": decoder.step(values["hidden"], values["position_ids"])[None, None]}
+
+    def _describe(self, files: list[File]) -> None:
+        """Inputs and outputs of a step, without what one file only hands to the next."""
+        signature = ENCODE if self.module.choice.name == "vision" else DECODE
+        inner: set[str] = set()
+        for file in files:
+            for name, (shape, dtype) in file.inputs(signature).items():
+                if name not in inner:
+                    self.inputs_of_files.setdefault(name, manifest.Tensor(name, dtype.name, shape))
+            inner = {"hidden"}
+            for name, (shape, dtype) in file.outputs(signature).items():
+                if name != "hidden":
+                    self.outputs_of_files[name] = manifest.Tensor(name, dtype.name, shape)
+
+
+def _tensors(found: Mapping[str, manifest.Tensor]) -> tuple[manifest.Tensor, ...]:
+    return tuple(found.values())

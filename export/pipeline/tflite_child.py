@@ -1,0 +1,131 @@
+"""The converting process: ``python -m edgeglm.export.pipeline.tflite_child`` with a `Task` on stdin.
+
+It is a process of its own because torch, the converter and what they keep of a module must be gone afterwards. It says
+a `Report` in a line on stdout for each file that is written.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+import sys
+import warnings
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.emit.tflite import ENCODE, convert, quantize
+from edgeglm.export.model import Span
+from edgeglm.export.pipeline.tflite_task import Report, Task
+from edgeglm.export.positions import position_embedding
+from edgeglm.export.prove.values import relative_error, two_digits
+from edgeglm.export.trace.litert import Builder
+from edgeglm.runtimes.litert import Encoder, File
+
+# Of a vision module in INT8: activations quantized as they come, or in calibrated ranges.
+CANDIDATES = ("int8", "int8-static")
+FLOAT = "float.tflite"
+
+
+class Hashed:
+    """A checkpoint that remembers the hash of each tensor that was read."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint, self.sha256 = checkpoint, dict[str, str]()
+        self.find, self.read_bytes, self.decode = checkpoint.find, checkpoint.read_bytes, checkpoint.decode
+
+    def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """A whole tensor as fp32."""
+        raw = self.read_bytes(name, start, stop)
+        self.sha256[name] = hashlib.sha256(raw.data).hexdigest()
+        return self.decode(name, raw)
+
+
+class Conversion:
+    """One module on its way from the checkpoint to its files."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.source = Hashed(Checkpoint.open(Path(task.checkpoint)))
+        self.builder = Builder(task.checkpoint, task.grid, self.source)
+        self.precision, self.errors = task.precision, dict[str, float]()
+
+    def run(self, say: Any) -> None:  # noqa: ANN401
+        """Write all files."""
+        for index, (name, span) in enumerate(self.task.files.items(), 1):
+            path = Path(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if self.task.precision == "fp32":
+                self._convert(span, path)
+            else:
+                self._quantize(span, path)
+            gc.collect()
+            last = index == len(self.task.files)
+            say(Report(index, self.source.sha256, self.precision, self.errors) if last else Report(index))
+
+    def _convert(self, span: Span, path: Path) -> None:
+        builder, task = self.builder, self.task
+        if task.module == "vision":
+            convert(builder.vision(span, self._position()), {ENCODE: builder.vision_inputs(span)}, path)
+            return
+        lengths = {f"prefill_{task.chunk}": task.chunk, "decode": 1}
+        inputs = {name: builder.decoder_inputs(span, length, task.context) for name, length in lengths.items()}
+        convert(builder.decoder(span), inputs, path)
+
+    def _quantize(self, span: Span, path: Path) -> None:
+        exact = path.with_name(FLOAT)
+        try:
+            self._convert(span, exact)
+            if self.task.pictures:
+                self._choose(exact, path, np.load(self.task.pictures))
+            else:
+                quantize(exact, self.task.precision, path)
+        finally:
+            exact.unlink(missing_ok=True)
+
+    def _choose(self, exact: Path, path: Path, pictures: NDArray[np.float32]) -> None:
+        """Try what the precision can mean, and keep what computes the nearest to fp32."""
+        tried = CANDIDATES if self.task.precision == "int8" else (self.task.precision,)
+        want = _features(exact, pictures)
+        for name in tried:
+            quantize(exact, name, path.with_name(name), {"pixel_values": list(pictures)})
+            got = _features(path.with_name(name), pictures)
+            self.errors[name] = two_digits(relative_error(got, want))
+        self.precision = min(tried, key=self.errors.__getitem__)
+        path.with_name(self.precision).rename(path)
+        for name in tried:
+            path.with_name(name).unlink(missing_ok=True)
+
+    def _position(self) -> torch.Tensor:
+        vision = self.builder.model.vision
+        assert vision is not None
+        table = self.source.rows(f"{vision.prefix}embeddings.position_embedding.weight")
+        return torch.from_numpy(position_embedding(table, vision.grid, vision.merge))
+
+
+def _features(path: Path, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+    encoder = Encoder([File(path, 1, None)])
+    try:
+        return np.stack([encoder.run({"pixel_values": picture})["features"] for picture in pictures])
+    finally:
+        encoder.close()
+
+
+def main() -> None:
+    """Read the task, write the files, say how far it is."""
+    warnings.simplefilter("ignore")
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # what libraries print is no answer
+    task = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
+    Conversion(task).run(lambda report: answers.write(msgspec.json.encode(report) + b"\n"))
+
+
+if __name__ == "__main__":
+    main()

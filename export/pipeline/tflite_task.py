@@ -1,0 +1,47 @@
+"""What the converting process is asked, and what it says: plain data, so that both sides of the pipe share it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edgeglm.export.model import Grid, Span
+from edgeglm.manifest import ModuleName
+
+
+@dataclass(frozen=True)
+class Task:
+    """One module to convert.
+
+    Args:
+        checkpoint: Its folder.
+        module: ``vision`` or ``decoder``.
+        precision: Of all of it.
+        context: Tokens of the decoder's buffers.
+        chunk: Tokens of a prefill.
+        grid: Patches of the picture.
+        files: What to write, in the order of computation, and what each holds.
+        pictures: A ``.npy`` of patches (pictures, count, values) that ranges are taken from, if there are any.
+    """
+
+    checkpoint: str
+    module: ModuleName
+    precision: str
+    context: int
+    chunk: int
+    grid: Grid | None
+    files: dict[str, Span]
+    pictures: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """How many files are written; at the end, the hashes of the checkpoint's tensors by name.
+
+    ``errors`` are those of the precisions that were tried, relative to fp32, where there was a choice; the first of the
+    least is taken.
+    """
+
+    done: int
+    sha256: dict[str, str] = field(default_factory=dict)
+    precision: str = ""
+    errors: dict[str, float] = field(default_factory=dict)
