@@ -9,11 +9,13 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
+import math
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -47,23 +49,28 @@ class File:
 
     def __init__(self, path: Path, threads: int, weights: Path | None) -> None:
         check_library()
-        library = {name: importlib.import_module(f"ai_edge_litert.{name}") for name in MODULES}
-        cpu = library["options"].CpuOptions(num_threads=threads, xnnpack_weight_cache_path=str(weights or ""))
-        with quiet() as said:
+        with quiet() as said, tempfile.TemporaryDirectory() as nowhere:
             try:
-                environment = library["environment"].Environment
-                options = library["environment"].EnvironmentOptions()
-                self._environment = environment.create(options=options)
-                compiled = library["compiled_model"].CompiledModel
-                self._model = compiled.from_file(
-                    str(path), environment=self._environment, options=library["options"].Options(cpu_options=cpu)
-                )
+                self._open(path, threads, weights, nowhere)
             except Exception as error:  # the engine's own exceptions have no common base
+                self._environment.close()
                 why = f"LiteRT {version()} cannot load it: {_reason(said(), error)}"
                 raise DamagedFileError(path, why, "export the bundle again") from error
+
+    def _open(self, path: Path, threads: int, weights: Path | None, nowhere: str) -> None:
+        compiled, environment, options = (importlib.import_module(f"ai_edge_litert.{name}") for name in MODULES)
+        # Without a folder to look in, the engine loads the plug-ins of all vendors.
+        self._environment = environment.Environment.create(
+            runtime_path=nowhere, compiler_plugin_path=nowhere, dispatch_library_path=nowhere
+        )
+        cpu = options.CpuOptions(num_threads=threads, xnnpack_weight_cache_path=str(weights or ""))
+        self._model = compiled.CompiledModel.from_file(
+            str(path), environment=self._environment, options=options.Options(cpu_options=cpu)
+        )
         self.signatures: Mapping[str, Mapping[str, Sequence[str]]] = self._model.get_signature_list()
         self._buffers: dict[tuple[str, str, bool], Any] = {}
         self._state: dict[str, Any] = {}
+        self._touch()
 
     def inputs(self, signature: str) -> dict[str, Form]:
         """Shape and type of each input."""
@@ -106,6 +113,13 @@ class File:
             self._buffers, self._state = {}, {}
             self._model.close()
             del self._model, self._environment
+
+    def _touch(self) -> None:
+        """The first write to any buffer makes the engine's own environment, which says so, and again at the end."""
+        signature = next(iter(self.signatures))
+        name, (shape, dtype) = min(self.inputs(signature).items(), key=lambda each: math.prod(each[1][0]))
+        self._buffer(signature, name, is_output=False).write(np.zeros(shape, dtype))
+        _silence_exit()
 
     def _buffer(self, signature: str, name: str, *, is_output: bool) -> Any:  # noqa: ANN401
         make = self._model.create_output_buffer_by_name if is_output else self._model.create_input_buffer_by_name
@@ -234,6 +248,13 @@ def quiet() -> Iterator[Callable[[], str]]:
             os.dup2(said.fileno(), descriptor)
         leave.callback(flush, None)
         yield read
+
+
+@cache
+def _silence_exit() -> None:
+    """Close stderr when Python has ended, before the engine's destructors write to it."""
+    libc = ctypes.CDLL(None)
+    libc.__cxa_atexit(libc.close, ctypes.c_void_p(2), None)
 
 
 def _reason(said: str, error: Exception) -> str:
