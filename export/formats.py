@@ -23,6 +23,8 @@ REFUSED = {
     "int8-static": "int8 is made in both ways, and the nearer one is taken",
 }
 INT4_BLOCK = 32
+# Gathered, not multiplied with.
+TABLES = ("embed_tokens.weight", "position_embedding.weight")
 
 
 class Named(Protocol):
@@ -87,13 +89,12 @@ def _tflite(choice: Choice, profile: Profile, text: str) -> Choice:
     return replace(choice, engine="litert", placement="cpu", dialect="portable")
 
 
-def _check_blocks(modules: Iterable[str], tensors: Iterable[Named]) -> None:
-    """INT4 goes by whole blocks of a row."""
-    names = set(modules)
-    for tensor in tensors if names else ():
+def _check_blocks(modules: Sequence[str], tensors: Iterable[Named]) -> None:
+    """INT4 goes by whole blocks of a row. Raises UnsupportedError."""
+    for tensor in tensors if modules else ():
         module = "vision" if ".visual." in tensor.name else "decoder"
         columns = math.prod(tensor.shape[1:])
-        if module in names and len(tensor.shape) > 1 and "embed" not in tensor.name.rpartition("patch_embed")[2]:
-            if columns % INT4_BLOCK:
-                why = f"INT4 is stored in blocks of {INT4_BLOCK}, and {tensor.name} has rows of {columns}"
-                raise UnsupportedError(f"{module}=int4", why, f"choose {module}=int8")
+        is_product = len(tensor.shape) > 1 and not tensor.name.endswith(TABLES)
+        if module in modules and is_product and columns % INT4_BLOCK:
+            why = f"INT4 is stored in blocks of {INT4_BLOCK}, and {tensor.name} has rows of {columns}"
+            raise UnsupportedError(f"{module}=int4", why, f"choose {module}=int8")

@@ -29,6 +29,8 @@ PREFILL_CHUNK = 256
 # What a session keeps in memory for a byte of weights in the file: pre-packed, or widened where the CPU has no kernel.
 LOADED = {"fp32": 1.0, "fp16": 2.0, "int8": 1.03, "int8-static": 1.03, "int8-block": 1.2, "int4": 1.43}
 LOADED_ON_GPU = 1.1
+# The packed weights of LiteRT's XNNPACK, in the pages of a file.
+LOADED_ON_LITERT = 1.1
 CONTEXTS = (1024, 4096, 8192)
 
 
@@ -37,7 +39,8 @@ class ModuleSize:
     """What the predictions take of a module: its stored weights, and the width of its activations.
 
     ``factor`` is what a session keeps for a byte of them. ``wide`` is the most elements that one token has in a layer
-    at a time, ``tokens`` how many are computed at once.
+    at a time, ``tokens`` how many are computed at once. ``state`` is what keys and values, and attention over
+    them, take whatever the context, if so.
     """
 
     choice: Choice
@@ -46,6 +49,7 @@ class ModuleSize:
     factor: float
     tokens: int
     wide: int
+    state: int | None = None
 
     @property
     def largest(self) -> int:
@@ -55,6 +59,8 @@ class ModuleSize:
     @property
     def loaded(self) -> int:
         """Bytes of the weights in a session."""
+        if self.choice.engine == "litert":
+            return int(self.nbytes * LOADED_ON_LITERT)
         return int(self.nbytes * (self.factor if self.choice.placement == "cpu" else LOADED_ON_GPU))
 
     @property
@@ -97,6 +103,7 @@ def device_peak(modules: Sequence[ModuleSize], decoder: Decoder, context: int) -
 def _device_peak(module: ModuleSize, state: int) -> int:
     if module.choice.engine is None:  # rows of a memory map
         return 0
+    state = state if module.state is None else module.state
     accelerator = 0 if module.choice.placement == "cpu" else ACCELERATOR_BYTES
     return accelerator + module.loaded + max(module.largest, state + module.activations)
 

@@ -14,7 +14,6 @@ from typing import Any
 import litert_torch
 import torch
 from ai_edge_quantizer import qtyping
-from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.quantizer import Quantizer
 from ai_edge_quantizer.recipe_manager import RecipeManager
 from numpy.typing import NDArray

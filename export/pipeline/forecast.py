@@ -25,7 +25,7 @@ from edgeglm.export.pipeline.prepare import (
     prepare,
 )
 from edgeglm.export.pipeline.prove import ENGINE_BYTES
-from edgeglm.export.pipeline.tflite import conversion_peak
+from edgeglm.export.pipeline.tflite import CHUNK, conversion_peak, state_bytes
 from edgeglm.export.quantize.embedding import embedding_parts
 from edgeglm.export.quantize.schemes import SCHEMES, parse_scheme
 from edgeglm.export.quantize.storage import parts
@@ -169,7 +169,10 @@ def _size(prepared: Prepared, module: PreparedModule) -> plan.ModuleSize:
         tokens, wide = plan.PREFILL_CHUNK, text["hidden_size"] + 2 * text["intermediate_size"]
     weights = [job.stored for job in module.jobs]
     factor = _loaded(module.choice, weights)
-    return plan.ModuleSize(module.choice, weights, module.layout.nbytes, factor, tokens, wide)
+    state = None
+    if module.choice.name == "decoder" and module.is_tflite:
+        state, tokens = state_bytes(prepared), CHUNK
+    return plan.ModuleSize(module.choice, weights, module.layout.nbytes, factor, tokens, wide, state)
 
 
 def _option(precision: str, prepared: Prepared, context: int, usable: int) -> Option:

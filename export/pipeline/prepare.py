@@ -198,8 +198,8 @@ class Prepared:
         """As the manifest keeps them."""
         size = self.request.image_size
         asked = None if size is None else f"{size[0]}x{size[1]}"
-        found = {"precision": self.request.precision, "context": self.opened.context, "image_size": asked}
-        return found if self.request.format == "onnx" else found | {"format": self.request.format}
+        more = {} if self.request.format == "onnx" else {"format": self.request.format}
+        return {"precision": self.request.precision, "context": self.opened.context, "image_size": asked, **more}
 
     def key(self) -> str:
         """A hash of all that determines the bundle's bytes; weights count by their files' names, sizes and times."""

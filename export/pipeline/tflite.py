@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -39,8 +40,13 @@ from edgeglm.runtimes.litert import DECODE, ENCODE, Decoder, Encoder, File
 MIB = 1 << 20
 # Weights of one file in fp32: a constant, so that a bundle's bytes do not depend on the machine's memory.
 FILE_BYTES = 512 * MIB
-# The converting process with its libraries, and what it keeps for a byte of a file's fp32 weights (benchmarks).
-CONVERT_BYTES, CONVERT_FACTOR = 900 * MIB, 3.0
+# Exporter and converting process with their libraries, and what the latter keeps for a byte of a file's fp32 weights.
+CONVERT_BYTES, CONVERT_FACTOR = 1150 * MIB, 2.7
+# The exporter with LiteRT, what that keeps for a byte of fp32 weights without a file for packed ones, and copies of
+# attention's scores at a time.
+PROVE_BYTES, LOADED, SCORES = 300 * MIB, 2.5, 3
+# The most that the scores of all blocks may take, all of which a calibration keeps; else nothing is calibrated.
+CALIBRATE_BYTES = 128 * MIB
 # Tokens of a prefill: INT8 products are as fast with more, and a short prompt is padded to it.
 CHUNK = 128
 PICTURES = 16
@@ -80,20 +86,40 @@ def export_tflite(
         tried={key: float(value) for key, _, value in (each.partition("=") for each in tried)},
         placement="cpu",
         engine="litert",
-        inputs=_tensors(proof.inputs_of_files),
-        outputs=_tensors(proof.outputs_of_files),
+        inputs=tuple(proof.inputs_of_files.values()),
+        outputs=tuple(proof.outputs_of_files.values()),
         max_relative_error=error,
     )
 
 
 def conversion_peak(opened: Opened) -> int:
-    """Peak resident memory of converting the largest file, from the headers alone; 0 if none is to be."""
-    largest = 0
+    """Peak resident memory of converting the largest file and of proving it, from the headers alone.
+
+    0 where nothing is to be converted.
+    """
+    peaks = [0]
     for choice in opened.choices:
         if choice.engine == "litert":
             sizes = _part_sizes(opened, choice.name)
-            largest = max(largest, *(_bytes(sizes, span) for span in _files(opened, choice.name).values()))
-    return CONVERT_BYTES + int(CONVERT_FACTOR * largest) if largest else 0
+            largest = max(_bytes(sizes, span) for span in _files(opened, choice.name).values())
+            peaks.append(CONVERT_BYTES + int(CONVERT_FACTOR * largest))
+            peaks.append(PROVE_BYTES + int(LOADED * sum(sizes.values())))
+            if choice.name == "vision":
+                peaks[-1] += SCORES * _scores(opened)
+    return max(peaks)
+
+
+def state_bytes(prepared: Prepared) -> int:
+    """What a decoder's keys and values take on the device, always for the whole context, and a chunk's scores."""
+    decoder, context = prepared.model.decoder, prepared.opened.context
+    rows = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim
+    return 4 * context * (rows + SCORES * decoder.heads * min(CHUNK, context))
+
+
+def _scores(opened: Opened) -> int:
+    """Bytes of the scores of one vision block's attention."""
+    rows, columns = opened.probe.grid or (0, 0)
+    return 4 * int(opened.checkpoint.config["vision_config"]["num_heads"]) * (rows * columns) ** 2
 
 
 def _files(opened: Opened, module: ModuleName) -> dict[str, Span]:
@@ -156,6 +182,8 @@ def _pictures(prepared: Prepared, folder: Path) -> str | None:
     """The file of patches that ranges are taken from, if there are pictures."""
     vision, samples = prepared.model.vision, prepared.calibration.samples if prepared.calibration else ()
     assert vision is not None
+    if SCORES * vision.layers * _scores(prepared.opened) > CALIBRATE_BYTES:
+        return None
     found: list[Sample] = list(samples[:PICTURES])
     if not found and prepared.request.is_demo:  # behind those that it is proven on
         found = list(islice(read_samples(DATA / "calibration.jsonl", DEMO_SCREENS + PICTURES), DEMO_SCREENS, None))
@@ -259,12 +287,12 @@ class LitertProof(StackProof):
         for file in files:
             for name, (shape, dtype) in file.inputs(signature).items():
                 if name not in inner:
-                    self.inputs_of_files.setdefault(name, manifest.Tensor(name, dtype.name, shape))
+                    self.inputs_of_files.setdefault(name, _tensor(name, shape, dtype))
             inner = {"hidden"}
             for name, (shape, dtype) in file.outputs(signature).items():
                 if name != "hidden":
-                    self.outputs_of_files[name] = manifest.Tensor(name, dtype.name, shape)
+                    self.outputs_of_files[name] = _tensor(name, shape, dtype)
 
 
-def _tensors(found: Mapping[str, manifest.Tensor]) -> tuple[manifest.Tensor, ...]:
-    return tuple(found.values())
+def _tensor(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> manifest.Tensor:
+    return manifest.Tensor(name, cast(manifest.Dtype, dtype.name), shape)

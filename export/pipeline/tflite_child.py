@@ -11,7 +11,6 @@ import hashlib
 import os
 import sys
 import warnings
-
 from pathlib import Path
 from typing import Any
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from edgeglm.export.families import FAMILIES
 from edgeglm.export.model import Decoder, Grid, Model, Rows, Span, rotary_order
 from edgeglm.export.trace.child import DecoderBack, DecoderBlock, DecoderFront, VisionBack, VisionBlock, VisionFront
-from edgeglm.export.trace.dialects import ATTENTION, PortableAttention, Step
+from edgeglm.export.trace.dialects import ATTENTION, PortableAttention
 
 # What hides a later token: the softmax gives it exactly 0 beside any score that attention has.
 HIDDEN = -1e4
@@ -107,7 +107,7 @@ class VisionSpan(nn.Module):
         self.register_buffer("position", position)
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """``pixel_values`` (count, values), or ``hidden``, to ``features`` (count / merge**2, output), or ``hidden``."""
+        """``pixel_values`` (count, values) to ``features`` (count / merge**2, output); ``hidden`` at an inner end."""
         (hidden,) = inputs.values()
         if self.front is not None:
             hidden, _, _ = self.front(hidden, self.position)

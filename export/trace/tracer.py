@@ -89,6 +89,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def end_with_parent() -> None:
+    """Between fork and exec of a child: the kernel shall kill it when we end."""
     _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

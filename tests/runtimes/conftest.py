@@ -13,3 +13,12 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     demo = pytest.importorskip("tests.runtimes.demo", reason="exports, which needs torch")
     folder: Path = demo.demo_bundle(tmp_path_factory.mktemp("exact") / "bundle", "cpu", "fp32")
     return folder
+
+
+@pytest.fixture(scope="session")
+def exact_tflite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as TFLite."""
+    pytest.importorskip("litert_torch", reason="needs pip install 'edgeglm[tflite]'")
+    demo = pytest.importorskip("tests.runtimes.demo", reason="exports, which needs torch")
+    folder: Path = demo.demo_bundle(tmp_path_factory.mktemp("tflite") / "bundle", "cpu", "fp32", "tflite")
+    return folder

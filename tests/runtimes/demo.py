@@ -17,9 +17,9 @@ from edgeglm.runtimes.sampling import Sampling
 SCREEN, OTHER_SCREEN = (DATA / "evaluation" / f"{index:04d}.webp" for index in (1, 2))
 
 
-def demo_bundle(folder: Path, target: str, precision: str) -> Path:
+def demo_bundle(folder: Path, target: str, precision: str, format_: str = "onnx") -> Path:
     """Export the demo."""
-    request = Request(DEMO, DEMO_NAME, load_profile(target), precision, is_demo=True)
+    request = Request(DEMO, DEMO_NAME, load_profile(target), precision, is_demo=True, format=format_)
     prepared = prepare(open_export(request))
     export(prepared, folder, predict(prepared), lambda _: None)
     return folder
