@@ -69,6 +69,23 @@ def test_answers_are_those_of_onnx_runtime(exact: Path, exact_tflite: Path) -> N
         assert {module.engine for module in here.modules} == {"litert"}
 
 
+def test_int8_is_the_nearer_of_both_ways(exact_tflite: Path) -> None:
+    bundle = load_bundle(exact_tflite)
+    vision, decoder = bundle.module("vision"), bundle.module("decoder")
+    assert vision is not None
+    assert decoder is not None
+    assert vision.tried.keys() == {"int8", "int8-static"}
+    assert vision.tried[vision.precision] == min(vision.tried.values())
+    assert vision.max_relative_error is not None
+    assert 1e-4 < vision.max_relative_error < 0.1
+    assert decoder.max_relative_error is not None
+    assert decoder.max_relative_error < 1e-5
+    assert (decoder.format, decoder.engine, decoder.dialect) == ("tflite", "litert", None)
+    assert [tensor.name for tensor in decoder.inputs[:3]] == ["hidden", "position_ids", "start"]
+    assert bundle.manifest.provenance.options["format"] == "tflite"
+    assert "litert-torch" in bundle.manifest.provenance.versions
+
+
 @pytest.mark.parametrize("steps", [(1, 1, 1), (5, 128, 3), (300, 1, 40)])
 def test_logits_are_those_of_onnx_runtime_in_steps_of_any_length(
     decoder: litert.Decoder, exact: Path, steps: tuple[int, ...]
@@ -181,3 +198,26 @@ def test_a_session_of_onnx_runtime_stays_one(exact: Path) -> None:
     session = _open(exact)
     assert isinstance(session, ort.Decoder)
     session.close()
+
+
+def test_what_the_quantizer_calls_broken_is_an_error(exact_tflite: Path, tmp_path: Path) -> None:
+    """FP16, whose data it writes twice where two signatures share a weight."""
+    program = f"""
+from pathlib import Path
+from ai_edge_quantizer import qtyping
+from edgeglm.export.emit import tflite
+
+half = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
+config = qtyping.OpQuantizationConfig(
+    weight_tensor_config=half, compute_precision=qtyping.ComputePrecision.FLOAT, explicit_dequantize=True
+)
+cast = tflite.AlgorithmName.FLOAT_CASTING
+tflite.RECIPES["fp16"] = lambda recipe: recipe.add_quantization_config(
+    ".*", tflite.Operation.FULLY_CONNECTED, config, cast
+)
+tflite.quantize(Path({str(exact_tflite / "decoder/model.tflite")!r}), "fp16", Path({str(tmp_path / "half")!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "BrokenModelError: Quantized data" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "half").exists()
