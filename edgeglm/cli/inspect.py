@@ -29,12 +29,13 @@ def command(bundle: Path, as_json: bool) -> None:
 
 
 def describe_modules(manifest: Manifest) -> list[dict[str, object]]:
-    """The modules as every command's ``--json`` gives them; ``parts`` only of a mixed one."""
+    """The modules as every command's ``--json`` gives them; ``parts`` only of a mixed one, ``tried`` of a choice."""
     return [
         {
             "name": module.name,
             "precision": module.precision,
             **({"parts": module.parts} if module.parts else {}),
+            **({"tried": module.tried} if module.tried else {}),
             "format": module.format,
             "file": module.file,
             "bytes": manifest.module_bytes(module),
@@ -79,6 +80,8 @@ def _lines(manifest: Manifest) -> Iterator[str]:
     yield from module_table(manifest)
     for module in manifest.modules:
         yield from _parts(module)
+        if module.tried:
+            yield f"{module.name}, tried: {', '.join(f'{name} {error:.2g}' for name, error in module.tried.items())}"
     yield ""
     yield "predicted peak memory"
     yield f"  {'export':<16}{format_size(predicted.export_peak_rss_bytes)}"
