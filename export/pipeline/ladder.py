@@ -125,13 +125,14 @@ class Ladder:
 
         On each level all parts that can take one step first take it together. If that passes, bisection finds how many
         of the most sensitive ones must. The bundles of both ends of a level stay until it is left: whatever lies in
-        between is copied from them.
+        between is copied from them. TFLite has no milder precision that is smaller than fp32, and is tried once.
         """
         prepared = self._prepare(self.request.precision)
         parts, low = precisions(prepared), self._try(prepared)
         if self.best:
             self._order(parts)
-        while not self.best and any(precision in MILDER for precision in parts.values()):
+        onnx = self.request.format == "onnx"
+        while onnx and not self.best and any(precision in MILDER for precision in parts.values()):
             raised = {part: MILDER.get(precision, precision) for part, precision in parts.items()}
             high = self._try(self._prepare(spell(raised)))
             if self.best:

@@ -35,12 +35,22 @@ def arm() -> Userland:
         pytest.skip(f"no Arm user land: {error}")
 
 
-@pytest.fixture(scope="module")
-def program(arm: Userland, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("arm") / "bundle"
-    prepared = prepare(open_export(Request(DEMO, DEMO_NAME, load_profile("rpi5"), is_demo=True)))
+def program_of(folder: Path, format_: str) -> Path:
+    request = Request(DEMO, DEMO_NAME, load_profile("rpi5"), context=512, is_demo=True, format=format_)
+    prepared = prepare(open_export(request))
     export(prepared, folder, predict(prepared), lambda _: None)
     return folder / "run.pyz"
+
+
+@pytest.fixture(scope="module")
+def program(arm: Userland, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return program_of(tmp_path_factory.mktemp("arm") / "bundle", "onnx")
+
+
+@pytest.fixture(scope="module")
+def tflite_program(arm: Userland, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("litert_torch", reason="needs pip install 'edgeglm[tflite]'")
+    return program_of(tmp_path_factory.mktemp("arm-tflite") / "bundle", "tflite")
 
 
 def test_the_user_land_is_arm_and_its_address_space_can_be_limited(arm: Userland) -> None:
@@ -52,6 +62,14 @@ def test_the_user_land_is_arm_and_its_address_space_can_be_limited(arm: Userland
 
 @pytest.mark.parametrize(("screen", "memory"), [(1, None), (2, 256 * MIB)])
 def test_an_answer_is_the_same_as_here(arm: Userland, program: Path, screen: int, memory: int | None) -> None:
+    check_answer(arm, program, screen, memory)
+
+
+def test_an_answer_of_litert_is_the_same_as_here(arm: Userland, tflite_program: Path) -> None:
+    check_answer(arm, tflite_program, 1, None)
+
+
+def check_answer(arm: Userland, program: Path, screen: int, memory: int | None) -> None:
     prompt = list(read_samples(DATA / "evaluation.jsonl", screen + 1))[screen].prompt
     picture = DATA / "evaluation" / f"{screen:04d}.webp"
     arguments = [str(program), "--image", str(picture), "--prompt", prompt, "--json"]

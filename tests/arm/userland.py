@@ -25,6 +25,7 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 DEBIAN = ("qemu-user:amd64/bookworm-backports", "python3.11:arm64", "libstdc++6:arm64")
 PYTHON = ("--python-version", "3.11", *(f"--platform=manylinux_2_{minor}_aarch64" for minor in (28, 27, 17)))
 TOOLS = ("apt-get", "dpkg", "dpkg-deb")
+LITERT = "ai-edge-litert"
 CPU = "cortex-a76"  # of a Raspberry Pi 5
 
 
@@ -111,9 +112,9 @@ def _configure_apt(apt: Path) -> Path:
 
 
 def _install_wheels(site: Path) -> None:
-    """The wheels that run.pyz asks for, with what they need, as pip would install them there."""
+    """The wheels that run.pyz asks for and LiteRT, with what they need, as pip would install them there."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(site)]
-    _run([*pip, "--constraint", CONSTRAINTS, "--no-compile", "--only-binary=:all:", *PYTHON, *WHEELS.split()])
+    _run([*pip, "--constraint", CONSTRAINTS, "--no-compile", "--only-binary=:all:", *PYTHON, *WHEELS.split(), LITERT])
 
 
 def _run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> None:

@@ -97,7 +97,9 @@ def test_an_interrupted_export_is_finished_to_what_transformers_computes(
 
 def test_a_killed_converter_is_a_line(text: Path, target: Path) -> None:
     process = interrupted(target, text, lambda _, child: os.kill(child, signal.SIGKILL))
-    check_failure(end(process), 5, "decoder: converting to TFLite: the converter was killed, most likely because memory")
+    check_failure(
+        end(process), 5, "decoder: converting to TFLite: the converter was killed, most likely because memory"
+    )
 
 
 @pytest.mark.parametrize(

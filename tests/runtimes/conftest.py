@@ -20,5 +20,7 @@ def exact_tflite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as TFLite, but for a vision tower in INT8."""
     pytest.importorskip("litert_torch", reason="needs pip install 'edgeglm[tflite]'")
     demo = pytest.importorskip("tests.runtimes.demo", reason="exports, which needs torch")
-    folder: Path = demo.demo_bundle(tmp_path_factory.mktemp("tflite") / "bundle", "cpu", "decoder=fp32,vision=int8", "tflite")
+    folder: Path = demo.demo_bundle(
+        tmp_path_factory.mktemp("tflite") / "bundle", "cpu", "decoder=fp32,vision=int8", "tflite"
+    )
     return folder

@@ -205,15 +205,16 @@ def test_what_the_quantizer_calls_broken_is_an_error(exact_tflite: Path, tmp_pat
     program = f"""
 from pathlib import Path
 from ai_edge_quantizer import qtyping
+from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from edgeglm.export.emit import tflite
 
 half = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
 config = qtyping.OpQuantizationConfig(
     weight_tensor_config=half, compute_precision=qtyping.ComputePrecision.FLOAT, explicit_dequantize=True
 )
-cast = tflite.AlgorithmName.FLOAT_CASTING
+product = tflite.Operation.FULLY_CONNECTED
 tflite.RECIPES["fp16"] = lambda recipe: recipe.add_quantization_config(
-    ".*", tflite.Operation.FULLY_CONNECTED, config, cast
+    ".*", product, config, AlgorithmName.FLOAT_CASTING
 )
 tflite.quantize(Path({str(exact_tflite / "decoder/model.tflite")!r}), "fp16", Path({str(tmp_path / "half")!r}))
 """
