@@ -1,4 +1,4 @@
-"""LiteRT beside ONNX Runtime on the same demo: the same numbers and words, a state that is kept, and what is refused."""
+"""LiteRT beside ONNX Runtime on the same demo: the same numbers and words, a kept state, and what is refused."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_what_is_not_there_or_must_not_be_is_a_line(
     (tmp_path / "site/tflite_runtime/__init__.py").touch()
     with monkeypatch.context() as patch:
         patch.syspath_prepend(tmp_path / "site")
-        with pytest.raises(UnsupportedError, match="tflite-runtime: .*garbage.*; pip uninstall tflite-runtime"):
+        with pytest.raises(UnsupportedError, match=r"tflite-runtime: .*garbage.*; pip uninstall tflite-runtime"):
             ask(exact_tflite, "Select OK")
     arguments = ["run", str(exact_tflite), "--prompt", "Hi"]
     program = f"""
