@@ -24,7 +24,7 @@ from edgeglm.export.quantize.rounded import KEPT_BYTES
 SAMPLES = 32
 # With less, what a channel never showed would count as nothing.
 FEWEST = 4
-REMEDY = "write it as docs/demo-model.md shows"
+REMEDY = "write it as docs/validate.md says"
 
 
 def read_calibration(file: Path) -> list[Sample]:
@@ -80,7 +80,7 @@ def calibrate(prepared: Prepared, samples: Sequence[Sample]) -> Calibration:
     observed = observe(prepared, samples)
     digest = hashlib.sha256()
     for sample in samples:
-        digest.update(f"{sample.prompt}\0{sample.expected.response}\0{sample.image.size}\0".encode())
+        digest.update(f"{sample.messages}\0{sample.expected.response}\0{sample.image.size}\0".encode())
         digest.update(hashlib.sha256(sample.image.tobytes()).digest())
     ranges = {name: least_squares(seen) for name, seen in observed.histograms.items()}
     return Calibration(digest.hexdigest(), observed.energies(), ranges)

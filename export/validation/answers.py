@@ -62,7 +62,7 @@ def _decode(
     bundle: Bundle, vision: Vision, samples: Sequence[Sample], pictures: Sequence[NDArray[Any]]
 ) -> Iterator[str]:
     model, rows, chat = bundle.manifest.model, EmbeddingRows(bundle), Chat(bundle.folder / "tokenizer", vision)
-    prompts = [chat.encode(_messages(sample)) for sample in samples]
+    prompts = [chat.encode(sample.messages) for sample in samples]
     longest = max(map(len, prompts)) + MAX_NEW_TOKENS
     if longest > model.max_positions:
         why = f"a prompt and its answer take {longest} tokens, and it has room for {model.max_positions}"
@@ -105,7 +105,7 @@ def reference_answers(checkpoint: Path, parameters: int, samples: Sequence[Sampl
 
 
 def _answer(agent: Agent, samples: Sequence[Sample]) -> Iterator[str]:
-    return agent.answer([sample.image for sample in samples], [sample.prompt for sample in samples], BATCH)
+    return agent.answer([sample.image for sample in samples], [sample.messages for sample in samples], BATCH)
 
 
 def _batches(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
@@ -118,12 +118,8 @@ def _key(checkpoint: Path, samples: Sequence[Sample]) -> Iterator[bytes]:
     yield f"screens {MAX_NEW_TOKENS}".encode()
     yield checkpoint_key(checkpoint)
     for sample in samples:
-        yield sample.prompt.encode()
+        yield repr(sample.messages).encode()
         yield sample.image.tobytes()
-
-
-def _messages(sample: Sample) -> list[dict[str, object]]:
-    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.prompt}]}]
 
 
 def _file(bundle: Bundle, name: str) -> Path:

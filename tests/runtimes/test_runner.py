@@ -26,7 +26,7 @@ from tests.runtimes.demo import SCREEN, ask, demo_bundle
 def test_greedy_answers_are_those_of_transformers(exact: Path) -> None:
     samples = list(read_samples(DATA / "evaluation.jsonl", 50))
     agent = Agent.load(DEMO)
-    wanted = agent.answer([sample.image for sample in samples], [sample.prompt for sample in samples], batch_size=1)
+    wanted = agent.answer([sample.image for sample in samples], [sample.messages for sample in samples], batch_size=1)
     for index, (sample, want) in enumerate(zip(samples, wanted, strict=True)):
         screen = DATA / "evaluation" / f"{index:04d}.webp"
         answer = ask(exact, sample.prompt, screen, max_new_tokens=MAX_NEW_TOKENS)
