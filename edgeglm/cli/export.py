@@ -42,7 +42,7 @@ SHARE = 0.6  # of the memory that is available, where no budget is given
     "--calibration",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Samples to calibrate with (JSONL); of the demo, its own.",
+    help="Samples (.jsonl) or a text to calibrate with; of the demo, its own.",
 )
 @click.option("--no-resume", is_flag=True, help="Throw a partial bundle away instead of going on from it.")
 @json_option
@@ -68,7 +68,7 @@ def command(
     budget = parse_size(max_ram) if max_ram else int(SHARE * read_machine().memory_available_bytes)
     folder = out or Path(f"{request.name.rpartition('/')[2]}-{request.profile.name}")
     check_target(folder)
-    samples = read_calibration(calibration) if calibration else []
+    samples = read_calibration(calibration, request.folder) if calibration else []
     gate = open_gate(request, accuracy_drop, calibration, samples) if accuracy_drop else None
     opened = open_export(request)
     needed = samples_bytes(opened, samples or (gate.samples if gate else []))

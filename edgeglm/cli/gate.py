@@ -10,10 +10,11 @@ import msgspec
 
 from edgeglm.errors import AccuracyError, UsageError
 from edgeglm.export.choices import parse_precisions
-from edgeglm.export.demo.samples import DATA, Sample, read_samples
+from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.export.pipeline.ladder import SENSITIVITY_SAMPLES, Ladder, worst
 from edgeglm.export.pipeline.measure import Validation
 from edgeglm.export.pipeline.prepare import Request
+from edgeglm.export.pipeline.probes import Example
 from edgeglm.manifest import Metric, Rung
 from edgeglm.units import parse_percent
 
@@ -23,15 +24,15 @@ class Gate:
     """How a bundle is measured, and the samples that order its parts."""
 
     validation: Validation
-    samples: Sequence[Sample]
+    samples: Sequence[Example]
 
 
-def open_gate(request: Request, accuracy_drop: str, calibration: Path | None, samples: Sequence[Sample]) -> Gate:
+def open_gate(request: Request, accuracy_drop: str, calibration: Path | None, samples: Sequence[Example]) -> Gate:
     """What ``--accuracy-drop`` asks for; `samples` are those of `calibration`. Raises UsageError without data."""
     allowed = parse_percent(accuracy_drop)
     if not request.is_demo and calibration is None:
         why = f"there is nothing to measure {request.name} on"
-        raise UsageError("--accuracy-drop", why, "give samples with targets by --calibration FILE")
+        raise UsageError("--accuracy-drop", why, "give samples with targets, or a text, by --calibration FILE")
     samples = samples or list(read_samples(DATA / "calibration.jsonl", SENSITIVITY_SAMPLES))
     if request.is_demo:
         return Gate(Validation(allowed), samples)

@@ -36,9 +36,32 @@ class Prompt:
     answer: int = 0
 
 
+@dataclass(frozen=True)
+class Passage:
+    """A window of text; the last `answer` of its tokens are what a model is compared on."""
+
+    tokens: tuple[int, ...]
+    answer: int
+
+
+Example = Sample | Passage
+
+
 def demo_prompts(prepared: Prepared) -> list[Prompt]:
     """The first calibration screens with their instructions."""
     return sample_prompts(prepared, read_samples(DATA / "calibration.jsonl", DEMO_SCREENS), answered=False)
+
+
+def example_prompts(prepared: Prepared, examples: Iterable[Example]) -> list[Prompt]:
+    """What is calibrated with: windows of text, or screens with the right answers."""
+    samples: list[Sample] = []
+    prompts: list[Prompt] = []
+    for each in examples:
+        if isinstance(each, Passage):
+            prompts.append(Prompt(list(each.tokens), np.zeros(len(each.tokens), bool), answer=each.answer))
+        else:
+            samples.append(each)
+    return prompts or sample_prompts(prepared, samples, answered=True)
 
 
 def sample_prompts(prepared: Prepared, samples: Iterable[Sample], *, answered: bool) -> list[Prompt]:

@@ -206,8 +206,8 @@ def test_a_bad_set_is_one_line(name: str, tmp_path: Path, capsys: Capture) -> No
 def test_a_model_without_eyes_is_refused(tmp_path: Path, capsys: Capture) -> None:
     save(SHAPES["glm4"], tmp_path / "blind")
     done = run(capsys, "export", tmp_path / "blind", "--target", "cpu", "-o", tmp_path / "b", "--calibration", SET)
-    check_failure(done, 3, "blind sees no pictures; leave it out")
+    check_failure(done, 3, "--calibration: blind sees no pictures; give a text")
 
 
 def test_a_set_is_read_no_further_than_it_is_used() -> None:
-    assert len(read_calibration(SET)) == 32
+    assert len(read_calibration(SET, DEMO)) == 32
