@@ -30,8 +30,9 @@ from edgeglm.units import format_size
 
 # Features of the pictures that wait for the decoder; then the vision module is loaded again.
 FEATURE_BYTES = 256 << 20
-# Screens that the original answers together.
-BATCH = 32
+# Screens that the original answers together, and the parameters beyond which they are fewer: with a large model their
+# activations count, and together they are hardly faster.
+BATCH, PARAMETERS = 32, 8_000_000
 
 
 def artifact_answers(bundle: Bundle, samples: Sequence[Sample]) -> list[str]:
@@ -99,7 +100,8 @@ def reference_answers(checkpoint: Path, parameters: int, samples: Sequence[Sampl
             remedy = "take a machine with more memory, or validate on a text, for which it is streamed: --data FILE.txt"
             raise BudgetError(checkpoint, f"its answers take it whole in fp32, {sizes}", remedy)
         agent = Agent.load(checkpoint)
-        return [answer for some in _batches(samples) for answer in _answer(agent, some)]
+        size = max(1, BATCH * PARAMETERS // max(parameters, PARAMETERS))
+        return [answer for some in _batches(samples, size) for answer in _answer(agent, some)]
 
     return cached(_key(checkpoint, samples), list[str], compute)
 
@@ -108,9 +110,9 @@ def _answer(agent: Agent, samples: Sequence[Sample]) -> Iterator[str]:
     return agent.answer([sample.image for sample in samples], [sample.messages for sample in samples], BATCH)
 
 
-def _batches(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
+def _batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
     rest = iter(samples)
-    while some := list(islice(rest, BATCH)):
+    while some := list(islice(rest, size)):
         yield some
 
 
