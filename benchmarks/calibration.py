@@ -30,7 +30,7 @@ from edgeglm.export.pipeline.export import export
 from edgeglm.export.pipeline.forecast import predict
 from edgeglm.export.pipeline.prepare import Calibration, Request, open_export, prepare
 from edgeglm.export.pipeline.probes import sample_prompts
-from edgeglm.export.pipeline.walk import ORIGINAL, Walk
+from edgeglm.export.pipeline.walk import Walk
 from edgeglm.export.prove.reference import OriginalWeights
 from edgeglm.export.prove.values import divergence, relative_error
 from edgeglm.export.quantize.rounded import RoundedWeights
@@ -48,14 +48,15 @@ def request(model: Path, precision: str) -> Request:
 def int4(model: Path) -> None:
     """Round to nearest, and with errors weighed."""
     prepared = prepare(open_export(request(model, "int4")))
-    found = calibrate(prepared, read_calibration(DATA / "calibration.jsonl"))
+    found = calibrate(prepared, read_calibration(DATA / "calibration.jsonl", DEMO))
     prompts = sample_prompts(prepared, read_samples(DATA / "evaluation.jsonl", SCREENS), answered=True)
     source = prepared.checkpoint
-    original = Walk(prepared, prompts, OriginalWeights(source), {}).logits()[ORIGINAL]
+    original = [logits for _, logits in Walk(prepared, prompts, OriginalWeights(source), {}).logits()]
     print("INT4       ERROR   KL MEAN  KL MEDIAN")
     for name, energies in (("plain", {}), ("weighed", found.energies)):
         weights = RoundedWeights(source, Int4(), "ort", energies, {})
-        pairs = list(zip(original, Walk(prepared, prompts, weights, {}).logits()[ORIGINAL], strict=True))
+        rounded = [logits for _, logits in Walk(prepared, prompts, weights, {}).logits()]
+        pairs = list(zip(original, rounded, strict=True))
         errors, damage = [relative_error(q, p) for p, q in pairs], [divergence(p, q) for p, q in pairs]
         print(f"{name:<9}  {np.mean(errors):.4f}  {np.mean(damage):.5f}  {np.median(damage):.5f}")
 
@@ -63,7 +64,7 @@ def int4(model: Path) -> None:
 def static(model: Path, work: Path) -> None:
     """Vision and decoder, with each of the ranges; dynamic INT8 beside them."""
     prepared = prepare(open_export(request(model, "int8-static")))
-    samples = read_calibration(DATA / "calibration.jsonl")
+    samples = read_calibration(DATA / "calibration.jsonl", DEMO)
     seen, found = observe(prepared, samples).histograms, calibrate(prepared, samples)
     print("INT8           VISION  DECODER")
     print(f"{'dynamic':<13}  {errors(request(model, 'int8'), None, work)}")

@@ -168,11 +168,35 @@ def llama_cpp(file: str) -> Load:
     return load
 
 
+def genai(folder: str) -> Load:
+    """A model that onnxruntime-genai's builder made."""
+
+    def load(threads: int) -> Engine:
+        import onnxruntime_genai
+
+        config = onnxruntime_genai.Config(folder)
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+        model = onnxruntime_genai.Model(config)
+        parameters = onnxruntime_genai.GeneratorParams(model)
+        parameters.set_search_options(max_length=4096, chunk_size=PROMPT)
+        generator = onnxruntime_genai.Generator(model, parameters)
+
+        def feed(tokens: Sequence[int], at: int) -> object:
+            generator.rewind_to(at)
+            generator.append_tokens(tokens)
+            return None
+
+        return Engine(feed, json.loads((Path(folder) / "genai_config.json").read_text())["model"]["vocab_size"])
+
+    return load
+
+
 CONTENDERS: dict[str, Callable[[str], Load]] = {
     "edgeglm": edgeglm,
     "edgeglm-low-rss": lambda folder: edgeglm(folder, low_rss=True),
     "transformers": transformers,
     "llama.cpp": llama_cpp,
+    "onnxruntime-genai": genai,
 }
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Writes the 300M GLM-4 shape with random weights, exports it in int8 and int4, and runs each contender in processes of
 its own, in turns, so that a noisy machine hurts all of them alike; every figure is the median over the turns.
 llama.cpp takes part where ``gguf`` is installed here, and ``llama-cpp-python`` here or in the environment of
-``--rivals PYTHON``.
+``--rivals PYTHON``; onnxruntime-genai, whose builder needs torch and transformers, where it is installed here.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from edgeglm.units import format_size
 
 HERE = Path(__file__).parent
 Figures = dict[str, float]
+Rows = dict[str, tuple[str, str, Path]]
 COLUMNS = ("prefill", "decode", "agent_step_s", "load_s", "first_token_s", "peak", "anonymous")
 # What is asked: a figure of one contender, of another, the ratio, and which way it must be.
 BARS = (
+    ("int4 decode", "edgeglm int4", "onnxruntime-genai int4", "decode", 1.0),
     ("int4 decode", "edgeglm int4", "llama.cpp Q4_0", "decode", 0.95),
     ("int8 decode", "edgeglm int8", "llama.cpp Q8_0", "decode", 1.2),
     ("int8 prefill", "edgeglm int8", "llama.cpp Q8_0", "prefill", 3.5),
@@ -61,13 +63,13 @@ def main() -> None:
     print(f"the Python layer takes {share:.1%} of an int4 decode step (asked: below 5%)")
 
 
-def prepare(work: Path, rivals: str) -> dict[str, tuple[str, str, Path]]:
+def prepare(work: Path, rivals: str) -> Rows:
     """Make what is not there yet; gives the interpreter, the contender and the model of each row."""
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = work / "glm4-300m"
     if not checkpoint.exists():
         run(sys.executable, HERE / "random_checkpoint.py", "glm4-300m", checkpoint)
-    rows = {}
+    rows: Rows = {}
     for precision in ("int8", "int4"):
         if not (work / precision).exists():
             run(sys.executable, "-m", "edgeglm", "export", checkpoint, "--target", "cpu", "--precision", precision,
@@ -76,9 +78,29 @@ def prepare(work: Path, rivals: str) -> dict[str, tuple[str, str, Path]]:
         rows[f"edgeglm {precision} --low-rss"] = (sys.executable, "edgeglm-low-rss", work / precision)
         child(*rows[f"edgeglm {precision} --low-rss"], 1)  # the first time makes the file
     rows["transformers fp32"] = (sys.executable, "transformers", checkpoint)
+    return rows | genai(work, checkpoint) | llama_cpp(work, checkpoint, rivals)
+
+
+def genai(work: Path, checkpoint: Path) -> Rows:
+    """Those of onnxruntime-genai."""
+    if not has(sys.executable, "onnxruntime_genai"):
+        print("onnxruntime-genai is left out: it is not installed")
+        return {}
+    rows = {}
+    for precision in ("int8", "int4"):
+        folder = work / f"genai-{precision}"
+        if not folder.exists():
+            run(sys.executable, HERE / "genai_model.py", checkpoint, precision, folder)
+        rows[f"onnxruntime-genai {precision}"] = (sys.executable, "onnxruntime-genai", folder)
+    return rows
+
+
+def llama_cpp(work: Path, checkpoint: Path, rivals: str) -> Rows:
+    """Those of llama.cpp."""
     if not (has(sys.executable, "gguf") and has(rivals, "llama_cpp")):
         print("llama.cpp is left out for want of gguf or llama-cpp-python")
-        return rows
+        return {}
+    rows = {}
     for kind in ("Q4_0", "Q8_0"):
         file = work / f"{kind}.gguf"
         if not file.exists():

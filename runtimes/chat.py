@@ -15,6 +15,7 @@ from tokenizers.decoders import DecodeStream
 from edgeglm.errors import DamagedFileError, UnsupportedError
 from edgeglm.manifest import Vision
 
+REMEDY = "export a checkpoint that has one"
 Message = Mapping[str, Any]
 
 
@@ -36,7 +37,7 @@ class Chat:
     """Renders messages in OpenAI form for one model, and streams its answers as text.
 
     Args:
-        folder: The bundle's ``tokenizer/``.
+        folder: The bundle's ``tokenizer/``, or a checkpoint.
         vision: The picture that the model sees, if it sees any.
 
     Raises:
@@ -47,7 +48,7 @@ class Chat:
     def __init__(self, folder: Path, vision: Vision | None) -> None:
         file = folder / "tokenizer.json"
         if not file.is_file():
-            raise UnsupportedError(folder.parent, "has no tokenizer, and takes no text", "export with a tokenizer.json")
+            raise UnsupportedError(file, "is not there, and so the model takes no text", REMEDY)
         try:
             self.tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the library has no narrower one
@@ -96,11 +97,12 @@ def _for_template(each: Message) -> Message:
 
 
 def _template(folder: Path) -> str:
+    """The template's text, from a file of its own or from the tokenizer's settings."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
     settings = folder / "tokenizer_config.json"
     template = json.loads(settings.read_text(encoding="utf-8")).get("chat_template") if settings.is_file() else None
     if not isinstance(template, str):
-        raise UnsupportedError(folder.parent, "has no chat template", "export a checkpoint that has one")
+        raise UnsupportedError(folder, "has no chat template", REMEDY)
     return template

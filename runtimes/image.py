@@ -13,31 +13,38 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgeglm.digest import hash_range
-from edgeglm.errors import UsageError
+from edgeglm.errors import BudgetError, EdgeglmError, UsageError
 from edgeglm.manifest import Vision
 from edgeglm.units import format_size
 
 # Not all that Pillow reads: it would start a PostScript interpreter for one of its formats.
 FORMATS = ("WEBP", "PNG", "JPEG")
 MAX_BYTES = 128 << 20  # of a file; a WebP is read whole
-MAX_PIXELS = 1 << 24  # twice a 4K screen; decoding takes 4 to 8 bytes a pixel, of a WebP 16
+MAX_PIXELS = 1 << 24  # twice a 4K screen
+PIXEL_BYTES = 9  # that decoding one and resizing it takes at most, measured over modes and EXIF turns
+WEBP_PIXEL_BYTES = 17  # Pillow decodes a WebP as an animation
 STRIP = 64  # rows that are converted at a time
 
 
-def open_picture(path: Path) -> Image.Image:
+def open_picture(path: Path, room: int | None = None) -> Image.Image:
     """A picture as its EXIF turns it, in the mode of its file; of an animation the first frame.
 
     A JPEG of more than `MAX_PIXELS`, and of up to four times as many, is decoded at half its size.
 
+    Args:
+        path: Of a WebP, PNG or JPEG.
+        room: Bytes that decoding may take, if that is limited.
+
     Raises:
         UsageError: It cannot be read, is no WebP, PNG or JPEG, or is too large.
+        BudgetError: There is no room for it.
     """
     try:
         _check_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, and of sizes that are allowed here
-            return _load(path)
-    except UsageError:
+            return _load(path, room)
+    except EdgeglmError:
         raise
     except UnidentifiedImageError as error:
         raise _unreadable(path, "it is no WebP, PNG or JPEG, or a damaged one") from error
@@ -91,12 +98,16 @@ def _check_file(path: Path) -> None:
         raise UsageError(path, f"is larger than {format_size(MAX_BYTES)}", "give a smaller picture")
 
 
-def _load(path: Path) -> Image.Image:
+def _load(path: Path, room: int | None) -> Image.Image:
     with Image.open(path, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             image.draft(None, (image.width // 2, image.height // 2))  # only a JPEG's decoder can; others ignore it
         if image.width * image.height > MAX_PIXELS:
             raise _too_large(path)
+        needed = image.width * image.height * (WEBP_PIXEL_BYTES if image.format == "WEBP" else PIXEL_BYTES)
+        if room is not None and needed > room:
+            why = f"decoding it takes {format_size(needed)}, and --max-ram leaves {format_size(max(0, room))}"
+            raise BudgetError(path, why, "give a smaller picture, or more memory")
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return image

@@ -19,7 +19,7 @@ from edgeglm.actions import Action, parse_action
 from edgeglm.bundle import Bundle, load_bundle, verify_bundle
 from edgeglm.errors import DamagedFileError
 from edgeglm.manifest import Module, ModuleName
-from edgeglm.memory import Phase, PhaseLog, peak_rss
+from edgeglm.memory import Phase, PhaseLog, current_rss, peak_rss
 from edgeglm.runtimes.chat import Chat, Message
 from edgeglm.runtimes.embedding import EmbeddingRows
 from edgeglm.runtimes.generate import generate
@@ -152,7 +152,7 @@ class Runner:
         Raises:
             UsageError: A picture cannot be read, or nothing is asked.
             UnsupportedError: The model sees no pictures.
-            BudgetError: Prompt and answer are longer than the context.
+            BudgetError: Prompt and answer are longer than the context, or a picture takes more than is left.
         """
         self._begin()
         prompt = self.prompt(messages)
@@ -199,13 +199,17 @@ class Runner:
         if not pictures or vision is None:
             return []
         with self._log.phase("read image"):  # first: one that cannot be decoded costs no loading
-            patches = [to_patches(open_picture(picture.path), vision) for picture in pictures]
+            patches = [to_patches(open_picture(picture.path, self._room()), vision) for picture in pictures]
         features = []
         with self._loaded("vision", lambda module: open_encoder(self.bundle, module, self.threads)) as encoder:
             for pixels in patches:
                 with self._log.phase("encode image"):
                     features.append(encoder.run({"pixel_values": pixels})["features"].astype(np.float32))
         return features
+
+    def _room(self) -> int | None:
+        """Bytes that are left of the budget, if there is one."""
+        return None if self.max_ram is None else self.max_ram - current_rss()
 
     def _prepare(self, capacity: int, shared: int) -> DecoderSession:
         """The decoder with room for `capacity` tokens, and none in it but the shared ones."""

@@ -14,7 +14,7 @@ from edgeglm.cli.checkpoint_options import checkpoint_options, to_request
 from edgeglm.cli.gate import Gate, brief, describe_ladder, ladder_table, nothing_passed, open_gate
 from edgeglm.cli.inspect import describe_modules, module_table
 from edgeglm.cli.output import json_option, print_json
-from edgeglm.cli.progress import Display, Memory
+from edgeglm.cli.progress import Display
 from edgeglm.errors import UsageError
 from edgeglm.export.pack.writer import check_target
 from edgeglm.export.pipeline.calibrate import calibrate, read_calibration, samples_bytes
@@ -24,6 +24,7 @@ from edgeglm.export.pipeline.ladder import Ladder, Means, workplace
 from edgeglm.export.pipeline.prepare import STATIC, Calibration, Opened, Request, open_export, prepare
 from edgeglm.machine import read_machine
 from edgeglm.manifest import Manifest, Metric, Rung
+from edgeglm.memory import MemorySampler
 from edgeglm.units import format_size, parse_size
 
 SHARE = 0.6  # of the memory that is available, where no budget is given
@@ -49,7 +50,7 @@ SHARE = 0.6  # of the memory that is available, where no budget is given
     "--calibration",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Samples to calibrate with (JSONL); of the demo, its own.",
+    help="Samples (.jsonl) or a text to calibrate with; of the demo, its own.",
 )
 @click.option("--no-resume", is_flag=True, help="Throw a partial bundle away instead of going on from it.")
 @json_option
@@ -76,7 +77,7 @@ def command(
     budget = parse_size(max_ram) if max_ram else int(SHARE * read_machine().memory_available_bytes)
     folder = out or Path(f"{request.name.rpartition('/')[2]}-{request.profile.name}")
     check_target(folder)
-    samples = read_calibration(calibration) if calibration else []
+    samples = read_calibration(calibration, request.folder) if calibration else []
     gate = open_gate(request, accuracy_drop, calibration, samples) if accuracy_drop else None
     opened = open_export(request)
     needed = samples_bytes(opened, samples or (gate.samples if gate else []))
@@ -84,9 +85,9 @@ def command(
     def check(opened: Opened) -> int:
         return check_budget(opened, budget, needed)
 
-    expected = check(opened)
+    expected = max(check(opened), gate.check_budget(opened.checkpoint, budget) if gate else 0)
     ladder = None
-    with Memory() as memory, Display(memory, budget, start) as display, ExitStack() as leave:
+    with MemorySampler() as memory, Display(memory, budget, start) as display, ExitStack() as leave:
         display.say(f"tracing {request.name} for {request.profile.name}")
 
         def report(progress: Progress) -> None:
@@ -102,7 +103,7 @@ def command(
             found = calibrate(traced, samples)
         if gate:
             work = leave.enter_context(workplace(folder))
-            ladder = _climb(request, gate, found, work, check, memory, display, report)
+            ladder = _climb(request, gate, found, work, check, display, report)
             if not ladder.best:
                 _print_failure(folder, ladder, as_json=as_json)
                 raise nothing_passed(folder, ladder)
@@ -146,14 +147,12 @@ def _climb(
     calibration: Calibration | None,
     work: Path,
     check: Callable[[Opened], int],
-    memory: Memory,
     display: Display,
     report: Report,
 ) -> Ladder:
     def measure(bundle: Path) -> tuple[Metric, ...]:
         display.say("measuring")
-        with memory.paused():
-            return gate.validation.metrics(bundle)
+        return gate.validation.metrics(bundle)
 
     def show(rung: Rung) -> None:
         display.line(f"{'passes' if rung.passed else 'fails'}: {brief(rung.precision)}")

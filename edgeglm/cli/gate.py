@@ -8,34 +8,48 @@ from pathlib import Path
 
 import msgspec
 
-from edgeglm.errors import AccuracyError, UsageError
+from edgeglm.errors import AccuracyError, BudgetError, UsageError
+from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.choices import parse_precisions
-from edgeglm.export.demo.samples import DATA, Sample, read_samples
+from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.export.pipeline.ladder import SENSITIVITY_SAMPLES, Ladder, worst
 from edgeglm.export.pipeline.measure import Validation
 from edgeglm.export.pipeline.prepare import Request
+from edgeglm.export.pipeline.probes import Example
 from edgeglm.manifest import Metric, Rung
-from edgeglm.units import parse_percent
+from edgeglm.units import format_size, parse_percent
+
+MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class Gate:
-    """How a bundle is measured, and the samples that order its parts."""
+    """How a bundle of a model is measured, and the samples that order its parts."""
 
+    name: str
     validation: Validation
-    samples: Sequence[Sample]
+    samples: Sequence[Example]
+
+    def check_budget(self, checkpoint: Checkpoint, budget: int) -> int:
+        """The peak of measuring, if it is within the budget of ``--max-ram``. Raises BudgetError."""
+        peak = self.validation.peak(checkpoint)
+        if peak > budget:
+            why = f"{format_size(budget)} is too little to measure {self.name}"
+            remedy = f"it takes at least {-(-peak // MIB)}MiB; or leave --accuracy-drop out, and validate elsewhere"
+            raise BudgetError("--max-ram", why, remedy)
+        return peak
 
 
-def open_gate(request: Request, accuracy_drop: str, calibration: Path | None, samples: Sequence[Sample]) -> Gate:
+def open_gate(request: Request, accuracy_drop: str, calibration: Path | None, samples: Sequence[Example]) -> Gate:
     """What ``--accuracy-drop`` asks for; `samples` are those of `calibration`. Raises UsageError without data."""
     allowed = parse_percent(accuracy_drop)
     if not request.is_demo and calibration is None:
         why = f"there is nothing to measure {request.name} on"
-        raise UsageError("--accuracy-drop", why, "give samples with targets by --calibration FILE")
+        raise UsageError("--accuracy-drop", why, "give samples with targets, or a text, by --calibration FILE")
     samples = samples or list(read_samples(DATA / "calibration.jsonl", SENSITIVITY_SAMPLES))
     if request.is_demo:
-        return Gate(Validation(allowed), samples)
-    return Gate(Validation(allowed, calibration, request.folder), samples)
+        return Gate(request.name, Validation(allowed), samples)
+    return Gate(request.name, Validation(allowed, calibration, request.folder), samples)
 
 
 def nothing_passed(folder: Path, ladder: Ladder) -> AccuracyError:

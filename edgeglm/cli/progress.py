@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import TracebackType
 
 import click
@@ -14,41 +12,10 @@ from edgeglm.memory import MemorySampler
 from edgeglm.units import format_size
 
 
-class Memory:
-    """The peak of this process and its children, as a context manager; not of what runs while it is paused."""
-
-    def __init__(self) -> None:
-        self.peak_bytes = 0
-        self._sampler = MemorySampler()
-
-    @property
-    def rss_bytes(self) -> int:
-        """At the last sample."""
-        return self._sampler.rss_bytes
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Look away."""
-        self.__exit__()
-        try:
-            yield
-        finally:
-            self.__enter__()
-
-    def __enter__(self) -> Memory:
-        self._sampler = MemorySampler()
-        self._sampler.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._sampler.__exit__(None, None, None)
-        self.peak_bytes = max(self.peak_bytes, self._sampler.peak_bytes)
-
-
 class Display:
     """Progress in one line of a terminal's stderr, as a context manager that leaves the line empty."""
 
-    def __init__(self, memory: Memory, budget: int, start: float) -> None:
+    def __init__(self, memory: MemorySampler, budget: int, start: float) -> None:
         self.memory, self.budget, self.start = memory, budget, start
         self.terminal = sys.stderr.isatty()
         self.module, self.since = "", start

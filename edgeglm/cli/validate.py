@@ -17,7 +17,8 @@ from edgeglm.export.metric import Metric
 from edgeglm.export.pipeline.measured import Found, OnScreens, OnText, write_report
 from edgeglm.export.validation.agent import compare_agents
 from edgeglm.export.validation.answers import artifact_answers, reference_answers
-from edgeglm.export.validation.text import artifact_scores, compare_texts, read_windows, reference_scores
+from edgeglm.export.validation.text import artifact_scores, compare_texts, reference_scores
+from edgeglm.export.validation.windows import read_windows
 from edgeglm.manifest import Manifest
 from edgeglm.units import parse_percent
 

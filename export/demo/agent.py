@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 IMAGE = "<|image|>"
 MAX_NEW_TOKENS = 96
+Chat = Sequence[dict[str, Any]]  # messages as the chat template knows them, with one picture among them
 
 
 class Agent:
@@ -37,13 +38,11 @@ class Agent:
             Glm4vImageProcessorPil.from_pretrained(folder),
         )
 
-    def encode(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> BatchFeature:
-        """Model inputs for one screenshot and one text each, padded on the left."""
+    def encode(self, images: Sequence[Image.Image], chats: Sequence[Chat]) -> BatchFeature:
+        """Model inputs for one screenshot and one chat each, padded on the left."""
         pixels = self.processor(images=list(images), return_tensors="pt")
         counts = (pixels["image_grid_thw"].prod(-1) // self.processor.merge_size**2).tolist()
-        texts = [
-            self._chat(prompt).replace(IMAGE, IMAGE * count) for prompt, count in zip(prompts, counts, strict=True)
-        ]
+        texts = [self._render(chat).replace(IMAGE, IMAGE * count) for chat, count in zip(chats, counts, strict=True)]
         inputs: BatchFeature = self.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
         inputs.pop("token_type_ids", None)
         inputs.update(pixels)
@@ -51,17 +50,15 @@ class Agent:
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == image).long()
         return inputs
 
-    def _chat(self, prompt: str) -> str:
-        content = [{"type": "image"}, {"type": "text", "text": prompt}]
-        chat: list[Any] = [{"role": "user", "content": content}]
-        return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    def _render(self, chat: Chat) -> str:
+        return str(self.tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True))
 
     @torch.inference_mode()
-    def answer(self, images: Sequence[Image.Image], prompts: Sequence[str], batch_size: int = 32) -> Iterator[str]:
+    def answer(self, images: Sequence[Image.Image], chats: Sequence[Chat], batch_size: int = 32) -> Iterator[str]:
         """Greedy answers, one a screenshot."""
-        for start in range(0, len(prompts), batch_size):
+        for start in range(0, len(chats), batch_size):
             some = slice(start, start + batch_size)
-            inputs = self.encode(images[some], prompts[some]).to(self.model.device)
+            inputs = self.encode(images[some], chats[some]).to(self.model.device)
             output = self.model.generate(  # type: ignore[misc]
                 **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False
             )

@@ -60,7 +60,7 @@ def main(checkpoint: Path, data: Path, limit: int | None, wrong: bool, as_json: 
     expected = [sample.expected for sample in samples]
     started = time.perf_counter()
     agent = Agent.load(checkpoint)
-    answers = list(agent.answer([sample.image for sample in samples], [sample.prompt for sample in samples]))
+    answers = list(agent.answer([sample.image for sample in samples], [sample.messages for sample in samples]))
     total, groups, seconds = (
         score(expected, answers),
         by_action(expected, answers),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import click
 import msgspec
@@ -36,11 +36,21 @@ FORMAT = "docs/validate.md"
 
 @dataclass(frozen=True)
 class Sample:
-    """A screenshot, as pixels or as a file, the user's text and the right answer."""
+    """A screenshot, as pixels or as a file, the user's text and the right answer.
+
+    `before` are role and text of the messages before it: a system prompt, earlier turns.
+    """
 
     screen: Image.Image | Path
     prompt: str
     expected: Expected
+    before: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """What is answered, as chat templates know it: all text but the picture of the last message."""
+        question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.prompt}]}
+        return [*({"role": role, "content": text} for role, text in self.before), question]
 
     @property
     def image(self) -> Image.Image:
@@ -132,24 +142,25 @@ class _Text(Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
 
 
 class _Message(Struct, forbid_unknown_fields=True):
-    role: Literal["user"]
-    content: list[_Picture | _Text]
+    role: Literal["system", "user", "assistant"]
+    content: str | list[_Picture | _Text]
 
 
 class _Record(Struct, forbid_unknown_fields=True):
     """A line; JSON has no NaN, so a box is of numbers."""
 
-    messages: Annotated[list[_Message], Meta(min_length=1, max_length=1)]
+    messages: Annotated[list[_Message], Meta(min_length=1)]
     target: str
     box: Units | None = None
 
 
 def _from_record(record: _Record, folder: Path) -> Sample:
-    match record.messages[0].content:
-        case [_Picture(image_url=_Url(url=url)), _Text(text=prompt)]:
+    *before, last = record.messages
+    match last:
+        case _Message(role="user", content=[_Picture(image_url=_Url(url=url)), _Text(text=prompt)]):
             pass
         case _:
-            raise ValueError("its message is not one picture and one text behind it")
+            raise ValueError("its last message is not the user's, one picture and one text behind it")
     action = parse_action(record.target)
     if action is None:
         raise ValueError("its target is not an action")
@@ -159,7 +170,15 @@ def _from_record(record: _Record, folder: Path) -> Sample:
             raise ValueError(f"its box {list(record.box)} is not x0, y0, x1, y1 in thousandths of the screen")
         if action.point is None:
             raise ValueError(f"it has a box, and its target {action.type} no point")
-    return Sample(_inside(folder, url), prompt, Expected(record.target, record.box))
+    earlier = tuple((message.role, _text(message)) for message in before)
+    return Sample(_inside(folder, url), prompt, Expected(record.target, record.box), earlier)
+
+
+def _text(message: _Message) -> str:
+    match message.content:
+        case str(text) | [_Text(text=text)]:
+            return text
+    raise ValueError("only its last message may have a picture, and each before it is one text")
 
 
 def _inside(folder: Path, url: str) -> Path:

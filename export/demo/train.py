@@ -161,7 +161,7 @@ def validate(agent: Agent, count: int) -> tuple[Score, list[tuple[str, str, str]
     """Score `agent` on the validation split: fresh screens, never trained on and never shipped."""
     samples = [make_sample("validation", index) for index in range(count)]
     prompts, expected = [sample.prompt for sample in samples], [sample.expected for sample in samples]
-    answers = list(agent.answer([sample.image for sample in samples], prompts))
+    answers = list(agent.answer([sample.image for sample in samples], [sample.messages for sample in samples]))
     triples = zip(prompts, expected, answers, strict=True)
     wrong = [(prompt, want.response, got) for prompt, want, got in triples if not succeeds(want, got)]
     return score(expected, answers), wrong

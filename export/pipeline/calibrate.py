@@ -15,24 +15,40 @@ from edgeglm.export.calibration.histogram import least_squares
 from edgeglm.export.calibration.observe import Observed
 from edgeglm.export.demo.samples import Sample, read_samples
 from edgeglm.export.pipeline.prepare import Calibration, Opened, Prepared
-from edgeglm.export.pipeline.probes import sample_prompts
+from edgeglm.export.pipeline.probes import Example, Passage, example_prompts
 from edgeglm.export.pipeline.walk import Walk
 from edgeglm.export.prove.reference import OriginalWeights
 from edgeglm.export.quantize.rounded import KEPT_BYTES
+from edgeglm.export.validation.windows import cut_windows, read_tokenizer
 
 # Read of a set: energies change by less than their own noise with more.
 SAMPLES = 32
 # With less, what a channel never showed would count as nothing.
 FEWEST = 4
-REMEDY = "write it as docs/demo-model.md shows"
+# Tokens of a window of text, and those of its end that a sensitivity compares.
+PASSAGE, COMPARED = 128, 16
+REMEDY = "write it as docs/validate.md says"
 
 
-def read_calibration(file: Path) -> list[Sample]:
-    """The first samples of a calibration set.
+def read_calibration(file: Path, checkpoint: Path) -> Sequence[Example]:
+    """The first samples of a calibration set, or windows of a text.
 
     Raises:
-        UsageError: It is empty, too small, or holds what is no sample.
+        UsageError: It is empty, too small, or holds what is no sample; the checkpoint has no tokenizer for a text.
     """
+    return _samples(file) if file.suffix == ".jsonl" else _passages(file, checkpoint)
+
+
+def _passages(file: Path, checkpoint: Path) -> list[Passage]:
+    source = checkpoint / "tokenizer.json"
+    if not source.is_file():
+        raise UsageError(checkpoint, "has no tokenizer.json, and reads no text", "give a checkpoint that has one")
+    windows = cut_windows(read_tokenizer(source), file, PASSAGE, PASSAGE, SAMPLES)
+    answer = min(COMPARED, windows.count)
+    return [Passage(tuple(sequence), answer) for sequence in windows.sequences.tolist()]
+
+
+def _samples(file: Path) -> list[Sample]:
     try:
         samples = list(read_samples(file, SAMPLES))
     except DamagedFileError as error:
@@ -45,10 +61,11 @@ def read_calibration(file: Path) -> list[Sample]:
     return samples
 
 
-def samples_bytes(opened: Opened, samples: Sequence[Sample]) -> int:
+def samples_bytes(opened: Opened, examples: Sequence[Example]) -> int:
     """What samples take while they pass through the model: pictures, patches, and what becomes of them on the way."""
+    samples = [each for each in examples if isinstance(each, Sample)]
     if not samples:
-        return 0
+        return KEPT_BYTES if examples else 0
     rows, columns = opened.probe.grid or (0, 0)
     vision = opened.checkpoint.config.get("vision_config") or {}
     sizes = (vision.get("patch_size", 14) ** 2, vision.get("in_channels", 3), vision.get("temporal_patch_size", 2))
@@ -56,31 +73,39 @@ def samples_bytes(opened: Opened, samples: Sequence[Sample]) -> int:
     return KEPT_BYTES + sum(3 * math.prod(sample.image.size) + 2 * patches for sample in samples)
 
 
-def observe(prepared: Prepared, samples: Sequence[Sample]) -> Observed:
+def observe(prepared: Prepared, examples: Sequence[Example]) -> Observed:
     """What every weight is multiplied by on the samples.
 
     Raises:
-        UnsupportedError: The model takes no pictures, and the samples are screens.
+        UnsupportedError: The model takes no pictures, and the samples are screens, or the other way round.
         UsageError: Something in the model is not finite on them.
     """
-    if prepared.model.vision is None:
-        raise UnsupportedError("--calibration", f"{prepared.request.name} sees no pictures", "leave it out")
+    sees, screens = prepared.model.vision is not None, isinstance(examples[0], Sample)
+    if screens and not sees:
+        raise UnsupportedError("--calibration", f"{prepared.request.name} sees no pictures", "give a text")
+    if sees and not screens:
+        raise UnsupportedError("--calibration", f"{prepared.request.name} sees pictures", "give samples (.jsonl)")
     observed = Observed(OriginalWeights(replace(prepared.checkpoint, keep_pages=True)))
-    prompts = sample_prompts(prepared, samples, answered=True)
+    prompts = example_prompts(prepared, examples)
     try:
         with np.errstate(all="ignore"):  # what is not finite is said below
-            Walk(prepared, prompts, observed, {}).logits()
+            for _ in Walk(prepared, prompts, observed, {}).logits():
+                pass
     except ValueError as error:
         raise UsageError("--calibration", str(error), "check the model and the samples") from error
     return observed
 
 
-def calibrate(prepared: Prepared, samples: Sequence[Sample]) -> Calibration:
+def calibrate(prepared: Prepared, examples: Sequence[Example]) -> Calibration:
     """What the encoders take of `observe`, whose errors it raises, and the hash of what the model was fed."""
-    observed = observe(prepared, samples)
+    observed = observe(prepared, examples)
     digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(f"{sample.prompt}\0{sample.expected.response}\0{sample.image.size}\0".encode())
-        digest.update(hashlib.sha256(sample.image.tobytes()).digest())
+    for each in examples:
+        if isinstance(each, Passage):
+            digest.update(repr(each.tokens).encode())
+            continue
+        digest.update(f"{each.messages}\0{each.expected.response}\0{each.image.size}\0".encode())
+        digest.update(hashlib.sha256(each.image.tobytes()).digest())
     ranges = {name: least_squares(seen) for name, seen in observed.histograms.items()}
-    return Calibration(digest.hexdigest(), observed.energies(), ranges, samples)
+    screens = [each for each in examples if isinstance(each, Sample)]
+    return Calibration(digest.hexdigest(), observed.energies(), ranges, screens)

@@ -13,13 +13,12 @@ from pathlib import Path
 
 from edgeglm import manifest
 from edgeglm.errors import AccuracyError, UsageError
-from edgeglm.export.demo.samples import Sample
 from edgeglm.export.pack.disk import explained, lock_folder, make_folders
 from edgeglm.export.pack.writer import check_target
 from edgeglm.export.pipeline.export import Report, export
 from edgeglm.export.pipeline.forecast import predict
 from edgeglm.export.pipeline.prepare import Calibration, Opened, Prepared, Request, open_export, prepare
-from edgeglm.export.pipeline.probes import sample_prompts
+from edgeglm.export.pipeline.probes import Example, example_prompts
 from edgeglm.export.pipeline.reuse import Reuse
 from edgeglm.export.pipeline.sensitivity import sensitivities
 
@@ -79,7 +78,7 @@ class Means:
     """
 
     work: Path
-    samples: Sequence[Sample]
+    samples: Sequence[Example]
     calibration: Calibration | None
     measure: Measure
     check: Callable[[Opened], object]
@@ -156,7 +155,7 @@ class Ladder:
     def _order(self, parts: Precisions) -> list[str]:
         """The parts that can take a step, the most sensitive first."""
         prepared = self._prepare(spell(parts))
-        prompts = sample_prompts(prepared, self.means.samples[:SENSITIVITY_SAMPLES], answered=True)
+        prompts = example_prompts(prepared, self.means.samples[:SENSITIVITY_SAMPLES])
         movable = {part: precision for part, precision in parts.items() if precision in MILDER}
         self.sensitivity = sensitivities(prepared, prompts, movable)
         return sorted(movable, key=lambda part: -self.sensitivity[part])

@@ -10,7 +10,11 @@ from pathlib import Path
 import msgspec
 
 from edgeglm.errors import AccuracyError, EdgeglmError
+from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.manifest import Metric
+
+# Of all processes while a bundle is measured but for the original: torch, transformers, an engine, a batch of screens.
+BASE_BYTES = 900 << 20
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,14 @@ class Validation:
         if done.returncode not in (0, AccuracyError.exit_code):
             raise _failure(done.returncode, done.stderr)
         return msgspec.json.decode(done.stdout, type=_Result).metrics
+
+    def peak(self, checkpoint: Checkpoint) -> int:
+        """Predicted bytes of all processes: answers to screens take the original whole, a text a layer at a time."""
+        held = checkpoint.parameters
+        if self.data and self.data.suffix != ".jsonl":
+            layers = checkpoint.config.get("num_hidden_layers")
+            held //= layers if isinstance(layers, int) and layers else 1
+        return BASE_BYTES + 4 * held
 
     def _options(self) -> list[str]:
         given = {

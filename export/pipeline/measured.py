@@ -21,7 +21,8 @@ from edgeglm.export.metric import Metric
 from edgeglm.export.report.data import Answer, Case, Memory, Passage, Report
 from edgeglm.export.report.page import render
 from edgeglm.export.validation.agent import worst_answers
-from edgeglm.export.validation.text import Scores, Windows, worst_windows
+from edgeglm.export.validation.text import Scores, worst_windows
+from edgeglm.export.validation.windows import Windows
 
 CASES, PASSAGES = 9, 5
 # Of a picture in the page, in pixels, and of a passage in characters.

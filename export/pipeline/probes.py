@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from edgeglm.export.demo.samples import DATA, Sample, read_samples
 from edgeglm.export.describe import describe_vision
 from edgeglm.export.pipeline.prepare import POSITION, Prepared
 from edgeglm.export.positions import position_embedding
 from edgeglm.export.prove.values import Values, decoder_inputs
+from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.image import to_patches
 from edgeglm.runtimes.positions import prompt_positions
 
@@ -36,24 +36,45 @@ class Prompt:
     answer: int = 0
 
 
+@dataclass(frozen=True)
+class Passage:
+    """A window of text; the last `answer` of its tokens are what a model is compared on."""
+
+    tokens: tuple[int, ...]
+    answer: int
+
+
+Example = Sample | Passage
+
+
 def demo_prompts(prepared: Prepared) -> list[Prompt]:
     """The first calibration screens with their instructions."""
     return sample_prompts(prepared, read_samples(DATA / "calibration.jsonl", DEMO_SCREENS), answered=False)
 
 
+def example_prompts(prepared: Prepared, examples: Iterable[Example]) -> list[Prompt]:
+    """What is calibrated with: windows of text, or screens with the right answers."""
+    samples: list[Sample] = []
+    prompts: list[Prompt] = []
+    for each in examples:
+        if isinstance(each, Passage):
+            prompts.append(Prompt(list(each.tokens), np.zeros(len(each.tokens), bool), answer=each.answer))
+        else:
+            samples.append(each)
+    return prompts or sample_prompts(prepared, samples, answered=True)
+
+
 def sample_prompts(prepared: Prepared, samples: Iterable[Sample], *, answered: bool) -> list[Prompt]:
-    """Screens with their instructions, in GLM-4.1V's chat form, and behind them the right answers."""
+    """Screens with their instructions, in the checkpoint's chat form, and behind them the right answers."""
     checkpoint, vision = prepared.checkpoint, prepared.probe.model.vision
     assert vision is not None
-    tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
     described = describe_vision(vision, checkpoint.config, prepared.opened.preprocessor)
     grid = (vision.grid[0] // vision.merge, vision.grid[1] // vision.merge)
-    picture = f"<|begin_of_image|>{'<|image|>' * (grid[0] * grid[1])}<|end_of_image|>"
+    chat = Chat(checkpoint.folder, described)
     prompts = []
     for sample in samples:
-        text = f"[gMASK]<sop><|user|>\n{picture}{sample.prompt}<|assistant|>\n"
-        tokens = tokenizer.encode(text, add_special_tokens=False).ids
-        right = tokenizer.encode(sample.expected.response, add_special_tokens=False).ids if answered else []
+        tokens = chat.encode(sample.messages)
+        right = chat.tokenizer.encode(sample.expected.response, add_special_tokens=False).ids if answered else []
         is_image = np.array(tokens + right) == described.image_token_id
         patches = to_patches(sample.image, described)
         prompts.append(Prompt(tokens + right, is_image, grid, patches, answer=len(right)))

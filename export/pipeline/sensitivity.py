@@ -37,12 +37,13 @@ def sensitivities(prepared: Prepared, prompts: Sequence[Prompt], parts: Mapping[
 
 def _measure(prepared: Prepared, prompts: Sequence[Prompt], parts: Mapping[str, str]) -> dict[str, float]:
     original = OriginalWeights(replace(prepared.checkpoint, keep_pages=True))
-    logits = Walk(prepared, prompts, original, parts).logits()
-    damage = {}
-    for part in parts:
-        pairs = zip(logits[ORIGINAL], logits[part], strict=True)
-        damage[part] = float(f"{np.mean([divergence(p, q) for p, q in pairs]):.3g}")
-    return damage
+    damage: dict[str, list[float]] = {part: [] for part in parts}
+    for branch, logits in Walk(prepared, prompts, original, parts).logits():
+        if branch == ORIGINAL:
+            right = logits
+        else:
+            damage[branch].append(divergence(right, logits))
+    return {part: float(f"{np.mean(found):.3g}") for part, found in damage.items()}
 
 
 def _cache_folder() -> Path:

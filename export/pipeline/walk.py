@@ -2,18 +2,19 @@
 
 Behind each part that is to be rounded a branch splits off, which has that part rounded and everything behind it
 original, and all branches pass through the rest together. So memory holds one segment's weights and, a branch, one
-hidden state a prompt.
+hidden state a prompt; of the logits, those of one prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeglm.export.modules import Stack, decoder_stack, segments, vision_stack
+from edgeglm.export.modules import decoder_stack, segments, vision_stack
 from edgeglm.export.pipeline.prepare import Prepared
 from edgeglm.export.pipeline.probes import Prompt, embed, prompt_inputs, vision_inputs
 from edgeglm.export.prove.reference import Segment, Weights
@@ -35,22 +36,30 @@ class Walk:
         self.prepared, self.prompts, self.original, self.parts = prepared, prompts, original, parts
         self.source = replace(prepared.checkpoint, keep_pages=True)
 
-    def logits(self) -> dict[str, list[NDArray[np.float32]]]:
-        """By branch and prompt, of the tokens of the answer: (answer, 1, vocabulary); of the next without an answer."""
-        probe = self.prepared.probe
+    def logits(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """By prompt, the branch and its logits, the original's first.
+
+        They are of the tokens of the answer: (answer, 1, vocabulary); of the next one without an answer.
+        """
+        probe, part = self.prepared.probe, "decoder.back"
         branches: Branches = {ORIGINAL: [{} for _ in self.prompts]}
         if probe.vision and probe.model.vision:
             branches = {ORIGINAL: [vision_inputs(self.prepared, prompt) for prompt in self.prompts]}
-            branches = self._pass("vision", vision_stack(probe.vision, probe.model.vision), branches)
-        branches = self._pass("decoder", decoder_stack(probe.decoder, probe.model.decoder), self._embed(branches))
-        return {branch: [each["logits"] for each in values] for branch, values in branches.items()}
+            stack = vision_stack(probe.vision, probe.model.vision)
+            branches = self._pass("vision", segments(stack, "portable"), branches)
+        *blocks, (_, back) = segments(decoder_stack(probe.decoder, probe.model.decoder), "portable")
+        branches = self._pass("decoder", blocks, self._embed(branches))
+        original = Segment(back, self.original)
+        rounded = Segment(back, self._rounded("decoder", part)) if part in self.parts else None
+        for index, prompt in enumerate(self.prompts):
+            for branch, values in branches.items():
+                yield branch, _logits(original, values[index], prompt)
+            if rounded:
+                yield part, _logits(rounded, branches[ORIGINAL][index], prompt)
 
-    def _pass(self, module: str, stack: Stack, branches: Branches) -> Branches:
-        """All branches through a module."""
-        dialect = next(each.choice.dialect for each in self.prepared.modules if each.choice.name == module)
-        for name, graph in segments(stack, "portable"):
-            if (module, name) == ("decoder", "back"):
-                branches = {branch: list(map(_predicting, all_, self.prompts)) for branch, all_ in branches.items()}
+    def _pass(self, module: str, graphs: Iterable[tuple[str, ir.Model]], branches: Branches) -> Branches:
+        """All branches through segments of a module."""
+        for name, graph in graphs:
             part, inputs = f"{module}.{name}", graph.graph.inputs
 
             def through(segment: Segment, values: Values) -> Values:
@@ -59,13 +68,16 @@ class Walk:
             original = Segment(graph, self.original)
             after = {branch: [through(original, each) for each in values] for branch, values in branches.items()}
             if part in self.parts:
-                scheme = parse_scheme(self.parts[part])
-                found = self.prepared.calibration
-                energies, ranges = (found.energies, found.ranges) if found else ({}, {})
-                rounded = Segment(graph, RoundedWeights(self.source, scheme, dialect, energies, ranges))
+                rounded = Segment(graph, self._rounded(module, part))
                 after[part] = [through(rounded, each) for each in branches[ORIGINAL]]
             branches = after
         return branches
+
+    def _rounded(self, module: str, part: str) -> RoundedWeights:
+        dialect = next(each.choice.dialect for each in self.prepared.modules if each.choice.name == module)
+        found = self.prepared.calibration
+        energies, ranges = (found.energies, found.ranges) if found else ({}, {})
+        return RoundedWeights(self.source, parse_scheme(self.parts[part]), dialect, energies, ranges)
 
     def _embed(self, branches: Branches) -> Branches:
         """From the pictures' features to the decoder's inputs, and one more branch for a rounded table."""
@@ -90,8 +102,9 @@ def _embedding(scheme: Scheme) -> EmbeddingScheme:
     return scheme  # type: ignore[return-value]  # `choices` lets no other through
 
 
-def _predicting(values: Values, prompt: Prompt) -> Values:
-    """The hidden states that predict the answer's tokens, each as a prompt of its own: (answer, 1, hidden)."""
+def _logits(back: Segment, values: Values, prompt: Prompt) -> NDArray[np.float32]:
+    """From the hidden states that predict the answer's tokens, each as a prompt of its own: (answer, 1, hidden)."""
     hidden = values["hidden"][0]
     last = hidden[-1 - prompt.answer : -1] if prompt.answer else hidden[-1:]
-    return {**values, "hidden": last[:, None]}
+    logits: NDArray[np.float32] = back.run({"hidden": last[:, None]})["logits"]
+    return logits

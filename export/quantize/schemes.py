@@ -63,7 +63,13 @@ class Int8Block(_Blocked):
 
 @dataclass(frozen=True)
 class Int4(_Blocked):
-    """Symmetric INT4, one scale for `block_size` consecutive columns of a row."""
+    """Symmetric INT4, one scale for `block_size` consecutive columns of a row.
+
+    Blocks of 64, not 32: a sixth faster in ONNX Runtime for one token (benchmarks/speed.py) and 5% smaller, and on the
+    demo's screens as good.
+    """
+
+    block_size: int = 64
 
 
 Scheme = Fp32 | Fp16 | Int8 | Int8Static | Int8Block | Int4

@@ -17,21 +17,22 @@ from edgeglm.export.demo.agent import MAX_NEW_TOKENS, Agent
 from edgeglm.export.demo.samples import Sample
 from edgeglm.export.validation.cache import cached, checkpoint_key
 from edgeglm.machine import read_machine
-from edgeglm.manifest import Vision
+from edgeglm.manifest import Module, Vision
 from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.embedding import EmbeddingRows
 from edgeglm.runtimes.generate import generate
 from edgeglm.runtimes.image import to_patches
-from edgeglm.runtimes.ort import Decoder, Encoder
 from edgeglm.runtimes.positions import prompt_positions
 from edgeglm.runtimes.sampling import Sampler, Sampling
+from edgeglm.runtimes.sessions import open_decoder, open_encoder
 from edgeglm.runtimes.window import capacity_for
 from edgeglm.units import format_size
 
 # Features of the pictures that wait for the decoder; then the vision module is loaded again.
 FEATURE_BYTES = 256 << 20
-# Screens that the original answers together.
-BATCH = 32
+# Screens that the original answers together, and the parameters beyond which they are fewer: with a large model their
+# activations count, and together they are hardly faster.
+BATCH, PARAMETERS = 32, 8_000_000
 
 
 def artifact_answers(bundle: Bundle, samples: Sequence[Sample]) -> list[str]:
@@ -52,7 +53,7 @@ def artifact_answers(bundle: Bundle, samples: Sequence[Sample]) -> list[str]:
 
 
 def _features(bundle: Bundle, vision: Vision, samples: Sequence[Sample]) -> list[NDArray[Any]]:
-    encoder = Encoder(_file(bundle, "vision"), _threads())
+    encoder = open_encoder(bundle, _module(bundle, "vision"), _threads())
     features = [encoder.run({"pixel_values": to_patches(each.image, vision)})["features"] for each in samples]
     encoder.close()
     return features
@@ -62,13 +63,13 @@ def _decode(
     bundle: Bundle, vision: Vision, samples: Sequence[Sample], pictures: Sequence[NDArray[Any]]
 ) -> Iterator[str]:
     model, rows, chat = bundle.manifest.model, EmbeddingRows(bundle), Chat(bundle.folder / "tokenizer", vision)
-    prompts = [chat.encode(_messages(sample)) for sample in samples]
+    prompts = [chat.encode(sample.messages) for sample in samples]
     longest = max(map(len, prompts)) + MAX_NEW_TOKENS
     if longest > model.max_positions:
         why = f"a prompt and its answer take {longest} tokens, and it has room for {model.max_positions}"
         raise BudgetError(bundle.folder, why, f"export it with --context {longest}")
     capacity = capacity_for(longest, model.max_positions)
-    decoder = Decoder(_file(bundle, "decoder"), _threads(), capacity)
+    decoder = open_decoder(bundle, _module(bundle, "decoder"), _threads(), capacity)
     grid = (vision.grid[0] // vision.merge_size, vision.grid[1] // vision.merge_size)
     ends = set(bundle.manifest.generation.eos_token_ids)
     for tokens, features in zip(prompts, pictures, strict=True):
@@ -99,18 +100,19 @@ def reference_answers(checkpoint: Path, parameters: int, samples: Sequence[Sampl
             remedy = "take a machine with more memory, or validate on a text, for which it is streamed: --data FILE.txt"
             raise BudgetError(checkpoint, f"its answers take it whole in fp32, {sizes}", remedy)
         agent = Agent.load(checkpoint)
-        return [answer for some in _batches(samples) for answer in _answer(agent, some)]
+        size = max(1, BATCH * PARAMETERS // max(parameters, PARAMETERS))
+        return [answer for some in _batches(samples, size) for answer in _answer(agent, some)]
 
     return cached(_key(checkpoint, samples), list[str], compute)
 
 
 def _answer(agent: Agent, samples: Sequence[Sample]) -> Iterator[str]:
-    return agent.answer([sample.image for sample in samples], [sample.prompt for sample in samples], BATCH)
+    return agent.answer([sample.image for sample in samples], [sample.messages for sample in samples], BATCH)
 
 
-def _batches(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
+def _batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
     rest = iter(samples)
-    while some := list(islice(rest, BATCH)):
+    while some := list(islice(rest, size)):
         yield some
 
 
@@ -118,17 +120,12 @@ def _key(checkpoint: Path, samples: Sequence[Sample]) -> Iterator[bytes]:
     yield f"screens {MAX_NEW_TOKENS}".encode()
     yield checkpoint_key(checkpoint)
     for sample in samples:
-        yield sample.prompt.encode()
+        yield repr(sample.messages).encode()
         yield sample.image.tobytes()
 
 
-def _messages(sample: Sample) -> list[dict[str, object]]:
-    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.prompt}]}]
-
-
-def _file(bundle: Bundle, name: str) -> Path:
-    module = next(each for each in bundle.manifest.modules if each.name == name)
-    return bundle.path(module.file)
+def _module(bundle: Bundle, name: str) -> Module:
+    return next(each for each in bundle.manifest.modules if each.name == name)
 
 
 def _threads() -> int:

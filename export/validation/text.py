@@ -3,44 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from edgeglm.bundle import Bundle
-from edgeglm.errors import DamagedFileError, UsageError
 from edgeglm.export.metric import PERPLEXITY, SHARE, Metric
 from edgeglm.export.model import Rows
 from edgeglm.export.validation.cache import cached, checkpoint_key
 from edgeglm.export.validation.reference import StreamedDecoder
 from edgeglm.export.validation.statistics import RULE_OF_THREE, Values, compare, mean
+from edgeglm.export.validation.windows import Windows, bundle_tokenizer
 from edgeglm.runtimes.embedding import EmbeddingRows
-from edgeglm.runtimes.ort import Decoder
 from edgeglm.runtimes.positions import prompt_positions
+from edgeglm.runtimes.sessions import open_decoder
 from edgeglm.runtimes.window import capacity_for
-
-# Tokens of a window. Losses of neighbouring tokens are alike, so whole windows are drawn for an interval.
-WINDOW = 256
-# Fewer draws of windows than these say nothing of an interval.
-FEWEST = 8
-# Characters that are tokenized at once, up to the end of a line.
-PIECE = 1 << 16
-
-
-@dataclass(frozen=True)
-class Windows:
-    """A text in windows.
-
-    ``sequences`` (n, length) begin with the tokens that the tokenizer puts before every text; the last ``count`` of
-    each are scored.
-    """
-
-    sequences: NDArray[np.int64]
-    count: int
 
 
 @dataclass(frozen=True)
@@ -51,32 +29,6 @@ class Scores:
     top: list[list[int]]
 
 
-def read_windows(bundle: Bundle, file: Path, limit: int | None) -> Windows:
-    """The first `limit` windows of a UTF-8 text; what is left at its end makes none.
-
-    Raises:
-        UsageError: The file is no text, or too short; the bundle has no tokenizer.
-    """
-    tokenizer = _tokenizer(bundle)
-    prefix = tokenizer.encode("").ids
-    scored = min(WINDOW, bundle.manifest.model.max_positions - len(prefix))
-    wanted = None if limit is None else limit * scored
-    tokens: list[int] = []
-    for piece in _pieces(file):
-        tokens += tokenizer.encode(piece, add_special_tokens=False).ids
-        if wanted is not None and len(tokens) >= wanted:
-            break
-    count = len(tokens[:wanted]) // scored
-    if limit is not None and limit < FEWEST:
-        raise UsageError("--limit", f"{limit} windows of text say nothing", f"give at least {FEWEST}")
-    if count < FEWEST:
-        why = f"has {len(tokens)} tokens, {count} windows of {scored}"
-        raise UsageError(file, why, f"give a text of at least {FEWEST * scored} tokens")
-    windows = np.array(tokens[: count * scored], np.int64).reshape(count, scored)
-    begin = np.tile(np.array(prefix, np.int64), (count, 1))
-    return Windows(np.concatenate([begin, windows], axis=1), scored if prefix else scored - 1)
-
-
 def artifact_scores(bundle: Bundle, windows: Windows) -> Scores:
     """What the bundle's decoder makes of the windows: token after token, as it decodes."""
     model, rows = bundle.manifest.model, EmbeddingRows(bundle)
@@ -84,7 +36,7 @@ def artifact_scores(bundle: Bundle, windows: Windows) -> Scores:
     assert module is not None
     length = windows.sequences.shape[1]
     capacity = capacity_for(length, model.max_positions)
-    decoder = Decoder(bundle.path(module.file), len(os.sched_getaffinity(0)), capacity)
+    decoder = open_decoder(bundle, module, len(os.sched_getaffinity(0)), capacity)
     positions = prompt_positions([False] * length, (1, 1) if model.rope.mrope_sections else None)
     scores = Scores([], [])
     for sequence in windows.sequences.tolist():
@@ -132,7 +84,7 @@ def worst_windows(
 ) -> list[tuple[str, float, float]]:
     """The windows on which the artifact loses most: text, and perplexity of reference and artifact."""
     losses = [-np.array(scores.log_probabilities).mean(-1) for scores in (reference, artifact)]
-    tokenizer = _tokenizer(bundle)
+    tokenizer = bundle_tokenizer(bundle)
     return [
         (
             tokenizer.decode(windows.sequences[index, -windows.count :].tolist()),
@@ -145,25 +97,3 @@ def worst_windows(
 
 def _perplexity(losses: Values) -> Values:
     return np.asarray(np.exp(losses.mean(-1)))
-
-
-def _tokenizer(bundle: Bundle) -> Tokenizer:
-    if "tokenizer/tokenizer.json" not in bundle.manifest.files:
-        raise UsageError(bundle.folder, "has no tokenizer, and reads no text", "export with a tokenizer.json")
-    file = bundle.path("tokenizer/tokenizer.json")
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library has no narrower one
-        raise DamagedFileError(file, f"is not a tokenizer: {error}", "export the bundle again") from error
-
-
-def _pieces(file: Path) -> Iterator[str]:
-    """Whole lines, some at a time, so that a long text is not in memory as a whole."""
-    try:
-        with file.open(encoding="utf-8", newline="") as opened:
-            while lines := opened.readlines(PIECE):
-                yield "".join(lines)
-    except UnicodeDecodeError as error:
-        raise UsageError(file, f"is not UTF-8 text: {error.reason}", "give a text file in UTF-8") from error
-    except (OSError, ValueError) as error:
-        raise UsageError(file, f"cannot be read: {error}", "give a text file in UTF-8") from error

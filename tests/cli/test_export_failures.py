@@ -63,7 +63,11 @@ def target(tmp_path: Path) -> Path:
         ("--image-size 504x1008", 2, "--image-size: the model takes no pictures"),
         ("--context 0", 2, "'--context': 0 is not in the range"),
         ("--context 10000000", 3, "--context 10000000: the model has 512 positions; give at most 512"),
-        ("--accuracy-drop 2%", 2, "nothing to measure .*tiny on; give samples with targets by --calibration FILE"),
+        (
+            "--accuracy-drop 2%",
+            2,
+            "nothing to measure .*tiny on; give samples with targets, or a text, by --calibration FILE",
+        ),
         ("--accuracy-drop 200%", 2, "'200%': is more than 100%"),
         ("--max-ram banana", 2, "'banana': is not a size; write 2GiB"),
     ],

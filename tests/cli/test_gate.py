@@ -17,7 +17,7 @@ from edgeglm.cli.gate import brief, describe_ladder, ladder_table
 from edgeglm.export.demo.samples import DATA
 from edgeglm.export.locate import DEMO
 from edgeglm.manifest import Measured, Metric, Rung
-from tests.cli.commands import left_of, run
+from tests.cli.commands import check_failure, left_of, run
 from tests.export.outliers import inject_outliers
 
 Capture = pytest.CaptureFixture[str]
@@ -94,6 +94,13 @@ def test_outliers_spoil_int4_and_a_mixed_bundle_comes_of_it(tmp_path: Path, caps
     assert left_of(target) == ["bundle"]
     arguments = ["--accuracy-drop", "20%", "--reference", model, "--data", data]
     assert run(capsys, "validate", target, *arguments)[0] == 0
+
+
+def test_a_budget_without_room_to_measure_is_refused_before_work_starts(tmp_path: Path, capsys: Capture) -> None:
+    arguments = ["export", "--target", "cpu", "-o", tmp_path / "bundle", "--max-ram", "800MiB"]
+    done = run(capsys, *arguments, "--accuracy-drop", "2%")
+    check_failure(done, 5, "800MiB is too little to measure edgeglm-demo; it takes at least 919MiB; or leave")
+    assert left_of(tmp_path / "bundle") == []
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers")
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+from edgeglm.bundle import read_manifest
 from edgeglm.cli.main import main
 from edgeglm.export.demo.samples import write_samples
 from tests.cli.commands import check_failure, run
@@ -90,9 +91,52 @@ def test_what_int4_loses_of_random_weights_fails(
     rises = [float(ours) / float(theirs) for _, theirs, ours in passages]
     assert len(rises) == 5
     assert rises == sorted(rises, reverse=True)
-    assert rises[0] > 1
+    assert rises[0] > rises[-1]
     assert all(words.split()[1] in WORDS for words, _, _ in passages)
     assert "more than 2.00%; export it in a milder precision" in error
+
+
+@pytest.mark.parametrize("model", ["glm4"], indirect=True)
+def test_the_ladder_of_a_text_model_ends_between_int4_and_fp16(
+    model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--target", "cpu", "--precision", "int4", "--calibration", text, "--accuracy-drop", "5%"]
+    status, out, _ = run(capsys, "export", model / "model", *options, "-o", tmp_path / "bundle", "--json")
+    result = json.loads(out)
+    first, *_, last = result["ladder"]
+    assert (status, first["passed"], last["passed"] or result["ladder"][-2]["passed"]) == (0, False, True)
+    assert [metric["name"] for metric in first["metrics"]] == ["perplexity", "top_1_agreement"]
+    assert first["bundle_bytes"] < result["bundle_bytes"]
+    measured = read_manifest(tmp_path / "bundle").measured
+    assert measured
+    assert all(metric.passed for metric in measured.metrics)
+    assert measured.sensitivity
+
+
+def test_int4_of_a_text_model_errs_less_when_calibrated(
+    model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--target", "cpu", "--precision", "int4", "--calibration", text, "-o", tmp_path / "bundle"]
+    assert run(capsys, "export", model / "model", *options)[0] == 0
+    plain, calibrated = (read_manifest(folder).modules[1] for folder in (model / "int4", tmp_path / "bundle"))
+    assert plain.max_relative_error is not None
+    assert calibrated.max_relative_error is not None
+    assert calibrated.max_relative_error < plain.max_relative_error
+
+
+def test_a_text_is_not_for_a_model_that_sees(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = run(capsys, "export", "--target", "cpu", "--calibration", text, "-o", tmp_path / "bundle")
+    check_failure(done, 3, r"sees pictures; give samples \(\.jsonl\)")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_calibration_text_that_is_too_short_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "short.txt"
+    file.write_text("too short")
+    done = run(capsys, "export", model / "model", "--target", "cpu", "--calibration", file, "-o", tmp_path / "bundle")
+    check_failure(done, 2, r"short\.txt: has 9 tokens, 0 windows of 126; give a text of at least 1008 tokens")
 
 
 @pytest.mark.parametrize(

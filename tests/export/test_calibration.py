@@ -48,7 +48,7 @@ def test_energies_are_those_of_transformers() -> None:
         if isinstance(module, torch.nn.Linear):
             module.register_forward_pre_hook(lambda _, inputs, name=name: watch(name, inputs))
     for sample in samples:
-        inputs = agent.encode([sample.image], [sample.prompt])
+        inputs = agent.encode([sample.image], [sample.messages])
         answer = agent.tokenizer(sample.expected.response, return_tensors="pt", add_special_tokens=False).input_ids
         inputs["input_ids"] = torch.cat([inputs["input_ids"], answer], 1)
         for key, value in (("attention_mask", 1), ("mm_token_type_ids", 0)):
@@ -187,7 +187,7 @@ BAD: dict[str, tuple[Callable[[], list[str]], str]] = {
     "too small": (lambda: lines(3), "holds 3 samples; calibrate with 4 or more"),
     "of another shape": (
         lambda: [*map(without_picture, lines(4))],
-        "1: .* its message is not one picture and one text",
+        "1: .* its last message is not the user",
     ),
     "with NaN": (lambda: [*lines(4), with_nan(lines(1)[0])], "5: is not a sample: JSON is malformed"),
     "not JSON": (lambda: ["{"], "1: is not a sample"),
@@ -206,8 +206,8 @@ def test_a_bad_set_is_one_line(name: str, tmp_path: Path, capsys: Capture) -> No
 def test_a_model_without_eyes_is_refused(tmp_path: Path, capsys: Capture) -> None:
     save(SHAPES["glm4"], tmp_path / "blind")
     done = run(capsys, "export", tmp_path / "blind", "--target", "cpu", "-o", tmp_path / "b", "--calibration", SET)
-    check_failure(done, 3, "blind sees no pictures; leave it out")
+    check_failure(done, 3, "--calibration: blind sees no pictures; give a text")
 
 
 def test_a_set_is_read_no_further_than_it_is_used() -> None:
-    assert len(read_calibration(SET)) == 32
+    assert len(read_calibration(SET, DEMO)) == 32

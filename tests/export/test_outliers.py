@@ -28,7 +28,7 @@ def norm_outputs(agent: Agent) -> tuple[Tensor, dict[str, float]]:
     ]
     sample = make_sample("test", 1)
     with torch.no_grad():
-        logits = agent.model(**agent.encode([sample.image], [sample.prompt])).logits
+        logits = agent.model(**agent.encode([sample.image], [sample.messages])).logits
     for handle in handles:
         handle.remove()
     return logits, peaks

@@ -65,7 +65,7 @@ def rounded(name: str, weight: Tensor) -> Tensor:
 def log_probabilities(agent: Agent, sample: Sample, state: dict[str, Tensor]) -> Tensor:
     """Of the answer's tokens, when it is given."""
     agent.model.load_state_dict(state)
-    inputs = agent.encode([sample.image], [sample.prompt])
+    inputs = agent.encode([sample.image], [sample.messages])
     answer = agent.tokenizer(sample.expected.response, return_tensors="pt", add_special_tokens=False).input_ids
     inputs["input_ids"] = torch.cat([inputs["input_ids"], answer], 1)
     for name, value in (("attention_mask", 1), ("mm_token_type_ids", 0)):

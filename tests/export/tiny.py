@@ -20,6 +20,7 @@ class Shape:
     heads: int = 4
     kv_heads: int = 2
     head_dim: int = 32
+    width: int = 96
     partial_rotary: float = 0.5
     bias: bool = True
     tied: bool = False
@@ -30,7 +31,7 @@ class Shape:
     @property
     def hidden(self) -> int:
         """Glm4v has no head size of its own."""
-        return self.heads * self.head_dim if self.family == "glm4v" else 96
+        return self.heads * self.head_dim if self.family == "glm4v" else self.width
 
 
 SHAPES = {

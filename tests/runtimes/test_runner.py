@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -26,7 +27,7 @@ from tests.runtimes.demo import SCREEN, ask, demo_bundle
 def test_greedy_answers_are_those_of_transformers(exact: Path) -> None:
     samples = list(read_samples(DATA / "evaluation.jsonl", 50))
     agent = Agent.load(DEMO)
-    wanted = agent.answer([sample.image for sample in samples], [sample.prompt for sample in samples], batch_size=1)
+    wanted = agent.answer([sample.image for sample in samples], [sample.messages for sample in samples], batch_size=1)
     for index, (sample, want) in enumerate(zip(samples, wanted, strict=True)):
         screen = DATA / "evaluation" / f"{index:04d}.webp"
         answer = ask(exact, sample.prompt, screen, max_new_tokens=MAX_NEW_TOKENS)
@@ -110,6 +111,19 @@ def test_a_wrong_option_is_one_line(exact: Path, wrong: list[str], capsys: pytes
     assert captured.out == ""
     assert captured.err.startswith("edgeglm: run: ")
     assert captured.err.count("\n") == 1
+
+
+def test_a_picture_beyond_the_budget_is_refused_before_it_is_decoded(exact: Path, tmp_path: Path) -> None:
+    """Within the budget of the demo's screens a picture of 16 million pixels is not."""
+    Image.new("RGB", (4096, 4096)).save(tmp_path / "large.webp", quality=1, method=0)
+    command = [sys.executable, str(exact / "run.pyz"), "--prompt", "Select OK", "--max-ram", "256MiB", "--json"]
+    small = subprocess.run([*command, "--image", str(SCREEN)], capture_output=True, text=True, check=True)
+    assert json.loads(small.stdout)["peak_rss_bytes"] < 256 << 20
+    large = subprocess.run(
+        [*command, "--image", str(tmp_path / "large.webp")], capture_output=True, text=True, check=False
+    )
+    assert (large.returncode, large.stdout, large.stderr.count("\n")) == (5, "", 1)
+    assert "large.webp: decoding it takes 272MiB, and --max-ram leaves " in large.stderr
 
 
 def test_the_file_in_the_bundle_is_the_same_program(exact: Path, tmp_path: Path) -> None:

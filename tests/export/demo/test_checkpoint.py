@@ -26,16 +26,16 @@ def agent() -> Agent:
 
 def test_answers_held_out_screens_right(agent: Agent) -> None:
     samples = list(read_samples(DATA / "evaluation.jsonl", limit=24))
-    answers = list(agent.answer([sample.image for sample in samples], [sample.prompt for sample in samples]))
+    answers = list(agent.answer([sample.image for sample in samples], [sample.messages for sample in samples]))
     # docs/demo-model.md has the figure over the whole set, which a sample this small scatters around.
     assert score([sample.expected for sample in samples], answers).step_success >= 0.9
 
 
 def test_an_answer_does_not_depend_on_its_batch(agent: Agent) -> None:
     samples = list(read_samples(DATA / "evaluation.jsonl", limit=6))
-    images, prompts = [sample.image for sample in samples], [sample.prompt for sample in samples]
-    together = list(agent.answer(images, prompts))
-    assert together == list(agent.answer(images, prompts, batch_size=1))
+    images, chats = [sample.image for sample in samples], [sample.messages for sample in samples]
+    together = list(agent.answer(images, chats))
+    assert together == list(agent.answer(images, chats, batch_size=1))
 
 
 def test_ships_small_half_precision_weights_and_what_loads_them() -> None:

@@ -61,6 +61,7 @@ def test_an_unreadable_set_is_a_usage_error(tmp_path: Path, content: bytes) -> N
 
 PICTURE = {"type": "image_url", "image_url": {"url": "test/0000.webp"}}
 TEXT = {"type": "text", "text": "Tap OK"}
+LAST = "its last message is not the user's, one picture and one text behind it"
 TAP = 'do(action="Tap", element=[500,500])'
 
 
@@ -76,12 +77,13 @@ def link(url: str) -> dict[str, object]:
     ("change", "why"),
     [
         ({"messages": []}, "Expected `array` of length >= 1 - at `$.messages`"),
-        ({"messages": user(PICTURE, TEXT)["messages"] * 2}, "Expected `array` of length <= 1"),  # type: ignore[operator]
-        ({"messages": [{"role": "user", "content": "text alone"}]}, "Expected `array`, got `str`"),
-        ({"messages": [{"role": "system", "content": [TEXT]}]}, "Invalid enum value 'system'"),
-        (user(TEXT), "its message is not one picture and one text behind it"),
-        (user(TEXT, PICTURE), "its message is not one picture and one text behind it"),
-        (user(PICTURE, TEXT, TEXT), "its message is not one picture and one text behind it"),
+        ({"messages": user(PICTURE, TEXT)["messages"] * 2}, "only its last message may have a picture"),  # type: ignore[operator]
+        ({"messages": [{"role": "user", "content": "text alone"}]}, LAST),
+        ({"messages": [{"role": "assistant", "content": [PICTURE, TEXT]}]}, LAST),
+        ({"messages": [{"role": "tool", "content": [TEXT]}]}, "Invalid enum value 'tool'"),
+        (user(TEXT), LAST),
+        (user(TEXT, PICTURE), LAST),
+        (user(PICTURE, TEXT, TEXT), LAST),
         (user({"type": "video_url"}, TEXT), "Invalid value 'video_url'"),
         ({"target": 5}, "Expected `str`, got `int` - at `$.target`"),
         ({"target": None}, "Expected `str`, got `null`"),
@@ -108,6 +110,21 @@ def test_a_line_that_is_no_sample_is_named_with_the_reason(tmp_path: Path, chang
     file.write_text("\n".join([good, json.dumps({**record, **change})]))
     with pytest.raises(UsageError, match=rf"test\.jsonl:2: is not a sample: .*{re.escape(why)}"):
         list(read_samples(file))
+
+
+def test_messages_before_the_screen_are_read(tmp_path: Path) -> None:
+    file = write_samples("test", 1, tmp_path)
+    record = json.loads(file.read_text())
+    before = [
+        {"role": "system", "content": "You work a phone."},
+        {"role": "user", "content": [{"type": "text", "text": "Open Maps"}]},
+        {"role": "assistant", "content": TAP},
+    ]
+    file.write_text(json.dumps({**record, "messages": [*before, *record["messages"]]}))
+    (sample,) = read_samples(file)
+    assert sample.before == (("system", "You work a phone."), ("user", "Open Maps"), ("assistant", TAP))
+    assert [message["role"] for message in sample.messages] == ["system", "user", "assistant", "user"]
+    assert sample.messages[-1]["content"] == [{"type": "image"}, {"type": "text", "text": sample.prompt}]
 
 
 @pytest.mark.parametrize("line", ["", "{", "[]", '{"target": "x"}', '{"messages": [], "target"'])

@@ -22,7 +22,7 @@ from edgeglm.export.quantize.storage import dequantize, encode, parts
 
 FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 DIALECTS: tuple[Dialect, ...] = ("ort", "portable")
-SCHEMES: list[Scheme] = [Fp32(), Fp16(), Int8(), Int8Block(), Int8Block(128), Int4(), Int4(64), Int4(128)]
+SCHEMES: list[Scheme] = [Fp32(), Fp16(), Int8(), Int8Block(), Int8Block(128), Int4(32), Int4(), Int4(128)]
 # In 256 steps, the values of `activations` are exact; those of a Gaussian need a wider range.
 EXACT, WIDE = Int8Static(-1, 127 / 128), Int8Static(-4, 4)
 # (scheme, dialect, type of the activations): DynamicQuantizeMatMul takes fp32 alone.

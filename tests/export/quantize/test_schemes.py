@@ -13,7 +13,7 @@ from edgeglm.export.quantize.schemes import SCHEMES, Int4, Int8Block, parse_sche
 
 def test_names_stand_for_schemes() -> None:
     assert [parse_scheme(name) for name in SCHEMES] == list(SCHEMES.values())
-    assert parse_scheme("int4") == Int4(block_size=32)
+    assert parse_scheme("int4") == Int4(block_size=64)
 
 
 def test_an_unknown_name_is_a_usage_error_with_the_choices() -> None:

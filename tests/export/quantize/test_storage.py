@@ -20,7 +20,7 @@ from edgeglm.export.quantize.storage import dequantize, encode, parts
 
 FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 ERRORS = {"Fp32": 0.0, "Fp16": 3e-4, "Int8": 0.01, "Int8Static": 0.01, "Int8Block": 0.007, "Int4": 0.103}
-ALL_SCHEMES: list[Scheme] = [*SCHEMES.values(), Int8Block(64), Int4(64), Int4(128)]
+ALL_SCHEMES: list[Scheme] = [*SCHEMES.values(), Int8Block(64), Int4(32), Int4(128)]
 DIALECTS: tuple[Dialect, ...] = ("ort", "portable")
 FORMS = [
     form for form in itertools.product(ALL_SCHEMES, DIALECTS) if form[1] == "ort" or not isinstance(form[0], Int8Static)
@@ -213,5 +213,5 @@ def test_int4_beats_the_usual_choice_of_scale(dialect: Dialect, lowest: int, gai
     generator = np.random.default_rng(5)
     draws = {"gaussian": generator.standard_normal((64, 1024)), "student": generator.standard_t(3, (64, 1024))}
     weight = draws[tail].astype(np.float32)
-    restored = dequantize(Int4(), dialect, encode(Int4(), dialect, weight), 1024)
+    restored = dequantize(Int4(32), dialect, encode(Int4(32), dialect, weight), 1024)
     assert relative_error(restored, weight) < (1 - gain) * relative_error(q4_0(weight, lowest), weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,11 @@ def test_a_bundle_answers_in_groups_as_at_once(
     monkeypatch.setattr(answers, "FEATURE_BYTES", 1)
     assert artifact_answers(bundle, samples) == together
     assert len(set(together)) == len(samples)
+    before = (("system", "You work a phone."), ("user", "Open Maps"), ("assistant", 'do(action="Launch", app="Maps")'))
+    chats = [dataclasses.replace(sample, before=before) for sample in samples]
+    answered = artifact_answers(bundle, chats)
+    assert answered == reference_answers(DEMO, 1, chats)
+    assert answered != together
     short = replace(bundle.manifest, model=replace(bundle.manifest.model, max_positions=128))
     with pytest.raises(BudgetError, match=r"take \d+ tokens, and it has room for 128; export it with --context"):
         artifact_answers(Bundle(target, short), samples)

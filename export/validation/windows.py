@@ -1,0 +1,101 @@
+"""A text in windows of one length, which a model is judged on or calibrated with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from edgeglm.bundle import Bundle
+from edgeglm.errors import DamagedFileError, UsageError
+
+# Tokens of a window. Losses of neighbouring tokens are alike, so whole windows are drawn for an interval.
+WINDOW = 256
+# Fewer draws of windows than these say nothing of an interval.
+FEWEST = 8
+# Characters that are tokenized at once, up to the end of a line.
+PIECE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A text in windows.
+
+    ``sequences`` (n, length) begin with the tokens that the tokenizer puts before every text; the last ``count`` of
+    each are scored.
+    """
+
+    sequences: NDArray[np.int64]
+    count: int
+
+
+def read_windows(bundle: Bundle, file: Path, limit: int | None) -> Windows:
+    """The first `limit` windows of a UTF-8 text, as long as the bundle's context allows.
+
+    Raises:
+        UsageError: The file is no text, or too short; the bundle has no tokenizer.
+    """
+    return cut_windows(bundle_tokenizer(bundle), file, WINDOW, bundle.manifest.model.max_positions, limit)
+
+
+def cut_windows(tokenizer: Tokenizer, file: Path, length: int, context: int, limit: int | None) -> Windows:
+    """The first `limit` windows of a UTF-8 text; what is left at its end makes none.
+
+    Args:
+        tokenizer: Of the model.
+        file: The text.
+        length: Of a window, without the tokens that stand before every text.
+        context: Of the model, with them.
+        limit: So many at most.
+
+    Raises:
+        UsageError: The file is no text, or too short.
+    """
+    prefix = tokenizer.encode("").ids
+    scored = min(length, context - len(prefix))
+    wanted = None if limit is None else limit * scored
+    tokens: list[int] = []
+    for piece in _pieces(file):
+        tokens += tokenizer.encode(piece, add_special_tokens=False).ids
+        if wanted is not None and len(tokens) >= wanted:
+            break
+    count = len(tokens[:wanted]) // scored
+    if limit is not None and limit < FEWEST:
+        raise UsageError("--limit", f"{limit} windows of text say nothing", f"give at least {FEWEST}")
+    if count < FEWEST:
+        why = f"has {len(tokens)} tokens, {count} windows of {scored}"
+        raise UsageError(file, why, f"give a text of at least {FEWEST * scored} tokens")
+    windows = np.array(tokens[: count * scored], np.int64).reshape(count, scored)
+    begin = np.tile(np.array(prefix, np.int64), (count, 1))
+    return Windows(np.concatenate([begin, windows], axis=1), scored if prefix else scored - 1)
+
+
+def bundle_tokenizer(bundle: Bundle) -> Tokenizer:
+    """The one of a bundle. Raises UsageError, DamagedFileError."""
+    if "tokenizer/tokenizer.json" not in bundle.manifest.files:
+        raise UsageError(bundle.folder, "has no tokenizer, and reads no text", "export with a tokenizer.json")
+    return read_tokenizer(bundle.path("tokenizer/tokenizer.json"))
+
+
+def read_tokenizer(file: Path) -> Tokenizer:
+    """A ``tokenizer.json``. Raises DamagedFileError."""
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library has no narrower one
+        raise DamagedFileError(file, f"is not a tokenizer: {error}", "export the bundle again") from error
+
+
+def _pieces(file: Path) -> Iterator[str]:
+    """Whole lines, some at a time, so that a long text is not in memory as a whole."""
+    try:
+        with file.open(encoding="utf-8", newline="") as opened:
+            while lines := opened.readlines(PIECE):
+                yield "".join(lines)
+    except UnicodeDecodeError as error:
+        raise UsageError(file, f"is not UTF-8 text: {error.reason}", "give a text file in UTF-8") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(file, f"cannot be read: {error}", "give a text file in UTF-8") from error
