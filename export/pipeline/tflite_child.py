@@ -15,6 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
+# edgeglm.export keeps it out of its processes, and litert-torch cannot be imported without.
+if sys.modules["torchao"] is None:
+    del sys.modules["torchao"]
+
 import numpy as np
 import torch
 from numpy.typing import NDArray

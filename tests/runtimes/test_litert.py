@@ -20,6 +20,7 @@ pytest.importorskip("litert_torch", reason="needs pip install 'edgeglm[tflite]'"
 from edgeglm.bundle import load_bundle
 from edgeglm.errors import BudgetError, UnsupportedError
 from edgeglm.export.demo.samples import DATA, read_samples
+from edgeglm.export.validation.answers import artifact_answers
 from edgeglm.runtimes import litert, ort
 from edgeglm.runtimes.litert_weights import packed_weights
 from edgeglm.runtimes.session import DecoderSession
@@ -67,6 +68,13 @@ def test_answers_are_those_of_onnx_runtime(exact: Path, exact_tflite: Path) -> N
         here, there = (ask(folder, sample.prompt, screen) for folder in (exact_tflite, exact))
         assert here.text == there.text != ""
         assert {module.engine for module in here.modules} == {"litert"}
+
+
+def test_validation_runs_the_same_sessions(exact_tflite: Path) -> None:
+    samples = list(read_samples(DATA / "evaluation.jsonl", 2))
+    screens = [DATA / "evaluation" / f"{index:04d}.webp" for index in range(len(samples))]
+    want = [ask(exact_tflite, sample.prompt, screen).text for sample, screen in zip(samples, screens, strict=True)]
+    assert artifact_answers(load_bundle(exact_tflite), samples) == want
 
 
 def test_int8_is_the_nearer_of_both_ways(exact_tflite: Path) -> None:
@@ -204,6 +212,7 @@ def test_what_the_quantizer_calls_broken_is_an_error(exact_tflite: Path, tmp_pat
     """FP16, whose data it writes twice where two signatures share a weight."""
     program = f"""
 from pathlib import Path
+import edgeglm.export.pipeline.tflite_child  # as the converting process imports what it takes
 from ai_edge_quantizer import qtyping
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from edgeglm.export.emit import tflite
