@@ -28,13 +28,14 @@ COMMANDS = {
     "doctor": "Report what this machine has and what edgeglm can use of it.",
     "export": "Export a checkpoint to a bundle for a device.",
     "inspect": "Show what a bundle holds, needs and was made from.",
+    "matrix": "Try models on targets in every precision and format, and write what works.",
     "plan": "Say what an export takes, and whether its bundle fits the device.",
     "run": "Answer a prompt from a bundle, and say what it took.",
     "validate": "Compare a bundle with the original on its task, and fail where it lost too much.",
     "verify": "Check every file of a bundle against its hash.",
 }
 # Those that need the extra.
-HOST_SIDE = ("export", "plan", "validate")
+HOST_SIDE = ("export", "matrix", "plan", "validate")
 
 INTERRUPTED = 130
 # 128 + SIGPIPE, with which a program ends whose reader went away.
