@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from edgeglm.cli.matrix_cells import DEMO, cells_of, export_formats, items, read_environment
+from edgeglm.cli.matrix_cells import DEMO, cells_of, export_formats, has_format_option, items, read_environment
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.cli.progress import Display, Memory
 from edgeglm.devices.loader import profile_names
@@ -78,7 +78,7 @@ def command(
     )
     kept, environment = _beside(out), read_environment()
     matrix = Matrix(read_outcomes(kept), cells, environment)
-    measure = Measurement(Plan(budget, limit, data, len(export_formats()) > 1, environment))
+    measure = Measurement(Plan(budget, limit, data, has_format_option(), environment))
     total = len(matrix.waiting)
     with Memory() as memory, Display(memory, budget, time.monotonic()) as display:
         try:

@@ -9,23 +9,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib import metadata
 from itertools import product
+from pathlib import Path
+from typing import get_args
 
-import click
 import msgspec
 
 from edgeglm.cli.export import command as export_command
 from edgeglm.devices.loader import load_profile
+from edgeglm.digest import KnownHashes
 from edgeglm.errors import UsageError
 from edgeglm.export.choices import parse_precisions
 from edgeglm.export.locate import locate
 from edgeglm.export.matrix.outcome import Cell
 from edgeglm.export.quantize.schemes import parse_scheme
 from edgeglm.export.validation.cache import checkpoint_key
+from edgeglm.manifest import Format
 from edgeglm.suggest import nearest_name
 
 DEMO = "demo"
-# What a bundle's modules are where the export has no choice.
-ONLY_FORMAT = "onnx"
 
 
 def cells_of(
@@ -39,7 +40,7 @@ def cells_of(
     for precision in precisions:
         for scheme in parse_precisions(precision).values():
             parse_scheme(scheme)
-    for name in formats:
+    for name in (item.rpartition("=")[2] for text in formats for item in text.split(",")):
         if name not in export_formats():
             raise UsageError(f"--formats {name}", "is not a format", nearest_name(name, export_formats()))
     profiles = {target: load_profile(target) for target in targets}
@@ -47,9 +48,7 @@ def cells_of(
     for argument in dict.fromkeys(models):
         model = None if argument == DEMO else argument
         folder, name = locate(model)
-        if not folder.is_dir():
-            raise UsageError(folder, "is not a folder", "give a checkpoint's, or demo")
-        checkpoint = checkpoint_key(folder)
+        checkpoint = _content(folder)
         for (target, profile), precision, form in product(profiles.items(), precisions, formats):
             facts = msgspec.json.encode(msgspec.to_builtins(profile, enc_hook=int))
             inputs = hashlib.sha256(b"\0".join([checkpoint, facts, measured])).hexdigest()
@@ -63,11 +62,13 @@ def items(texts: Sequence[str]) -> list[str]:
 
 
 def export_formats() -> tuple[str, ...]:
-    """The formats that `edgeglm export` knows."""
-    for parameter in export_command.params:
-        if parameter.name in ("format", "formats") and isinstance(parameter.type, click.Choice):
-            return tuple(map(str, parameter.type.choices))
-    return (ONLY_FORMAT,)
+    """The formats that a bundle's modules may have; that of the embedding's rows is no choice."""
+    return tuple(name for name in get_args(Format) if name != "rows")
+
+
+def has_format_option() -> bool:
+    """Whether `edgeglm export` takes them."""
+    return any("--format" in parameter.opts for parameter in export_command.params)
 
 
 def read_environment() -> dict[str, str]:
@@ -78,6 +79,16 @@ def read_environment() -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return versions | {"machine": platform.machine()}
+
+
+def _content(model: Path) -> bytes:
+    """What identifies a checkpoint's content, or a single file's. Raises UsageError where there is none."""
+    if model.is_file():
+        with suppress(OSError):
+            return KnownHashes(model.parent).sha256(model.resolve()).encode()
+    if not model.is_dir():
+        raise UsageError(model, "cannot be read", "give a checkpoint's folder, a name on the hub, or demo")
+    return checkpoint_key(model)
 
 
 def _used(requirement: str) -> Iterator[str]:

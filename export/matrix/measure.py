@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,11 @@ from typing import Any
 
 import msgspec
 
-from edgeglm.bundle import read_manifest
 from edgeglm.errors import AccuracyError, BudgetError, UnsupportedError
 from edgeglm.export.demo.samples import DATA
 from edgeglm.export.matrix.outcome import Cell, Outcome, Part, Stage, untried
 from edgeglm.export.matrix.programs import Done, Programs
-from edgeglm.manifest import Manifest, Metric
+from edgeglm.manifest import MANIFEST, Metric
 
 # What an engine is installed as.
 DISTRIBUTIONS = {
@@ -75,34 +75,41 @@ class Measurement:
             return self._proven(cell, outcome, folder)
 
     def _proven(self, cell: Cell, outcome: Outcome, folder: Path) -> Outcome:
-        manifest = read_manifest(folder)
-        compiled, codes = self._compile(manifest, outcome, folder)
-        ran = self._run(manifest, folder)
+        # As plain JSON, so that a bundle of another kind or with more in it is no stranger.
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+        compiled, codes = self._compile(manifest, folder)
+        outcome = msgspec.structs.replace(outcome, compiled=compiled, finished=all(map(_is_final, codes)))
+        if "model" not in manifest:
+            return msgspec.structs.replace(
+                outcome, executed=Stage("not run", "the runner answers from language models")
+            )
+        ran = self._run(manifest["model"], folder)
         validated = self._validate(cell, folder)
-        codes += [done.code for done in (ran, validated) if done and done.code != AccuracyError.exit_code]
+        codes = [done.code for done in (ran, validated) if done and done.code != AccuracyError.exit_code]
         outcome = msgspec.structs.replace(
             outcome,
-            compiled=compiled,
-            executed=_executed(ran),
+            executed=_executed(ran, manifest["modules"]),
             peak_rss_bytes=ran.result.get("peak_rss_bytes", 0),
-            finished=all(map(_is_final, codes)),
+            finished=outcome.finished and all(map(_is_final, codes)),
         )
         return _validated(outcome, validated)
 
-    def _compile(self, manifest: Manifest, outcome: Outcome, folder: Path) -> tuple[Stage, list[int]]:
-        """What built the modules for their engine, here or as they were exported."""
-        if not any(module.engine == "tensorrt" for module in manifest.modules):
-            return outcome.compiled, []
-        done = self._command(folder, "build", folder)
-        if done.code == UnsupportedError.exit_code:  # no GPU
-            done = self._command(folder, "build", folder, "--sm", PROOF_SM)
-        if done.code:
-            return Stage("failed", done.line), [done.code]
-        built = {f"{module['built_by']} for SM{module['sm']}" for module in done.result["modules"]}
-        return Stage("done", ", ".join(sorted(built))), []
+    def _compile(self, manifest: Mapping[str, Any], folder: Path) -> tuple[Stage, list[int]]:
+        """What compiled the modules for their engine: the export, or the builder here."""
+        found = {
+            f"{made['by']} for {made['chip']}" for module in manifest["modules"] if (made := module.get("compiled"))
+        }
+        if any(module.get("engine") == "tensorrt" for module in manifest["modules"]):
+            done = self._command(folder, "build", folder)
+            if done.code == UnsupportedError.exit_code:  # no GPU
+                done = self._command(folder, "build", folder, "--sm", PROOF_SM)
+            if done.code:
+                return Stage("failed", done.line), [done.code]
+            found |= {f"{module['built_by']} for SM{module['sm']}" for module in done.result["modules"]}
+        return Stage("done", ", ".join(sorted(found))) if found else Stage("not needed"), []
 
-    def _run(self, manifest: Manifest, folder: Path) -> Done:
-        picture = ["--image", SCREEN] if manifest.model.vision else []
+    def _run(self, model: Mapping[str, Any], folder: Path) -> Done:
+        picture = ["--image", SCREEN] if model.get("vision") else []
         return self._command(folder, "run", folder, "--prompt", PROMPT, *picture, "--max-new-tokens", ANSWER)
 
     def _validate(self, cell: Cell, folder: Path) -> Done | None:
@@ -130,24 +137,23 @@ def _is_final(code: int) -> bool:
 
 
 def _exported(outcome: Outcome, result: Mapping[str, Any]) -> Outcome:
-    modules: list[dict[str, Any]] = result["modules"]
     keys = Part.__struct_fields__
-    by = sorted({module["compiled_by"] for module in modules if module.get("compiled_by")})
     return msgspec.structs.replace(
         outcome,
         exported=Stage("done", ""),
-        compiled=Stage("done", ", ".join(by)) if by else Stage("not needed"),
-        modules=tuple(Part(**{key: module[key] for key in keys}) for module in modules),
+        modules=tuple(Part(**{key: module[key] for key in keys}) for module in result["modules"]),
         bundle_bytes=result["bundle_bytes"],
         export_peak_rss_bytes=result["peak_rss_bytes"],
     )
 
 
-def _executed(done: Done) -> Stage:
+def _executed(done: Done, modules: Sequence[Mapping[str, Any]]) -> Stage:
+    """On which engines it answered; and what else has run a module, such as a compiler's simulator."""
     if done.code:
         return Stage("failed", done.line)
-    engines = sorted({module["engine"] for module in done.result["modules"]})
-    return Stage("done", f"{', '.join(map(_engine, engines))}, {platform.machine()}")
+    engines = {_engine(module["engine"]) for module in done.result["modules"]}
+    proofs = {made["executed_on"] for module in modules if (made := module.get("compiled")) and made.get("executed_on")}
+    return Stage("done", ", ".join([*sorted(engines), *sorted(proofs), platform.machine()]))
 
 
 def _engine(name: str) -> str:

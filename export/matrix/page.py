@@ -121,5 +121,5 @@ def _plain(text: str) -> str:
 
 def _versions(environments: Sequence[dict[str, str]]) -> Iterator[str]:
     for number, environment in enumerate(environments, start=1):
-        listed = ", ".join(f"{name} {version}" for name, version in environment.items())
+        listed = ", ".join(f"{name} {environment[name]}" for name in sorted(environment, key=str.lower))
         yield f"{number}. {listed}"

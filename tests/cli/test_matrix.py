@@ -29,7 +29,18 @@ def outcomes(page: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_a_cell_is_exported_executed_and_measured_once(tmp_path: Path, capsys: Capture) -> None:
     page = tmp_path / "compatibility.md"
-    arguments = ["matrix", "--targets", "cpu,jetson-xavier", "--precisions", "int8", "--limit", 8, "-o", page]
+    arguments: list[object] = [
+        "matrix",
+        "--targets",
+        "cpu,jetson-xavier",
+        "--precisions",
+        "int8",
+        "--formats",
+        "onnx",
+        "--limit",
+        8,
+    ]
+    arguments += ["-o", page]
     status, out, err = run(capsys, *arguments, "--json")
     assert (status, err) == (0, "")
     works, refused = json.loads(out)["cells"]
@@ -62,7 +73,8 @@ def test_a_cell_is_exported_executed_and_measured_once(tmp_path: Path, capsys: C
     assert (status, err) == (0, "")
     assert "cells     2, 2 of them known" in out.splitlines()
     assert page.with_suffix(".json").read_bytes() == before
-    out = run(capsys, "matrix", "--targets", "jetson-xavier", "--precisions", "int8", "--limit", 4, "-o", page)[1]
+    others = ["--targets", "jetson-xavier", "--precisions", "int8", "--formats", "onnx", "--limit", 4]
+    out = run(capsys, "matrix", *others, "-o", page)[1]
     assert "cells     1, 0 of them known" in out.splitlines()
     assert [(outcome["target"], outcome["exported"]["state"]) for outcome in outcomes(page)] == [
         ("cpu", "done"),
@@ -73,7 +85,18 @@ def test_a_cell_is_exported_executed_and_measured_once(tmp_path: Path, capsys: C
 def test_a_model_that_changed_is_tried_again_and_without_room_nothing_is(tmp_path: Path, capsys: Capture) -> None:
     model, page = tmp_path / "model", tmp_path / "page.md"
     shutil.copytree(DEMO, model)
-    arguments = ["matrix", "--models", model, "--targets", "cpu", "--precisions", "int8", "-o", page]
+    arguments: list[object] = [
+        "matrix",
+        "--models",
+        model,
+        "--targets",
+        "cpu",
+        "--precisions",
+        "int8",
+        "--formats",
+        "onnx",
+    ]
+    arguments += ["-o", page]
     assert run(capsys, *arguments, "--max-ram", "100MiB", "--json")[0] == 0
     (outcome,) = outcomes(page)
     assert (outcome["model"], outcome.get("finished", False)) == ("model", False)
@@ -90,7 +113,7 @@ def test_a_model_that_changed_is_tried_again_and_without_room_nothing_is(tmp_pat
 
 def test_an_interrupt_leaves_a_page_and_no_process(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    process = start("matrix", "--targets", "cpu,rpi5", "--precisions", "fp16,int8", "-o", page)
+    process = start("matrix", "--targets", "cpu,rpi5", "--precisions", "fp16,int8", "--formats", "onnx", "-o", page)
     deadline = time.monotonic() + 60
     while not (children := children_of(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -116,8 +139,8 @@ def children_of(pid: int) -> list[int]:
         (["--targets", "rpi6"], "rpi6: is not a device profile; did you mean rpi5"),
         (["--precisions", "int9"], "precision 'int9': there is no such scheme"),
         (["--precisions", "decodr=int4"], "'decodr' is not a module"),
-        (["--formats", "gguf"], "--formats gguf: is not a format; choose one of onnx"),
-        (["--models", "nowhere"], "nowhere: is not a folder"),
+        (["--formats", "gguf"], "--formats gguf: is not a format; choose one of "),
+        (["--models", "nowhere"], "nowhere: cannot be read; give a checkpoint"),
         (["--data", "nowhere.txt"], "--data nowhere.txt: cannot be read"),
         (["-o", "nowhere/page.md"], "nowhere/page.md: its folder is not there"),
         (["-o", "page.json"], "page.json: is the name of what is kept beside the page"),
@@ -128,3 +151,15 @@ def children_of(pid: int) -> list[int]:
 def test_what_a_user_may_get_wrong(arguments: list[str], why: str, capsys: Capture) -> None:
     check_failure(run(capsys, "matrix", *arguments), 2, why)
     assert not Path("page.json").exists()
+
+
+@pytest.mark.slow
+def test_a_module_for_tensorrt_is_built_where_there_is_no_gpu(tmp_path: Path, capsys: Capture) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs pip install 'edgeglm[tensorrt]'")
+    arguments = ["matrix", "--targets", "jetson", "--precisions", "fp16", "--formats", "onnx", "--limit", 4]
+    status, out, _ = run(capsys, *arguments, "-o", tmp_path / "page.md", "--json")
+    assert status == 0
+    (cell,) = json.loads(out)["cells"]
+    assert (cell["target"], cell["compiled"]["state"]) == ("jetson-orin", "done")
+    assert cell["compiled"]["text"].startswith("tensorrt-rtx ")
+    assert cell["executed"]["text"].startswith("onnxruntime ")
