@@ -134,8 +134,8 @@ def test_a_fresh_process_loads_nothing_unwanted(code: str, unwanted: tuple[str, 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
 def test_the_group_imports_no_command_it_does_not_run(arguments: list[str]) -> None:
     code = (
-        f"from edgeglm.cli.main import COMMANDS, main; main({arguments}); import sys; "
-        "print('loaded', [name for name in COMMANDS if f'edgeglm.cli.{name}' in sys.modules])"
+        f"from edgeglm.cli.main import COMMANDS, main, module_of; main({arguments}); import sys; "
+        "print('loaded', [name for name in COMMANDS if module_of(name) in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "loaded []"

@@ -21,20 +21,22 @@ from click.shell_completion import shell_complete
 from edgeglm.errors import BudgetError, EdgeglmError, UnsupportedError, UsageError
 from edgeglm.suggest import nearest_name
 
-# Name and short help of each command; the module edgeglm.cli.<name> holds it under the name `command`.
+# Name and short help of each command; the module edgeglm.cli.<name>, with _ for -, holds it under the name `command`.
 COMMANDS = {
     "build": "Build the TensorRT engines of a bundle, on the device that runs them.",
+    "burn-test": "Run a bundle on a device, and compare its answers with this machine's.",
     "devices": "List the device profiles, or show every fact of one with its source.",
     "doctor": "Report what this machine has and what edgeglm can use of it.",
     "export": "Export a checkpoint to a bundle for a device.",
     "inspect": "Show what a bundle holds, needs and was made from.",
+    "matrix": "Try models on targets in every precision and format, and write what works.",
     "plan": "Say what an export takes, and whether its bundle fits the device.",
     "run": "Answer a prompt from a bundle, and say what it took.",
     "validate": "Compare a bundle with the original on its task, and fail where it lost too much.",
     "verify": "Check every file of a bundle against its hash.",
 }
 # Those that need the extra.
-HOST_SIDE = ("export", "plan", "validate")
+HOST_SIDE = ("export", "matrix", "plan", "validate")
 
 INTERRUPTED = 130
 # 128 + SIGPIPE, with which a program ends whose reader went away.
@@ -60,7 +62,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         try:
-            command: click.Command = importlib.import_module(f"edgeglm.cli.{cmd_name}").command
+            command: click.Command = importlib.import_module(module_of(cmd_name)).command
         except ModuleNotFoundError as error:
             why = f"needs {error.name}, which is not installed"
             package = "'edgeglm[export]'" if cmd_name in HOST_SIDE else "edgeglm"
@@ -79,6 +81,11 @@ class LazyGroup(click.Group):
         """Write the commands' short help without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+
+def module_of(name: str) -> str:
+    """The module of a command."""
+    return f"edgeglm.cli.{name.replace('-', '_')}"
 
 
 def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:

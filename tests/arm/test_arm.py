@@ -1,4 +1,4 @@
-"""The demo's bundle on Arm: the same words and action as on this machine, in a limited address space too.
+"""The demo's bundle on Arm: the same words and action as on this machine, in a limited address space.
 
 Run by ``make test-arm``; left out of ``make test``, because it needs a network the first time and emulates a CPU.
 """
@@ -6,51 +6,38 @@ Run by ``make test-arm``; left out of ``make test``, because it needs a network 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
-import sys
+import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from edgeglm.devices.loader import load_profile
-from edgeglm.export.demo.samples import DATA, read_samples
-from edgeglm.export.locate import DEMO, DEMO_NAME
-from edgeglm.export.pipeline.export import export
-from edgeglm.export.pipeline.forecast import predict
-from edgeglm.export.pipeline.prepare import Request, open_export, prepare
-from tests.arm.userland import Unavailable, Userland, set_up
+from edgeglm.errors import UnsupportedError
+from edgeglm.export.burn.userland import Userland, set_up
+from edgeglm.export.pyz import WHEELS
+from tests.cli.commands import check_failure, end, run, start
+from tests.runtimes.demo import demo_bundle
 
+Capture = pytest.CaptureFixture[str]
 MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
 def arm() -> Userland:
     try:
-        return set_up()
-    except Unavailable as error:
+        return set_up(WHEELS.split())
+    except UnsupportedError as error:
         pytest.skip(f"no Arm user land: {error}")
 
 
-def program_of(folder: Path, format_: str) -> Path:
-    request = Request(DEMO, DEMO_NAME, load_profile("rpi5"), context=512, is_demo=True, format=format_)
-    prepared = prepare(open_export(request))
-    export(prepared, folder, predict(prepared), lambda _: None)
-    return folder / "run.pyz"
-
-
 @pytest.fixture(scope="module")
-def program(arm: Userland, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return program_of(tmp_path_factory.mktemp("arm") / "bundle", "onnx")
-
-
-@pytest.fixture(scope="module")
-def tflite_program(arm: Userland, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("litert_torch", reason="needs pip install 'edgeglm[tflite]'")
-    return program_of(tmp_path_factory.mktemp("arm-tflite") / "bundle", "tflite")
+def bundle(arm: Userland, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return demo_bundle(tmp_path_factory.mktemp("arm") / "bundle", "rpi5", "auto")
 
 
 def test_the_user_land_is_arm_and_its_address_space_can_be_limited(arm: Userland) -> None:
@@ -60,27 +47,70 @@ def test_the_user_land_is_arm_and_its_address_space_can_be_limited(arm: Userland
     assert limited.stderr.endswith("MemoryError\n")
 
 
-@pytest.mark.parametrize(("screen", "memory"), [(1, None), (2, 256 * MIB)])
-def test_an_answer_is_the_same_as_here(arm: Userland, program: Path, screen: int, memory: int | None) -> None:
-    check_answer(arm, program, screen, memory)
+def test_answers_are_the_same_as_here(bundle: Path, capsys: Capture) -> None:
+    options = ["--via", "qemu", "--limit", 2, "--max-ram", "256MiB", "--json"]
+    status, out, err = run(capsys, "burn-test", bundle, *options)
+    assert (status, err) == (0, "")
+    result = json.loads(out)
+    assert (result["passed"], result["emulated"], result["memory_limit_bytes"]) == (True, True, 256 * MIB)
+    for answer in result["answers"]:
+        here, there = answer["here"], answer["there"]
+        for key in ("text", "action", "prompt_tokens", "generated_tokens", "state_bytes"):
+            assert here[key] == there[key]
+        assert here["action"]["action"] == "Tap"
 
 
-def test_an_answer_of_litert_is_the_same_as_here(arm: Userland, tflite_program: Path) -> None:
-    check_answer(arm, tflite_program, 1, None)
+def test_an_answer_of_litert_is_the_same_as_here(
+    arm: Userland, tmp_path_factory: pytest.TempPathFactory, capsys: Capture
+) -> None:
+    pytest.importorskip("litert_torch", reason="needs pip install 'edgeglm[tflite]'")
+    target = tmp_path_factory.mktemp("arm-tflite") / "bundle"
+    assert run(capsys, "export", "--target", "rpi5", "--format", "tflite", "--context", 512, "-o", target)[0] == 0
+    status, out, err = run(capsys, "burn-test", target, "--via", "qemu", "--limit", 1, "--json")
+    assert (status, err) == (0, "")
+    (answer,) = json.loads(out)["answers"]
+    assert answer["here"]["text"] == answer["there"]["text"]
+    assert {module["engine"] for module in answer["there"]["modules"]} == {"litert"}
 
 
-def check_answer(arm: Userland, program: Path, screen: int, memory: int | None) -> None:
-    prompt = list(read_samples(DATA / "evaluation.jsonl", screen + 1))[screen].prompt
-    picture = DATA / "evaluation" / f"{screen:04d}.webp"
-    arguments = [str(program), "--image", str(picture), "--prompt", prompt, "--json"]
-    here = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
-    there = arm.python(arguments, memory)
-    assert there.returncode == 0, there.stderr
-    assert told(there.stdout) == told(here.stdout)
-    assert told(here.stdout)["action"]["action"] == "Tap"
+@pytest.mark.parametrize("memory", ["60MiB", "160MiB"])
+def test_a_limit_that_is_too_low_ends_with_5(bundle: Path, memory: str, capsys: Capture) -> None:
+    done = run(capsys, "burn-test", bundle, "--limit", 1, "--max-ram", memory)
+    check_failure(done, 5, f"qemu, cortex-a76: {memory} of memory are too little there: ")
 
 
-def told(stdout: str) -> dict[str, Any]:
-    """What a run answered, without what it took."""
-    result = json.loads(stdout)
-    return {key: result[key] for key in ("text", "action", "prompt_tokens", "generated_tokens", "state_bytes")}
+def test_an_interrupt_ends_the_emulator(bundle: Path) -> None:
+    process = start("burn-test", bundle)
+    deadline, emulators = time.monotonic() + 120, list[int]()
+    while not emulators and time.monotonic() < deadline:
+        emulators = [pid for pid in children_of(process.pid) if b"qemu-aarch64" in command_line(pid)]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert end(process) == (130, "", "edgeglm: interrupted\n")
+    assert emulators
+    assert not any(b"qemu-aarch64" in command_line(pid) for pid in emulators)
+
+
+def children_of(pid: int) -> list[int]:
+    done = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return list(map(int, done.stdout.split()))
+
+
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_without_a_network_the_first_time_is_one_line(bundle: Path, tmp_path: Path) -> None:
+    """A proxy that is not there, as good as no network."""
+    nowhere = {
+        "http_proxy": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+        "all_proxy": "http://127.0.0.1:9",
+    }
+    environment = {**os.environ, **nowhere, "XDG_CACHE_HOME": str(tmp_path)}
+    done = end(start("burn-test", bundle, env=environment))
+    check_failure(done, 3, "qemu: apt-get update .* ended with 100: .*; the first time it takes a network: connect")
+    assert not (tmp_path / "edgeglm/aarch64/recipe").exists()

@@ -44,7 +44,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return status, captured.out, captured.err
 
 
-HOST_COMMANDS = {"export", "plan", "validate"}
+HOST_COMMANDS = {"export", "matrix", "plan", "validate"}
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -53,7 +53,7 @@ def test_every_command_exists_has_the_help_of_the_table_and_takes_json(name: str
         with pytest.raises(UnsupportedError, match=r"is not installed; run pip install 'edgeglm\[export\]'"):
             cli.cli.get_command(click.Context(cli.cli), name)
         return
-    command = importlib.import_module(f"edgeglm.cli.{name}").command
+    command = importlib.import_module(cli.module_of(name)).command
     assert command.name == name
     assert command.get_short_help_str(limit=200) == cli.COMMANDS[name]
     if name != "run":  # whose options are those of the runner's own program

@@ -1,0 +1,165 @@
+"""``edgeglm burn-test``: a bundle on a device, or an emulated one, under its memory limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+
+from edgeglm.bundle import Bundle, load_bundle, verify_bundle
+from edgeglm.cli.output import json_option, print_json
+from edgeglm.errors import AccuracyError, BudgetError, UsageError
+from edgeglm.export.burn.adb import Adb
+from edgeglm.export.burn.answers import RUNNER, Pair, ask, check_runner, files, questions
+from edgeglm.export.burn.device import BUNDLE, Device
+from edgeglm.export.burn.qemu import Qemu
+from edgeglm.export.burn.ssh import Ssh
+from edgeglm.export.pyz import WHEELS
+from edgeglm.runtimes.progress import progress_line
+from edgeglm.suggest import nearest_name
+from edgeglm.units import format_size, parse_size
+
+# What an engine is installed as, besides the wheels that the runner always asks for.
+ENGINE_WHEELS = {"litert": "ai-edge-litert"}
+WAYS = ("adb", "qemu", "ssh")
+HEADINGS = ("SCREEN", "HERE", "THERE", "SAME", "FIRST TOKEN", "TOKENS/S", "PEAK RSS")
+WIDTH = 48  # of an answer
+
+
+class _Command(click.Command):
+    """``--via ssh HOST`` is an option with one word or two."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take the host to its option."""
+        for index in range(len(args) - 1):
+            if args[index : index + 2] == ["--via", "ssh"] or args[index] == "--via=ssh":
+                host = index + (1 if "=" in args[index] else 2)
+                args = [*args[:index], "--via", " ".join(["ssh", *args[host : host + 1]]), *args[host + 1 :]]
+                break
+        return super().parse_args(ctx, args)
+
+
+@click.command("burn-test", cls=_Command)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--via", default="qemu", show_default=True, metavar="WAY", help="qemu, ssh HOST, or adb.")
+@click.option("--limit", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Screens.")
+@click.option("--max-ram", metavar="SIZE", help="What the runner may take there (default: the profile's usable).")
+@click.option("--python", default="python3", show_default=True, metavar="COMMAND", help="Python on the device.")
+@json_option
+def command(bundle: Path, via: str, limit: int, max_ram: str | None, python: str, as_json: bool) -> None:
+    """Run a bundle on a device, and compare its answers with this machine's."""
+    opened = load_bundle(bundle)
+    verify_bundle(opened)
+    profile = opened.manifest.profile
+    memory = parse_size(max_ram) if max_ram else int(profile.memory.usable.value)
+    device = _device(via, python, opened)
+    asked = questions(opened, limit)
+    with device:
+        everything = files(opened, asked)
+        first = [each for each in everything if each[1] == f"{BUNDLE}/{RUNNER}"]
+        device.push(first)
+        check_runner(device)  # before gigabytes are on their way
+        with progress_line(f"{device.title}: copying") as show:
+            show(0)
+            device.push([each for each in everything if each not in first])
+        pairs = []
+        with progress_line(f"{device.title}: running") as show:
+            for pair in ask(device, opened, asked, memory):
+                pairs.append(pair)
+                show(len(pairs) / len(asked))
+    if as_json:
+        print_json(_summary(bundle, opened, device, memory, pairs))
+    else:
+        click.echo("\n".join(_lines(device, profile.name, memory, pairs)))
+    _judge(bundle, device, memory, pairs)
+
+
+def _device(via: str, python: str, bundle: Bundle) -> Device:
+    way, _, host = via.partition(" ")
+    if way == "ssh":
+        return Ssh(host, python)
+    if way == "adb":
+        return Adb(python)
+    if way == "qemu":
+        engines = {module.engine for module in bundle.manifest.modules if module.engine}
+        return Qemu([*WHEELS.split(), *(ENGINE_WHEELS[name] for name in sorted(engines & ENGINE_WHEELS.keys()))])
+    raise UsageError(f"--via {way}", "is no way to a device", nearest_name(way, WAYS))
+
+
+def _judge(bundle: Path, device: Device, memory: int, pairs: Sequence[Pair]) -> None:
+    """Raise AccuracyError for the first answer that differs, BudgetError for too high a peak."""
+    for number, pair in enumerate(pairs, start=1):
+        if not pair.same:
+            there, here = _brief(pair.there.said), _brief(pair.here.said)
+            why = f"answers {_screen(number, pair)} by {there} on {device.title}, and by {here} here"
+            raise AccuracyError(bundle, why, "export it in a milder precision, or validate it there")
+    peak = _peak(pairs)
+    if not device.emulated and peak > memory:
+        why = f"took {format_size(peak)}, more than {format_size(memory)}"
+        raise BudgetError(device.title, why, "export it in a smaller precision, or for a shorter context")
+
+
+def _peak(pairs: Sequence[Pair]) -> int:
+    return max(int(pair.there.result["peak_rss_bytes"]) for pair in pairs)
+
+
+def _summary(bundle: Path, opened: Bundle, device: Device, memory: int, pairs: Sequence[Pair]) -> dict[str, object]:
+    peak = _peak(pairs)
+    return {
+        "bundle": str(bundle),
+        "target": opened.manifest.profile.name,
+        "device": device.title,
+        "emulated": device.emulated,
+        "memory_limit_bytes": memory,
+        "peak_rss_bytes": peak,
+        "answers": [
+            {
+                "prompt": pair.question.prompt,
+                "picture": pair.question.picture.name if pair.question.picture else None,
+                "same": pair.same,
+                "here": pair.here.result,
+                "there": pair.there.result,
+            }
+            for pair in pairs
+        ],
+        "passed": all(pair.same for pair in pairs) and (device.emulated or peak <= memory),
+    }
+
+
+def _lines(device: Device, profile: str, memory: int, pairs: Sequence[Pair]) -> Iterator[str]:
+    rows = [HEADINGS, *(_row(number, pair) for number, pair in enumerate(pairs, start=1))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    yield from ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    yield ""
+    yield f"device   {device.title}"
+    yield f"answers  {sum(pair.same for pair in pairs)} of {len(pairs)} as on this machine"
+    of_what = " with the emulator's own" if device.emulated else ""
+    yield f"memory   peak RSS {format_size(_peak(pairs))}{of_what}; limit {format_size(memory)} for {profile}"
+
+
+def _row(number: int, pair: Pair) -> tuple[str, ...]:
+    there = pair.there.result
+    return (
+        _screen(number, pair),
+        _brief(pair.here.said),
+        _brief(pair.there.said),
+        "yes" if pair.same else "NO",
+        f"{there['time_to_first_token_ms']:.0f} ms",
+        f"{there['decode_tokens_per_second']:.1f}",
+        format_size(there["peak_rss_bytes"]),
+    )
+
+
+def _screen(number: int, pair: Pair) -> str:
+    return pair.question.picture.name if pair.question.picture else f"prompt {number}"
+
+
+def _brief(said: object) -> str:
+    """An action as a call, a text by its beginning."""
+    if isinstance(said, dict):
+        rest = ", ".join(f"{name}={value}" for name, value in said.items() if name != "action")
+        text = f"{said['action']} {rest}".strip()
+    else:
+        text = " ".join(str(said).split()) or "nothing"
+    return text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"

@@ -1,0 +1,148 @@
+"""``edgeglm matrix``: what works, model by target by precision by format, as a page and as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+import msgspec
+
+from edgeglm.cli.matrix_cells import DEMO, cells_of, export_formats, has_format_option, items, read_environment
+from edgeglm.cli.output import json_option, print_json
+from edgeglm.cli.progress import Display, Memory
+from edgeglm.devices.loader import profile_names
+from edgeglm.errors import UsageError
+from edgeglm.export.matrix.fill import Matrix
+from edgeglm.export.matrix.measure import Measurement, Plan
+from edgeglm.export.matrix.outcome import Outcome, read_outcomes, replace_file, write_outcomes
+from edgeglm.export.matrix.page import page, stage_text
+from edgeglm.export.pipeline.forecast import LADDER
+from edgeglm.machine import read_machine
+from edgeglm.units import format_size, parse_size
+
+SHARE = 0.6  # of the memory that is available, where no budget is given
+# The profile's, and what `edgeglm plan` compares it with.
+PRECISIONS = ("auto", "fp32", *LADDER)
+SAMPLES = 256
+
+
+@click.command("matrix")
+@click.option("--models", multiple=True, metavar="LIST", help="Checkpoints; demo is the demo, and the default.")
+@click.option("--targets", multiple=True, metavar="LIST", help="Device profiles (default: all that ship).")
+@click.option("--precisions", multiple=True, metavar="LIST", help=f"Precisions (default: {','.join(PRECISIONS)}).")
+@click.option("--formats", multiple=True, metavar="LIST", help="Formats (default: all that export has).")
+@click.option("--data", type=click.Path(path_type=Path), help="Samples (.jsonl) or a text for other models.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=SAMPLES, show_default=True, metavar="N", help="Samples a cell."
+)
+@click.option(
+    "--max-ram", metavar="SIZE", help="Budget of all processes, such as 2GiB (default: 60% of what is available)."
+)
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("compatibility.md"),
+    show_default=True,
+    help="The page; what it is made of goes beside it, as JSON.",
+)
+@json_option
+def command(
+    models: Sequence[str],
+    targets: Sequence[str],
+    precisions: Sequence[str],
+    formats: Sequence[str],
+    data: Path | None,
+    limit: int,
+    max_ram: str | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Try models on targets in every precision and format, and write what works.
+
+    Items of a LIST are parted by commas. What was tried before is not tried again, unless versions or inputs changed.
+    """
+    budget = parse_size(max_ram) if max_ram else int(SHARE * read_machine().memory_available_bytes)
+    cells = cells_of(
+        items(models) or [DEMO],
+        items(targets) or profile_names(),
+        items(precisions) or PRECISIONS,
+        items(formats) or export_formats(),
+        _measured(data, limit),
+    )
+    kept, environment = _beside(out), read_environment()
+    matrix = Matrix(read_outcomes(kept), cells, environment)
+    measure = Measurement(Plan(budget, limit, data, has_format_option(), environment))
+    total = len(matrix.waiting)
+    with Memory() as memory, Display(memory, budget, time.monotonic()) as display:
+        try:
+            workers = len(os.sched_getaffinity(0))
+            for done, outcome in enumerate(matrix.fill(measure, budget, workers, display.say), start=1):
+                display.line(f"{done} of {total}  {_brief(outcome)}")
+                write_outcomes(kept, matrix.outcomes)
+        finally:
+            write_outcomes(kept, matrix.outcomes)
+            replace_file(out, page(matrix.outcomes).encode())
+    asked = matrix.of(cells)
+    if as_json:
+        print_json(_summary(out, asked, memory.peak_bytes))
+    else:
+        click.echo("\n".join(_lines(out, asked, total, memory.peak_bytes, budget)))
+    if memory.peak_bytes > budget:
+        click.echo(
+            f"edgeglm: memory: the peak was above the budget of {format_size(budget)}; please report it", err=True
+        )
+
+
+def _beside(out: Path) -> Path:
+    """Where the outcomes are kept. Raises UsageError where nothing can be written."""
+    if out.suffix == ".json" or not out.absolute().parent.is_dir():
+        why = "its folder is not there" if out.suffix != ".json" else "is the name of what is kept beside the page"
+        raise UsageError(out, why, "give a file in a folder that is, such as -o compatibility.md")
+    return out.with_suffix(".json")
+
+
+def _measured(data: Path | None, limit: int) -> bytes:
+    """What decides an accuracy besides model and versions. Raises UsageError for a file that cannot be read."""
+    try:
+        content = data.read_bytes() if data else b""
+    except OSError as error:
+        raise UsageError(f"--data {data}", f"cannot be read: {error.strerror}", "give samples or a text") from error
+    return f"{limit} {hashlib.sha256(content).hexdigest()}".encode()
+
+
+def _brief(outcome: Outcome) -> str:
+    cell = f"{outcome.model}  {outcome.target}  {outcome.precision}  {outcome.format}"
+    if outcome.exported.state != "done":
+        return f"{cell}: {outcome.exported.state}: {outcome.exported.text}"
+    return f"{cell}: exported, executed {stage_text(outcome.executed)}"
+
+
+def _summary(out: Path, outcomes: Sequence[Outcome], peak: int) -> dict[str, object]:
+    hidden = ("inputs", "environment", "finished")
+    cells = [
+        {name: value for name in outcome.__struct_fields__ if (value := getattr(outcome, name)) is not None}
+        for outcome in outcomes
+    ]
+    shown = [{name: msgspec.to_builtins(cell[name]) for name in cell if name not in hidden} for cell in cells]
+    return {"output": str(out), "cells": shown, "peak_rss_bytes": peak}
+
+
+def _lines(out: Path, outcomes: Sequence[Outcome], tried: int, peak: int, budget: int) -> Iterator[str]:
+    for name, field in (
+        ("exported", "exported"),
+        ("compiled", "compiled"),
+        ("executed", "executed"),
+        ("measured", "validated"),
+    ):
+        states = Counter(getattr(outcome, field).state for outcome in outcomes)
+        yield f"{name:<9} {', '.join(f'{count} {state}' for state, count in sorted(states.items()))}"
+    yield f"cells     {len(outcomes)}, {len(outcomes) - tried} of them known"
+    yield f"memory    peak {format_size(peak)}, budget {format_size(budget)}"
+    yield f"page      {out}"

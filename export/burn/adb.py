@@ -1,0 +1,39 @@
+"""``--via adb``: an Android device whose shell has a Python with the runner's wheels."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+from edgeglm.errors import UnsupportedError
+from edgeglm.export.burn.device import Ran
+from edgeglm.export.burn.remote import RemoteDevice, last_line
+
+BASE = "/data/local/tmp/edgeglm"  # where adb's user may write and execute
+LOST = ("error: device ", "error: no devices", "adb: device ", "error: closed")
+
+
+class Adb(RemoteDevice):
+    """A `Device`: the only one there is, or the one that ``ANDROID_SERIAL`` names."""
+
+    def __init__(self, python: str) -> None:
+        super().__init__("adb", BASE, python)
+
+    def __enter__(self) -> Adb:
+        if not shutil.which("adb"):
+            raise UnsupportedError("adb", "is not installed", "run apt install adb")
+        done = subprocess.run(["adb", "get-state"], capture_output=True, text=True, check=False)
+        if done.stdout.strip() != "device":
+            why = last_line(done.stderr or done.stdout).removeprefix("error: ").removeprefix("adb: ")
+            raise UnsupportedError("adb", f"has no device that it can use: {why}", "connect one, and see adb devices")
+        super().__enter__()
+        return self
+
+    def command(self, script: str) -> list[str]:
+        """Without a terminal, which would change the bytes; the shell's exit code comes back."""
+        return ["adb", "shell", "-T", script]
+
+    def check(self, ran: Ran) -> None:
+        """adb has no exit code for this, but a way to say it."""
+        if ran.code and ran.err.startswith(LOST):
+            raise UnsupportedError("adb", f"lost the device: {last_line(ran.err)}", "connect it again")

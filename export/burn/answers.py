@@ -1,0 +1,147 @@
+"""The test itself: the same prompts to the shipped runner here and on the device, and the answers side by side."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeglm.bundle import Bundle
+from edgeglm.errors import BudgetError, EdgeglmError, UnsupportedError
+from edgeglm.export.burn.device import BUNDLE, SCREENS, Device, Ran
+from edgeglm.export.demo.samples import DATA, read_samples
+from edgeglm.manifest import MANIFEST
+from edgeglm.units import format_size
+
+RUNNER = "run.pyz"
+EVALUATION = DATA / "evaluation.jsonl"
+PREFIX = re.compile(rf"edgeglm: (?:{re.escape(RUNNER)}: )?(?P<why>.*)")
+# How Python, C++, the C library, the loader and OpenBLAS say that an address space is full.
+NO_MEMORY = re.compile(
+    r"MemoryError|bad_alloc|[Cc]annot allocate memory|failed to map segment|[Ff]ailed to allocate memory|out of memory"
+    r"|Memory allocation still failed|pthread_create failed"
+)
+KILLED = (-9, 137)  # by the kernel, when memory is short
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, with a picture for a model that sees."""
+
+    prompt: str
+    picture: Path | None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the runner printed with ``--json``."""
+
+    result: dict[str, Any]
+
+    @property
+    def said(self) -> object:
+        """The action, or the text where there is none in it."""
+        return self.result["action"] or self.result["text"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One question, answered twice."""
+
+    question: Question
+    here: Reply
+    there: Reply
+
+    @property
+    def same(self) -> bool:
+        """Whether the device answered as this machine did."""
+        return self.here.said == self.there.said
+
+
+def questions(bundle: Bundle, limit: int) -> list[Question]:
+    """The first of the demo's held-out screens with their instructions; those alone for a model that sees nothing."""
+    sees = bundle.manifest.model.vision is not None
+    samples = list(read_samples(EVALUATION, limit))
+    return [Question(each.prompt, each.screen if sees and isinstance(each.screen, Path) else None) for each in samples]
+
+
+def files(bundle: Bundle, asked: Sequence[Question]) -> list[tuple[Path, str]]:
+    """What goes to the device: of the bundle what the manifest names, and the pictures."""
+    names = [MANIFEST, *bundle.manifest.files]
+    pictures = [each.picture for each in asked if each.picture]
+    return [
+        *((bundle.folder / name, f"{BUNDLE}/{name}") for name in names),
+        *((picture, f"{SCREENS}/{picture.name}") for picture in pictures),
+    ]
+
+
+def check_runner(device: Device) -> None:
+    """Whether the runner starts there. Raises UnsupportedError with what is missing."""
+    ran = device.python([f"{BUNDLE}/{RUNNER}", "--help"])
+    if ran.code:
+        raise _failure(device, ran, None)
+
+
+def ask(device: Device, bundle: Bundle, asked: Sequence[Question], memory: int) -> Iterator[Pair]:
+    """Yield each question with both answers.
+
+    Args:
+        device: With the files on it.
+        bundle: The same, here.
+        asked: The questions.
+        memory: What the runner may take there, in bytes: its budget, and its address space unless a GPU's driver
+            reserves more of that than there is memory.
+
+    Raises:
+        BudgetError: It is not enough.
+        UnsupportedError: The runner does not work there.
+    """
+    on_gpu = any(module.placement == "gpu" for module in bundle.manifest.modules)
+    for question in asked:
+        here = _here(bundle, question)
+        picture = f"{SCREENS}/{question.picture.name}" if question.picture else None
+        arguments = [f"{BUNDLE}/{RUNNER}", *_arguments(question, picture), "--max-ram", str(memory)]
+        ran = device.python(arguments, None if on_gpu else memory)
+        if ran.code:
+            raise _failure(device, ran, memory)
+        yield Pair(question, here, Reply(json.loads(ran.out)))
+
+
+def _here(bundle: Bundle, question: Question) -> Reply:
+    command = [sys.executable, str(bundle.folder / RUNNER), *_arguments(question, question.picture)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why, remedy = _told(Ran(done.returncode, done.stdout, done.stderr))
+        raise UnsupportedError("this machine", why, remedy)
+    return Reply(json.loads(done.stdout))
+
+
+def _arguments(question: Question, picture: object) -> list[str]:
+    image = ["--image", str(picture)] if picture else []
+    return ["--prompt", question.prompt, *image, "--temperature", "0", "--json"]
+
+
+def _failure(device: Device, ran: Ran, memory: int | None) -> EdgeglmError:
+    why, remedy = _told(ran)
+    if ran.code == BudgetError.exit_code:
+        return BudgetError(device.title, why, remedy)
+    if memory and (ran.code in KILLED or NO_MEMORY.search(ran.err)):
+        why = f"{format_size(memory)} of memory are too little there: {why}"
+        return BudgetError(device.title, why, "export a smaller bundle: edgeglm plan says what fits")
+    return UnsupportedError(device.title, why, remedy)
+
+
+def _told(ran: Ran) -> tuple[str, str]:
+    """Why the runner failed, and its remedy, in its own words where it has some."""
+    lines = [line.strip() for line in ran.err.splitlines() if line.strip()]
+    for line in reversed(lines):
+        if told := PREFIX.fullmatch(line):
+            why, _, remedy = told["why"].rpartition("; ")
+            return (why, remedy) if why else (remedy, "see there")
+    end = f"the runner ended with exit code {ran.code}"
+    return f"{end}: {lines[-1]}" if lines else end, f"run python3 {RUNNER} there by hand"

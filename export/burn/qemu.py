@@ -1,0 +1,42 @@
+"""``--via qemu``: an emulated 64-bit Arm board, which sees this machine's files."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from edgeglm.export.burn.device import Ran
+from edgeglm.export.burn.userland import CPU, set_up
+
+
+class Qemu:
+    """A `Device`; `wheels` are what the runner needs there."""
+
+    def __init__(self, wheels: Sequence[str]) -> None:
+        self.title, self.emulated = f"qemu, {CPU}", True
+        self._wheels = wheels
+
+    def __enter__(self) -> Qemu:
+        self._userland = set_up(self._wheels)
+        self._temporary = tempfile.TemporaryDirectory(prefix="edgeglm-burn-")
+        self._folder = Path(self._temporary.name)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._temporary.cleanup()
+
+    def push(self, files: Sequence[tuple[Path, str]]) -> None:
+        """Links will do."""
+        for source, target in files:
+            path = self._folder / target
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(source.resolve())
+
+    def python(self, arguments: Sequence[str], memory: int | None = None) -> Ran:
+        """An interrupt ends it with this process's other children."""
+        done = self._userland.python(arguments, memory, self._folder)
+        return Ran(done.returncode, done.stdout, done.stderr)

@@ -1,0 +1,74 @@
+"""``--via ssh HOST``: the system's ssh, with all that the user's configuration says of the host."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+from edgeglm.errors import UnsupportedError, UsageError
+from edgeglm.export.burn.device import Ran
+from edgeglm.export.burn.remote import RemoteDevice, last_line
+
+FAILED = 255  # ssh's own code
+BASE = '"$HOME"/.cache/edgeglm'
+# One connection for the whole test, so that a password is asked for once; it ends by itself if we are killed.
+MASTER = ("-o", "ControlMaster=yes", "-o", "ControlPersist=60", "-o", "ServerAliveInterval=15")
+
+
+class Ssh(RemoteDevice):
+    """A `Device` by its name or address, or by ``user@host``."""
+
+    def __init__(self, host: str, python: str) -> None:
+        if not host or host.startswith("-"):
+            raise UsageError("--via ssh", "names no host", "write --via ssh HOST")
+        super().__init__(f"ssh {host}", BASE, python)
+        self._host = host
+
+    def __enter__(self) -> Ssh:
+        if not shutil.which("ssh"):
+            raise UnsupportedError("ssh", "is not installed", "run apt install openssh-client")
+        self._sockets = tempfile.TemporaryDirectory(prefix="edgeglm-")
+        try:
+            self._connect()
+            super().__enter__()
+        except BaseException:
+            self._disconnect()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            super().__exit__(kind, error, trace)
+        finally:
+            self._disconnect()
+
+    def command(self, script: str) -> list[str]:
+        """POSIX's shell, whatever the user's own is."""
+        return [*self._ssh(), self._host, f"sh -c {shlex.quote(script)}"]
+
+    def check(self, ran: Ran) -> None:
+        """ssh has an exit code for this."""
+        if ran.code == FAILED:
+            remedy = f"see that 'ssh {self._host} true' works"
+            raise UnsupportedError(self.title, f"cannot be reached: {last_line(ran.err)}", remedy)
+
+    def _ssh(self) -> list[str]:
+        return ["ssh", "-o", f"ControlPath={Path(self._sockets.name, 'socket')}"]
+
+    def _connect(self) -> None:
+        # Into a file, because the connection stays and may keep a pipe open.
+        with tempfile.TemporaryFile("w+") as err:
+            command = [*self._ssh(), *MASTER, self._host, "true"]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err, check=False)
+            err.seek(0)
+            self.check(Ran(done.returncode, "", err.read()))
+
+    def _disconnect(self) -> None:
+        subprocess.run([*self._ssh(), "-O", "exit", self._host], capture_output=True, check=False)
+        self._sockets.cleanup()

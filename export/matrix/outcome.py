@@ -1,0 +1,145 @@
+"""A cell of the matrix, what came of it, and the file that keeps it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+from edgeglm.errors import UsageError
+from edgeglm.manifest import Metric
+
+SCHEMA: Final = 1
+Identity = tuple[str, str, str, str]
+State = Literal["done", "failed", "not run", "not needed"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing to try. ``argument`` is MODEL on the command line, None for the demo; ``model`` is its name.
+
+    ``inputs`` is a hash of all that decides the outcome besides the environment: checkpoint, profile and samples.
+    """
+
+    argument: str | None
+    model: str
+    target: str
+    precision: str
+    format: str
+    inputs: str
+
+    @property
+    def identity(self) -> Identity:
+        """What the cell's row is found by."""
+        return self.model, self.target, self.precision, self.format
+
+
+class Stage(Struct, frozen=True):
+    """How far a step came. ``text`` is by or on what it was done; else why it failed, or was not run."""
+
+    state: State = "not run"
+    text: str = ""
+
+
+class Part(Struct, frozen=True):
+    """A module of the bundle: its precision, size, and error against the original where that was measured."""
+
+    name: str
+    precision: str
+    bytes: int
+    max_relative_error: float | None
+
+
+class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What came of a cell; sizes in bytes.
+
+    ``environment`` has the versions of what may change it. Only a ``finished`` outcome stands for the next run: one
+    that was cut short, or that memory or disk had no room for, is tried again.
+    """
+
+    model: str
+    target: str
+    precision: str
+    format: str
+    inputs: str
+    environment: dict[str, str]
+    finished: bool = False
+    exported: Stage = Stage()
+    compiled: Stage = Stage()
+    executed: Stage = Stage()
+    validated: Stage = Stage()
+    modules: tuple[Part, ...] = ()
+    samples: int = 0
+    metrics: tuple[Metric, ...] = ()
+    bundle_bytes: int = 0
+    export_peak_rss_bytes: int = 0
+    peak_rss_bytes: int = 0
+
+    @property
+    def identity(self) -> Identity:
+        """That of the cell."""
+        return self.model, self.target, self.precision, self.format
+
+    def answers(self, cell: Cell, environment: dict[str, str]) -> bool:
+        """Whether the cell need not be tried again."""
+        same = (self.identity, self.inputs, self.environment) == (cell.identity, cell.inputs, environment)
+        return self.finished and same
+
+
+class _File(Struct, frozen=True, forbid_unknown_fields=True):
+    """The file's only object."""
+
+    matrix_schema: Literal[1]
+    outcomes: list[Outcome]
+
+
+def untried(cell: Cell, environment: dict[str, str], why: str) -> Outcome:
+    """The outcome of a cell that nobody ran."""
+    return Outcome(
+        model=cell.model,
+        target=cell.target,
+        precision=cell.precision,
+        format=cell.format,
+        inputs=cell.inputs,
+        environment=environment,
+        exported=Stage("not run", why),
+    )
+
+
+def read_outcomes(file: Path) -> dict[Identity, Outcome]:
+    """The outcomes that a file keeps; none where there is no file.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    try:
+        kept = msgspec.json.decode(file.read_bytes(), type=_File).outcomes
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.DecodeError) as error:
+        raise UsageError(file, f"holds no results of a matrix: {error}", "remove it, or give another -o") from error
+    return {outcome.identity: outcome for outcome in kept}
+
+
+def write_outcomes(file: Path, outcomes: Iterable[Outcome]) -> None:
+    """Keep outcomes; a kill leaves the old file or the new one."""
+    data = msgspec.json.encode(_File(SCHEMA, list(outcomes)), order="deterministic")
+    replace_file(file, msgspec.json.format(data, indent=1) + b"\n")
+
+
+def replace_file(file: Path, data: bytes) -> None:
+    """Write a file as a whole."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(data)
+        partial.replace(file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(
+            file, f"cannot be written: {error.strerror}", "give a file in a folder of yours: -o"
+        ) from error

@@ -1,0 +1,94 @@
+"""`edgeglm` commands as processes of their own, all of which can be stopped."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+PREFIX = "edgeglm: "
+PATIENCE = 10.0  # seconds for a command to put its files in order
+
+
+class Stopped(Exception):
+    """The commands were stopped from outside."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that ended: its exit code, the object that it printed, and the line of its failure."""
+
+    code: int
+    result: dict[str, Any]
+    line: str
+
+
+class Programs:
+    """Runs commands, from several threads if need be, until it is stopped."""
+
+    def __init__(self) -> None:
+        self._lock, self._stopped = Lock(), False
+        self._running: set[subprocess.Popen[str]] = set()
+
+    def run(self, *arguments: object) -> Done:
+        """Run ``edgeglm ARGUMENTS --json`` to its end.
+
+        Raises:
+            Stopped: It was stopped before that.
+        """
+        command = [sys.executable, "-m", "edgeglm", *map(str, arguments), "--json"]
+        with self._lock:
+            if self._stopped:
+                raise Stopped
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            self._running.add(process)
+        try:
+            out, err = process.communicate()
+        except BaseException:  # an interrupt of this thread
+            _end(process)
+            raise
+        finally:
+            with self._lock:
+                self._running.discard(process)
+        if self._stopped:
+            raise Stopped
+        return Done(process.returncode, _object(out), _reason(process.returncode, err))
+
+    def stop(self) -> None:
+        """Interrupt what runs, and wait until it is gone; nothing runs afterwards."""
+        with self._lock:
+            self._stopped, running = True, list(self._running)
+        for process in running:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Have a command that was interrupted end, by force if it takes too long."""
+    process.send_signal(signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(PATIENCE)
+    process.kill()
+
+
+def _object(out: str) -> dict[str, Any]:
+    with suppress(json.JSONDecodeError):
+        found = json.loads(out)
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _reason(code: int, err: str) -> str:
+    """Our own line, wherever libraries wrote theirs; of a crash what there is."""
+    lines = [line.strip() for line in err.splitlines() if line.strip()]
+    ours = [line.removeprefix(PREFIX) for line in lines if line.startswith(PREFIX)]
+    if ours or not code:
+        return ours[-1] if ours else ""
+    end = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return f"{end}: {lines[-1]}" if lines else end

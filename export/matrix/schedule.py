@@ -1,0 +1,48 @@
+"""Runs tasks side by side as long as the memory that they are predicted to take fits a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Task(Generic[T]):
+    """Something to do, and the bytes of memory that it takes at most."""
+
+    item: T
+    bytes: int
+
+
+def run_within(
+    tasks: Sequence[Task[T]], budget: int, workers: int, work: Callable[[T], R], stop: Callable[[], object]
+) -> Generator[tuple[T, R], None, None]:
+    """Yield each item with its result as it is finished, in the order of the tasks where memory allows.
+
+    At no time are more than `workers` at work, nor tasks of more than `budget` bytes together; a single task may not be
+    larger than the budget. Where it is left early, by an error or an interrupt, `stop` has the tasks end, and is called
+    before they are waited for.
+    """
+    waiting, running = list(tasks), dict[Future[R], Task[T]]()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            while waiting or running:
+                while len(running) < workers and (task := _fitting(waiting, running, budget)):
+                    waiting.remove(task)
+                    running[pool.submit(work, task.item)] = task
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future).item, future.result()
+        except BaseException:
+            stop()
+            raise
+
+
+def _fitting(waiting: Sequence[Task[T]], running: dict[Future[R], Task[T]], budget: int) -> Task[T] | None:
+    """The first task that there is memory for now."""
+    free = budget - sum(task.bytes for task in running.values())
+    return next((task for task in waiting if task.bytes <= free), None)
