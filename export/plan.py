@@ -27,7 +27,7 @@ RUNNER_BYTES = 70 * MIB
 ACCELERATOR_BYTES = 512 * MIB
 PREFILL_CHUNK = 256
 # What a session keeps in memory for a byte of weights in the file: pre-packed, or widened where the CPU has no kernel.
-LOADED = {"fp32": 1.0, "fp16": 2.0, "int8": 1.03, "int8-static": 1.03, "int8-block": 1.2, "int4": 1.43}
+LOADED = {"fp32": 1.0, "fp16": 2.0, "int8": 1.03, "int8-static": 1.03, "int8-block": 1.2, "int4": 1.43, "a8w8": 1.03, "a16w8": 1.03}
 LOADED_ON_GPU = 1.1
 CONTEXTS = (1024, 4096, 8192)
 

@@ -78,9 +78,14 @@ def observe(prepared: Prepared, samples: Sequence[Sample]) -> Observed:
 def calibrate(prepared: Prepared, samples: Sequence[Sample]) -> Calibration:
     """What the encoders take of `observe`, whose errors it raises, and the hash of what the model was fed."""
     observed = observe(prepared, samples)
+    ranges = {name: least_squares(seen) for name, seen in observed.histograms.items()}
+    return Calibration(samples_hash(samples), observed.energies(), ranges)
+
+
+def samples_hash(samples: Sequence[Sample]) -> str:
+    """Of what the model is fed."""
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(f"{sample.prompt}\0{sample.expected.response}\0{sample.image.size}\0".encode())
         digest.update(hashlib.sha256(sample.image.tobytes()).digest())
-    ranges = {name: least_squares(seen) for name, seen in observed.histograms.items()}
-    return Calibration(digest.hexdigest(), observed.energies(), ranges)
+    return digest.hexdigest()

@@ -22,8 +22,9 @@ from edgeglm.export.emit.onnx import write
 from edgeglm.export.model import Piece, Stored
 from edgeglm.export.pack.output import OutputFile
 from edgeglm.export.pack.writer import BundleWriter
+from edgeglm.export.pipeline.npu import finish_on_npu
 from edgeglm.export.pipeline.prepare import Prepared, PreparedModule, serialize
-from edgeglm.export.pipeline.prove import Prover
+from edgeglm.export.pipeline.prove import Prover, StackProof
 from edgeglm.export.pipeline.reuse import Reuse
 from edgeglm.export.report.data import Report as PageData
 from edgeglm.export.report.page import render
@@ -76,7 +77,7 @@ def export(
         prover = Prover(prepared, writer)
         modules = []
         for module, output in zip(prepared.modules, outputs, strict=True):
-            modules.append(_export_module(module, output, writer, pool, prover, report, reuse or Reuse()))
+            modules.append(_export_module(prepared, module, output, writer, pool, prover, report, reuse or Reuse()))
         made = _manifest(prepared, tuple(modules), predicted, writer)
         if measured:
             made = msgspec.structs.replace(made, measured=measured)
@@ -94,6 +95,7 @@ def _written(module: PreparedModule, writer: BundleWriter) -> Iterator[tuple[Sto
 
 
 def _export_module(
+    prepared: Prepared,
     module: PreparedModule,
     output: OutputFile,
     writer: BundleWriter,
@@ -122,7 +124,12 @@ def _export_module(
         report(Progress(name, total, total))
         for step in steps:
             step.result()
-    return _describe(module, proof.finish())
+    error = proof.finish()
+    if module.choice.placement != "npu":
+        return _describe(module, error)
+    assert isinstance(proof, StackProof)
+    compiled, simulated = finish_on_npu(prepared, module, proof, writer)
+    return _describe(module, error if simulated is None else simulated, compiled)
 
 
 def _copy(module: PreparedModule, output: OutputFile, writer: BundleWriter, reuse: Reuse) -> None:
@@ -181,7 +188,9 @@ def _write_graph(module: PreparedModule, writer: BundleWriter) -> None:
     writer.small(module.file, serialize(module.graph))
 
 
-def _describe(module: PreparedModule, error: float) -> manifest.Module:
+def _describe(
+    module: PreparedModule, error: float, compiled: manifest.Compiled | None = None
+) -> manifest.Module:
     choice, graph = module.choice, module.graph
     if graph is None:
         stored = module.jobs[0].stored
@@ -201,6 +210,7 @@ def _describe(module: PreparedModule, error: float) -> manifest.Module:
         inputs=inputs,
         outputs=outputs,
         max_relative_error=error,
+        compiled=compiled,
     )
 
 

@@ -1,0 +1,141 @@
+"""QNN on a Qualcomm NPU: encoders that its compiler has made; on x86-64, on the simulator that comes with it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgeglm.errors import DamagedFileError, UnsupportedError
+from edgeglm.runtimes.session import Feeds
+
+PROVIDER = "QNNExecutionProvider"
+DISTRIBUTION = "onnxruntime-qnn"
+INSTALL = "pip install 'edgeglm[qnn]'"
+# Nothing below an error that ends everything: what fails is raised, and said in one line.
+FATAL = 4
+
+Chip = tuple[int, int]  # soc_model and htp_arch, as QNN numbers them
+
+
+@dataclass(frozen=True)
+class Npu:
+    """The provider's device: the NPU itself, or on x86-64 its simulator."""
+
+    device: Any
+    backend: str
+    version: str
+    is_simulator: bool
+
+    @property
+    def title(self) -> str:
+        """Distribution and version, as reports name them."""
+        return f"{DISTRIBUTION} {self.version}"
+
+    @property
+    def name(self) -> str:
+        """What executes."""
+        return f"{self.title}, HTP simulator" if self.is_simulator else f"{self.title}, NPU"
+
+    def session(self, path: str | Path, chip: Chip, entries: Mapping[str, str]) -> onnxruntime.InferenceSession:
+        """A session of a file, all of it on the NPU. Raises as ONNX Runtime does."""
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = FATAL
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        for name, value in entries.items():
+            options.add_session_config_entry(name, value)
+        # The device knows its own chip; the compiler and the simulator must be told, the number too: without it they
+        # take another chip of the same architecture.
+        told = {"soc_model": str(chip[0]), "htp_arch": str(chip[1])} if self.is_simulator else {}
+        options.add_provider_for_devices([self.device], {"backend_path": self.backend, **told})
+        return onnxruntime.InferenceSession(path, options)
+
+
+class Encoder:
+    """A module without a state, compiled for the NPU."""
+
+    def __init__(self, npu: Npu, path: Path, chip: Chip) -> None:
+        try:
+            with quiet():
+                self.session = npu.session(path, chip, {})
+        except Exception as error:  # the engine's own exceptions have no common base
+            why = f"{npu.title} cannot load it: {str(error).splitlines()[0]}"
+            raise DamagedFileError(path, why, "export the bundle again with the version that is installed here") from error
+
+    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        """Outputs by name."""
+        inputs = {each.name: feeds[each.name].astype("float32", copy=False) for each in self.session.get_inputs()}
+        names = [each.name for each in self.session.get_outputs()]
+        with quiet():
+            return dict(zip(names, self.session.run(names, inputs), strict=True))
+
+    def close(self) -> None:
+        """Drop the session."""
+        with quiet():
+            del self.session
+
+
+@cache
+def find_npu() -> Npu:
+    """The NPU of this machine.
+
+    Raises:
+        UnsupportedError: The provider is not installed, cannot be loaded, or has no device here.
+    """
+    try:
+        library: Any = importlib.import_module("onnxruntime_qnn")
+    except ModuleNotFoundError as error:
+        raise UnsupportedError(DISTRIBUTION, "is not installed", INSTALL) from error
+    try:
+        with quiet():
+            onnxruntime.register_execution_provider_library(PROVIDER, library.get_library_path())
+            devices = [each for each in onnxruntime.get_ep_devices() if each.ep_name == PROVIDER]
+    except Exception as error:  # the engine's own exceptions have no common base
+        why = f"cannot be loaded into ONNX Runtime {onnxruntime.__version__}: {str(error).splitlines()[0]}"
+        raise UnsupportedError(DISTRIBUTION, why, "install both anew") from error
+    device, is_simulator = _device(devices)
+    if device is None:
+        why = f"there is none here: {DISTRIBUTION} {_version()} lists no device"
+        raise UnsupportedError("NPU", why, "run it on the board, as a user who may open its /dev/fastrpc")
+    return Npu(device, library.get_qnn_htp_path(), _version(), is_simulator)
+
+
+def _device(devices: list[Any]) -> tuple[Any, bool]:
+    """The NPU; or on x86-64, where the provider lists the CPU, the simulator; and whether it is that."""
+    kinds = {each.device.type.name: each for each in devices}
+    if "NPU" in kinds:
+        return kinds["NPU"], False
+    return (kinds.get("CPU"), True) if platform.machine() == "x86_64" else (None, False)
+
+
+def _version() -> str:
+    return metadata.version(DISTRIBUTION)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what the vendor's libraries write to the terminal on their own; exceptions say what failed."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in (1, 2):
+            os.dup2(nowhere, number)
+        yield
+    finally:
+        for number, old in zip((1, 2), kept, strict=True):
+            os.dup2(old, number)
+            os.close(old)
+        os.close(nowhere)
