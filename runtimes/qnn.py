@@ -17,7 +17,9 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgeglm.devices.profile import Profile
 from edgeglm.errors import DamagedFileError, UnsupportedError
+from edgeglm.manifest import Module
 from edgeglm.runtimes.session import Feeds
 
 PROVIDER = "QNNExecutionProvider"
@@ -86,6 +88,28 @@ class Encoder:
             del self.session
 
 
+def npu_for(module: Module) -> tuple[Npu | None, str | None]:
+    """The NPU that runs a module here, if one does, and what a report says where it is not the device's own."""
+    try:
+        npu = find_npu()
+    except UnsupportedError as error:
+        return None, f"{module.name} ran on the CPU, as quantized ONNX: {error.why}"
+    if module.compiled is None:
+        return None, f"{module.name} ran on the CPU, as quantized ONNX: the bundle has none that is compiled"
+    if npu.is_simulator and module.compiled.executed_on is None:
+        return None, f"{module.name} ran on the CPU, as quantized ONNX: the NPU's simulator would take too long"
+    if npu.is_simulator:
+        return npu, f"{module.name} ran on the NPU's simulator: its time is not the device's"
+    return npu, None
+
+
+def chip_of(profile: Profile) -> Chip:
+    """The numbers of the chip that a profile is of."""
+    qnn = profile.toolchain.qnn
+    assert qnn  # the profile's reader asks for it where an engine is QNN
+    return qnn.soc_model.value, qnn.htp_arch.value
+
+
 @cache
 def find_npu() -> Npu:
     """The NPU of this machine.
@@ -96,17 +120,17 @@ def find_npu() -> Npu:
     try:
         library: Any = importlib.import_module("onnxruntime_qnn")
     except ModuleNotFoundError as error:
-        raise UnsupportedError(DISTRIBUTION, "is not installed", INSTALL) from error
+        raise UnsupportedError("NPU", f"{DISTRIBUTION} is not installed", INSTALL) from error
     try:
         with quiet():
             onnxruntime.register_execution_provider_library(PROVIDER, library.get_library_path())
             devices = [each for each in onnxruntime.get_ep_devices() if each.ep_name == PROVIDER]
     except Exception as error:  # the engine's own exceptions have no common base
-        why = f"cannot be loaded into ONNX Runtime {onnxruntime.__version__}: {str(error).splitlines()[0]}"
-        raise UnsupportedError(DISTRIBUTION, why, "install both anew") from error
+        why = f"{DISTRIBUTION} cannot be loaded into ONNX Runtime {onnxruntime.__version__}: {str(error).splitlines()[0]}"
+        raise UnsupportedError("NPU", why, "install both anew") from error
     device, is_simulator = _device(devices)
     if device is None:
-        why = f"there is none here: {DISTRIBUTION} {_version()} lists no device"
+        why = f"{DISTRIBUTION} {_version()} lists none here"
         raise UnsupportedError("NPU", why, "run it on the board, as a user who may open its /dev/fastrpc")
     return Npu(device, library.get_qnn_htp_path(), _version(), is_simulator)
 

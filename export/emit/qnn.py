@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,10 @@ def title() -> str:
     Raises:
         UnsupportedError: It is not installed.
     """
-    if util.find_spec("onnxruntime_qnn") is None:
-        raise UnsupportedError(DISTRIBUTION, "compiles for the NPU, and is not installed", INSTALL)
-    return f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}"
+    try:
+        return f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}"
+    except metadata.PackageNotFoundError as error:
+        raise UnsupportedError(DISTRIBUTION, "compiles for the NPU, and is not installed", INSTALL) from error
 
 
 def compile_file(

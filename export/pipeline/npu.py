@@ -39,7 +39,7 @@ from edgeglm.export.pipeline.prove import ENGINE_BYTES, StackProof
 from edgeglm.export.prove.reference import OriginalWeights, Segment
 from edgeglm.export.prove.values import Values, feeds, passed_on, relative_error, two_digits
 from edgeglm.export.quantize.qdq import PRODUCT
-from edgeglm.runtimes.qnn import Chip
+from edgeglm.runtimes.qnn import chip_of
 
 # What the simulator's output and ONNX Runtime's of the same integers must have in common: a compiled graph may be wrong.
 MIN_COSINE = 0.999
@@ -168,7 +168,7 @@ def _try(
         _write(module, folder)
         simulate = is_simulated(module)
         context = CONTEXT if simulate else None
-        done = compile_file(folder / "model.onnx", context, _chip(prepared), inputs, simulate=simulate)
+        done = compile_file(folder / "model.onnx", context, chip_of(prepared.request.profile), inputs, simulate=simulate)
     got = done.simulated or done.onnx
     error = max(relative_error(each["features"], want["features"]) for each, want in zip(got, wanted, strict=True))
     return Trial(precision, error, least_cosine(done))
@@ -207,7 +207,7 @@ def finish_on_npu(
     simulate = proof.engine and is_simulated(module)
     inputs = [{"pixel_values": values["pixel_values"]} for values in proof.inputs] if simulate else []
     file = f"{module.choice.name}/{CONTEXT}"
-    done = compile_file(writer.path(module.file), CONTEXT, _chip(prepared), inputs, simulate=simulate)
+    done = compile_file(writer.path(module.file), CONTEXT, chip_of(prepared.request.profile), inputs, simulate=simulate)
     writer.adopt(file)
     found = least_cosine(done)
     if found is not None and found < MIN_COSINE:
@@ -223,12 +223,6 @@ def finish_on_npu(
         cosine=None if found is None else round(found, 6),
         candidates=dict(prepared.calibration.candidates) if prepared.calibration else {},
     ), None if error is None else two_digits(error)
-
-
-def _chip(prepared: Prepared) -> Chip:
-    qnn = prepared.request.profile.toolchain.qnn
-    assert qnn  # the profile's reader asks for it where an engine is QNN
-    return qnn.soc_model.value, qnn.htp_arch.value
 
 
 def is_simulated(module: PreparedModule) -> bool:
