@@ -80,6 +80,8 @@ def compile_file(
             str(model.parent.absolute()), model.name, context, chip, str(inputs) if samples else None, str(outputs),
             simulate,
         )  # fmt: skip
+        if context:
+            model.with_name(context).unlink(missing_ok=True)  # which the compiler would not replace
         _run(work, model)
         found = _outputs(outputs) if samples else {}
     name = _chip(model.with_name(context), chip) if context else None

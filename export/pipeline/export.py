@@ -24,7 +24,7 @@ from edgeglm.export.pack.output import OutputFile
 from edgeglm.export.pack.writer import BundleWriter
 from edgeglm.export.pipeline.npu import finish_on_npu
 from edgeglm.export.pipeline.prepare import Prepared, PreparedModule, serialize
-from edgeglm.export.pipeline.prove import Prover, StackProof
+from edgeglm.export.pipeline.prove import Prover
 from edgeglm.export.pipeline.reuse import Reuse
 from edgeglm.export.report.data import Report as PageData
 from edgeglm.export.report.page import render
@@ -124,12 +124,10 @@ def _export_module(
         report(Progress(name, total, total))
         for step in steps:
             step.result()
-    error = proof.finish()
-    if module.choice.placement != "npu":
-        return _describe(module, error)
-    assert isinstance(proof, StackProof)
-    compiled, simulated = finish_on_npu(prepared, module, proof, writer)
-    return _describe(module, error if simulated is None else simulated, compiled)
+    error, compiled = proof.finish(), None
+    if module.choice.placement == "npu":
+        compiled, error = finish_on_npu(prepared, module, writer)
+    return _describe(module, error, compiled)
 
 
 def _copy(module: PreparedModule, output: OutputFile, writer: BundleWriter, reuse: Reuse) -> None:

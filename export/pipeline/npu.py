@@ -25,6 +25,7 @@ from edgeglm.export.pack.writer import BundleWriter
 from edgeglm.export.pipeline.calibrate import read_calibration, samples_hash
 from edgeglm.export.pipeline.prepare import (
     WEIGHTS,
+    Arrays,
     Calibration,
     Opened,
     Prepared,
@@ -35,7 +36,6 @@ from edgeglm.export.pipeline.prepare import (
     serialize,
 )
 from edgeglm.export.pipeline.probes import sample_prompts, vision_inputs
-from edgeglm.export.pipeline.prove import ENGINE_BYTES, StackProof
 from edgeglm.export.prove.reference import OriginalWeights, Segment
 from edgeglm.export.prove.values import Values, feeds, passed_on, relative_error, two_digits
 from edgeglm.export.quantize.qdq import PRODUCT
@@ -45,8 +45,11 @@ from edgeglm.runtimes.qnn import chip_of
 MIN_COSINE = 0.999
 CONTEXT = "npu.onnx"
 SIMULATOR = "HTP simulator"
-# Screens on which the bits are compared.
+PIXELS, FEATURES = "pixel_values", "features"
+# Screens on which a precision is tried.
 COMPARED = 2
+# Products of a run on the simulator, all screens together: about a minute.
+SIMULATED_PRODUCTS = 1 << 34
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def npu_samples(opened: Opened, samples: Sequence[Sample]) -> Sequence[Sample]:
 def calibrate_npu(opened: Opened, samples: Sequence[Sample], found: Calibration | None) -> tuple[Calibration, str]:
     """What the NPU's module takes of the samples, added to `found`, and the precision that was measured the best.
 
-    Where the user has named a precision it is that one, and nothing is compared.
+    Where the user has named a precision it is that one, and no other is tried.
 
     Raises:
         UsageError: Something in the model is not finite on the samples.
@@ -95,19 +98,17 @@ def calibrate_npu(opened: Opened, samples: Sequence[Sample], found: Calibration 
         AccuracyError: No precision computes on the simulator what its integers say.
     """
     prepared = prepare(opened)
-    values, inputs, wanted = _walk(prepared, samples)
+    values, shown = _walk(prepared, samples)
     base = found or Calibration(samples_hash(samples), {}, {})
-    calibration = replace(base, values=values)
+    calibration = replace(base, values=values, shown=shown)
     named = next(choice.precision for choice in opened.choices if choice.placement == "npu")
-    if not is_measured(opened.request.precision):
-        return calibration, named
-    trials = [_try(prepared, precision, calibration, inputs, wanted) for precision in NPU_PRECISIONS]
+    compared = NPU_PRECISIONS if is_measured(opened.request.precision) else (named,)
+    trials = [_try(prepared, precision, calibration) for precision in compared]
     right = [trial for trial in trials if trial.is_right]
     if not right:
-        raise _wrong(min(trial.cosine or 0.0 for trial in trials), "every precision")
+        raise _wrong(min(trial.cosine or 0.0 for trial in trials), " and ".join(compared))
     best = min(right, key=lambda trial: trial.error)
-    candidates = {trial.precision: two_digits(trial.error) for trial in trials}
-    return replace(calibration, candidates=candidates), best.precision
+    return replace(calibration, candidates={each.precision: two_digits(each.error) for each in trials}), best.precision
 
 
 def with_precision(request: Request, precision: str) -> Request:
@@ -117,14 +118,13 @@ def with_precision(request: Request, precision: str) -> Request:
     return replace(request, precision=",".join([*said, f"vision={precision}"]))
 
 
-def _walk(prepared: Prepared, samples: Sequence[Sample]) -> tuple[Ranges, list[Values], list[Values]]:
-    """The original over the pictures, a segment at a time: ranges of all values, and of the compared both ends."""
+def _walk(prepared: Prepared, samples: Sequence[Sample]) -> tuple[Ranges, list[tuple[Values, Values]]]:
+    """The original over the pictures, a segment at a time: ranges of all values, and both ends of a few."""
     vision, probe = prepared.probe.vision, prepared.probe.model.vision
     assert vision
     assert probe
     weights = OriginalWeights(replace(prepared.checkpoint, keep_pages=True))
     pictures = [vision_inputs(prepared, prompt) for prompt in sample_prompts(prepared, samples, answered=False)]
-    inputs = [{"pixel_values": each["pixel_values"]} for each in pictures[:COMPARED]]
     ranges: Ranges = {}
     for name, graph in segments(vision_stack(vision, probe), "portable"):
         segment, seen = Segment(graph, weights), SeenValues()
@@ -139,7 +139,7 @@ def _walk(prepared: Prepared, samples: Sequence[Sample]) -> tuple[Ranges, list[V
             values.update(passed_on({f"{output.name}": computed[f"{output.name}"] for output in graph.graph.outputs}))
         for bits, found in seen.ranges().items():
             ranges.setdefault(bits, {}).update(found)
-    return ranges, inputs, [{"features": values["features"]} for values in pictures[:COMPARED]]
+    return ranges, [({PIXELS: each[PIXELS]}, {FEATURES: each[FEATURES]}) for each in pictures[:COMPARED]]
 
 
 def _named(graph: ir.Model, segment: str, values: Values, weights: OriginalWeights) -> Iterator[tuple[str, Any]]:
@@ -158,20 +158,21 @@ def _named(graph: ir.Model, segment: str, values: Values, weights: OriginalWeigh
             yield f"{output}{PRODUCT}", values[output] - weights.vector(f"{weight}.bias")
 
 
-def _try(
-    prepared: Prepared, precision: str, calibration: Calibration, inputs: Sequence[Values], wanted: Sequence[Values]
-) -> Trial:
+def _try(prepared: Prepared, precision: str, calibration: Calibration) -> Trial:
     """The module at the probe's grid, in a folder that is gone afterwards."""
     module = probe_module(prepared, precision, calibration)
+    count = simulated_count(module, calibration.shown)
+    inputs = [given for given, _ in calibration.shown[: count or None]]
     with tempfile.TemporaryDirectory(prefix="edgeglm-npu-") as place:
-        folder = Path(place)
-        _write(module, folder)
-        simulate = is_simulated(module)
-        context = CONTEXT if simulate else None
-        done = compile_file(folder / "model.onnx", context, chip_of(prepared.request.profile), inputs, simulate=simulate)
-    got = done.simulated or done.onnx
-    error = max(relative_error(each["features"], want["features"]) for each, want in zip(got, wanted, strict=True))
-    return Trial(precision, error, least_cosine(done))
+        _write(module, Path(place))
+        model, context = Path(place, "model.onnx"), CONTEXT if count else None
+        done = compile_file(model, context, chip_of(prepared.request.profile), inputs, simulate=count > 0)
+    return Trial(precision, _error(done.simulated or done.onnx, calibration.shown), least_cosine(done))
+
+
+def _error(got: Sequence[Arrays], shown: Sequence[tuple[Arrays, Arrays]]) -> float:
+    """The largest relative error of the features, over as many samples as there are."""
+    return max(relative_error(one[FEATURES], want[FEATURES]) for one, (_, want) in zip(got, shown, strict=False))
 
 
 def _write(module: PreparedModule, folder: Path) -> None:
@@ -195,45 +196,49 @@ class _Plain:
         write_all(self.descriptor, data.cast("B"), offset)
 
 
-def finish_on_npu(
-    prepared: Prepared, module: PreparedModule, proof: StackProof, writer: BundleWriter
-) -> tuple[manifest.Compiled, float | None]:
-    """Compile a written module in the bundle; what is proven of it, and the simulator's error where it ran.
+def finish_on_npu(prepared: Prepared, module: PreparedModule, writer: BundleWriter) -> tuple[manifest.Compiled, float]:
+    """Compile a written module in the bundle; what is proven of it, and its error, on the simulator where that ran.
 
     Raises:
         UnsupportedError, BudgetError: As `emit.qnn.compile_file`.
         AccuracyError: The simulator does not compute what the integers say.
     """
-    simulate = proof.engine and is_simulated(module)
-    inputs = [{"pixel_values": values["pixel_values"]} for values in proof.inputs] if simulate else []
-    file = f"{module.choice.name}/{CONTEXT}"
-    done = compile_file(writer.path(module.file), CONTEXT, chip_of(prepared.request.profile), inputs, simulate=simulate)
+    calibration = prepared.calibration
+    assert calibration
+    whole = prepared.probe.model.vision == prepared.model.vision
+    count = simulated_count(module, calibration.shown) if whole else 0
+    inputs = [given for given, _ in calibration.shown[:count]]
+    chip, file = chip_of(prepared.request.profile), f"{module.choice.name}/{CONTEXT}"
+    done = compile_file(writer.path(module.file), CONTEXT, chip, inputs, simulate=count > 0)
     writer.adopt(file)
     found = least_cosine(done)
     if found is not None and found < MIN_COSINE:
         raise _wrong(found, module.choice.precision)
-    got = zip(done.simulated, proof.want, strict=False)
-    error = max((relative_error(each["features"], want["features"]) for each, want in got), default=None)
+    error = _error(done.simulated, calibration.shown) if count else calibration.candidates[module.choice.precision]
     assert done.chip
     return manifest.Compiled(
         file=file,
         by=title(),
         chip=done.chip,
-        executed_on=SIMULATOR if done.simulated else None,
+        executed_on=SIMULATOR if count else None,
         cosine=None if found is None else round(found, 6),
-        candidates=dict(prepared.calibration.candidates) if prepared.calibration else {},
-    ), None if error is None else two_digits(error)
+        candidates=dict(calibration.candidates),
+    ), two_digits(error)
 
 
-def is_simulated(module: PreparedModule) -> bool:
-    """Whether the simulator runs it: it takes minutes for what a device does in a blink."""
-    return module.layout.nbytes <= ENGINE_BYTES
+def simulated_count(module: PreparedModule, samples: Sequence[object]) -> int:
+    """How many samples the simulator runs in bounded time: it takes seconds for what a device does in a blink."""
+    assert module.graph
+    products = sum(stored.rows * stored.columns for stored in (job.stored for job in module.jobs) if stored.columns > 1)
+    patches = module.graph.graph.inputs[0].shape
+    assert patches
+    return min(len(samples), SIMULATED_PRODUCTS // (products * int(patches.numpy()[0])))
 
 
 def least_cosine(done: Compiled) -> float | None:
     """Of the simulator's output and ONNX Runtime's, over the samples; None where nothing was simulated."""
     pairs = zip(done.simulated, done.onnx, strict=False)
-    return min((cosine(got["features"], want["features"]) for got, want in pairs), default=None)
+    return min((cosine(got[FEATURES], want[FEATURES]) for got, want in pairs), default=None)
 
 
 def cosine(one: NDArray[Any], other: NDArray[Any]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
@@ -51,6 +51,7 @@ MAX_CONTEXT = 32768
 PORTABLE_OPSET = 20
 # The most patches that the original is computed for.
 PROBE_PATCHES = 1024
+Arrays = Mapping[str, NDArray[Any]]
 POSITION = "position"
 # An NPU's integers are lowered from the plain operators in fp32.
 TRACED: dict[Dialect, Dialect] = {"qdq": "portable"}
@@ -77,7 +78,8 @@ class Calibration:
     """What a calibration found of the inputs, by the name of the weight they meet: mean squares of channels, ranges.
 
     ``values`` are ranges of everything that flows through a module for an NPU, by its graph's names: by bits, since
-    8 of them want a narrower one than 16. ``candidates`` are the errors of its precisions, where they were compared.
+    8 of them want a narrower one than 16. ``candidates`` are the errors that its precisions were found to have, and
+    ``shown`` what it was given for that, and what the original makes of it.
     """
 
     sha256: str
@@ -85,6 +87,7 @@ class Calibration:
     ranges: Mapping[str, Range]
     values: Mapping[int, Mapping[str, Range]] = field(default_factory=dict)
     candidates: Mapping[str, float] = field(default_factory=dict)
+    shown: Sequence[tuple[Arrays, Arrays]] = ()
 
 
 @dataclass(frozen=True)
