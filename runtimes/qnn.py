@@ -89,17 +89,15 @@ class Encoder:
 
 
 def npu_for(module: Module) -> tuple[Npu | None, str | None]:
-    """The NPU that runs a module here, if one does, and what a report says where it is not the device's own."""
+    """The NPU that runs a module here, or None and why there is none."""
     try:
         npu = find_npu()
     except UnsupportedError as error:
-        return None, f"{module.name} ran on the CPU, as quantized ONNX: {error.why}"
+        return None, error.why
     if module.compiled is None:
-        return None, f"{module.name} ran on the CPU, as quantized ONNX: the bundle has none that is compiled"
+        return None, "the bundle has none that is compiled"
     if npu.is_simulator and module.compiled.executed_on is None:
-        return None, f"{module.name} ran on the CPU, as quantized ONNX: the NPU's simulator would take too long"
-    if npu.is_simulator:
-        return npu, f"{module.name} ran on the NPU's simulator: its time is not the device's"
+        return None, "the NPU's simulator would take too long"
     return npu, None
 
 

@@ -30,7 +30,12 @@ def engine_of(module: Module) -> Engine:
 
 def note_of(module: Module) -> str | None:
     """What a report says of where a module ran, if there is something to say."""
-    return qnn.npu_for(module)[1] if module.engine == "qnn" else None
+    if module.engine != "qnn":
+        return None
+    npu, why = qnn.npu_for(module)
+    if npu is None:
+        return f"{module.name} ran on the CPU, from the quantized ONNX: {why}"
+    return f"{module.name} ran on the NPU's simulator, whose time is not the device's" if npu.is_simulator else None
 
 
 def open_encoder(bundle: Bundle, module: Module, threads: int) -> EncoderSession:

@@ -17,19 +17,24 @@ from edgeglm.export.demo.agent import MAX_NEW_TOKENS, Agent
 from edgeglm.export.demo.samples import Sample
 from edgeglm.export.validation.cache import cached, checkpoint_key
 from edgeglm.machine import read_machine
-from edgeglm.manifest import Vision
+from edgeglm.manifest import Module, Vision
 from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.embedding import EmbeddingRows
 from edgeglm.runtimes.generate import generate
 from edgeglm.runtimes.image import to_patches
 from edgeglm.runtimes.ort import Decoder, Encoder
 from edgeglm.runtimes.positions import prompt_positions
+from edgeglm.runtimes.qnn import npu_for
 from edgeglm.runtimes.sampling import Sampler, Sampling
+from edgeglm.runtimes.session import EncoderSession
+from edgeglm.runtimes.sessions import open_encoder
 from edgeglm.runtimes.window import capacity_for
 from edgeglm.units import format_size
 
 # Features of the pictures that wait for the decoder; then the vision module is loaded again.
 FEATURE_BYTES = 256 << 20
+# At most so many go through the NPU's simulator, which takes seconds for the demo's picture.
+SIMULATED_SCREENS = 64
 # Screens that the original answers together.
 BATCH = 32
 
@@ -47,12 +52,34 @@ def artifact_answers(bundle: Bundle, samples: Sequence[Sample]) -> list[str]:
     answers: list[str] = []
     for start in range(0, len(samples), group):
         some = samples[start : start + group]
-        answers += _decode(bundle, vision, some, _features(bundle, vision, some))
+        answers += _decode(bundle, vision, some, _features(bundle, vision, some, len(samples)))
     return answers
 
 
-def _features(bundle: Bundle, vision: Vision, samples: Sequence[Sample]) -> list[NDArray[Any]]:
-    encoder = Encoder(_file(bundle, "vision"), _threads())
+def where_run(bundle: Bundle, samples: int) -> dict[str, str]:
+    """What runs each module in `artifact_answers` to so many samples, in words."""
+    found = {module.name: "ONNX Runtime on the CPU" for module in bundle.manifest.modules if module.engine}
+    vision = _module(bundle, "vision")
+    if vision.engine != "qnn":
+        return found
+    npu, why = npu_for(vision)
+    if npu and samples <= SIMULATED_SCREENS:
+        return found | {"vision": npu.name}
+    if npu:
+        why = f"the simulator would take too long for {samples} screens, and takes {SIMULATED_SCREENS}"
+    return found | {"vision": f"ONNX Runtime on the CPU, from the quantized ONNX: {why}"}
+
+
+def _encoder(bundle: Bundle, samples: int) -> EncoderSession:
+    """The vision module's session: the NPU's simulator for few samples, else ONNX Runtime."""
+    module = _module(bundle, "vision")
+    if module.engine == "qnn" and samples <= SIMULATED_SCREENS:
+        return open_encoder(bundle, module, _threads())
+    return Encoder(bundle.path(module.file), _threads())
+
+
+def _features(bundle: Bundle, vision: Vision, samples: Sequence[Sample], total: int) -> list[NDArray[Any]]:
+    encoder = _encoder(bundle, total)
     features = [encoder.run({"pixel_values": to_patches(each.image, vision)})["features"] for each in samples]
     encoder.close()
     return features
@@ -68,7 +95,7 @@ def _decode(
         why = f"a prompt and its answer take {longest} tokens, and it has room for {model.max_positions}"
         raise BudgetError(bundle.folder, why, f"export it with --context {longest}")
     capacity = capacity_for(longest, model.max_positions)
-    decoder = Decoder(_file(bundle, "decoder"), _threads(), capacity)
+    decoder = Decoder(bundle.path(_module(bundle, "decoder").file), _threads(), capacity)
     grid = (vision.grid[0] // vision.merge_size, vision.grid[1] // vision.merge_size)
     ends = set(bundle.manifest.generation.eos_token_ids)
     for tokens, features in zip(prompts, pictures, strict=True):
@@ -126,9 +153,8 @@ def _messages(sample: Sample) -> list[dict[str, object]]:
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.prompt}]}]
 
 
-def _file(bundle: Bundle, name: str) -> Path:
-    module = next(each for each in bundle.manifest.modules if each.name == name)
-    return bundle.path(module.file)
+def _module(bundle: Bundle, name: str) -> Module:
+    return next(each for each in bundle.manifest.modules if each.name == name)
 
 
 def _threads() -> int:
