@@ -242,7 +242,8 @@ def parse_manifest(data: bytes) -> Manifest:
         if module.file not in manifest.files:
             raise msgspec.ValidationError(f"{module.file!r} is not in files - at `$.modules[{index}].file`")
         if module.compiled and module.compiled.file not in manifest.files:
-            raise msgspec.ValidationError(f"{module.compiled.file!r} is not in files - at `$.modules[{index}].compiled`")
+            where = f"`$.modules[{index}].compiled.file`"
+            raise msgspec.ValidationError(f"{module.compiled.file!r} is not in files - at {where}")
         if (module.precision == "mixed") != bool(module.parts):
             raise msgspec.ValidationError(f"does not fit the precision - at `$.modules[{index}].parts`")
     if len({module.name for module in manifest.modules}) < len(manifest.modules):

@@ -26,10 +26,11 @@ RUNNER_BYTES = 70 * MIB
 # CUDA's context and TensorRT's workspace; the NPU's driver and its working memory. Not measured: no board was at hand.
 ACCELERATOR_BYTES = {"gpu": 512 * MIB, "npu": 128 * MIB}
 # The NPU's compiler and simulator in their process, and what they take for a byte of the module's weights.
-COMPILER_BYTES, COMPILER_FACTOR = 270 * MIB, 10
+COMPILER_BYTES, COMPILER_FACTOR = 340 * MIB, 8
 PREFILL_CHUNK = 256
 # What a session keeps in memory for a byte of weights in the file: pre-packed, or widened where the CPU has no kernel.
-LOADED = {"fp32": 1.0, "fp16": 2.0, "int8": 1.03, "int8-static": 1.03, "int8-block": 1.2, "int4": 1.43, "a8w8": 1.03, "a16w8": 1.03}
+LOADED = {"fp32": 1.0, "fp16": 2.0, "int8": 1.03, "int8-static": 1.03, "int8-block": 1.2, "int4": 1.43}
+LOADED |= {"a8w8": 1.03, "a16w8": 1.03}
 LOADED_ON_GPU = 1.1
 CONTEXTS = (1024, 4096, 8192)
 

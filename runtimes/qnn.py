@@ -73,7 +73,7 @@ class Encoder:
                 self.session = npu.session(path, chip, {})
         except Exception as error:  # the engine's own exceptions have no common base
             why = f"{npu.title} cannot load it: {str(error).splitlines()[0]}"
-            raise DamagedFileError(path, why, "export the bundle again with the version that is installed here") from error
+            raise DamagedFileError(path, why, "export the bundle again with this version of it") from error
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """Outputs by name."""
@@ -124,7 +124,8 @@ def find_npu() -> Npu:
             onnxruntime.register_execution_provider_library(PROVIDER, library.get_library_path())
             devices = [each for each in onnxruntime.get_ep_devices() if each.ep_name == PROVIDER]
     except Exception as error:  # the engine's own exceptions have no common base
-        why = f"{DISTRIBUTION} cannot be loaded into ONNX Runtime {onnxruntime.__version__}: {str(error).splitlines()[0]}"
+        reason = str(error).splitlines()[0]
+        why = f"{DISTRIBUTION} cannot be loaded into ONNX Runtime {onnxruntime.__version__}: {reason}"
         raise UnsupportedError("NPU", why, "install both anew") from error
     device, is_simulator = _device(devices)
     if device is None:

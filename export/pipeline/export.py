@@ -186,9 +186,7 @@ def _write_graph(module: PreparedModule, writer: BundleWriter) -> None:
     writer.small(module.file, serialize(module.graph))
 
 
-def _describe(
-    module: PreparedModule, error: float, compiled: manifest.Compiled | None = None
-) -> manifest.Module:
+def _describe(module: PreparedModule, error: float, compiled: manifest.Compiled | None = None) -> manifest.Module:
     choice, graph = module.choice, module.graph
     if graph is None:
         stored = module.jobs[0].stored

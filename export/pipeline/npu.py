@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from edgeglm.export.prove.values import Values, feeds, passed_on, relative_error
 from edgeglm.export.quantize.qdq import PRODUCT
 from edgeglm.runtimes.qnn import chip_of
 
-# What the simulator's output and ONNX Runtime's of the same integers must have in common: a compiled graph may be wrong.
+# Of the simulator's output and ONNX Runtime's of the same integers: a graph that compiles may still be wrong.
 MIN_COSINE = 0.999
 CONTEXT = "npu.onnx"
 SIMULATOR = "HTP simulator"
@@ -248,5 +248,5 @@ def cosine(one: NDArray[Any], other: NDArray[Any]) -> float:
 
 
 def _wrong(found: float, precision: str) -> AccuracyError:
-    why = f"on the NPU's simulator {precision} has a cosine of {found:.4f} to its own integers, where {MIN_COSINE} is due"
+    why = f"the NPU's simulator computes {precision} with a cosine of {found:.4f} to ONNX Runtime's, below {MIN_COSINE}"
     return AccuracyError("vision", why, "choose a16w8, or a profile with vision on the cpu")

@@ -313,9 +313,9 @@ def _module(
     def scheme_of(name: str) -> Scheme:
         return with_range(parse_scheme(choice.precision_of(stack.segment_of(name))), ranges.get(f"{name}.weight"))
 
-    if choice.placement == "npu":
-        # In one precision, which has no parts.
-        stored, named = _integers(graph, choice, calibration), ()
+    named: tuple[str, ...] = ()
+    if choice.placement == "npu":  # in one precision, for all of its parts
+        stored = _integers(graph, choice, calibration)
     else:
         stored = quantize_graph(graph, choice.dialect, scheme_of)
         named = tuple(dict.fromkeys(stack.segment_of(each.names[0]) for each in stored if each.columns > 1))

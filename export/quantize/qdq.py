@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edgeglm.export.model import Part, Stored
-
 from edgeglm.export.quantize.schemes import Codes, NpuInt8, Scheme
 from edgeglm.export.quantize.storage import CODES, parts
 
@@ -99,7 +100,8 @@ class _Lowering:
         """Take an input from stored codes."""
         value = next(each for each in self.graph.inputs if each.name == name)
         assert value.shape is not None
-        stored = parts(Codes(self.bits), "qdq", *value.shape.numpy())
+        rows, columns = value.shape.numpy()
+        stored = parts(Codes(self.bits), "qdq", rows, columns)
         values = [self._initializer(f"{name}.{part.suffix}", part) for part in stored]
         node = self._node("DequantizeLinear", values, f"{name}.dequantized", value.shape)
         value.replace_all_uses_with(node.outputs[0])
@@ -224,7 +226,7 @@ class _Lowering:
         dtype = CODES[codes.bits]
         return [step, self._tensor(f"{name}.zero", np.array(codes.zero, dtype.numpy()), dtype)]
 
-    def _tensor(self, name: str, array: np.ndarray, dtype: ir.DataType) -> ir.Value:  # type: ignore[type-arg]
+    def _tensor(self, name: str, array: NDArray[Any], dtype: ir.DataType) -> ir.Value:
         tensor = ir.tensor(array, dtype=dtype, name=name)
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype), const_value=tensor)
         self.graph.initializers[name] = value

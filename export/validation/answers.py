@@ -58,7 +58,9 @@ def artifact_answers(bundle: Bundle, samples: Sequence[Sample]) -> list[str]:
 
 def where_run(bundle: Bundle, samples: int) -> dict[str, str]:
     """What runs each module in `artifact_answers` to so many samples, in words."""
-    found = {module.name: "ONNX Runtime on the CPU" for module in bundle.manifest.modules if module.engine}
+    found: dict[str, str] = {
+        module.name: "ONNX Runtime on the CPU" for module in bundle.manifest.modules if module.engine
+    }
     vision = _module(bundle, "vision")
     if vision.engine != "qnn":
         return found
