@@ -76,6 +76,9 @@ def _on_npu(profile: Profile, name: ModuleName, asked: dict[str, str]) -> Choice
     if name != "vision":
         why = f"puts the {name} on the NPU, and edgeglm compiles picture encoders alone for one"
         raise UnsupportedError(profile.name, why, f"place the {name} on the cpu in the profile")
+    usual = profile.modules.vision.precision.value
+    if usual != "int8":
+        raise UnsupportedError(f"{profile.name}: {name} in {usual}", *_npu_refusal(profile, name, usual))
     for key, value in asked.items():
         if key.partition(".")[0] == name and (key != name or value not in ("int8", *NPU_PRECISIONS)):
             raise UnsupportedError(f"--precision {key}={value}", *_npu_refusal(profile, key, value))
@@ -89,11 +92,11 @@ def _npu_refusal(profile: Profile, key: str, precision: str) -> tuple[str, str]:
     remedy = f"choose {' or '.join(NPU_PRECISIONS)}, or a profile with vision on the cpu"
     if "." in key:
         return "a module on the NPU has one precision for all of its parts", remedy
-    qnn = profile.toolchain.qnn
+    qnn, floats = profile.toolchain.qnn, profile.limits.npu_float
     version = f" (Hexagon v{qnn.htp_arch.value})" if qnn else ""
-    if precision in ("fp32", "fp16"):
+    if precision in ("fp32", "fp16") and floats and not floats.value:
         return f"the NPU of {profile.name}{version} computes integers, not {precision}", remedy
-    return f"the NPU of {profile.name}{version} takes INT8 weights with calibrated activations", remedy
+    return "edgeglm compiles INT8 weights under calibrated integers for an NPU, and nothing else", remedy
 
 
 def is_measured(precision: str) -> bool:

@@ -25,8 +25,8 @@ from edgeglm.runtimes.session import Feeds
 PROVIDER = "QNNExecutionProvider"
 DISTRIBUTION = "onnxruntime-qnn"
 INSTALL = "pip install 'edgeglm[qnn]'"
-# Nothing below an error that ends everything: what fails is raised, and said in one line.
-FATAL = 4
+# Of ONNX Runtime's log: at this level the compiler names the operators that it refuses.
+ERROR = 3
 
 Chip = tuple[int, int]  # soc_model and htp_arch, as QNN numbers them
 
@@ -53,7 +53,7 @@ class Npu:
     def session(self, path: str | Path, chip: Chip, entries: Mapping[str, str]) -> onnxruntime.InferenceSession:
         """A session of a file, all of it on the NPU. Raises as ONNX Runtime does."""
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = FATAL
+        options.log_severity_level = ERROR
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         for name, value in entries.items():
             options.add_session_config_entry(name, value)
@@ -115,6 +115,20 @@ def find_npu() -> Npu:
     Raises:
         UnsupportedError: The provider is not installed, cannot be loaded, or has no device here.
     """
+    kinds, backend = _devices()
+    title = f"{DISTRIBUTION} {_version()}"
+    if "NPU" in kinds:
+        return Npu(kinds["NPU"], backend, _version(), is_simulator=False)
+    # On x86-64 the provider lists the CPU, on which it simulates; on Arm without the NPU it lists nothing.
+    if "CPU" in kinds and platform.machine() == "x86_64":
+        return Npu(kinds["CPU"], backend, _version(), is_simulator=True)
+    remedy = "run it on the board, as a user who may open its /dev/fastrpc"
+    raise UnsupportedError("NPU", f"{title} lists none here", remedy)
+
+
+@cache
+def _devices() -> tuple[dict[str, Any], str]:
+    """The provider's devices by their kinds, and its library for an NPU; a process can ask once."""
     try:
         library: Any = importlib.import_module("onnxruntime_qnn")
     except ModuleNotFoundError as error:
@@ -127,19 +141,7 @@ def find_npu() -> Npu:
         reason = str(error).splitlines()[0]
         why = f"{DISTRIBUTION} cannot be loaded into ONNX Runtime {onnxruntime.__version__}: {reason}"
         raise UnsupportedError("NPU", why, "install both anew") from error
-    device, is_simulator = _device(devices)
-    if device is None:
-        why = f"{DISTRIBUTION} {_version()} lists none here"
-        raise UnsupportedError("NPU", why, "run it on the board, as a user who may open its /dev/fastrpc")
-    return Npu(device, library.get_qnn_htp_path(), _version(), is_simulator)
-
-
-def _device(devices: list[Any]) -> tuple[Any, bool]:
-    """The NPU; or on x86-64, where the provider lists the CPU, the simulator; and whether it is that."""
-    kinds = {each.device.type.name: each for each in devices}
-    if "NPU" in kinds:
-        return kinds["NPU"], False
-    return (kinds.get("CPU"), True) if platform.machine() == "x86_64" else (None, False)
+    return {each.device.type.name: each for each in devices}, library.get_qnn_htp_path()
 
 
 def _version() -> str:

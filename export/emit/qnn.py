@@ -116,6 +116,8 @@ def _reason(noise: bytes, status: int) -> str:
         nodes = [f"{name} ({operator})" for name, operator in NODE.findall(found[1])]
         more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
         return f"{title()} has no form on this NPU for {', '.join(nodes[:3])}{more}"
+    if "fallback to CPU EP has been explicitly disabled" in text:
+        return f"{title()} has no form on this NPU for some of its operators"
     lines = [line for line in text.strip().splitlines() if line.strip()] or [f"it ended with {status}"]
     return f"{title()} cannot compile it: {lines[-1]}"
 
