@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edgeglm.devices.profile import NAME, Engine, InvalidValueError, Module, Placement, Profile
+from edgeglm.devices.profile import (
+    NAME,
+    BeyondLimitError,
+    Engine,
+    InvalidValueError,
+    Module,
+    Placement,
+    Profile,
+)
 
 ENGINE_PLACEMENT: dict[Engine, Placement] = {"tensorrt": "gpu", "qnn": "npu", "ort": "cpu", "litert": "cpu"}
 
@@ -76,7 +84,7 @@ def _check_npu_module(profile: Profile, name: str, module: Module) -> None:
     limits, precision = profile.limits, module.precision.value
     if limits.npu_float and not limits.npu_float.value and precision in ("fp32", "fp16"):
         why = f"the NPU computes no {precision} (limits.npu_float)"
-        raise InvalidValueError(f"modules.{name}.precision.value", why, "write int8 or place it on cpu")
+        raise BeyondLimitError(f"modules.{name}.precision.value", why, "write int8 or place it on cpu")
     if name == "decoder" and limits.npu_decoder and not limits.npu_decoder.value:
         why = "the NPU runs no decoder (limits.npu_decoder)"
-        raise InvalidValueError("modules.decoder.placement.value", why, "place it on gpu or cpu")
+        raise BeyondLimitError("modules.decoder.placement.value", why, "place it on gpu or cpu")

@@ -12,8 +12,8 @@ import msgspec
 
 from edgeglm.devices.consistency import check_consistency
 from edgeglm.devices.explain import explain
-from edgeglm.devices.profile import Bandwidth, InvalidValueError, Profile, Size
-from edgeglm.errors import UsageError
+from edgeglm.devices.profile import Bandwidth, BeyondLimitError, InvalidValueError, Profile, Size
+from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.suggest import nearest_name
 from edgeglm.units import parse_size
 
@@ -54,6 +54,7 @@ def read_profile(path: Path) -> Profile:
 
     Raises:
         UsageError: The file cannot be read, is not TOML, or breaks a rule; the message names file and key.
+        UnsupportedError: It asks of an NPU what its own limits rule out.
     """
     data = _decode(path, _read_text(path))
     try:
@@ -61,6 +62,8 @@ def read_profile(path: Path) -> Profile:
         check_consistency(profile)
     except msgspec.ValidationError as error:
         _refuse(path, *explain(error), cause=error)
+    except BeyondLimitError as error:
+        raise UnsupportedError(f"{path}: {error.key}", error.why, error.remedy) from error
     except InvalidValueError as error:
         _refuse(path, error.key, error.why, error.remedy, cause=error)
     return profile

@@ -46,6 +46,10 @@ class InvalidValueError(ValueError):
         super().__init__(f"{key}: {why}; {remedy}")
 
 
+class BeyondLimitError(InvalidValueError):
+    """A value that is well-formed, and asks for what a limit of the same profile rules out."""
+
+
 class Size(int):
     """Bytes, written ``32GiB`` in a file."""
 

@@ -16,7 +16,7 @@ BLANK_SEAL = "0" * 64
 
 ModuleName = Literal["vision", "embedding", "decoder"]
 Format = Literal["onnx", "rows", "tflite"]
-Dialect = Literal["ort", "portable"]
+Dialect = Literal["ort", "portable", "qdq"]
 Dtype = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
 # Without control characters, which a terminal would obey.
 Text = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z", max_length=4096)]
@@ -75,6 +75,22 @@ class Tensor(Struct, frozen=True, forbid_unknown_fields=True):
     shape: tuple[Natural | Text, ...]
 
 
+class Compiled(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """A module as an NPU's compiler has made it of its ``file``, and what was proven of that.
+
+    ``chip`` is what the compiler wrote into it. ``executed_on`` is what ran it, None where nothing did; ``cosine`` is
+    then that of its output and ONNX Runtime's of the same integers, the least over the probes. ``candidates`` are the
+    relative errors of the precisions that were compared, where the user named none.
+    """
+
+    file: str
+    by: Text
+    chip: Text
+    executed_on: Text | None = None
+    cosine: Annotated[float, Meta(ge=-1, le=1)] | None = None
+    candidates: dict[Text, Annotated[float, Meta(ge=0)]] = {}
+
+
 class Module(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """One part of the model, in the folder of its name: the file to open and how it runs.
 
@@ -96,6 +112,7 @@ class Module(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     max_relative_error: Annotated[float, Meta(ge=0)] | None = None
+    compiled: Compiled | None = None
 
 
 class Generation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -226,6 +243,9 @@ def parse_manifest(data: bytes) -> Manifest:
     for index, module in enumerate(manifest.modules):
         if module.file not in manifest.files:
             raise msgspec.ValidationError(f"{module.file!r} is not in files - at `$.modules[{index}].file`")
+        if module.compiled and module.compiled.file not in manifest.files:
+            where = f"`$.modules[{index}].compiled.file`"
+            raise msgspec.ValidationError(f"{module.compiled.file!r} is not in files - at {where}")
         if (module.precision == "mixed") != bool(module.parts):
             raise msgspec.ValidationError(f"does not fit the precision - at `$.modules[{index}].parts`")
     if len({module.name for module in manifest.modules}) < len(manifest.modules):

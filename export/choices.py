@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from edgeglm.devices.profile import Placement, Profile
-from edgeglm.errors import UsageError
+from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.export.model import Choice
 from edgeglm.manifest import ModuleName
 from edgeglm.suggest import nearest_name
@@ -13,6 +13,9 @@ from edgeglm.suggest import nearest_name
 MODULES: tuple[ModuleName, ...] = ("embedding", "vision", "decoder")
 # The table is gathered by rows, which only these have a form for.
 EMBEDDING_PRECISIONS = ("fp32", "fp16", "int8")
+# INT8 weights under activations of 8 and of 16 bits; until they are compared, the wider one stands for both.
+NPU_PRECISIONS = ("a8w8", "a16w8")
+NPU_USUAL = "a16w8"
 
 
 def choose(profile: Profile, precision: str, modules: Iterable[ModuleName]) -> dict[ModuleName, Choice]:
@@ -56,12 +59,58 @@ def _choice(profile: Profile, name: ModuleName, asked: dict[str, str]) -> Choice
             why = f"an embedding table has no {precision!r} form"
             raise UsageError(f"embedding={precision}", why, f"choose one of {', '.join(EMBEDDING_PRECISIONS)}")
         return Choice(name, precision, "cpu", None, "ort", _parts(name, precision, asked))
-    # The NPU computes integers that a calibration has scaled; until that is built, its modules run on the CPU.
-    placement: Placement = "cpu" if module.placement.value == "npu" else module.placement.value
+    placement: Placement = module.placement.value
+    if placement == "npu":
+        return _on_npu(profile, name, asked)
+    if precision in NPU_PRECISIONS:
+        why = f"is made for an NPU, and {profile.name} has its {name} on the {placement}"
+        raise UnsupportedError(f"--precision {name}={precision}", why, "choose int8")
     parts = _parts(name, precision, asked)
     if placement == "cpu":
         return Choice(name, precision, placement, "ort", "ort", parts)
     return Choice(name, precision, placement, profile.engines.value[0], "portable", parts)
+
+
+def _on_npu(profile: Profile, name: ModuleName, asked: dict[str, str]) -> Choice:
+    """A module on the NPU: a precision of another form is refused where it is named, and else not for this module."""
+    if name != "vision":
+        why = f"puts the {name} on the NPU, and edgeglm compiles picture encoders alone for one"
+        raise UnsupportedError(profile.name, why, f"place the {name} on the cpu in the profile")
+    usual = profile.modules.vision.precision.value
+    if usual != "int8":
+        raise UnsupportedError(f"{profile.name}: {name} in {usual}", *_npu_refusal(profile, name, usual))
+    for key, value in asked.items():
+        if key.partition(".")[0] == name and (key != name or value not in ("int8", *NPU_PRECISIONS)):
+            raise UnsupportedError(f"--precision {key}={value}", *_npu_refusal(profile, key, value))
+    named = asked.get(name)
+    precision = named if named in NPU_PRECISIONS else NPU_USUAL
+    return Choice(name, precision, "npu", "qnn", "qdq")
+
+
+def _npu_refusal(profile: Profile, key: str, precision: str) -> tuple[str, str]:
+    """Why the NPU does not take a precision, and what to do."""
+    remedy = f"choose {' or '.join(NPU_PRECISIONS)}, or a profile with vision on the cpu"
+    if "." in key:
+        return "a module on the NPU has one precision for all of its parts", remedy
+    qnn, floats = profile.toolchain.qnn, profile.limits.npu_float
+    version = f" (Hexagon v{qnn.htp_arch.value})" if qnn else ""
+    if precision in ("fp32", "fp16") and floats and not floats.value:
+        return f"the NPU of {profile.name}{version} computes integers, not {precision}", remedy
+    return "edgeglm compiles INT8 weights under calibrated integers for an NPU, and nothing else", remedy
+
+
+def is_measured(precision: str) -> bool:
+    """Whether the bits of an NPU's activations are to be chosen by the error that is measured: none are named."""
+    return parse_precisions(precision).get("vision") not in NPU_PRECISIONS
+
+
+def npu_note(choice: Choice, precision: str) -> str | None:
+    """What to tell who asked for a precision of all modules that one on the NPU does not have."""
+    asked = parse_precisions(precision)
+    general = asked.get("*", "int8")
+    if choice.placement != "npu" or choice.name in asked or general in ("int8", *NPU_PRECISIONS):
+        return None
+    return f"{choice.name} stays INT8: it is on the NPU, which has no {general}"
 
 
 def _parts(name: ModuleName, precision: str, asked: dict[str, str]) -> tuple[tuple[str, str], ...]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgeglm.devices.profile import Engine, Placement
 from edgeglm.manifest import ModuleName
 
-Dialect = Literal["ort", "portable"]
+Dialect = Literal["ort", "portable", "qdq"]
 Grid = tuple[int, int]  # rows and columns of patches
 
 

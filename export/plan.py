@@ -23,11 +23,14 @@ USUAL_WORKERS = 2
 JOINED_BYTES = 64 * MIB
 # Python, numpy, Pillow, tokenizers and ONNX Runtime.
 RUNNER_BYTES = 70 * MIB
-# CUDA's context and TensorRT's workspace. Not measured: no Jetson was at hand.
-ACCELERATOR_BYTES = 512 * MIB
+# CUDA's context and TensorRT's workspace; the NPU's driver and its working memory. Not measured: no board was at hand.
+ACCELERATOR_BYTES = {"gpu": 512 * MIB, "npu": 128 * MIB}
+# The NPU's compiler and simulator in their process, and what they take for a byte of the module's weights.
+COMPILER_BYTES, COMPILER_FACTOR = 340 * MIB, 8
 PREFILL_CHUNK = 256
 # What a session keeps in memory for a byte of weights in the file: pre-packed, or widened where the CPU has no kernel.
 LOADED = {"fp32": 1.0, "fp16": 2.0, "int8": 1.03, "int8-static": 1.03, "int8-block": 1.2, "int4": 1.43}
+LOADED |= {"a8w8": 1.03, "a16w8": 1.03}
 LOADED_ON_GPU = 1.1
 # The packed weights of LiteRT's XNNPACK, in the pages of a file.
 LOADED_ON_LITERT = 1.1
@@ -80,7 +83,12 @@ def export_peak(modules: Sequence[ModuleSize], workers: int, engine_bytes: int, 
     """
     streamed = max(_streaming(module, workers) for module in modules)
     run = max((int(2.5 * module.nbytes) for module in modules if module.nbytes <= engine_bytes), default=0)
-    return max(EXPORT_BYTES + max(streamed, run), TRACE_BYTES if traced else 0)
+    compiled = max((_compiling(module) for module in modules), default=0)
+    return max(EXPORT_BYTES + max(streamed, run, compiled), TRACE_BYTES if traced else 0)
+
+
+def _compiling(module: ModuleSize) -> int:
+    return COMPILER_BYTES + COMPILER_FACTOR * module.nbytes if module.choice.placement == "npu" else 0
 
 
 def _streaming(module: ModuleSize, workers: int) -> int:
@@ -104,7 +112,7 @@ def _device_peak(module: ModuleSize, state: int) -> int:
     if module.choice.engine is None:  # rows of a memory map
         return 0
     state = state if module.state is None else module.state
-    accelerator = 0 if module.choice.placement == "cpu" else ACCELERATOR_BYTES
+    accelerator = ACCELERATOR_BYTES.get(module.choice.placement, 0)
     return accelerator + module.loaded + max(module.largest, state + module.activations)
 
 

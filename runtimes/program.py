@@ -223,6 +223,7 @@ def report(answer: Answer) -> list[str]:
         f"{answer.generated_tokens} generated; first after "
         f"{answer.time_to_first_token_ms:.0f} ms, then {answer.decode_tokens_per_second:.1f} a second",
         f"memory  peak RSS {format_size(answer.peak_rss_bytes)}; keys and values {format_size(answer.state_bytes)}",
+        *(f"note    {module.note}" for module in answer.modules if module.note),
     ]
 
 

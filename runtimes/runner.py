@@ -29,7 +29,7 @@ from edgeglm.runtimes.prepack import prepacked
 from edgeglm.runtimes.prompt import Key, Picture, Prompt, read_prompt, shared_length
 from edgeglm.runtimes.sampling import Sampler, Sampling
 from edgeglm.runtimes.session import DecoderSession, EncoderSession
-from edgeglm.runtimes.sessions import engine_of, open_decoder, open_encoder
+from edgeglm.runtimes.sessions import engine_of, note_of, open_decoder, open_encoder
 from edgeglm.runtimes.window import Window
 
 Session = TypeVar("Session", EncoderSession, DecoderSession)
@@ -37,13 +37,17 @@ Session = TypeVar("Session", EncoderSession, DecoderSession)
 
 @dataclass
 class Loaded:
-    """A module's stay in memory: the bytes of its files, and milliseconds since the runner's start."""
+    """A module's stay in memory: the bytes of its files, and milliseconds since the runner's start.
+
+    ``note`` is what there is to say of where it ran.
+    """
 
     name: str
     engine: str
     bytes: int
     loaded: float
     unloaded: float | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -281,7 +285,8 @@ class Runner:
         module = self.bundle.module(name)
         if module is None:
             raise DamagedFileError(self.bundle.folder, f"has no {name} module", "export the bundle again")
-        stay = Loaded(name, engine_of(module), self.bundle.manifest.module_bytes(module), self._ms())
+        size, note = self.bundle.manifest.module_bytes(module), note_of(module)
+        stay = Loaded(name, engine_of(module), size, self._ms(), note=note)
         self._modules.append(stay)
         try:
             with self._log.phase(f"load {name}"):

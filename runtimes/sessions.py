@@ -1,6 +1,7 @@
 """Sessions of a bundle's modules, on the engine that each was made for where this machine has it.
 
 A module for TensorRT is plain ONNX, and was proven on ONNX Runtime: without a GPU, or without TensorRT, it runs there.
+So does one for an NPU, from the quantized ONNX that was compiled for it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from edgeglm.bundle import Bundle
 from edgeglm.devices.profile import Engine
 from edgeglm.errors import UnsupportedError
 from edgeglm.manifest import Module
-from edgeglm.runtimes import litert, ort, tensorrt
+from edgeglm.runtimes import litert, ort, qnn, tensorrt
 from edgeglm.runtimes.cuda import Gpu
 from edgeglm.runtimes.engines import engine_for
 from edgeglm.runtimes.litert_weights import litert_files
@@ -25,11 +26,25 @@ def engine_of(module: Module) -> Engine:
     """Which engine runs a module here."""
     if module.engine == "litert":
         return "litert"
+    if module.engine == "qnn":
+        return "qnn" if qnn.npu_for(module)[0] else "ort"
     return "tensorrt" if module.engine == "tensorrt" and _has_tensorrt() else "ort"
+
+
+def note_of(module: Module) -> str | None:
+    """What a report says of where a module ran, if there is something to say."""
+    if module.engine != "qnn":
+        return None
+    npu, why = qnn.npu_for(module)
+    if npu is None:
+        return f"{module.name} ran on the CPU, from the quantized ONNX: {why}"
+    return f"{module.name} ran on the NPU's simulator, whose time is not the device's" if npu.is_simulator else None
 
 
 def open_encoder(bundle: Bundle, module: Module, threads: int) -> EncoderSession:
     """A module without a state. Raises as its engine does."""
+    if module.engine == "qnn" and (npu := qnn.npu_for(module)[0]) and module.compiled:
+        return qnn.Encoder(npu, bundle.path(module.compiled.file), qnn.chip_of(bundle.manifest.profile))
     if engine_of(module) == "tensorrt":
         return tensorrt.Encoder(*_built(bundle, module))
     if module.engine == "litert":

@@ -34,6 +34,7 @@ SHARED = {
     },
     "edgeglm.machine": {"Machine", "read_machine"},
     "edgeglm.manifest": {
+        "Compiled",
         "File",
         "Generation",
         "Manifest",

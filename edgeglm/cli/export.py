@@ -21,6 +21,7 @@ from edgeglm.export.pipeline.calibrate import calibrate, read_calibration, sampl
 from edgeglm.export.pipeline.export import Progress, Report, export
 from edgeglm.export.pipeline.forecast import check_budget, predict
 from edgeglm.export.pipeline.ladder import Ladder, Means, workplace
+from edgeglm.export.pipeline.npu import calibrate_npu, npu_choice, npu_samples, with_precision
 from edgeglm.export.pipeline.prepare import STATIC, Calibration, Opened, Request, open_export, prepare
 from edgeglm.machine import read_machine
 from edgeglm.manifest import Manifest, Metric, Rung
@@ -101,6 +102,11 @@ def command(
             traced = prepare(opened)
             display.say("calibrating")
             found = calibrate(traced, samples)
+        if npu_choice(opened):
+            display.say("calibrating for the NPU")
+            found, precision = calibrate_npu(opened, npu_samples(opened, samples), found)
+            request = with_precision(request, precision)
+            opened = open_export(request)
         if gate:
             work = leave.enter_context(workplace(folder))
             ladder = _climb(request, gate, found, work, check, display, report)

@@ -10,7 +10,7 @@ import msgspec
 
 from edgeglm.bundle import read_manifest
 from edgeglm.cli.output import json_option, print_json
-from edgeglm.manifest import Manifest, Module
+from edgeglm.manifest import Compiled, Manifest, Module
 from edgeglm.units import format_size
 
 HEADINGS = ("MODULE", "PRECISION", "FORMAT", "FILE", "SIZE", "ERROR")
@@ -29,7 +29,10 @@ def command(bundle: Path, as_json: bool) -> None:
 
 
 def describe_modules(manifest: Manifest) -> list[dict[str, object]]:
-    """The modules as every command's ``--json`` gives them; ``parts`` only of a mixed one, ``tried`` of a choice."""
+    """The modules as every command's ``--json`` gives them.
+
+    ``parts`` only of a mixed one, ``tried`` of a choice, ``compiled`` of an NPU's.
+    """
     return [
         {
             "name": module.name,
@@ -40,16 +43,26 @@ def describe_modules(manifest: Manifest) -> list[dict[str, object]]:
             "file": module.file,
             "bytes": manifest.module_bytes(module),
             "max_relative_error": module.max_relative_error,
+            **({"compiled": msgspec.to_builtins(module.compiled)} if module.compiled else {}),
         }
         for module in manifest.modules
     ]
 
 
 def module_table(manifest: Manifest) -> list[str]:
-    """The modules as the lines of a table."""
+    """The modules as the lines of a table, and below it what was proven of those for an NPU."""
     rows = [HEADINGS, *(_row(manifest, module) for module in manifest.modules)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    proofs = (f"{module.name}: {_proof(module.compiled)}" for module in manifest.modules if module.compiled)
+    return [*("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows), *proofs]
+
+
+def _proof(compiled: Compiled) -> str:
+    """What the compiler's file shows, and what it does not."""
+    built = f"compiled for {compiled.chip} by {compiled.by}"
+    if compiled.executed_on is None:
+        return f"{built}, not executed"
+    return f"{built}, executed on its {compiled.executed_on}: cosine {compiled.cosine} to ONNX Runtime"
 
 
 def _row(manifest: Manifest, module: Module) -> tuple[str, ...]:

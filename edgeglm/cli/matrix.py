@@ -14,7 +14,7 @@ import msgspec
 
 from edgeglm.cli.matrix_cells import DEMO, cells_of, export_formats, has_format_option, items, read_environment
 from edgeglm.cli.output import json_option, print_json
-from edgeglm.cli.progress import Display, Memory
+from edgeglm.cli.progress import Display
 from edgeglm.devices.loader import profile_names
 from edgeglm.errors import UsageError
 from edgeglm.export.matrix.fill import Matrix
@@ -23,6 +23,7 @@ from edgeglm.export.matrix.outcome import Outcome, read_outcomes, replace_file, 
 from edgeglm.export.matrix.page import page, stage_text
 from edgeglm.export.pipeline.forecast import LADDER
 from edgeglm.machine import read_machine
+from edgeglm.memory import MemorySampler
 from edgeglm.units import format_size, parse_size
 
 SHARE = 0.6  # of the memory that is available, where no budget is given
@@ -80,7 +81,7 @@ def command(
     matrix = Matrix(read_outcomes(kept), cells, environment)
     measure = Measurement(Plan(budget, limit, data, has_format_option(), environment))
     total = len(matrix.waiting)
-    with Memory() as memory, Display(memory, budget, time.monotonic()) as display:
+    with MemorySampler() as memory, Display(memory, budget, time.monotonic()) as display:
         try:
             workers = len(os.sched_getaffinity(0))
             for done, outcome in enumerate(matrix.fill(measure, budget, workers, display.say), start=1):

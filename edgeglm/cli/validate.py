@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -16,7 +16,7 @@ from edgeglm.export.locate import DEMO, DEMO_NAME, locate
 from edgeglm.export.metric import Metric
 from edgeglm.export.pipeline.measured import Found, OnScreens, OnText, write_report
 from edgeglm.export.validation.agent import compare_agents
-from edgeglm.export.validation.answers import artifact_answers, reference_answers
+from edgeglm.export.validation.answers import artifact_answers, reference_answers, where_run
 from edgeglm.export.validation.text import artifact_scores, compare_texts, reference_scores
 from edgeglm.export.validation.windows import read_windows
 from edgeglm.manifest import Manifest
@@ -58,10 +58,12 @@ def command(
     compare = _on_screens if file.suffix == SAMPLES else _on_text
     found = compare(opened, original, file, limit, allowed)
     metrics = found.metrics
+    ran = found.ran if isinstance(found, OnScreens) else {}
     if as_json:
-        print_json(_summary(bundle, found.samples, metrics))
+        print_json(_summary(bundle, found.samples, metrics) | {"ran": dict(ran)})
     else:
-        click.echo("\n".join(_lines(metrics)))
+        npu = any(module.placement == "npu" for module in opened.manifest.modules)
+        click.echo("\n".join([*_lines(metrics), *(["", *_ran(ran)] if npu else [])]))
     if report:
         write_report(report, opened, original.total_bytes, found)
     # What surely failed says more than what is not clear.
@@ -77,7 +79,7 @@ def _on_screens(bundle: Bundle, original: Checkpoint, file: Path, limit: int | N
     theirs = reference_answers(original.folder, original.parameters, samples)
     ours = artifact_answers(bundle, samples)
     metrics = compare_agents([sample.expected for sample in samples], theirs, ours, allowed)
-    return OnScreens(metrics, samples, theirs, ours)
+    return OnScreens(metrics, samples, theirs, ours, where_run(bundle, len(samples)))
 
 
 def _on_text(bundle: Bundle, original: Checkpoint, file: Path, limit: int | None, allowed: float) -> Found:
@@ -145,6 +147,11 @@ def _lines(metrics: Sequence[Metric]) -> Iterator[str]:
     rows = [HEADINGS, *map(_row, metrics)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     yield from ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _ran(ran: Mapping[str, str]) -> Iterator[str]:
+    """What ran each module."""
+    yield from (f"{name:<9}ran on {engine}" for name, engine in ran.items())
 
 
 def _row(metric: Metric) -> tuple[str, ...]:

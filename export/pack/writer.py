@@ -114,6 +114,14 @@ class BundleWriter:
                 os.fsync(file.fileno())
         self._small[relative] = File(hashlib.sha256(data).hexdigest(), len(data))
 
+    def adopt(self, relative: str) -> None:
+        """Take a whole file that lies at its path already, in a resumed run again."""
+        path = self._bundle / relative
+        with explained(self.target / relative, self._partial), open(path, "rb") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256")
+            self._small[relative] = File(digest.hexdigest(), path.stat().st_size)
+
     def done(self, job: str) -> bool:
         """Whether a job was completed, in this run or an earlier one."""
         return job in self._record.jobs

@@ -36,7 +36,7 @@ def read_calibration(file: Path, checkpoint: Path) -> Sequence[Example]:
     Raises:
         UsageError: It is empty, too small, or holds what is no sample; the checkpoint has no tokenizer for a text.
     """
-    return _samples(file) if file.suffix == ".jsonl" else _passages(file, checkpoint)
+    return read_screens(file) if file.suffix == ".jsonl" else _passages(file, checkpoint)
 
 
 def _passages(file: Path, checkpoint: Path) -> list[Passage]:
@@ -48,7 +48,8 @@ def _passages(file: Path, checkpoint: Path) -> list[Passage]:
     return [Passage(tuple(sequence), answer) for sequence in windows.sequences.tolist()]
 
 
-def _samples(file: Path) -> list[Sample]:
+def read_screens(file: Path) -> list[Sample]:
+    """The first samples of a calibration set. Raises UsageError."""
     try:
         samples = list(read_samples(file, SAMPLES))
     except DamagedFileError as error:
@@ -99,6 +100,13 @@ def observe(prepared: Prepared, examples: Sequence[Example]) -> Observed:
 def calibrate(prepared: Prepared, examples: Sequence[Example]) -> Calibration:
     """What the encoders take of `observe`, whose errors it raises, and the hash of what the model was fed."""
     observed = observe(prepared, examples)
+    ranges = {name: least_squares(seen) for name, seen in observed.histograms.items()}
+    screens = [each for each in examples if isinstance(each, Sample)]
+    return Calibration(examples_hash(examples), observed.energies(), ranges, screens)
+
+
+def examples_hash(examples: Sequence[Example]) -> str:
+    """Of what the model is fed."""
     digest = hashlib.sha256()
     for each in examples:
         if isinstance(each, Passage):
@@ -106,6 +114,4 @@ def calibrate(prepared: Prepared, examples: Sequence[Example]) -> Calibration:
             continue
         digest.update(f"{each.messages}\0{each.expected.response}\0{each.image.size}\0".encode())
         digest.update(hashlib.sha256(each.image.tobytes()).digest())
-    ranges = {name: least_squares(seen) for name, seen in observed.histograms.items()}
-    screens = [each for each in examples if isinstance(each, Sample)]
-    return Calibration(digest.hexdigest(), observed.energies(), ranges, screens)
+    return digest.hexdigest()

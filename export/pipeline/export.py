@@ -23,6 +23,7 @@ from edgeglm.export.emit.onnx import write
 from edgeglm.export.model import Piece, Stored
 from edgeglm.export.pack.output import OutputFile
 from edgeglm.export.pack.writer import BundleWriter
+from edgeglm.export.pipeline.npu import finish_on_npu
 from edgeglm.export.pipeline.prepare import Prepared, PreparedModule, serialize
 from edgeglm.export.pipeline.prove import Prover
 from edgeglm.export.pipeline.reuse import Reuse
@@ -81,8 +82,9 @@ def export(
         for module in prepared.modules:
             if module.is_tflite:
                 modules.append(export_tflite(prepared, module, writer, prover, partial(_report, report, module)))
-            else:
-                modules.append(_export_module(module, outputs[module], writer, pool, prover, report, reuse or Reuse()))
+                continue
+            output = outputs[module]
+            modules.append(_export_module(prepared, module, output, writer, pool, prover, report, reuse or Reuse()))
         made = _manifest(prepared, tuple(modules), predicted, writer)
         if measured:
             made = msgspec.structs.replace(made, measured=measured)
@@ -104,6 +106,7 @@ def _written(module: PreparedModule, writer: BundleWriter) -> Iterator[tuple[Sto
 
 
 def _export_module(
+    prepared: Prepared,
     module: PreparedModule,
     output: OutputFile,
     writer: BundleWriter,
@@ -132,7 +135,10 @@ def _export_module(
         report(Progress(name, total, total))
         for step in steps:
             step.result()
-    return _describe(module, proof.finish())
+    error, compiled = proof.finish(), None
+    if module.choice.placement == "npu":
+        compiled, error = finish_on_npu(prepared, module, writer)
+    return _describe(module, error, compiled)
 
 
 def _copy(module: PreparedModule, output: OutputFile, writer: BundleWriter, reuse: Reuse) -> None:
@@ -191,7 +197,7 @@ def _write_graph(module: PreparedModule, writer: BundleWriter) -> None:
     writer.small(module.file, serialize(module.graph))
 
 
-def _describe(module: PreparedModule, error: float) -> manifest.Module:
+def _describe(module: PreparedModule, error: float, compiled: manifest.Compiled | None = None) -> manifest.Module:
     choice, graph = module.choice, module.graph
     if graph is None:
         stored = module.jobs[0].stored
@@ -211,6 +217,7 @@ def _describe(module: PreparedModule, error: float) -> manifest.Module:
         inputs=inputs,
         outputs=outputs,
         max_relative_error=error,
+        compiled=compiled,
     )
 
 

@@ -6,7 +6,7 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,12 +32,13 @@ TOKENS = 64  # of the answer whose memory is measured
 
 @dataclass(frozen=True)
 class OnScreens:
-    """What was found on screens: the metrics, and both models' answers."""
+    """What was found on screens: the metrics, both models' answers, and what ran each module of the bundle."""
 
     metrics: list[Metric]
     screens: Sequence[Sample]
     reference: Sequence[str]
     artifact: Sequence[str]
+    ran: Mapping[str, str]
 
     @property
     def samples(self) -> int:
@@ -80,6 +81,7 @@ def write_report(file: Path, bundle: Bundle, original_bytes: int, found: Found) 
         data=data,
         metrics=tuple(found.metrics),
         cases=cases,
+        ran=found.ran if isinstance(found, OnScreens) else {},
         passages=passages,
         memory=_memory(bundle, question, picture if isinstance(picture, Path) else None),
     )

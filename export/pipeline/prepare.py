@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +20,7 @@ from edgeglm.devices.profile import Profile
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.checkpoint.files import read_json
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.choices import choose
+from edgeglm.export.choices import choose, npu_note
 from edgeglm.export.demo.samples import Sample
 from edgeglm.export.describe import describe_generation, describe_model
 from edgeglm.export.emit.onnx import Layout, bind, lay_out
@@ -33,8 +33,10 @@ from edgeglm.export.positions import position_embedding
 from edgeglm.export.pyz import build_pyz
 from edgeglm.export.quantize.embedding import embedding_parts, encode_embedding
 from edgeglm.export.quantize.graph import quantize_graph
+from edgeglm.export.quantize.qdq import Range, lower_to_integers
 from edgeglm.export.quantize.rounding import check_range
-from edgeglm.export.quantize.schemes import Fp16, Fp32, Scheme, parse_scheme, with_range
+from edgeglm.export.quantize.schemes import Codes, Fp16, Fp32, NpuInt8, Scheme, parse_scheme, with_range
+from edgeglm.export.quantize.storage import encode, parts
 from edgeglm.export.quantize.stream import Chunk, chunks, encode_chunk
 from edgeglm.export.trace.request import TraceRequest
 from edgeglm.export.trace.tracer import Traced, is_cached, trace
@@ -52,7 +54,10 @@ MAX_CONTEXT = 32768
 PORTABLE_OPSET = 20
 # The most patches that the original is computed for.
 PROBE_PATCHES = 1024
+Arrays = Mapping[str, NDArray[Any]]
 POSITION = "position"
+# An NPU's integers are lowered from the plain operators in fp32.
+TRACED: dict[Dialect, Dialect] = {"qdq": "portable"}
 STATIC = "int8-static"
 WEIGHTS = "weights.bin"
 RUNNER = "run.pyz"
@@ -74,12 +79,20 @@ class Request:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a calibration found of the inputs, by the name of the weight they meet: mean squares of channels, ranges."""
+    """What a calibration found of the inputs, by the name of the weight they meet: mean squares of channels, ranges.
+
+    ``values`` are ranges of everything that flows through a module for an NPU, by its graph's names: by bits, since
+    8 of them want a narrower one than 16. ``candidates`` are the errors that its precisions were found to have, and
+    ``shown`` what it was given for that, and what the original makes of it.
+    """
 
     sha256: str
     energies: Mapping[str, NDArray[np.float32]]
-    ranges: Mapping[str, tuple[float, float]]
+    ranges: Mapping[str, Range]
     samples: Sequence[Sample] = ()
+    values: Mapping[int, Mapping[str, Range]] = field(default_factory=dict)
+    candidates: Mapping[str, float] = field(default_factory=dict)
+    shown: Sequence[tuple[Arrays, Arrays]] = ()
 
 
 @dataclass(frozen=True)
@@ -246,14 +259,15 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     elif request.image_size:
         raise UsageError("--image-size", "the model takes no pictures", "leave it out")
     kinds = sorted({(choice.dialect, choice.half) for choice in choices if choice.engine})
-    requests = {(dialect, half): TraceRequest(folder, dialect, context, grid, half) for dialect, half in kinds}
+    requests = {
+        (dialect, half): TraceRequest(folder, TRACED.get(dialect, dialect), context, grid, half)
+        for dialect, half in kinds
+    }
     whole = any(choice.name == "vision" and choice.engine == "litert" for choice in choices)
     probe = TraceRequest(folder, "portable", context, grid if whole else _probe_grid(grid))
     if checkpoint.sidecar("tokenizer.json") is None:
         notes.append(f"{request.folder} has no tokenizer.json: its bundle can be measured, but takes no text")
-    for choice in choices:
-        if getattr(request.profile.modules, choice.name).placement.value == "npu":
-            notes.append(f"{choice.name} goes to the CPU: the NPU takes calibrated INT8, which is not built yet")
+    notes += [note for choice in choices if (note := npu_note(choice, request.precision))]
     return Opened(request, checkpoint, choices, context, requests, probe, preprocessor, tuple(notes))
 
 
@@ -270,10 +284,17 @@ def prepare(opened: Opened, calibration: Calibration | None = None) -> Prepared:
     traced = dict(zip(opened.requests, found, strict=True))
     modules = tuple(_module(choice, traced, checkpoint, calibration) for choice in opened.choices)
     for module in modules:
-        check_weights([job.stored for job in module.jobs if job.stored.initializers != (POSITION,)], checkpoint)
+        check_weights([job.stored for job in module.jobs if not is_position(job.stored)], checkpoint)
     sidecars = {f"tokenizer/{name}": data for name in SIDECARS if (data := _sidecar(checkpoint, name)) is not None}
     sidecars[RUNNER] = build_pyz()
     return Prepared(opened, found[0].model, probe, modules, sidecars, calibration)
+
+
+def probe_module(prepared: Prepared, precision: str, calibration: Calibration) -> PreparedModule:
+    """The NPU's module in another precision, at the grid of the probe's pictures."""
+    choice = next(module.choice for module in prepared.modules if module.choice.placement == "npu")
+    choice = replace(choice, precision=precision)
+    return _module(choice, {(choice.dialect, choice.half): prepared.probe}, prepared.checkpoint, calibration)
 
 
 def _probe_grid(grid: Grid | None) -> Grid | None:
@@ -298,24 +319,41 @@ def _module(
         assert found.vision is not None
         assert found.model.vision is not None
         stack = vision_stack(found.vision, found.model.vision)
-    graph = build(stack, choice.dialect)
+    graph = build(stack, TRACED.get(choice.dialect, choice.dialect))
     if choice.name == "vision":
-        jobs.append(_position_job(graph, found.model, checkpoint))
+        jobs.append(_position_job(graph, found.model, checkpoint, choice))
     energies, ranges = (calibration.energies, calibration.ranges) if calibration else ({}, {})
 
     def scheme_of(name: str) -> Scheme:
         return with_range(parse_scheme(choice.precision_of(stack.segment_of(name))), ranges.get(f"{name}.weight"))
 
-    stored = quantize_graph(graph, choice.dialect, scheme_of)
-    parts = tuple(dict.fromkeys(stack.segment_of(each.names[0]) for each in stored if each.columns > 1))
-    _check_parts(choice, parts)
+    named: tuple[str, ...] = ()
+    if choice.placement == "npu":  # in one precision, for all of its parts
+        stored = _integers(graph, choice, calibration)
+    else:
+        stored = quantize_graph(graph, choice.dialect, scheme_of)
+        named = tuple(dict.fromkeys(stack.segment_of(each.names[0]) for each in stored if each.columns > 1))
+    _check_parts(choice, named)
     # The proof reads the same rows again in a moment, and then lets the page cache go of them.
     kept = replace(checkpoint, keep_pages=True)
     jobs += [Job(each, partial(_tasks, each, kept, choice.dialect, energies.get(each.names[0]))) for each in stored]
     weights = [job.stored for job in jobs]
     layout = lay_out(weights)
     bind(graph, weights, layout, WEIGHTS)
-    return PreparedModule(choice, tuple(jobs), layout, graph, len(serialize(graph)), parts)
+    return PreparedModule(choice, tuple(jobs), layout, graph, len(serialize(graph)), named)
+
+
+def _integers(graph: ir.Model, choice: Choice, calibration: Calibration | None) -> tuple[Stored, ...]:
+    """Lower to what an NPU computes, with the ranges of the calibration; without one, for the sizes alone."""
+    scheme = parse_scheme(choice.precision)
+    assert isinstance(scheme, NpuInt8)
+    values = calibration.values.get(scheme.bits, {}) if calibration else {}
+    return lower_to_integers(graph, scheme, values, [POSITION])
+
+
+def is_position(stored: Stored) -> bool:
+    """Whether it is the position embedding, which is computed from the checkpoint's table."""
+    return stored.initializers[0] in (POSITION, f"{POSITION}.weight")
 
 
 def _check_parts(choice: Choice, known: tuple[str, ...]) -> None:
@@ -371,14 +409,12 @@ def _embedding(choice: Choice, model: Model, checkpoint: Checkpoint) -> Prepared
     return PreparedModule(choice, (job,), lay_out([stored]))
 
 
-def _position_job(graph: ir.Model, model: Model, checkpoint: Checkpoint) -> Job:
+def _position_job(graph: ir.Model, model: Model, checkpoint: Checkpoint, choice: Choice) -> Job:
     """Turn the position embedding, an input of the trace, into a weight for the one grid."""
     vision = model.vision
     assert vision is not None
     value = next(each for each in graph.graph.inputs if each.name == POSITION)
     assert value.dtype is not None
-    graph.graph.inputs.remove(value)
-    graph.graph.initializers[POSITION] = value
     rows, dtype, table = (
         vision.grid[0] * vision.grid[1],
         value.dtype,
@@ -388,17 +424,26 @@ def _position_job(graph: ir.Model, model: Model, checkpoint: Checkpoint) -> Job:
     if columns != [vision.hidden] or round(count**0.5) ** 2 != count:
         why = f"has shape {[count, *columns]} where config.json makes it a square of positions x {vision.hidden}"
         raise DamagedFileError(f"{checkpoint.find(table).file}: {table}", why, "download the whole checkpoint again")
-    part = Part("data", dtype, (rows, vision.hidden), 0)
-    scheme = Fp16() if dtype == ir.DataType.FLOAT16 else Fp32()
-    stored = Stored((table,), rows, vision.hidden, scheme, (part,), (POSITION,))
+    scheme: Scheme = Fp16() if dtype == ir.DataType.FLOAT16 else Fp32()
+    if isinstance(integers := parse_scheme(choice.precision), NpuInt8):
+        scheme = Codes(integers.bits)
+        stored_parts = parts(scheme, "qdq", rows, vision.hidden)
+        names = tuple(f"{POSITION}.{part.suffix}" for part in stored_parts)
+    else:
+        graph.graph.inputs.remove(value)
+        graph.graph.initializers[POSITION] = value
+        stored_parts, names = (Part("data", dtype, (rows, vision.hidden), 0),), (POSITION,)
+    stored = Stored((table,), rows, vision.hidden, scheme, stored_parts, names)
 
-    def encode() -> Piece:
+    def embed() -> Piece:
         raw = checkpoint.read_bytes(table)
         embedded = position_embedding(checkpoint.decode(table, raw), vision.grid, vision.merge)
+        if isinstance(scheme, Codes):
+            return Piece(0, encode(scheme, "qdq", embedded), table, raw)
         check_range(np.abs(embedded), dtype.numpy())
         return Piece(0, (embedded.astype(dtype.numpy()),), table, raw)
 
-    return Job(stored, lambda: iter([partial(_explained, checkpoint, table, encode)]))
+    return Job(stored, lambda: iter([partial(_explained, checkpoint, table, embed)]))
 
 
 def needs_more_opset(choice: Choice, profile: Profile) -> bool:

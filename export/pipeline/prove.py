@@ -15,7 +15,7 @@ from edgeglm.export.model import Part
 from edgeglm.export.modules import Stack, decoder_stack, segments, vision_stack
 from edgeglm.export.pack.output import OutputFile
 from edgeglm.export.pack.writer import BundleWriter
-from edgeglm.export.pipeline.prepare import POSITION, Prepared, PreparedModule
+from edgeglm.export.pipeline.prepare import Prepared, PreparedModule, is_position
 from edgeglm.export.pipeline.probes import demo_prompts, embed, prompt_inputs, random_prompts, vision_inputs
 from edgeglm.export.prove.engine import check_loads, run_file
 from edgeglm.export.prove.reference import OriginalWeights, run_segment
@@ -94,12 +94,12 @@ class StackProof:
         self.upcoming = next(self.segments, None)
         self.needs: dict[str, set[int]] = {}
         for index, job in enumerate(module.jobs):
-            segment = "front" if job.stored.initializers == (POSITION,) else stack.segment_of(job.stored.names[0])
+            segment = "front" if is_position(job.stored) else stack.segment_of(job.stored.names[0])
             self.needs.setdefault(segment, set()).add(index)
         stored = [
             (job.stored, offsets)
             for job, offsets in zip(module.jobs, module.layout.offsets, strict=True)
-            if job.stored.initializers != (POSITION,)
+            if not is_position(job.stored)
         ]
         self.original = OriginalWeights(prover.source)
         self.stored = StoredWeights(output.descriptor, stored, module.choice.dialect, prover.source)

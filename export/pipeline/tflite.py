@@ -32,8 +32,8 @@ from edgeglm.export.pipeline.probes import DEMO_SCREENS, embed, prompt_inputs, v
 from edgeglm.export.pipeline.prove import Prover, StackProof
 from edgeglm.export.pipeline.tflite_task import Report, Task
 from edgeglm.export.prove.values import Values
-from edgeglm.export.trace.tracer import end_with_parent
 from edgeglm.manifest import ModuleName
+from edgeglm.process import end_with_parent
 from edgeglm.runtimes.image import to_patches
 from edgeglm.runtimes.litert import DECODE, ENCODE, Decoder, Encoder, File
 

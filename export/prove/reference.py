@@ -74,6 +74,11 @@ class Segment:
         """Outputs by name."""
         return dict(zip(self._evaluator.output_names, self._evaluator.run(None, dict(feeds)), strict=True))
 
+    def run_all(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Everything that is computed, outputs and what lies before them, by name."""
+        found: dict[str, NDArray[Any]] = self._evaluator.run(None, dict(feeds), intermediate=True)  # type: ignore[assignment]
+        return {name: array for name, array in found.items() if name and isinstance(array, np.ndarray)}
+
 
 def run_segment(segment: ir.Model, weights: Weights, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Run a segment once; outputs by name."""

@@ -61,8 +61,10 @@ class StoredWeights:
     def vector(self, name: str) -> Floats:
         """A bias or norm, read whole."""
         place = self.places[name]
-        (part,), (offset,) = place.stored.parts, place.offsets
-        whole = self._read(part, offset, 0, part.shape[0]).astype(np.float32)
+        arrays = [self._whole(part, offset) for part, offset in zip(place.stored.parts, place.offsets, strict=True)]
+        whole = arrays[0].astype(np.float32)
+        if len(arrays) > 1:
+            whole = dequantize(place.stored.scheme, self.dialect, tuple(arrays), 1)[:, 0]
         return self._unsplit(whole[place.first : place.first + place.count], place.stored)
 
     def _by_rows(self, x: Floats, place: _Place) -> Floats:
@@ -106,6 +108,9 @@ class StoredWeights:
         raw = os.pread(self.descriptor, (stop - start) * line, offset + start * line)
         dtype = np.dtype(np.uint8) if part.dtype.bitwidth < 8 else part.dtype.numpy()
         return np.frombuffer(raw, dtype).reshape(stop - start, *self._inner(part))
+
+    def _whole(self, part: Part, offset: int) -> NDArray[Any]:
+        return np.frombuffer(os.pread(self.descriptor, part.nbytes, offset), part.dtype.numpy())
 
     def _inner(self, part: Part) -> tuple[int, ...]:
         if len(part.shape) == 1:

@@ -48,6 +48,23 @@ class Int8Static:
 
 
 @dataclass(frozen=True)
+class NpuInt8:
+    """Symmetric INT8 weights, one scale an output channel; all activations in codes of `bits` bits, by a calibration.
+
+    What an NPU computes: A8W8 with 8 bits, A16W8 with 16.
+    """
+
+    bits: int = 16
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What stands beside such weights, a norm, a bias or a table, in codes of `bits` bits with one scale for all."""
+
+    bits: int = 8
+
+
+@dataclass(frozen=True)
 class _Blocked:
     block_size: int = 32
 
@@ -72,7 +89,7 @@ class Int4(_Blocked):
     block_size: int = 64
 
 
-Scheme = Fp32 | Fp16 | Int8 | Int8Static | Int8Block | Int4
+Scheme = Fp32 | Fp16 | Int8 | Int8Static | Int8Block | Int4 | NpuInt8 | Codes
 
 SCHEMES: dict[str, Scheme] = {
     "fp32": Fp32(),
@@ -81,6 +98,8 @@ SCHEMES: dict[str, Scheme] = {
     "int8-static": Int8Static(),
     "int8-block": Int8Block(),
     "int4": Int4(),
+    "a8w8": NpuInt8(8),
+    "a16w8": NpuInt8(16),
 }
 
 

@@ -27,9 +27,23 @@ from edgeglm.export.quantize.rounding import (
     storable_scale,
     tiles,
 )
-from edgeglm.export.quantize.schemes import Fp16, Fp32, Int4, Int8, Int8Block, Int8Static, Scheme
+from edgeglm.export.quantize.schemes import (
+    Codes,
+    Fp16,
+    Fp32,
+    Int4,
+    Int8,
+    Int8Block,
+    Int8Static,
+    NpuInt8,
+    Scheme,
+)
 
 Arrays = tuple[NDArray[Any], ...]
+# What an NPU takes beside a matrix: unsigned activations, and a bias as it is summed.
+CODES = {8: ir.DataType.UINT8, 16: ir.DataType.UINT16, 32: ir.DataType.INT32}
+# Of 32 bits, what fp32 holds exactly.
+REACH = 1 << 24
 
 
 class Form(Protocol):
@@ -229,6 +243,41 @@ class ColumnBlocks(Blocks):
             raise ValueError(f"INT4 in [K, N] form packs rows in pairs, and {rows} is odd")
 
 
+@dataclass(frozen=True)
+class Coded:
+    """[N] or [N, K] codes with one scale and zero point, as DequantizeLinear reads them.
+
+    8 and 16 bits are unsigned around the zero point, 32 are signed and have none.
+    """
+
+    bits: int
+
+    def parts(self, rows: int, columns: int, dtype: ir.DataType) -> tuple[Part, ...]:
+        """``weight`` [N] or [N, K], ``scale`` [] FLOAT, ``zero`` []."""
+        codes = CODES[self.bits]
+        shape = (rows,) if columns == 1 else (rows, columns)
+        return Part("weight", codes, shape, 0), Part("scale", ir.DataType.FLOAT, (), 0), Part("zero", codes, (), 0)
+
+    def encode(self, weight: Floats, dtype: DTypeLike, energy: Floats | None = None) -> Arrays:
+        """Scale the range of all values, and zero, to all codes; takes the whole at once."""
+        largest = magnitude(weight.reshape(1, -1), 1)
+        check_range(largest, np.float32)
+        codes_type = CODES[self.bits].numpy()
+        low, high = min(float(weight.min()), 0.0), max(float(weight.max()), 0.0)
+        span, levels = (largest, REACH) if self.bits == 32 else (np.array([high - low], np.float32), 2**self.bits - 1)
+        step = storable_scale(span / np.float32(levels), np.float32, levels)
+        zero = np.zeros_like(step) if self.bits == 32 else np.rint(-low / step)
+        lowest = -levels if self.bits == 32 else 0
+        codes = np.clip(np.rint(weight / step) + zero, lowest, levels).astype(codes_type)
+        return codes if weight.shape[1] > 1 else codes[:, 0].copy(), step, zero.astype(codes_type)
+
+    def dequantize(self, arrays: Arrays, columns: int) -> Floats:
+        """Centre and multiply."""
+        codes, step, zero = (array.astype(np.float32) for array in arrays)
+        centred: Floats = ((codes - zero) * step).reshape(-1, columns)
+        return centred
+
+
 def _pairs(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Pack neighbours along the first axis, the first in the low half of the byte (ONNX IR, 4-bit packing)."""
     return (codes[0::2] & np.uint8(15)) | (codes[1::2] << np.uint8(4))
@@ -254,6 +303,8 @@ FORMS: dict[tuple[type[Any], Dialect], Callable[[Any], Form]] = {
     (Int8, "ort"): lambda _: PerChannel(),
     (Int8, "portable"): lambda _: PerChannel(),
     (Int8Static, "ort"): lambda _: PerChannel(),
+    (NpuInt8, "qdq"): lambda _: PerChannel(),
+    (Codes, "qdq"): lambda scheme: Coded(scheme.bits),
     (Int8Block, "ort"): lambda scheme: PackedBlocks(8, scheme.block_size),
     (Int8Block, "portable"): lambda scheme: ColumnBlocks(8, scheme.block_size),
     (Int4, "ort"): lambda scheme: PackedBlocks(4, scheme.block_size),

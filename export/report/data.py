@@ -87,7 +87,8 @@ class Report:
 
     ``module_bytes`` are the modules' sizes, ``original_bytes`` the size of the checkpoint's weights. ``data`` says in
     a few words what the accuracy was measured on. ``sensitivity`` is the damage that a part does when it alone is
-    quantized, as the KL divergence of the output from the original's in nats a token.
+    quantized, as the KL divergence of the output from the original's in nats a token. ``ran`` is what ran each module
+    where the accuracy was measured.
     """
 
     manifest: Manifest
@@ -100,6 +101,7 @@ class Report:
     memory: Memory | None = None
     sensitivity: Mapping[str, float] = field(default_factory=dict)
     ladder: tuple[Rung, ...] = ()
+    ran: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, manifest: Manifest, module_bytes: Mapping[ModuleName, int], original_bytes: int) -> Report:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +19,7 @@ import onnx_ir as ir
 from edgeglm.errors import UnsupportedError
 from edgeglm.export.model import Model, Traces
 from edgeglm.export.trace.request import PARTS, TraceRequest
+from edgeglm.process import end_with_parent
 
 LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
@@ -83,19 +82,8 @@ def _run(requests: Mapping[TraceRequest, Path]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-# Loaded here, because between fork and exec nothing may be.
-_PRCTL = ctypes.CDLL(None).prctl
-_PR_SET_PDEATHSIG = 1  # prctl(2)
-
-
-def end_with_parent() -> None:
-    """Between fork and exec of a child: the kernel shall kill it when we end."""
-    _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _run_child(partial: Path, requests: list[TraceRequest]) -> None:
-    # A process group of its own: Ctrl-C is for us, and we end the child; so does the kernel, should we be killed, or
-    # interrupted before Popen returns. The one C call in between fork and exec is safe beside our other threads.
+    # A process group of its own: Ctrl-C is for us, and we end the child; so does the kernel, should we be killed.
     process = subprocess.Popen(
         [sys.executable, "-m", "edgeglm.export.trace.child", str(partial)],
         stdin=subprocess.PIPE,

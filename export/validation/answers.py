@@ -18,18 +18,24 @@ from edgeglm.export.demo.samples import Sample
 from edgeglm.export.validation.cache import cached, checkpoint_key
 from edgeglm.machine import read_machine
 from edgeglm.manifest import Module, Vision
+from edgeglm.runtimes import ort
 from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.embedding import EmbeddingRows
 from edgeglm.runtimes.generate import generate
 from edgeglm.runtimes.image import to_patches
 from edgeglm.runtimes.positions import prompt_positions
+from edgeglm.runtimes.qnn import npu_for
 from edgeglm.runtimes.sampling import Sampler, Sampling
+from edgeglm.runtimes.session import EncoderSession
 from edgeglm.runtimes.sessions import open_decoder, open_encoder
 from edgeglm.runtimes.window import capacity_for
 from edgeglm.units import format_size
 
 # Features of the pictures that wait for the decoder; then the vision module is loaded again.
 FEATURE_BYTES = 256 << 20
+# At most so many go through the NPU's simulator, which takes seconds for the demo's picture.
+SIMULATED_SCREENS = 64
+ENGINES = {"ort": "ONNX Runtime on the CPU", "litert": "LiteRT on the CPU"}
 # Screens that the original answers together, and the parameters beyond which they are fewer: with a large model their
 # activations count, and together they are hardly faster.
 BATCH, PARAMETERS = 32, 8_000_000
@@ -48,12 +54,36 @@ def artifact_answers(bundle: Bundle, samples: Sequence[Sample]) -> list[str]:
     answers: list[str] = []
     for start in range(0, len(samples), group):
         some = samples[start : start + group]
-        answers += _decode(bundle, vision, some, _features(bundle, vision, some))
+        answers += _decode(bundle, vision, some, _features(bundle, vision, some, len(samples)))
     return answers
 
 
-def _features(bundle: Bundle, vision: Vision, samples: Sequence[Sample]) -> list[NDArray[Any]]:
-    encoder = open_encoder(bundle, _module(bundle, "vision"), _threads())
+def where_run(bundle: Bundle, samples: int) -> dict[str, str]:
+    """What runs each module in `artifact_answers` to so many samples, in words."""
+    found: dict[str, str] = {
+        module.name: ENGINES.get(module.engine, ENGINES["ort"]) for module in bundle.manifest.modules if module.engine
+    }
+    vision = _module(bundle, "vision")
+    if vision.engine != "qnn":
+        return found
+    npu, why = npu_for(vision)
+    if npu and samples <= SIMULATED_SCREENS:
+        return found | {"vision": npu.name}
+    if npu:
+        why = f"the simulator would take too long for {samples} screens, and takes {SIMULATED_SCREENS}"
+    return found | {"vision": f"ONNX Runtime on the CPU, from the quantized ONNX: {why}"}
+
+
+def _encoder(bundle: Bundle, samples: int) -> EncoderSession:
+    """The vision module's session: the NPU's simulator for few samples, else ONNX Runtime."""
+    module = _module(bundle, "vision")
+    if module.engine == "qnn" and samples > SIMULATED_SCREENS:
+        return ort.Encoder(bundle.path(module.file), _threads())
+    return open_encoder(bundle, module, _threads())
+
+
+def _features(bundle: Bundle, vision: Vision, samples: Sequence[Sample], total: int) -> list[NDArray[Any]]:
+    encoder = _encoder(bundle, total)
     features = [encoder.run({"pixel_values": to_patches(each.image, vision)})["features"] for each in samples]
     encoder.close()
     return features

@@ -66,7 +66,6 @@ KEYS = [
     [
         ("cpu", "cpu", ["fp16", "int8", "int8"]),
         ("jetson", "jetson-orin", ["fp16", "fp16", "fp16"]),
-        ("qcs6490", "qcs6490", ["fp16", "int8", "int8"]),
     ],
 )
 def test_the_demo_for_every_kind_of_device(

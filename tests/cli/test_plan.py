@@ -72,7 +72,7 @@ def test_the_bundle_is_as_large_as_the_plan_says(precision: str, tiny: Path, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["cpu", "jetson", "qcs6490"])
+@pytest.mark.parametrize("target", ["cpu", "jetson"])
 def test_the_demo_is_as_large_as_the_plan_says(target: str, tmp_path: Path, capsys: Capture) -> None:
     check_against_export(capsys, tmp_path / "bundle", "--target", target)
 

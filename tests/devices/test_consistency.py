@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgeglm.devices.loader import PROFILES, load_profile
-from edgeglm.errors import UsageError
+from edgeglm.errors import UnsupportedError, UsageError
 
 NPU_DECODER = 'placement.value = "cpu"\nplacement.reason = "the vendor'
 
@@ -47,18 +47,6 @@ NPU_DECODER = 'placement.value = "cpu"\nplacement.reason = "the vendor'
         ),
         ("qcs6490", "npu_float", "#", "limits.npu_float: is missing, and accelerators.npu is there; say"),
         ("qcs6490", "npu_decoder", "#", "limits.npu_decoder: is missing, and accelerators.npu is there; "),
-        (
-            "qcs6490",
-            'precision.value = "int8"',
-            'precision.value = "fp16"',
-            "modules.vision.precision.value: the NPU computes no fp16 (limits.npu_float); write int8",
-        ),
-        (
-            "qcs6490",
-            NPU_DECODER,
-            NPU_DECODER.replace("cpu", "npu"),
-            "modules.decoder.placement.value: the NPU runs no decoder (limits.npu_decoder); place it on gpu",
-        ),
     ],
 )
 def test_what_does_not_belong_together_is_refused(tmp_path: Path, name: str, old: str, new: str, expected: str) -> None:
@@ -70,3 +58,28 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path, name: str, old
         load_profile(str(board))
     assert str(raised.value).startswith(f"{board}: {expected}")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            'precision.value = "int8"',
+            'precision.value = "fp16"',
+            "modules.vision.precision.value: the NPU computes no fp16 (limits.npu_float); write int8",
+        ),
+        (
+            NPU_DECODER,
+            NPU_DECODER.replace("cpu", "npu"),
+            "modules.decoder.placement.value: the NPU runs no decoder (limits.npu_decoder); place it on gpu",
+        ),
+    ],
+)
+def test_what_the_npu_has_not_is_unsupported(tmp_path: Path, old: str, new: str, expected: str) -> None:
+    text = (PROFILES / "qcs6490.toml").read_text("utf-8")
+    assert old in text
+    board = tmp_path / "board.toml"
+    board.write_text(text.replace(old, new))
+    with pytest.raises(UnsupportedError) as raised:
+        load_profile(str(board))
+    assert str(raised.value).startswith(f"{board}: {expected}")

@@ -1,0 +1,89 @@
+"""The compiling process: ``python -m edgeglm.export.emit.qnn_child`` with a `Work` on stdin.
+
+It compiles a quantized ONNX for the NPU, runs both where inputs are given, and leaves the outputs in a file. It is a
+process of its own because the vendor's libraries print, keep memory, and may end the process; what it writes on stdout
+and stderr is for the parent to look through.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnxruntime
+from msgspec import Struct
+
+from edgeglm.runtimes.qnn import Chip, Npu, find_npu
+
+
+class Work(Struct, frozen=True):
+    """What to do, in `folder`: compile `model` to `context`, run `inputs` (npz), and write `outputs`.
+
+    `inputs` are named ``0.INPUT`` and so on; `outputs` ``onnx.0.OUTPUT`` and ``npu.0.OUTPUT``.
+    """
+
+    folder: str
+    model: str
+    context: str | None
+    chip: Chip
+    inputs: str | None = None
+    outputs: str = ""
+    simulate: bool = False
+
+
+def main() -> None:
+    """Read the work and do it."""
+    work = msgspec.json.decode(sys.stdin.buffer.read(), type=Work)
+    # The compiler puts a hash of the model's path, as it was given, into what it makes.
+    os.chdir(work.folder)
+    npu = find_npu()
+    found: dict[str, Any] = {}
+    if work.context:
+        _compile(npu, work)
+    if work.inputs:
+        samples = _samples(work.inputs)
+        found |= _run("onnx", _reference(work.model), samples)
+        if work.simulate and work.context:
+            found |= _run("npu", npu.session(work.context, work.chip, {}), samples)
+        np.savez(work.outputs, **found)
+
+
+def _compile(npu: Npu, work: Work) -> None:
+    assert work.context
+    entries = {"ep.context_enable": "1", "ep.context_file_path": work.context, "ep.context_embed_mode": "1"}
+    npu.session(work.model, work.chip, entries)
+
+
+def _reference(model: str) -> onnxruntime.InferenceSession:
+    """The integers as the graph says them, operator by operator."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_cpu_mem_arena = False
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _samples(path: str) -> list[dict[str, Any]]:
+    found: dict[int, dict[str, Any]] = {}
+    with np.load(path) as arrays:
+        for key in arrays.files:
+            number, _, name = key.partition(".")
+            found.setdefault(int(number), {})[name] = arrays[key]
+    return [found[number] for number in sorted(found)]
+
+
+def _run(engine: str, session: onnxruntime.InferenceSession, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    names = [each.name for each in session.get_outputs()]
+    return {
+        f"{engine}.{number}.{name}": array
+        for number, sample in enumerate(samples)
+        for name, array in zip(names, session.run(names, sample), strict=True)
+    }
+
+
+if __name__ == "__main__":
+    main()
