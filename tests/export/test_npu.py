@@ -191,7 +191,7 @@ def test_without_the_extra_the_line_that_installs_it_is_named(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(name: str) -> str:
-        if name == emitter.DISTRIBUTION:
+        if name == qnn.DISTRIBUTION:
             raise metadata.PackageNotFoundError(name)
         return version(name)
 
