@@ -15,16 +15,27 @@ from numpy.typing import NDArray
 
 from edgeglm.export.model import Dialect, Part
 from edgeglm.export.quantize.rounding import TILE_COLUMNS, TILE_ROWS
-from edgeglm.export.quantize.schemes import SCHEMES, Int4, Int8, Int8Block, Int8Static, Scheme
+from edgeglm.export.quantize.schemes import SCHEMES, Codes, Int4, Int8, Int8Block, Int8Static, NpuInt8, Scheme
 from edgeglm.export.quantize.storage import dequantize, encode, parts
 
 FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
-ERRORS = {"Fp32": 0.0, "Fp16": 3e-4, "Int8": 0.01, "Int8Static": 0.01, "Int8Block": 0.007, "Int4": 0.103}
+ERRORS = {
+    "Fp32": 0.0,
+    "Fp16": 3e-4,
+    "Int8": 0.01,
+    "Int8Static": 0.01,
+    "NpuInt8": 0.01,
+    "Int8Block": 0.007,
+    "Int4": 0.103,
+}
 ALL_SCHEMES: list[Scheme] = [*SCHEMES.values(), Int8Block(64), Int4(32), Int4(128)]
 DIALECTS: tuple[Dialect, ...] = ("ort", "portable")
-FORMS = [
-    form for form in itertools.product(ALL_SCHEMES, DIALECTS) if form[1] == "ort" or not isinstance(form[0], Int8Static)
-]
+CPU_ONLY, NPU_ONLY = Int8Static, NpuInt8
+FORMS: list[tuple[Scheme, Dialect]] = [
+    (scheme, dialect)
+    for scheme, dialect in itertools.product(ALL_SCHEMES, DIALECTS)
+    if not isinstance(scheme, NPU_ONLY) and (dialect == "ort" or not isinstance(scheme, CPU_ONLY))
+] + [(scheme, "qdq") for scheme in ALL_SCHEMES if isinstance(scheme, NPU_ONLY)]
 INTEGERS = [(scheme, dialect) for scheme, dialect in FORMS if isinstance(scheme, Int8 | Int8Static | Int8Block | Int4)]
 every_form = pytest.mark.parametrize(("scheme", "dialect"), FORMS, ids=str)
 every_integer_form = pytest.mark.parametrize(("scheme", "dialect"), INTEGERS, ids=str)
@@ -215,3 +226,22 @@ def test_int4_beats_the_usual_choice_of_scale(dialect: Dialect, lowest: int, gai
     weight = draws[tail].astype(np.float32)
     restored = dequantize(Int4(32), dialect, encode(Int4(32), dialect, weight), 1024)
     assert relative_error(restored, weight) < (1 - gain) * relative_error(q4_0(weight, lowest), weight)
+
+
+@pytest.mark.parametrize(("bits", "levels"), [(8, 255), (16, 65535), (32, 1 << 24)])
+def test_what_stands_beside_an_npus_matrix_comes_back_to_half_a_step(bits: int, levels: int) -> None:
+    vector = np.random.default_rng(0).normal(0.3, 1, (500, 1)).astype(np.float32)
+    codes, step, zero = encode(Codes(bits), "qdq", vector)
+    (weight, scale, point) = parts(Codes(bits), "qdq", 500, 1)
+    assert [each.suffix for each in (weight, scale, point)] == ["weight", "scale", "zero"]
+    assert (codes.nbytes, step.nbytes, zero.nbytes) == (weight.nbytes, scale.nbytes, point.nbytes)
+    assert codes.dtype == (np.int32 if bits == 32 else f"uint{bits}")
+    back = dequantize(Codes(bits), "qdq", (codes, step, zero), 1)
+    span = np.abs(vector).max() if bits == 32 else np.ptp(vector)
+    assert np.abs(back - vector).max() <= 0.51 * span / levels + 1e-6
+    assert bits != 32 or zero[0] == 0
+
+
+def test_a_bias_of_zeros_stays_one() -> None:
+    arrays = encode(Codes(32), "qdq", np.zeros((5, 1), np.float32))
+    assert not dequantize(Codes(32), "qdq", arrays, 1).any()
