@@ -23,6 +23,7 @@ from edgeglm.export.pipeline.export import export
 from edgeglm.export.pipeline.forecast import predict
 from edgeglm.export.pipeline.prepare import Request, open_export, prepare
 from tests.arm.userland import Unavailable, Userland, set_up
+from tests.extras import need_tflite
 
 MIB = 1 << 20
 
@@ -49,7 +50,7 @@ def program(arm: Userland, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tflite_program(arm: Userland, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("litert_torch", reason="needs pip install 'edgeglm[tflite]'")
+    need_tflite()
     return program_of(tmp_path_factory.mktemp("arm-tflite") / "bundle", "tflite")
 
 
