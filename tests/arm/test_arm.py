@@ -21,6 +21,7 @@ from edgeglm.errors import UnsupportedError
 from edgeglm.export.burn.userland import Userland, set_up
 from edgeglm.export.pyz import WHEELS
 from tests.cli.commands import check_failure, end, run, start
+from tests.extras import need_tflite
 from tests.runtimes.demo import demo_bundle
 
 Capture = pytest.CaptureFixture[str]
@@ -63,7 +64,7 @@ def test_answers_are_the_same_as_here(bundle: Path, capsys: Capture) -> None:
 def test_an_answer_of_litert_is_the_same_as_here(
     arm: Userland, tmp_path_factory: pytest.TempPathFactory, capsys: Capture
 ) -> None:
-    pytest.importorskip("litert_torch", reason="needs pip install 'edgeglm[tflite]'")
+    need_tflite()
     target = tmp_path_factory.mktemp("arm-tflite") / "bundle"
     assert run(capsys, "export", "--target", "rpi5", "--format", "tflite", "--context", 512, "-o", target)[0] == 0
     status, out, err = run(capsys, "burn-test", target, "--via", "qemu", "--limit", 1, "--json")

@@ -15,7 +15,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-pytest.importorskip("litert_torch", reason="needs pip install 'edgeglm[tflite]'")
+from tests.extras import need_tflite
+
+need_tflite()
 
 from edgeglm.bundle import load_bundle, verify_bundle
 from edgeglm.export.pipeline import tflite

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.extras import need_tflite
+
 
 @pytest.fixture(scope="session")
 def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -18,7 +20,7 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def exact_tflite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as TFLite, but for a vision tower in INT8."""
-    pytest.importorskip("litert_torch", reason="needs pip install 'edgeglm[tflite]'")
+    need_tflite()
     demo = pytest.importorskip("tests.runtimes.demo", reason="exports, which needs torch")
     folder: Path = demo.demo_bundle(
         tmp_path_factory.mktemp("tflite") / "bundle", "cpu", "decoder=fp32,vision=int8", "tflite"

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
-pytest.importorskip("litert_torch", reason="needs pip install 'edgeglm[tflite]'")
+from tests.extras import need_tflite
+
+need_tflite()
 
 from edgeglm.bundle import load_bundle
 from edgeglm.errors import BudgetError, UnsupportedError
