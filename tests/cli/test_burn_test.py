@@ -113,7 +113,7 @@ def test_a_limit_that_is_too_low_ends_with_5(bundle: Path, board: Server, memory
     [
         (
             f"{sys.executable} -S -E",
-            f"ssh {HOST}: needs [a-z_]+, which is not installed; run pip install numpy pillow ",
+            rf"ssh {HOST}: needs \w+, which is not installed; run pip install numpy pillow ",
         ),
         ("python9", f"ssh {HOST}: has no python9; install Python 3.10 or later there, or name it by --python"),
     ],
