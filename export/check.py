@@ -20,16 +20,20 @@ FUSED_ATTENTION = {"Attention", "GroupQueryAttention", "MultiHeadAttention"}
 # What may stand between attention's two products and its softmax.
 BETWEEN = {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Reshape", "Identity", "Transpose", "Dropout", "Clip", "Max"}
 REACH = 8
+ANOTHER = "take it out of the model, or choose another --target"
+FIXED_LENGTH = "export it with one fixed length"
+FIXED_SIZES = "export it with fixed sizes, or give samples of one size by --calibration"
 
 
 @dataclass(frozen=True)
 class Offence:
-    """A node that the engine or the device refuses, why, and the fix that takes it away, where there is one."""
+    """A node that the engine or the device refuses, why, what the user can do, and the fix that was applied if any."""
 
     node: str
     block: str
     operator: str
     reason: str
+    remedy: str = ANOTHER
     fix: str | None = None
 
     @property
@@ -56,9 +60,9 @@ def check(model: ir.Model, table: Table, limits: Limits | None = None) -> list[O
     opset = model.graph.opset_imports.get("", 0)
     blocks = _blocks(model.graph)
     for node in RecursiveGraphIterator(model.graph):
-        reasons = [*_reasons(node, table, opset), *_limit_reasons(node, limits)]
-        name, operator = _name(node), operator_name(node)
-        found += [Offence(name, blocks.get(node, WHOLE), operator, reason) for reason in reasons]
+        place = _name(node), blocks.get(node, WHOLE), operator_name(node)
+        found += [Offence(*place, reason) for reason in _reasons(node, table, opset)]
+        found += [Offence(*place, reason, FIXED_LENGTH) for reason in _limit_reasons(node, limits)]
     return found
 
 
@@ -76,7 +80,7 @@ def _graph_offences(model: ir.Model, table: Table, limits: Limits | None) -> Ite
         for value in model.graph.inputs:
             if dynamic := [str(size) for size in value.shape or ["rank"] if not isinstance(size, int)]:
                 why = f"it has dimensions that vary, {', '.join(dynamic)}, and the device takes static shapes only"
-                yield Offence(f"{value.name}", WHOLE, "input", why)
+                yield Offence(f"{value.name}", WHOLE, "input", why, FIXED_SIZES)
 
 
 def _reasons(node: ir.Node, table: Table, opset: int) -> Iterator[str]:

@@ -109,7 +109,7 @@ def command(
             reuse=ladder.reuse if ladder else None,
             measured=ladder.measured if ladder else None,
         )
-    for note in (*opened.notes, *notes):
+    for note in (*prepared.notes, *notes):
         click.echo(f"note: {note}", err=True)
     seconds = time.monotonic() - start
     if as_json:

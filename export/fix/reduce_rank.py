@@ -113,7 +113,9 @@ def _matmul(tape: ir.tape.Tape, node: ir.Node) -> ir.Value | None:
 
 
 def _reshape(tape: ir.tape.Tape, value: ir.Value, sizes: list[int]) -> ir.Value:
-    shape = tape.op("Constant", [], {"value": ir.tensor(sizes, dtype=ir.DataType.INT64)})
+    tensor = ir.tensor(sizes, dtype=ir.DataType.INT64)
+    shape = tape.op("Constant", [], {"value": tensor})
+    shape.const_value, shape.type = tensor, ir.TensorType(tensor.dtype)
     result = tape.op("Reshape", [value, shape])
     if -1 not in sizes:
         result.shape = ir.Shape(sizes)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edgeglm import manifest
 from edgeglm.devices.profile import Profile
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
+from edgeglm.export.check import Offence
 from edgeglm.export.checkpoint.files import read_json
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.choices import choose
@@ -27,6 +28,8 @@ from edgeglm.export.families import FAMILIES
 from edgeglm.export.model import Choice, Dialect, Grid, Model, Part, Piece, Stored
 from edgeglm.export.modules import build, check_weights, decoder_stack, vision_stack
 from edgeglm.export.picture import Picture, choose_picture
+from edgeglm.export.pipeline.device_limits import check_limits
+from edgeglm.export.pipeline.fit import fit
 from edgeglm.export.positions import position_embedding
 from edgeglm.export.pyz import build_pyz
 from edgeglm.export.quantize.embedding import embedding_parts, encode_embedding
@@ -46,7 +49,6 @@ SIDECARS = (
 LIBRARIES = ("edgeglm", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
 # Rotary tables inside a graph have a row for each position, so a context without bound would be a file without bound.
 MAX_CONTEXT = 32768
-PORTABLE_OPSET = 20
 # The most patches that the original is computed for.
 PROBE_PATCHES = 1024
 POSITION = "position"
@@ -89,7 +91,8 @@ class Job:
 class PreparedModule:
     """A module whose graph is lowered and whose weights have their places; `graph` is None for the embedding rows.
 
-    `parts` are those of a graph that hold matrices, in the order of computation.
+    `parts` are those of a graph that hold matrices, in the order of computation; `fixes` what the engine would have
+    refused.
     """
 
     choice: Choice
@@ -98,6 +101,7 @@ class PreparedModule:
     graph: ir.Model | None = None
     graph_bytes: int = 0
     parts: tuple[str, ...] = ()
+    fixes: tuple[Offence, ...] = ()
 
     @property
     def weights_file(self) -> str:
@@ -165,6 +169,14 @@ class Prepared:
         return self.opened.checkpoint
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know."""
+        return (
+            *self.opened.notes,
+            *(f"{module.choice.name}: {fix}" for module in self.modules for fix in module.fixes),
+        )
+
+    @property
     def bundle_bytes(self) -> int:
         """Of all files but the manifest and the report, which hold what is measured."""
         return sum(module.nbytes for module in self.modules) + sum(map(len, self.sidecars.values()))
@@ -222,9 +234,7 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
             if precision == STATIC and choice.dialect != "ort":
                 why = f"{STATIC} is made for the CPU, and {request.profile.name} has {choice.name} elsewhere"
                 raise UnsupportedError(f"--precision {request.precision}", why, "choose int8")
-        if needs_more_opset(choice, request.profile):
-            why = f"takes ONNX up to opset {request.profile.limits.opset.value}, and GPU modules need {PORTABLE_OPSET}"
-            raise UnsupportedError(request.profile.name, why, "give a profile that puts them on the CPU")
+    check_limits(choices, request.profile)
     context, folder = _context(request, checkpoint), str(checkpoint.folder)
     grid, notes = None, []
     if vision is not None:
@@ -254,7 +264,8 @@ def prepare(opened: Opened, calibration: Calibration | None = None) -> Prepared:
     checkpoint = opened.checkpoint
     *found, probe = trace([*opened.requests.values(), opened.probe])
     traced = dict(zip(opened.requests, found, strict=True))
-    modules = tuple(_module(choice, traced, checkpoint, calibration) for choice in opened.choices)
+    profile = opened.request.profile
+    modules = tuple(_module(choice, profile, traced, checkpoint, calibration) for choice in opened.choices)
     for module in modules:
         check_weights([job.stored for job in module.jobs if job.stored.initializers != (POSITION,)], checkpoint)
     sidecars = {f"tokenizer/{name}": data for name in SIDECARS if (data := _sidecar(checkpoint, name)) is not None}
@@ -271,6 +282,7 @@ def _probe_grid(grid: Grid | None) -> Grid | None:
 
 def _module(
     choice: Choice,
+    profile: Profile,
     traced: Mapping[tuple[Dialect, bool], Traced],
     checkpoint: Checkpoint,
     calibration: Calibration | None,
@@ -293,6 +305,8 @@ def _module(
         return with_range(parse_scheme(choice.precision_of(stack.segment_of(name))), ranges.get(f"{name}.weight"))
 
     stored = quantize_graph(graph, choice.dialect, scheme_of)
+    assert choice.engine is not None
+    graph, fixes = fit(graph, profile, choice.engine, choice.name)
     parts = tuple(dict.fromkeys(stack.segment_of(each.names[0]) for each in stored if each.columns > 1))
     _check_parts(choice, parts)
     # The proof reads the same rows again in a moment, and then lets the page cache go of them.
@@ -301,7 +315,7 @@ def _module(
     weights = [job.stored for job in jobs]
     layout = lay_out(weights)
     bind(graph, weights, layout, WEIGHTS)
-    return PreparedModule(choice, tuple(jobs), layout, graph, len(serialize(graph)), parts)
+    return PreparedModule(choice, tuple(jobs), layout, graph, len(serialize(graph)), parts, fixes)
 
 
 def _check_parts(choice: Choice, known: tuple[str, ...]) -> None:
@@ -385,11 +399,6 @@ def _position_job(graph: ir.Model, model: Model, checkpoint: Checkpoint) -> Job:
         return Piece(0, (embedded.astype(dtype.numpy()),), table, raw)
 
     return Job(stored, lambda: iter([partial(_explained, checkpoint, table, encode)]))
-
-
-def needs_more_opset(choice: Choice, profile: Profile) -> bool:
-    """Whether a module would be written in a later opset than the device takes."""
-    return choice.dialect == "portable" and choice.engine is not None and profile.limits.opset.value < PORTABLE_OPSET
 
 
 def _check_config(checkpoint: Checkpoint) -> None:

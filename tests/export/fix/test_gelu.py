@@ -15,7 +15,8 @@ from edgeglm.export.fix.fuse_gelu import FuseGelu
 from tests.export.fix.graphs import check_fix, graph, normal, operators
 
 X = np.concatenate([normal(60), np.array([-30, -6, 6, 30], np.float32)])
-CONSTANTS = f"""<float half = {{0.5}}, float one = {{1}}, float root = {{{math.sqrt(2)}}}, float inverse = {{{1 / math.sqrt(2)}}},
+CONSTANTS = f"""<float half = {{0.5}}, float one = {{1}},
+  float root = {{{math.sqrt(2)}}}, float inverse = {{{1 / math.sqrt(2)}}},
   float three = {{3}}, float cubic = {{0.044715}}, float scale = {{{math.sqrt(2 / math.pi)}}}>"""
 HEAD = f"g (float[n] x) => (float[n] y) {CONSTANTS}"
 ERF_FORMS = {
