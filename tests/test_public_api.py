@@ -21,6 +21,7 @@ SHARED = {
         "is_bundle",
         "load_bundle",
         "read_manifest",
+        "read_sealed",
         "verify_bundle",
     },
     "edgeglm.digest": {"KnownHashes", "hash_range"},
@@ -36,6 +37,8 @@ SHARED = {
     "edgeglm.manifest": {
         "File",
         "Generation",
+        "Graph",
+        "GraphManifest",
         "Manifest",
         "Measured",
         "Metric",
@@ -45,6 +48,7 @@ SHARED = {
         "Provenance",
         "Rope",
         "Rung",
+        "Sealed",
         "Tensor",
         "Vision",
         "parse_manifest",
@@ -55,6 +59,7 @@ SHARED = {
 }
 DEVICES = {
     "edgeglm.devices.loader": {"load_profile", "profile_names", "read_profile"},
+    "edgeglm.devices.operator_table": {"Operator", "Table", "read_table", "table_for"},
 }
 
 
