@@ -42,6 +42,11 @@ class Offence:
         where = "" if self.block == WHOLE else f"{self.block}: "
         return f"{where}{self.node} ({self.operator})"
 
+    @property
+    def is_final(self) -> bool:
+        """Whether no fix may take it away: one length in the place of many would be another model."""
+        return self.remedy == FIXED_LENGTH
+
     def fixed(self, fix: str) -> Offence:
         """The same, with its fix."""
         return replace(self, fix=fix)

@@ -48,6 +48,8 @@ def fit(
         model = model.clone()
         NameFixPass()(model)  # by which an offence is known again
         offences = check(model, table, limits)
+    if final := [each for each in offences if each.is_final]:
+        raise refusal(name, profile, final)
     for label, fix in _fixes(table, shapes or {}):
         fixed = fix(model.clone()) if offences else None
         left = check(fixed, table, limits) if fixed else offences
