@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -56,16 +57,18 @@ def _write(
     torch.manual_seed(0)
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.2)
-    torch.onnx.export(
-        module.eval(),
-        (torch.zeros(shape),),
-        file,
-        input_names=[name],
-        output_names=[output],
-        dynamic_axes={name: varies} if varies else None,
-        opset_version=17,
-        dynamo=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter that such files are from is deprecated, and says so
+        torch.onnx.export(
+            module.eval(),
+            (torch.zeros(shape),),
+            file,
+            input_names=[name],
+            output_names=[output],
+            dynamic_axes={name: varies} if varies else None,
+            opset_version=17,
+            dynamo=False,
+        )
     return file
 
 
