@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from msgspec import ValidationError
+from msgspec import Struct, ValidationError
 from msgspec.inspect import (
     IntType,
     LiteralType,
@@ -16,7 +16,7 @@ from msgspec.inspect import (
     type_info,
 )
 
-from edgeglm.devices.profile import InvalidValueError, Profile
+from edgeglm.devices.profile import InvalidValueError
 from edgeglm.suggest import nearest_name
 
 # The last one: a value that is quoted in the text may contain the same words.
@@ -35,11 +35,11 @@ TOML_WORDS = {
 }
 
 
-def explain(error: ValidationError) -> tuple[str, str, str]:
-    """Full dotted key, what is wrong with it and what is allowed there."""
+def explain(error: ValidationError, kind: type[Struct]) -> tuple[str, str, str]:
+    """Full dotted key of what was to be a `kind`, what is wrong with it and what is allowed there."""
     located = LOCATED.fullmatch(str(error))
     text, path = (located["text"], located["path"]) if located else (str(error), "")
-    key, node = path.lstrip("."), _type_at(path)
+    key, node = path.lstrip("."), _type_at(path, kind)
     cause = error.__cause__
     if isinstance(cause, InvalidValueError):
         return _join(key, cause.key), cause.why, cause.remedy
@@ -58,8 +58,8 @@ def _join(table: str, key: str) -> str:
     return ".".join(part for part in (table, key) if part)
 
 
-def _type_at(path: str) -> Type:
-    node = type_info(Profile)
+def _type_at(path: str, kind: type[Struct]) -> Type:
+    node = type_info(kind)
     for field in re.findall(r"\.(\w+)|\[", path):
         if isinstance(node, StructType):
             node = next((f.type for f in node.fields if f.encode_name == field), node)

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from pathlib import Path
-from typing import NoReturn
-
-import msgspec
 
 from edgeglm.devices.consistency import check_consistency
-from edgeglm.devices.explain import explain
-from edgeglm.devices.profile import Bandwidth, BeyondLimitError, InvalidValueError, Profile, Size
-from edgeglm.errors import UnsupportedError, UsageError
+from edgeglm.devices.profile import Bandwidth, InvalidValueError, Profile, Size
+from edgeglm.devices.reader import read_file
+from edgeglm.errors import UsageError
 from edgeglm.suggest import nearest_name
 from edgeglm.units import parse_size
 
 PROFILES = Path(__file__).with_name("profiles")
 EXAMPLE = "docs/devices.md shows a complete one"
-MAX_BYTES = 1 << 20
 
 
 def profile_names() -> tuple[str, ...]:
@@ -56,45 +51,7 @@ def read_profile(path: Path) -> Profile:
         UsageError: The file cannot be read, is not TOML, or breaks a rule; the message names file and key.
         UnsupportedError: It asks of an NPU what its own limits rule out.
     """
-    data = _decode(path, _read_text(path))
-    try:
-        profile = msgspec.convert(data, Profile, dec_hook=_decode_custom)
-        check_consistency(profile)
-    except msgspec.ValidationError as error:
-        _refuse(path, *explain(error), cause=error)
-    except BeyondLimitError as error:
-        raise UnsupportedError(f"{path}: {error.key}", error.why, error.remedy) from error
-    except InvalidValueError as error:
-        _refuse(path, error.key, error.why, error.remedy, cause=error)
-    return profile
-
-
-def _refuse(path: Path, key: str, why: str, remedy: str, *, cause: Exception) -> NoReturn:
-    raise UsageError(f"{path}: {key}", why, remedy) from cause
-
-
-def _read_text(path: Path) -> str:
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
-            raise UsageError(path, "is not a file of at most 1 MiB", f"give a profile; {EXAMPLE}")
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(path, "is not UTF-8 text", f"give a profile in TOML; {EXAMPLE}") from error
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UsageError(path, f"cannot be read: {why}", f"give a readable profile; {EXAMPLE}") from error
-    if not text.strip():
-        raise UsageError(path, "is empty", f"write a profile into it; {EXAMPLE}")
-    return text
-
-
-def _decode(path: Path, text: str) -> object:
-    try:
-        return msgspec.toml.decode(text)
-    except (msgspec.DecodeError, RecursionError) as error:
-        why = f"is not valid TOML: {error}"
-        raise UsageError(path, why, f"correct it there; {EXAMPLE}") from error
+    return read_file(path, Profile, "a profile", EXAMPLE, _decode_custom, check_consistency)
 
 
 def _decode_custom(target: type, value: object) -> object:

@@ -19,7 +19,7 @@ import msgspec
 
 from edgeglm.digest import READ_ONLY, KnownHashes
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
-from edgeglm.manifest import MANIFEST, SCHEMA, File, Manifest, Module, ModuleName, parse_manifest
+from edgeglm.manifest import MANIFEST, SCHEMA, File, GraphManifest, Manifest, Module, ModuleName, Sealed, parse_manifest
 
 MAX_MANIFEST_BYTES = 4 << 20
 RESTORE = "copy the bundle again from where it was exported, or export it again"
@@ -66,13 +66,23 @@ def is_bundle(folder: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a bundle; its files are not looked at.
+    """The manifest of a language model's bundle; its files are not looked at.
 
     Raises:
         UsageError: The folder is not a bundle, or cannot be read.
         DamagedFileError: The manifest is not what an export wrote; the message names the key.
-        UnsupportedError: A newer edgeglm wrote it.
+        UnsupportedError: A newer edgeglm wrote it, or it is the bundle of a graph.
     """
+    manifest = read_sealed(folder)
+    if isinstance(manifest, GraphManifest):
+        why = f"holds the graph {manifest.graph.name}, and no language model"
+        remedy = f"edgeglm inspect and edgeglm verify read it; an engine runs its {manifest.modules[0].file}"
+        raise UnsupportedError(folder, why, remedy)
+    return manifest
+
+
+def read_sealed(folder: Path) -> Manifest | GraphManifest:
+    """The manifest of any bundle. Raises as `read_manifest`, but for a graph's."""
     path, data = folder / MANIFEST, _manifest_bytes(folder)
     try:
         schema = msgspec.json.decode(data, type=_Header).bundle_schema
@@ -112,7 +122,7 @@ def verify_bundle(bundle: Bundle) -> None:
         raise DamagedFileError(bundle.folder / damage.file, damage.why, RESTORE)
 
 
-def find_damage(folder: Path, manifest: Manifest, *, trust_memory: bool = True) -> Iterator[Damage]:
+def find_damage(folder: Path, manifest: Sealed, *, trust_memory: bool = True) -> Iterator[Damage]:
     """Every file that is not as the manifest says, in the manifest's order."""
     root = Path(os.path.realpath(folder))
     hashes = KnownHashes(root, trust=trust_memory)
@@ -122,7 +132,7 @@ def find_damage(folder: Path, manifest: Manifest, *, trust_memory: bool = True) 
     hashes.save()
 
 
-def extra_files(folder: Path, manifest: Manifest) -> list[str]:
+def extra_files(folder: Path, manifest: Sealed) -> list[str]:
     """What lies in the folder, relative to it, and is not in the manifest."""
     found = []
     for directory, folders, names in os.walk(folder):

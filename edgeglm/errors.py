@@ -12,6 +12,8 @@ Exit code 0 is success, 1 a bug of ours (a traceback), 130 an interrupt.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class EdgeglmError(Exception):
     """A failure the user can act on, printed as one line ``WHAT: WHY; REMEDY``.
@@ -20,14 +22,16 @@ class EdgeglmError(Exception):
         what: The file, option or model at fault, by its name.
         why: The reason, in a clause.
         remedy: What to do about it, in a clause.
+        more: Further failures of the same kind, each of which is a line of its own behind it.
     """
 
     exit_code = 1
 
-    def __init__(self, what: object, why: str, remedy: str) -> None:
+    def __init__(self, what: object, why: str, remedy: str, more: Sequence[EdgeglmError] = ()) -> None:
         self.what = str(what)
         self.why = why
         self.remedy = remedy
+        self.more = tuple(more)
         super().__init__(" ".join(f"{what}: {why}; {remedy}".split()))
 
 

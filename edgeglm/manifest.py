@@ -14,7 +14,7 @@ SCHEMA: Final = 1
 MANIFEST = "manifest.json"
 BLANK_SEAL = "0" * 64
 
-ModuleName = Literal["vision", "embedding", "decoder"]
+ModuleName = Literal["vision", "embedding", "decoder", "graph"]
 Format = Literal["onnx", "rows", "tflite"]
 Dialect = Literal["ort", "portable", "qdq"]
 Dtype = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
@@ -183,20 +183,16 @@ class File(Struct, frozen=True, forbid_unknown_fields=True):
     bytes: Natural
 
 
-class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything a bundle says about itself; ``files`` are all of its files but the manifest, by relative path.
+class Sealed(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What every bundle says about itself; ``files`` are all of its files but the manifest, by relative path.
 
     ``seal`` is the SHA-256 of the manifest's own bytes with zeros in its place: no byte changes unseen.
     """
 
     bundle_schema: Literal[1] = SCHEMA
-    model: Model
     profile: Profile
     modules: tuple[Module, ...]
-    generation: Generation
     provenance: Provenance
-    predicted: Predicted
-    measured: Measured | UnsetType = UNSET
     files: dict[str, File]
     seal: Sha256 = BLANK_SEAL
 
@@ -229,14 +225,46 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return data
 
 
-def parse_manifest(data: bytes) -> Manifest:
+class Manifest(Sealed, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the bundle of a language model says about itself."""
+
+    model: Model
+    generation: Generation
+    predicted: Predicted
+    measured: Measured | UnsetType = UNSET
+
+
+class Graph(Struct, frozen=True, forbid_unknown_fields=True):
+    """An ONNX graph of the user's: its name, and the opset it was in."""
+
+    name: Text
+    opset: Count
+
+
+class GraphManifest(Sealed, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the bundle of one ONNX graph says about itself; ``proof`` is what a builder has made of it here."""
+
+    graph: Graph
+    proof: Text | None = None
+
+
+class _Kind(Struct):
+    """What tells one bundle from the other."""
+
+    graph: msgspec.Raw | UnsetType = UNSET
+
+
+def parse_manifest(data: bytes) -> Manifest | GraphManifest:
     """The manifest in the bytes of a file.
 
     Raises:
-        msgspec.DecodeError: They are not JSON, or (`msgspec.ValidationError`) not what `Manifest.to_bytes` returned;
+        msgspec.DecodeError: They are not JSON, or (`msgspec.ValidationError`) not what `Sealed.to_bytes` returned;
             the message ends with the place, ``at `$.key` ``.
     """
-    manifest = msgspec.json.decode(data, type=Manifest, dec_hook=_size)
+    kind: type[Manifest | GraphManifest] = GraphManifest
+    if msgspec.json.decode(data, type=_Kind).graph is UNSET:
+        kind = Manifest
+    manifest = msgspec.json.decode(data, type=kind, dec_hook=_size)
     for path in manifest.files:
         if not _is_inside(path):
             raise msgspec.ValidationError(f"{path!r} is not a path inside the bundle - at `$.files`")

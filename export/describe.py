@@ -18,6 +18,9 @@ DTYPES: dict[ir.DataType, manifest.Dtype] = {
     ir.DataType.FLOAT16: "float16",
     ir.DataType.INT64: "int64",
     ir.DataType.INT32: "int32",
+    ir.DataType.INT8: "int8",
+    ir.DataType.UINT8: "uint8",
+    ir.DataType.BOOL: "bool",
 }
 
 

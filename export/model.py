@@ -193,6 +193,15 @@ class Piece:
     source: NDArray[np.uint8]
 
 
+@dataclass(frozen=True)
+class Input:
+    """An input of a user's graph; a dimension that varies is a text."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str, ...]
+
+
 class HasShape(Protocol):
     """A tensor of a checkpoint, not read yet."""
 

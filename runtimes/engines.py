@@ -282,3 +282,9 @@ def _failure(task: Task, status: int, report: Report, stderr: str) -> EdgeglmErr
     lines = stderr.strip().splitlines() or ["without a word"]
     why = f"the builder of {task.library} ended with {status}: {lines[-1]}"
     return UnsupportedError(task.graph, why, REMEDY)
+
+
+def try_build(task: Task) -> None:
+    """Build once, in the builder's own process, and keep nothing but ``task.output``. Raises as `engine_for`."""
+    with tempfile.TemporaryFile() as lock:
+        _run(task, lock, lambda _: None)

@@ -21,6 +21,7 @@ SHARED = {
         "is_bundle",
         "load_bundle",
         "read_manifest",
+        "read_sealed",
         "verify_bundle",
     },
     "edgeglm.digest": {"KnownHashes", "hash_range"},
@@ -37,6 +38,8 @@ SHARED = {
         "Compiled",
         "File",
         "Generation",
+        "Graph",
+        "GraphManifest",
         "Manifest",
         "Measured",
         "Metric",
@@ -46,6 +49,7 @@ SHARED = {
         "Provenance",
         "Rope",
         "Rung",
+        "Sealed",
         "Tensor",
         "Vision",
         "parse_manifest",
@@ -57,6 +61,7 @@ SHARED = {
 }
 DEVICES = {
     "edgeglm.devices.loader": {"load_profile", "profile_names", "read_profile"},
+    "edgeglm.devices.operator_table": {"Operator", "Table", "read_table", "table_for"},
 }
 
 

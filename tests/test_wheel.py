@@ -36,7 +36,7 @@ def test_the_package_is_exactly_its_code_and_its_data(wheel: zipfile.ZipFile) ->
     expected = {f"edgeglm/{name}" for name in source_files(ROOT / "edgeglm", "py.typed", "*.py", "cli/**/*.py")}
     for room in ROOMS:
         expected |= {f"edgeglm/{room}/{name}" for name in source_files(ROOT / room, "**/*.py")}
-    data = source_files(ROOT / "devices", "profiles/*.toml")
+    data = source_files(ROOT / "devices", "profiles/*.toml", "operators/*.toml")
     expected |= {f"edgeglm/devices/{name}" for name in data}
     data = source_files(ROOT / "export/demo", "checkpoint/*", "data/**/*")
     expected |= {f"edgeglm/export/demo/{name}" for name in data}

@@ -12,6 +12,7 @@ import click
 
 from edgeglm.cli.checkpoint_options import checkpoint_options, to_request
 from edgeglm.cli.gate import Gate, brief, describe_ladder, ladder_table, nothing_passed, open_gate
+from edgeglm.cli.graph import export_file, graph_request
 from edgeglm.cli.inspect import describe_modules, module_table
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.cli.progress import Display
@@ -20,6 +21,7 @@ from edgeglm.export.pack.writer import check_target
 from edgeglm.export.pipeline.calibrate import calibrate, read_calibration, samples_bytes
 from edgeglm.export.pipeline.export import Progress, Report, export
 from edgeglm.export.pipeline.forecast import check_budget, predict
+from edgeglm.export.pipeline.graph import is_graph
 from edgeglm.export.pipeline.ladder import Ladder, Means, workplace
 from edgeglm.export.pipeline.npu import calibrate_npu, npu_choice, npu_samples, with_precision
 from edgeglm.export.pipeline.prepare import STATIC, Calibration, Opened, Request, open_export, prepare
@@ -71,11 +73,16 @@ def command(
 ) -> None:
     """Export a checkpoint to a bundle for a device.
 
-    MODEL is a Hugging Face checkpoint directory, or org/name of one on the hub; without it, the demo.
+    MODEL is a Hugging Face checkpoint directory, or org/name of one on the hub; without it, the demo. A graph of your
+    own is an .onnx file.
     """
     start = time.monotonic()
-    request = replace(to_request(model, target, precision, context, image_size), format=format_)
     budget = parse_size(max_ram) if max_ram else int(SHARE * read_machine().memory_available_bytes)
+    if model is not None and is_graph(model):
+        unusable = {"--context": context, "--image-size": image_size, "--accuracy-drop": accuracy_drop}
+        export_file(graph_request(model, target, precision, calibration), out, budget, unusable, as_json=as_json)
+        return
+    request = replace(to_request(model, target, precision, context, image_size), format=format_)
     folder = out or Path(f"{request.name.rpartition('/')[2]}-{request.profile.name}")
     check_target(folder)
     samples = read_calibration(calibration, request.folder) if calibration else []
@@ -124,7 +131,7 @@ def command(
             reuse=ladder.reuse if ladder else None,
             measured=ladder.measured if ladder else None,
         )
-    for note in (*opened.notes, *notes):
+    for note in (*prepared.notes, *notes):
         click.echo(f"note: {note}", err=True)
     seconds = time.monotonic() - start
     if as_json:

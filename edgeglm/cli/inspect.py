@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 import msgspec
 
-from edgeglm.bundle import read_manifest
+from edgeglm.bundle import read_sealed
 from edgeglm.cli.output import json_option, print_json
-from edgeglm.manifest import Compiled, Manifest, Module
+from edgeglm.manifest import Compiled, GraphManifest, Manifest, Module, Sealed
 from edgeglm.units import format_size
 
 HEADINGS = ("MODULE", "PRECISION", "FORMAT", "FILE", "SIZE", "ERROR")
@@ -21,14 +21,14 @@ HEADINGS = ("MODULE", "PRECISION", "FORMAT", "FILE", "SIZE", "ERROR")
 @json_option
 def command(bundle: Path, as_json: bool) -> None:
     """Show what a bundle holds, needs and was made from."""
-    manifest = read_manifest(bundle)
+    manifest = read_sealed(bundle)
     if as_json:
         print_json(_summary(bundle, manifest))
     else:
         click.echo("\n".join(_lines(manifest)))
 
 
-def describe_modules(manifest: Manifest) -> list[dict[str, object]]:
+def describe_modules(manifest: Sealed) -> list[dict[str, object]]:
     """The modules as every command's ``--json`` gives them.
 
     ``parts`` only of a mixed one, ``tried`` of a choice, ``compiled`` of an NPU's.
@@ -49,7 +49,7 @@ def describe_modules(manifest: Manifest) -> list[dict[str, object]]:
     ]
 
 
-def module_table(manifest: Manifest) -> list[str]:
+def module_table(manifest: Sealed) -> list[str]:
     """The modules as the lines of a table, and below it what was proven of those for an NPU."""
     rows = [HEADINGS, *(_row(manifest, module) for module in manifest.modules)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -65,7 +65,7 @@ def _proof(compiled: Compiled) -> str:
     return f"{built}, executed on its {compiled.executed_on}: cosine {compiled.cosine} to ONNX Runtime"
 
 
-def _row(manifest: Manifest, module: Module) -> tuple[str, ...]:
+def _row(manifest: Sealed, module: Module) -> tuple[str, ...]:
     error = module.max_relative_error
     size = format_size(manifest.module_bytes(module))
     return module.name, module.precision, module.format, module.file, size, "-" if error is None else f"{error:.2g}"
@@ -84,9 +84,13 @@ def _natural(part: str) -> tuple[str, int]:
     return name, int(number) if number.isdecimal() else 0
 
 
-def _lines(manifest: Manifest) -> Iterator[str]:
-    model, predicted, provenance = manifest.model, manifest.predicted, manifest.provenance
-    yield f"model   {model.name} ({model.architecture}, {model.layers} layers of {model.hidden_size})"
+def _lines(manifest: Manifest | GraphManifest) -> Iterator[str]:
+    provenance = manifest.provenance
+    if isinstance(manifest, GraphManifest):
+        yield f"graph   {manifest.graph.name} (ONNX, of opset {manifest.graph.opset})"
+    else:
+        model = manifest.model
+        yield f"model   {model.name} ({model.architecture}, {model.layers} layers of {model.hidden_size})"
     yield f"target  {manifest.profile.name}: {manifest.profile.title}"
     yield f"size    {format_size(manifest.bundle_bytes)} in {len(manifest.files)} files"
     yield ""
@@ -96,10 +100,14 @@ def _lines(manifest: Manifest) -> Iterator[str]:
         if module.tried:
             yield f"{module.name}, tried: {', '.join(f'{name} {error:.2g}' for name, error in module.tried.items())}"
     yield ""
-    yield "predicted peak memory"
-    yield f"  {'export':<16}{format_size(predicted.export_peak_rss_bytes)}"
-    for context, size in sorted(predicted.device_peak_rss_bytes.items()):
-        yield f"  {f'{context} tokens':<16}{format_size(size)}"
+    if isinstance(manifest, Manifest):
+        predicted = manifest.predicted
+        yield "predicted peak memory"
+        yield f"  {'export':<16}{format_size(predicted.export_peak_rss_bytes)}"
+        for context, size in sorted(predicted.device_peak_rss_bytes.items()):
+            yield f"  {f'{context} tokens':<16}{format_size(size)}"
+    elif manifest.proof:
+        yield f"proof   {manifest.proof}"
     yield "made from"
     yield f"  {'weights':<16}sha256 {provenance.weights_sha256}"
     yield f"  {'configuration':<16}sha256 {provenance.config_sha256}"
@@ -108,15 +116,24 @@ def _lines(manifest: Manifest) -> Iterator[str]:
         yield f"  {name:<16}{'-' if value is None else value}"
 
 
-def _summary(bundle: Path, manifest: Manifest) -> dict[str, object]:
+def _summary(bundle: Path, manifest: Manifest | GraphManifest) -> dict[str, object]:
     provenance: dict[str, object] = msgspec.to_builtins(manifest.provenance)
     return {
         "bundle": str(bundle),
         "target": manifest.profile.name,
-        "model": {"name": manifest.model.name, "architecture": manifest.model.architecture},
+        **_of_kind(manifest),
         "modules": describe_modules(manifest),
         "bundle_bytes": manifest.bundle_bytes,
+        "provenance": provenance,
+    }
+
+
+def _of_kind(manifest: Manifest | GraphManifest) -> dict[str, object]:
+    """What only a language model's bundle says, or only a graph's."""
+    if isinstance(manifest, GraphManifest):
+        return {"graph": msgspec.to_builtins(manifest.graph), "proof": manifest.proof}
+    return {
+        "model": {"name": manifest.model.name, "architecture": manifest.model.architecture},
         "predicted_peak_rss_bytes": manifest.predicted.export_peak_rss_bytes,
         "device_peak_rss_bytes": dict(sorted(manifest.predicted.device_peak_rss_bytes.items())),
-        "provenance": provenance,
     }

@@ -161,7 +161,8 @@ def _report(error: Exception, settings: Settings) -> int:
     if _disk_is_full(error):
         _discard_stdout()
     explained = _explain(error)
-    click.echo(f"edgeglm: {explained}", err=True)
+    for each in (explained, *explained.more):
+        click.echo(f"edgeglm: {each}", err=True)
     return explained.exit_code
 
 

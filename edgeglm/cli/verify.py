@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgeglm.bundle import RESTORE, extra_files, find_damage, read_manifest
+from edgeglm.bundle import RESTORE, extra_files, find_damage, read_sealed
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.errors import DamagedFileError
 from edgeglm.units import format_size
@@ -18,7 +18,7 @@ from edgeglm.units import format_size
 @json_option
 def command(bundle: Path, as_json: bool) -> None:
     """Check every file of a bundle against its hash."""
-    manifest = read_manifest(bundle)
+    manifest = read_sealed(bundle)
     damaged = list(find_damage(bundle, manifest, trust_memory=False))
     extra = extra_files(bundle, manifest)
     if as_json:

@@ -23,7 +23,7 @@ from edgeglm.errors import EdgeglmError, UsageError
 from edgeglm.export.pack.disk import explained, lock_folder, make_folders, sync, sync_tree
 from edgeglm.export.pack.journal import Journal, Record, read_journal
 from edgeglm.export.pack.output import OutputFile
-from edgeglm.manifest import MANIFEST, File, Manifest
+from edgeglm.manifest import MANIFEST, File, Sealed
 
 # Finished jobs are brought to the disk, and count, once this much or this long has gathered.
 BATCH_BYTES = 64 << 20
@@ -143,7 +143,7 @@ class BundleWriter:
             if unsynced >= BATCH_BYTES or time.monotonic() - self._committed_at >= BATCH_SECONDS:
                 self._commit()
 
-    def finish(self, manifest: Manifest) -> Path:
+    def finish(self, manifest: Sealed) -> Path:
         """Write the manifest with the hashes of all files, and put the bundle in its place, whose path is returned."""
         self._commit()
         files = {relative: output.entry() for relative, output in self._outputs.items()} | self._small

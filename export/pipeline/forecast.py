@@ -13,6 +13,7 @@ from edgeglm.errors import BudgetError, DamagedFileError
 from edgeglm.export import plan
 from edgeglm.export.choices import choose
 from edgeglm.export.model import Choice, Stored
+from edgeglm.export.pipeline.device_limits import needs_more_opset
 from edgeglm.export.pipeline.export import WORKERS
 from edgeglm.export.pipeline.headers import module_of, part_of
 from edgeglm.export.pipeline.prepare import (
@@ -20,7 +21,6 @@ from edgeglm.export.pipeline.prepare import (
     Prepared,
     PreparedModule,
     Request,
-    needs_more_opset,
     open_export,
     prepare,
 )
@@ -146,7 +146,7 @@ def forecast(request: Request) -> Forecast:
         name: prepare(open_export(replace(request, precision=name), headers_only=True)) for name in ("fp32", *LADDER)
     }
     options = tuple(_option(name, each, context, usable) for name, each in others.items())
-    notes, blockers = list(prepared.opened.notes), []
+    notes, blockers = list(prepared.notes), []
     npu = _npu_note(profile)
     if npu and chosen.fits:
         notes.append(f"decoder: {npu[0]}; {npu[1]}")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edgeglm import manifest
 from edgeglm.devices.profile import Profile
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
+from edgeglm.export.check import Offence
 from edgeglm.export.checkpoint.files import read_json
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.choices import choose, npu_note
@@ -29,6 +30,8 @@ from edgeglm.export.formats import with_formats
 from edgeglm.export.model import Choice, Dialect, Grid, Model, Part, Piece, Stored
 from edgeglm.export.modules import build, check_weights, decoder_stack, vision_stack
 from edgeglm.export.picture import Picture, choose_picture
+from edgeglm.export.pipeline.device_limits import check_limits
+from edgeglm.export.pipeline.fit import fit
 from edgeglm.export.positions import position_embedding
 from edgeglm.export.pyz import build_pyz
 from edgeglm.export.quantize.embedding import embedding_parts, encode_embedding
@@ -51,7 +54,6 @@ LIBRARIES = ("edgeglm", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript",
 TFLITE_LIBRARIES = ("litert-torch", "litert-converter", "ai-edge-quantizer", "ai-edge-litert")
 # Rotary tables inside a graph have a row for each position, so a context without bound would be a file without bound.
 MAX_CONTEXT = 32768
-PORTABLE_OPSET = 20
 # The most patches that the original is computed for.
 PROBE_PATCHES = 1024
 Arrays = Mapping[str, NDArray[Any]]
@@ -107,7 +109,8 @@ class Job:
 class PreparedModule:
     """A module whose graph is lowered and whose weights have their places; `graph` is None for the embedding rows.
 
-    `parts` are those of a graph that hold matrices, in the order of computation.
+    `parts` are those of a graph that hold matrices, in the order of computation; `fixes` what the engine would have
+    refused.
     """
 
     choice: Choice
@@ -116,6 +119,7 @@ class PreparedModule:
     graph: ir.Model | None = None
     graph_bytes: int = 0
     parts: tuple[str, ...] = ()
+    fixes: tuple[Offence, ...] = ()
 
     @property
     def is_tflite(self) -> bool:
@@ -188,6 +192,14 @@ class Prepared:
         return self.opened.checkpoint
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know."""
+        return (
+            *self.opened.notes,
+            *(f"{module.choice.name}: {fix}" for module in self.modules for fix in module.fixes),
+        )
+
+    @property
     def bundle_bytes(self) -> int:
         """Of all files but the manifest and the report, which hold what is measured."""
         return sum(module.nbytes for module in self.modules) + sum(map(len, self.sidecars.values()))
@@ -247,9 +259,7 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
             if precision == STATIC and choice.dialect != "ort":
                 why = f"{STATIC} is made for the CPU, and {request.profile.name} has {choice.name} elsewhere"
                 raise UnsupportedError(f"--precision {request.precision}", why, "choose int8")
-        if needs_more_opset(choice, request.profile):
-            why = f"takes ONNX up to opset {request.profile.limits.opset.value}, and GPU modules need {PORTABLE_OPSET}"
-            raise UnsupportedError(request.profile.name, why, "give a profile that puts them on the CPU")
+    check_limits(choices, request.profile)
     choices = with_formats(choices, request.profile, request.format, checkpoint.tensors.values())
     context, folder = _context(request, checkpoint), str(checkpoint.folder)
     grid, notes = None, []
@@ -282,7 +292,8 @@ def prepare(opened: Opened, calibration: Calibration | None = None) -> Prepared:
     checkpoint = opened.checkpoint
     *found, probe = trace([*opened.requests.values(), opened.probe])
     traced = dict(zip(opened.requests, found, strict=True))
-    modules = tuple(_module(choice, traced, checkpoint, calibration) for choice in opened.choices)
+    profile = opened.request.profile
+    modules = tuple(_module(choice, profile, traced, checkpoint, calibration) for choice in opened.choices)
     for module in modules:
         check_weights([job.stored for job in module.jobs if not is_position(job.stored)], checkpoint)
     sidecars = {f"tokenizer/{name}": data for name in SIDECARS if (data := _sidecar(checkpoint, name)) is not None}
@@ -294,7 +305,8 @@ def probe_module(prepared: Prepared, precision: str, calibration: Calibration) -
     """The NPU's module in another precision, at the grid of the probe's pictures."""
     choice = next(module.choice for module in prepared.modules if module.choice.placement == "npu")
     choice = replace(choice, precision=precision)
-    return _module(choice, {(choice.dialect, choice.half): prepared.probe}, prepared.checkpoint, calibration)
+    traced = {(choice.dialect, choice.half): prepared.probe}
+    return _module(choice, prepared.request.profile, traced, prepared.checkpoint, calibration)
 
 
 def _probe_grid(grid: Grid | None) -> Grid | None:
@@ -306,6 +318,7 @@ def _probe_grid(grid: Grid | None) -> Grid | None:
 
 def _module(
     choice: Choice,
+    profile: Profile,
     traced: Mapping[tuple[Dialect, bool], Traced],
     checkpoint: Checkpoint,
     calibration: Calibration | None,
@@ -334,13 +347,17 @@ def _module(
         stored = quantize_graph(graph, choice.dialect, scheme_of)
         named = tuple(dict.fromkeys(stack.segment_of(each.names[0]) for each in stored if each.columns > 1))
     _check_parts(choice, named)
+    assert choice.engine is not None
+    fixes: tuple[Offence, ...] = ()
+    if choice.engine != "litert":  # whose files its own converter makes
+        graph, fixes = fit(graph, profile, choice.engine, choice.name)
     # The proof reads the same rows again in a moment, and then lets the page cache go of them.
     kept = replace(checkpoint, keep_pages=True)
     jobs += [Job(each, partial(_tasks, each, kept, choice.dialect, energies.get(each.names[0]))) for each in stored]
     weights = [job.stored for job in jobs]
     layout = lay_out(weights)
     bind(graph, weights, layout, WEIGHTS)
-    return PreparedModule(choice, tuple(jobs), layout, graph, len(serialize(graph)), named)
+    return PreparedModule(choice, tuple(jobs), layout, graph, len(serialize(graph)), named, fixes)
 
 
 def _integers(graph: ir.Model, choice: Choice, calibration: Calibration | None) -> tuple[Stored, ...]:
@@ -444,11 +461,6 @@ def _position_job(graph: ir.Model, model: Model, checkpoint: Checkpoint, choice:
         return Piece(0, (embedded.astype(dtype.numpy()),), table, raw)
 
     return Job(stored, lambda: iter([partial(_explained, checkpoint, table, embed)]))
-
-
-def needs_more_opset(choice: Choice, profile: Profile) -> bool:
-    """Whether a module would be written in a later opset than the device takes."""
-    return choice.dialect == "portable" and choice.engine is not None and profile.limits.opset.value < PORTABLE_OPSET
 
 
 def _check_config(checkpoint: Checkpoint) -> None:

@@ -1,0 +1,120 @@
+"""Read an ONNX file of the user's, with distrust: whole, valid, and with all of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx.external_data_helper import load_external_data_for_model
+
+from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
+from edgeglm.export.model import Input
+from edgeglm.units import format_size
+
+SUFFIX = ".onnx"
+# A protocol buffer holds no more.
+MAX_BYTES = (2 << 30) - (1 << 20)
+# What an input may be.
+TYPES = {ir.DataType[name] for name in ("FLOAT", "FLOAT16", "INT64", "INT32", "INT8", "UINT8", "BOOL")}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A graph as it was read: whole, valid ONNX, with its weights."""
+
+    file: Path
+    proto: onnx.ModelProto
+    inputs: tuple[Input, ...]
+    sha256: str
+    weights_bytes: int
+
+    @property
+    def varying(self) -> list[str]:
+        """Of the inputs, those of which a dimension varies."""
+        return [each.name for each in self.inputs if any(isinstance(size, str) for size in each.shape)]
+
+
+def read_graph(file: Path) -> Source:
+    """A graph with its weights.
+
+    Raises:
+        UsageError: There is no such file, or it is no ONNX.
+        DamagedFileError: It is cut off, not valid, or its weights are not all there.
+        UnsupportedError: An input has no shape, or a type that no engine here is fed.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UsageError(file, f"cannot be read: {error.strerror}", f"give a {SUFFIX} file") from error
+    # The first field of every ONNX file is the version of its format.
+    if data[:1] != b"\x08":
+        raise UsageError(file, "is not an ONNX file", f"give a {SUFFIX} file, or a checkpoint's folder")
+    try:
+        proto = onnx.load_from_string(data)
+        load_external_data_for_model(proto, str(file.parent))
+        onnx.checker.check_model(proto)
+    except (onnx.checker.ValidationError, OSError, ValueError) as error:
+        # An operator that ONNX does not know is for the check to list.
+        if "No Op registered" not in str(error):
+            why = f"its weights are not there: {error}" if isinstance(error, OSError) else _first_line(error)
+            raise DamagedFileError(file, why, "export it again, with its external data beside it") from error
+    except Exception as error:
+        raise DamagedFileError(file, "is cut off or damaged", "copy it again") from error
+    weights = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
+    if weights > MAX_BYTES:
+        why = f"has {format_size(weights)} of weights, and a graph is read whole, up to 2GiB"
+        raise UnsupportedError(file, why, "export it as a checkpoint, which is read in pieces")
+    return Source(file, proto, _inputs(file, proto), hashlib.sha256(data).hexdigest(), weights)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines() or [type(error).__name__]
+    return f"is not valid ONNX: {text[0]}"
+
+
+def graph_bytes(file: Path) -> int:
+    """Of the graph and what lies beside it as its weights; a missing file is for `read_graph` to tell."""
+    try:
+        total = file.stat().st_size
+        proto = onnx.load(file, load_external_data=False)
+    except Exception:
+        return 0
+    for tensor in proto.graph.initializer:
+        total += sum(int(entry.value) for entry in tensor.external_data if entry.key == "length")
+    return total
+
+
+def _inputs(file: Path, proto: onnx.ModelProto) -> tuple[Input, ...]:
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    found = []
+    for value in proto.graph.input:
+        if value.name in weights:
+            continue
+        kind = value.type.tensor_type
+        dtype = ir.DataType(kind.elem_type) if value.type.HasField("tensor_type") else ir.DataType.UNDEFINED
+        if dtype not in TYPES or not kind.HasField("shape"):
+            why = f"its input {value.name} has no shape, or is {dtype}"
+            allowed = ", ".join(sorted(dtype.name.lower() for dtype in TYPES))
+            raise UnsupportedError(file, why, f"export it with inputs of {allowed}, with their shapes")
+        sizes = (
+            int(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or f"{value.name}.{axis}"
+            for axis, dim in enumerate(kind.shape.dim)
+        )
+        found.append(Input(value.name, np.dtype(dtype.numpy()), tuple(sizes)))
+    return tuple(found)
+
+
+def weights_sha256(proto: onnx.ModelProto) -> str:
+    """Over every initializer, by its name."""
+    digest = hashlib.sha256()
+    for tensor in sorted(proto.graph.initializer, key=lambda each: each.name):
+        array: NDArray[Any] = onnx.numpy_helper.to_array(tensor)
+        digest.update(f"{tensor.name} {array.dtype.str} {list(array.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

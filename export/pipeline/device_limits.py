@@ -1,0 +1,33 @@
+"""What a checkpoint's headers show that a device cannot run; the graphs of the rest are checked in `fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from edgeglm.devices.profile import Profile
+from edgeglm.errors import UnsupportedError
+from edgeglm.export.model import Choice
+
+PORTABLE_OPSET = 20
+
+
+def check_limits(choices: Iterable[Choice], profile: Profile) -> None:
+    """Raise UnsupportedError for the first module that the device refuses: attention counts before the opset."""
+    portable = [choice for choice in choices if choice.engine is not None and choice.dialect == "portable"]
+    for why, refused in (
+        (
+            "its GPU takes no attention of varying length (limits.dynamic_attention), and a conversation's grows",
+            [choice for choice in portable if choice.name == "decoder" and not profile.limits.dynamic_attention.value],
+        ),
+        (
+            f"takes ONNX up to opset {profile.limits.opset.value}, and GPU modules need {PORTABLE_OPSET}",
+            [choice for choice in portable if needs_more_opset(choice, profile)],
+        ),
+    ):
+        for choice in refused:
+            raise UnsupportedError(f"{profile.name}: {choice.name}", why, "give a profile that puts it on the CPU")
+
+
+def needs_more_opset(choice: Choice, profile: Profile) -> bool:
+    """Whether a module would be written in a later opset than the device takes."""
+    return choice.dialect == "portable" and choice.engine is not None and profile.limits.opset.value < PORTABLE_OPSET
