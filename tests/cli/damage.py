@@ -71,7 +71,7 @@ def configure(**changes: object) -> Callable[[Path], None]:
 SUPPORTED = "use one of GlmForCausalLM, Glm4ForCausalLM, Glm4vForConditionalGeneration"
 DAMAGE: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "gone": (shutil.rmtree, 2, "copy: does not exist; give a directory"),
-    "a file": (make_file, 2, "copy: is not a directory; give a directory"),
+    "a file": (make_file, 2, "copy: is not (a directory; give a directory|an ONNX file; .* or a checkpoint's folder)"),
     "no config": (lambda folder: (folder / "config.json").unlink(), 2, r"copy: holds no config\.json; give"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), 2, r"copy: holds neither model\.safetensors"),
     "truncated": (lambda folder: os.truncate(folder / WEIGHTS, 200_000), 6, r"is cut off, the file ends at 200000"),
