@@ -65,7 +65,7 @@ def test_a_cell_is_exported_executed_and_measured_once(tmp_path: Path, capsys: C
     assert 5 << 20 < works["bundle_bytes"] < 7 << 20
     assert works["peak_rss_bytes"] > 50 << 20
     assert [refused[stage]["state"] for stage in STAGES] == ["failed", *["not run"] * 3]
-    assert refused["exported"]["text"].startswith("jetson-xavier: decoder: its GPU takes no attention of varying length")
+    assert refused["exported"]["text"].startswith("jetson-xavier: decoder: its GPU takes no attention")
     assert "| cpu | int8 | onnx | yes |" in page.read_text()
     # A second time nothing is tried; another cell does not lose what is known, nor does it take it for its own.
     before = page.with_suffix(".json").read_bytes()
