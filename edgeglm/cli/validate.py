@@ -20,6 +20,7 @@ from edgeglm.export.validation.answers import artifact_answers, reference_answer
 from edgeglm.export.validation.text import artifact_scores, compare_texts, reference_scores
 from edgeglm.export.validation.windows import read_windows
 from edgeglm.manifest import Manifest
+from edgeglm.runtimes.progress import progress_line
 from edgeglm.units import parse_percent
 
 # What a file of samples is called; any other is a text.
@@ -76,8 +77,10 @@ def _on_screens(bundle: Bundle, original: Checkpoint, file: Path, limit: int | N
     if bundle.manifest.model.vision is None:
         raise UnsupportedError(bundle.manifest.model.name, "sees no pictures", "validate it on a text: --data FILE.txt")
     samples = list(read_samples(file, limit))
-    theirs = reference_answers(original.folder, original.parameters, samples)
-    ours = artifact_answers(bundle, samples)
+    with progress_line("the original answers") as show:
+        theirs = reference_answers(original.folder, original.parameters, samples, show)
+    with progress_line("the bundle answers") as show:
+        ours = artifact_answers(bundle, samples, show)
     metrics = compare_agents([sample.expected for sample in samples], theirs, ours, allowed)
     return OnScreens(metrics, samples, theirs, ours, where_run(bundle, len(samples)))
 
@@ -85,7 +88,8 @@ def _on_screens(bundle: Bundle, original: Checkpoint, file: Path, limit: int | N
 def _on_text(bundle: Bundle, original: Checkpoint, file: Path, limit: int | None, allowed: float) -> Found:
     windows = read_windows(bundle, file, limit)
     theirs = reference_scores(original.folder, original, windows)
-    ours = artifact_scores(bundle, windows)
+    with progress_line("the bundle reads") as show:
+        ours = artifact_scores(bundle, windows, show)
     return OnText(compare_texts(theirs, ours, allowed), windows, theirs, ours)
 
 

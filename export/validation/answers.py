@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from edgeglm.runtimes.positions import prompt_positions
 from edgeglm.runtimes.qnn import npu_for
 from edgeglm.runtimes.sampling import Sampler, Sampling
 from edgeglm.runtimes.session import EncoderSession
-from edgeglm.runtimes.sessions import open_decoder, open_encoder
+from edgeglm.runtimes.sessions import engine_of, open_decoder, open_encoder
 from edgeglm.runtimes.window import capacity_for
 from edgeglm.units import format_size
 
@@ -35,13 +35,14 @@ from edgeglm.units import format_size
 FEATURE_BYTES = 256 << 20
 # At most so many go through the NPU's simulator, which takes seconds for the demo's picture.
 SIMULATED_SCREENS = 64
-ENGINES = {"ort": "ONNX Runtime on the CPU", "litert": "LiteRT on the CPU"}
+ENGINES = {"ort": "ONNX Runtime on the CPU", "litert": "LiteRT on the CPU", "tensorrt": "TensorRT on the GPU"}
+Show = Callable[[float], object]  # told which share is done
 # Screens that the original answers together, and the parameters beyond which they are fewer: with a large model their
 # activations count, and together they are hardly faster.
 BATCH, PARAMETERS = 32, 8_000_000
 
 
-def artifact_answers(bundle: Bundle, samples: Sequence[Sample]) -> list[str]:
+def artifact_answers(bundle: Bundle, samples: Sequence[Sample], show: Show = lambda _: None) -> list[str]:
     """What the bundle answers: as on a device, the decoder comes when the vision module is gone.
 
     Raises:
@@ -54,14 +55,18 @@ def artifact_answers(bundle: Bundle, samples: Sequence[Sample]) -> list[str]:
     answers: list[str] = []
     for start in range(0, len(samples), group):
         some = samples[start : start + group]
-        answers += _decode(bundle, vision, some, _features(bundle, vision, some, len(samples)))
+        for answer in _decode(bundle, vision, some, _features(bundle, vision, some, len(samples))):
+            answers.append(answer)
+            show(len(answers) / len(samples))
     return answers
 
 
 def where_run(bundle: Bundle, samples: int) -> dict[str, str]:
     """What runs each module in `artifact_answers` to so many samples, in words."""
-    found: dict[str, str] = {
-        module.name: ENGINES.get(module.engine, ENGINES["ort"]) for module in bundle.manifest.modules if module.engine
+    found = {
+        module.name: ENGINES.get(engine_of(module), ENGINES["ort"])
+        for module in bundle.manifest.modules
+        if module.engine
     }
     vision = _module(bundle, "vision")
     if vision.engine != "qnn":
@@ -116,7 +121,9 @@ def _decode(
     decoder.close()
 
 
-def reference_answers(checkpoint: Path, parameters: int, samples: Sequence[Sample]) -> list[str]:
+def reference_answers(
+    checkpoint: Path, parameters: int, samples: Sequence[Sample], show: Show = lambda _: None
+) -> list[str]:
     """What the original answers in transformers, in fp32; kept in the cache by checkpoint and samples.
 
     Raises:
@@ -129,9 +136,11 @@ def reference_answers(checkpoint: Path, parameters: int, samples: Sequence[Sampl
             sizes = f"{format_size(needed)}, and {format_size(available)} are available"
             remedy = "take a machine with more memory, or validate on a text, for which it is streamed: --data FILE.txt"
             raise BudgetError(checkpoint, f"its answers take it whole in fp32, {sizes}", remedy)
-        agent = Agent.load(checkpoint)
-        size = max(1, BATCH * PARAMETERS // max(parameters, PARAMETERS))
-        return [answer for some in _batches(samples, size) for answer in _answer(agent, some)]
+        agent, answers = Agent.load(checkpoint), list[str]()
+        for some in _batches(samples, max(1, BATCH * PARAMETERS // max(parameters, PARAMETERS))):
+            answers += _answer(agent, some)
+            show(len(answers) / len(samples))
+        return answers
 
     return cached(_key(checkpoint, samples), list[str], compute)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class Scores:
     top: list[list[int]]
 
 
-def artifact_scores(bundle: Bundle, windows: Windows) -> Scores:
+def artifact_scores(bundle: Bundle, windows: Windows, show: Callable[[float], object] = lambda _: None) -> Scores:
     """What the bundle's decoder makes of the windows: token after token, as it decodes."""
     model, rows = bundle.manifest.model, EmbeddingRows(bundle)
     module = bundle.module("decoder")
@@ -51,6 +52,7 @@ def artifact_scores(bundle: Bundle, windows: Windows) -> Scores:
         right = kept[np.arange(windows.count), targets] - np.log(np.exp(kept).sum(-1))
         scores.log_probabilities.append(right.tolist())
         scores.top.append(kept.argmax(-1).tolist())
+        show(len(scores.top) / len(windows.sequences))
     decoder.close()
     return scores
 
