@@ -63,7 +63,7 @@ def artifact_answers(bundle: Bundle, samples: Sequence[Sample], show: Show = lam
 
 def where_run(bundle: Bundle, samples: int) -> dict[str, str]:
     """What runs each module in `artifact_answers` to so many samples, in words."""
-    found = {
+    found: dict[str, str] = {
         module.name: ENGINES.get(engine_of(module), ENGINES["ort"])
         for module in bundle.manifest.modules
         if module.engine
