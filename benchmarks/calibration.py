@@ -28,7 +28,8 @@ from edgeglm.export.locate import DEMO
 from edgeglm.export.pipeline.calibrate import calibrate, observe, read_calibration
 from edgeglm.export.pipeline.export import export
 from edgeglm.export.pipeline.forecast import predict
-from edgeglm.export.pipeline.prepare import Calibration, Request, open_export, prepare
+from edgeglm.export.pipeline.prepare import open_export, prepare
+from edgeglm.export.pipeline.prepared import Calibration, Request
 from edgeglm.export.pipeline.probes import sample_prompts
 from edgeglm.export.pipeline.walk import Walk
 from edgeglm.export.prove.reference import OriginalWeights

@@ -14,7 +14,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from edgeglm.devices.loader import load_profile
 from edgeglm.export.locate import locate
 from edgeglm.export.picture import parse_image_size
-from edgeglm.export.pipeline.prepare import Request
+from edgeglm.export.pipeline.prepared import Request
 
 F = TypeVar("F", bound=Callable[..., Any])
 

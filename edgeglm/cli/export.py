@@ -24,7 +24,8 @@ from edgeglm.export.pipeline.forecast import check_budget, predict
 from edgeglm.export.pipeline.graph import is_graph
 from edgeglm.export.pipeline.ladder import Ladder, Means, workplace
 from edgeglm.export.pipeline.npu import calibrate_npu, npu_choice, npu_samples, with_precision
-from edgeglm.export.pipeline.prepare import STATIC, Calibration, Opened, Request, open_export, prepare
+from edgeglm.export.pipeline.prepare import STATIC, open_export, prepare
+from edgeglm.export.pipeline.prepared import Calibration, Opened, Request
 from edgeglm.machine import read_machine
 from edgeglm.manifest import Manifest, Metric, Rung
 from edgeglm.memory import MemorySampler

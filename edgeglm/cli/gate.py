@@ -14,7 +14,7 @@ from edgeglm.export.choices import parse_precisions
 from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.export.pipeline.ladder import SENSITIVITY_SAMPLES, Ladder, worst
 from edgeglm.export.pipeline.measure import Validation
-from edgeglm.export.pipeline.prepare import Request
+from edgeglm.export.pipeline.prepared import Request
 from edgeglm.export.pipeline.probes import Example
 from edgeglm.manifest import Metric, Rung
 from edgeglm.units import format_size, parse_percent

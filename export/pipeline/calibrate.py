@@ -14,7 +14,7 @@ from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.calibration.histogram import least_squares
 from edgeglm.export.calibration.observe import Observed
 from edgeglm.export.demo.samples import Sample, read_samples
-from edgeglm.export.pipeline.prepare import Calibration, Opened, Prepared
+from edgeglm.export.pipeline.prepared import Calibration, Opened, Prepared
 from edgeglm.export.pipeline.probes import Example, Passage, example_prompts
 from edgeglm.export.pipeline.walk import Walk
 from edgeglm.export.prove.reference import OriginalWeights

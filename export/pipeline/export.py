@@ -23,8 +23,9 @@ from edgeglm.export.emit.onnx import write
 from edgeglm.export.model import Piece, Stored
 from edgeglm.export.pack.output import OutputFile
 from edgeglm.export.pack.writer import BundleWriter
+from edgeglm.export.pipeline.module import serialize
 from edgeglm.export.pipeline.npu import finish_on_npu
-from edgeglm.export.pipeline.prepare import Prepared, PreparedModule, serialize
+from edgeglm.export.pipeline.prepared import Prepared, PreparedModule
 from edgeglm.export.pipeline.prove import Prover
 from edgeglm.export.pipeline.reuse import Reuse
 from edgeglm.export.pipeline.tflite import export_tflite

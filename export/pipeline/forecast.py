@@ -16,14 +16,8 @@ from edgeglm.export.model import Choice, Stored
 from edgeglm.export.pipeline.device_limits import needs_more_opset
 from edgeglm.export.pipeline.export import WORKERS
 from edgeglm.export.pipeline.headers import module_of, part_of
-from edgeglm.export.pipeline.prepare import (
-    Opened,
-    Prepared,
-    PreparedModule,
-    Request,
-    open_export,
-    prepare,
-)
+from edgeglm.export.pipeline.prepare import open_export, prepare
+from edgeglm.export.pipeline.prepared import Opened, Prepared, PreparedModule, Request
 from edgeglm.export.pipeline.prove import ENGINE_BYTES
 from edgeglm.export.pipeline.tflite import CHUNK, conversion_peak, state_bytes
 from edgeglm.export.quantize.embedding import embedding_parts

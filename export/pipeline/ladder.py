@@ -17,7 +17,8 @@ from edgeglm.export.pack.disk import explained, lock_folder, make_folders
 from edgeglm.export.pack.writer import check_target
 from edgeglm.export.pipeline.export import Report, export
 from edgeglm.export.pipeline.forecast import predict
-from edgeglm.export.pipeline.prepare import Calibration, Opened, Prepared, Request, open_export, prepare
+from edgeglm.export.pipeline.prepare import open_export, prepare
+from edgeglm.export.pipeline.prepared import Calibration, Opened, Prepared, Request
 from edgeglm.export.pipeline.probes import Example, example_prompts
 from edgeglm.export.pipeline.reuse import Reuse
 from edgeglm.export.pipeline.sensitivity import sensitivities

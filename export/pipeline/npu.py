@@ -23,18 +23,9 @@ from edgeglm.export.modules import segments, vision_stack
 from edgeglm.export.pack.disk import write_all
 from edgeglm.export.pack.writer import BundleWriter
 from edgeglm.export.pipeline.calibrate import examples_hash, read_screens
-from edgeglm.export.pipeline.prepare import (
-    WEIGHTS,
-    Arrays,
-    Calibration,
-    Opened,
-    Prepared,
-    PreparedModule,
-    Request,
-    prepare,
-    probe_module,
-    serialize,
-)
+from edgeglm.export.pipeline.module import serialize
+from edgeglm.export.pipeline.prepare import prepare, probe_module
+from edgeglm.export.pipeline.prepared import WEIGHTS, Arrays, Calibration, Opened, Prepared, PreparedModule, Request
 from edgeglm.export.pipeline.probes import Example, sample_prompts, vision_inputs
 from edgeglm.export.prove.reference import OriginalWeights, Segment
 from edgeglm.export.prove.values import Values, feeds, passed_on, relative_error, two_digits

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from edgeglm.export.demo.samples import DATA, Sample, read_samples
 from edgeglm.export.describe import describe_vision
-from edgeglm.export.pipeline.prepare import POSITION, Prepared
+from edgeglm.export.pipeline.module import POSITION
+from edgeglm.export.pipeline.prepared import Prepared
 from edgeglm.export.positions import position_embedding
 from edgeglm.export.prove.values import Values, decoder_inputs
 from edgeglm.runtimes.chat import Chat

@@ -15,7 +15,8 @@ from edgeglm.export.model import Part
 from edgeglm.export.modules import Stack, decoder_stack, segments, vision_stack
 from edgeglm.export.pack.output import OutputFile
 from edgeglm.export.pack.writer import BundleWriter
-from edgeglm.export.pipeline.prepare import Prepared, PreparedModule, is_position
+from edgeglm.export.pipeline.module import is_position
+from edgeglm.export.pipeline.prepared import Prepared, PreparedModule
 from edgeglm.export.pipeline.probes import demo_prompts, embed, prompt_inputs, random_prompts, vision_inputs
 from edgeglm.export.prove.engine import check_loads, run_file
 from edgeglm.export.prove.reference import OriginalWeights, run_segment

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edgeglm.export.pipeline.prepare import Prepared
+from edgeglm.export.pipeline.prepared import Prepared
 from edgeglm.export.pipeline.probes import Prompt
 from edgeglm.export.pipeline.walk import ORIGINAL, Walk
 from edgeglm.export.prove.reference import OriginalWeights

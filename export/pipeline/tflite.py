@@ -27,7 +27,7 @@ from edgeglm.export.modules import Stack, decoder_stack, vision_stack
 from edgeglm.export.pack.output import OutputFile
 from edgeglm.export.pack.writer import BundleWriter
 from edgeglm.export.pipeline.headers import module_of, part_of
-from edgeglm.export.pipeline.prepare import Opened, Prepared, PreparedModule
+from edgeglm.export.pipeline.prepared import Opened, Prepared, PreparedModule
 from edgeglm.export.pipeline.probes import DEMO_SCREENS, embed, prompt_inputs, vision_inputs
 from edgeglm.export.pipeline.prove import Prover, StackProof
 from edgeglm.export.pipeline.tflite_task import Report, Task

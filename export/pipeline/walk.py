@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeglm.export.modules import decoder_stack, segments, vision_stack
-from edgeglm.export.pipeline.prepare import Prepared
+from edgeglm.export.pipeline.prepared import Prepared
 from edgeglm.export.pipeline.probes import Prompt, embed, prompt_inputs, vision_inputs
 from edgeglm.export.prove.reference import Segment, Weights
 from edgeglm.export.prove.values import Values, feeds, passed_on

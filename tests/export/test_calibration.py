@@ -23,7 +23,8 @@ from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.export.locate import DEMO
 from edgeglm.export.model import Dialect
 from edgeglm.export.pipeline.calibrate import calibrate, read_calibration
-from edgeglm.export.pipeline.prepare import Request, open_export, prepare
+from edgeglm.export.pipeline.prepare import open_export, prepare
+from edgeglm.export.pipeline.prepared import Request
 from edgeglm.export.quantize.rounding import Floats
 from edgeglm.export.quantize.schemes import Int4, Int8, Scheme
 from edgeglm.export.quantize.storage import dequantize, encode

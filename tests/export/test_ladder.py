@@ -21,7 +21,8 @@ from edgeglm.export.pipeline import export as composer
 from edgeglm.export.pipeline.export import export
 from edgeglm.export.pipeline.forecast import predict
 from edgeglm.export.pipeline.ladder import Ladder, Means, spell, workplace
-from edgeglm.export.pipeline.prepare import Request, open_export, prepare
+from edgeglm.export.pipeline.prepare import open_export, prepare
+from edgeglm.export.pipeline.prepared import Request
 
 REQUEST = Request(DEMO, DEMO_NAME, load_profile("cpu"), "int4", is_demo=True)
 

@@ -26,7 +26,8 @@ from edgeglm.export.emit import qnn as emitter
 from edgeglm.export.emit.qnn import compile_file
 from edgeglm.export.locate import DEMO
 from edgeglm.export.pipeline.npu import MIN_COSINE, npu_samples
-from edgeglm.export.pipeline.prepare import Request, open_export
+from edgeglm.export.pipeline.prepare import open_export
+from edgeglm.export.pipeline.prepared import Request
 from edgeglm.runtimes import qnn
 from edgeglm.runtimes.qnn import Encoder, find_npu
 from tests.cli.commands import ROOT, check_failure, end, left_of, run, start

@@ -29,7 +29,8 @@ from edgeglm.export.pack.output import OutputFile
 from edgeglm.export.pipeline import prove
 from edgeglm.export.pipeline.export import export
 from edgeglm.export.pipeline.forecast import predict
-from edgeglm.export.pipeline.prepare import Request, open_export, prepare
+from edgeglm.export.pipeline.prepare import open_export, prepare
+from edgeglm.export.pipeline.prepared import Request
 from edgeglm.runtimes.positions import prompt_positions
 from tests.export.tiny import SHAPES, save
 

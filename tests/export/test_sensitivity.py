@@ -16,7 +16,8 @@ from edgeglm.devices.loader import load_profile
 from edgeglm.export.demo.agent import Agent
 from edgeglm.export.demo.samples import DATA, Sample, read_samples
 from edgeglm.export.locate import DEMO
-from edgeglm.export.pipeline.prepare import Prepared, Request, open_export, prepare
+from edgeglm.export.pipeline.prepare import open_export, prepare
+from edgeglm.export.pipeline.prepared import Prepared, Request
 from edgeglm.export.pipeline.probes import sample_prompts
 from edgeglm.export.pipeline.sensitivity import sensitivities
 from edgeglm.export.quantize.embedding import encode_embedding, gather

@@ -1,0 +1,193 @@
+"""One module of an export: its graph, lowered for its engine, and the jobs that store its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeglm.devices.profile import Profile
+from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
+from edgeglm.export.check import Offence
+from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.emit.onnx import bind, lay_out
+from edgeglm.export.model import Choice, Dialect, Model, Part, Piece, Stored
+from edgeglm.export.modules import build, decoder_stack, vision_stack
+from edgeglm.export.pipeline.fit import fit
+from edgeglm.export.pipeline.prepared import (
+    WEIGHTS,
+    Calibration,
+    Job,
+    PreparedModule,
+)
+from edgeglm.export.positions import position_embedding
+from edgeglm.export.quantize.embedding import embedding_parts, encode_embedding
+from edgeglm.export.quantize.graph import quantize_graph
+from edgeglm.export.quantize.qdq import lower_to_integers
+from edgeglm.export.quantize.rounding import check_range
+from edgeglm.export.quantize.schemes import Codes, Fp16, Fp32, NpuInt8, Scheme, parse_scheme, with_range
+from edgeglm.export.quantize.storage import encode, parts
+from edgeglm.export.quantize.stream import Chunk, chunks, encode_chunk
+from edgeglm.export.trace.tracer import Traced
+from edgeglm.suggest import nearest_name
+
+POSITION = "position"
+# An NPU's integers are lowered from the plain operators in fp32.
+TRACED: dict[Dialect, Dialect] = {"qdq": "portable"}
+
+
+def prepare_module(
+    choice: Choice,
+    profile: Profile,
+    traced: Mapping[tuple[Dialect, bool], Traced],
+    checkpoint: Checkpoint,
+    calibration: Calibration | None,
+) -> PreparedModule:
+    """A module of one choice, with all but its weights; `traced` are the traces by dialect and half precision.
+
+    Raises:
+        UnsupportedError: Its engine does not take a node of it, or its checkpoint is of another shape.
+        UsageError: The choice names a part that it has not.
+    """
+    if choice.name == "embedding":
+        return _embedding(choice, next(iter(traced.values())).model, checkpoint)
+    found = traced[choice.dialect, choice.half]
+    stack = decoder_stack(found.decoder, found.model.decoder)
+    jobs: list[Job] = []
+    if choice.name == "vision":
+        assert found.vision is not None
+        assert found.model.vision is not None
+        stack = vision_stack(found.vision, found.model.vision)
+    graph = build(stack, TRACED.get(choice.dialect, choice.dialect))
+    if choice.name == "vision":
+        jobs.append(_position_job(graph, found.model, checkpoint, choice))
+    energies, ranges = (calibration.energies, calibration.ranges) if calibration else ({}, {})
+
+    def scheme_of(name: str) -> Scheme:
+        return with_range(parse_scheme(choice.precision_of(stack.segment_of(name))), ranges.get(f"{name}.weight"))
+
+    named: tuple[str, ...] = ()
+    if choice.placement == "npu":  # in one precision, for all of its parts
+        stored = _integers(graph, choice, calibration)
+    else:
+        stored = quantize_graph(graph, choice.dialect, scheme_of)
+        named = tuple(dict.fromkeys(stack.segment_of(each.names[0]) for each in stored if each.columns > 1))
+    _check_parts(choice, named)
+    assert choice.engine is not None
+    fixes: tuple[Offence, ...] = ()
+    if choice.engine != "litert":  # whose files its own converter makes
+        graph, fixes = fit(graph, profile, choice.engine, choice.name)
+    # The proof reads the same rows again in a moment, and then lets the page cache go of them.
+    kept = replace(checkpoint, keep_pages=True)
+    jobs += [Job(each, partial(_tasks, each, kept, choice.dialect, energies.get(each.names[0]))) for each in stored]
+    weights = [job.stored for job in jobs]
+    layout = lay_out(weights)
+    bind(graph, weights, layout, WEIGHTS)
+    return PreparedModule(choice, tuple(jobs), layout, graph, len(serialize(graph)), named, fixes)
+
+
+def _integers(graph: ir.Model, choice: Choice, calibration: Calibration | None) -> tuple[Stored, ...]:
+    """Lower to what an NPU computes, with the ranges of the calibration; without one, for the sizes alone."""
+    scheme = parse_scheme(choice.precision)
+    assert isinstance(scheme, NpuInt8)
+    values = calibration.values.get(scheme.bits, {}) if calibration else {}
+    return lower_to_integers(graph, scheme, values, [POSITION])
+
+
+def is_position(stored: Stored) -> bool:
+    """Whether it is the position embedding, which is computed from the checkpoint's table."""
+    return stored.initializers[0] in (POSITION, f"{POSITION}.weight")
+
+
+def _check_parts(choice: Choice, known: tuple[str, ...]) -> None:
+    """Check that all parts that were named exist. Raises UsageError."""
+    for part, precision in choice.parts:
+        if part not in known:
+            what = f"--precision {choice.name}.{part}={precision}"
+            remedy = nearest_name(part, known) if known else f"write {choice.name}={precision}"
+            raise UsageError(what, f"the {choice.name} has no such part", remedy)
+
+
+def serialize(graph: ir.Model) -> bytes:
+    """The bytes of ``model.onnx``, the same for the same graph."""
+    return bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
+
+
+def _tasks(
+    stored: Stored, source: Checkpoint, dialect: Dialect, energy: NDArray[np.float32] | None
+) -> Iterator[Callable[[], Piece]]:
+    for chunk in chunks(stored, source):
+        encode = partial(encode_chunk, chunk, stored, source, dialect, energy)
+        yield partial(_explained, source, chunk.origin, encode)
+
+
+def _explained(source: Checkpoint, name: str, encode: Callable[[], Piece]) -> Piece:
+    """Encode, and name file and tensor where the weights do not allow it."""
+    try:
+        return encode()
+    except OverflowError as error:
+        remedy = "export it in another precision"
+        raise UnsupportedError(f"{source.find(name).file}: {name}", str(error), remedy) from error
+    except ValueError as error:
+        raise DamagedFileError(f"{source.find(name).file}: {name}", str(error), "download it again") from error
+
+
+def _embedding(choice: Choice, model: Model, checkpoint: Checkpoint) -> PreparedModule:
+    _check_parts(choice, ())
+    decoder, scheme = model.decoder, parse_scheme(choice.precision)
+    parts = embedding_parts(scheme, decoder.vocabulary, decoder.hidden)  # type: ignore[arg-type]
+    names = tuple(part.suffix for part in parts)
+    stored = Stored((decoder.embedding,), decoder.vocabulary, decoder.hidden, scheme, parts, names)
+
+    def encode(chunk: Chunk) -> Piece:
+        raw = checkpoint.read_bytes(chunk.origin, chunk.begin, chunk.end)
+        rows = encode_embedding(scheme, checkpoint.decode(chunk.origin, raw))  # type: ignore[arg-type]
+        return Piece(chunk.start, rows, chunk.origin, raw)
+
+    def tasks() -> Iterator[Callable[[], Piece]]:
+        for chunk in chunks(stored, checkpoint):
+            yield partial(_explained, checkpoint, chunk.origin, partial(encode, chunk))
+
+    job = Job(stored, tasks)
+    return PreparedModule(choice, (job,), lay_out([stored]))
+
+
+def _position_job(graph: ir.Model, model: Model, checkpoint: Checkpoint, choice: Choice) -> Job:
+    """Turn the position embedding, an input of the trace, into a weight for the one grid."""
+    vision = model.vision
+    assert vision is not None
+    value = next(each for each in graph.graph.inputs if each.name == POSITION)
+    assert value.dtype is not None
+    rows, dtype, table = (
+        vision.grid[0] * vision.grid[1],
+        value.dtype,
+        f"{vision.prefix}embeddings.position_embedding.weight",
+    )
+    count, *columns = checkpoint.find(table).shape
+    if columns != [vision.hidden] or round(count**0.5) ** 2 != count:
+        why = f"has shape {[count, *columns]} where config.json makes it a square of positions x {vision.hidden}"
+        raise DamagedFileError(f"{checkpoint.find(table).file}: {table}", why, "download the whole checkpoint again")
+    scheme: Scheme = Fp16() if dtype == ir.DataType.FLOAT16 else Fp32()
+    if isinstance(integers := parse_scheme(choice.precision), NpuInt8):
+        scheme = Codes(integers.bits)
+        stored_parts = parts(scheme, "qdq", rows, vision.hidden)
+        names = tuple(f"{POSITION}.{part.suffix}" for part in stored_parts)
+    else:
+        graph.graph.inputs.remove(value)
+        graph.graph.initializers[POSITION] = value
+        stored_parts, names = (Part("data", dtype, (rows, vision.hidden), 0),), (POSITION,)
+    stored = Stored((table,), rows, vision.hidden, scheme, stored_parts, names)
+
+    def embed() -> Piece:
+        raw = checkpoint.read_bytes(table)
+        embedded = position_embedding(checkpoint.decode(table, raw), vision.grid, vision.merge)
+        if isinstance(scheme, Codes):
+            return Piece(0, encode(scheme, "qdq", embedded), table, raw)
+        check_range(np.abs(embedded), dtype.numpy())
+        return Piece(0, (embedded.astype(dtype.numpy()),), table, raw)
+
+    return Job(stored, lambda: iter([partial(_explained, checkpoint, table, embed)]))

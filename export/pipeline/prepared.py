@@ -1,0 +1,214 @@
+"""What an export is before its weights are read: the request, what was chosen, and what is ready to be written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeglm import manifest
+from edgeglm.devices.profile import Profile
+from edgeglm.export.check import Offence
+from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.demo.samples import Sample
+from edgeglm.export.describe import describe_generation, describe_model
+from edgeglm.export.emit.onnx import Layout
+from edgeglm.export.model import Choice, Dialect, Model, Piece, Stored
+from edgeglm.export.quantize.qdq import Range
+from edgeglm.export.trace.request import TraceRequest
+from edgeglm.export.trace.tracer import Traced, is_cached
+
+LIBRARIES = ("edgeglm", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
+TFLITE_LIBRARIES = ("litert-torch", "litert-converter", "ai-edge-quantizer", "ai-edge-litert")
+Arrays = Mapping[str, NDArray[Any]]
+WEIGHTS = "weights.bin"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for; `name` is what the bundle calls the model."""
+
+    folder: Path
+    name: str
+    profile: Profile
+    precision: str = "auto"
+    context: int | None = None
+    image_size: tuple[int, int] | None = None
+    is_demo: bool = False
+    format: str = "onnx"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a calibration found of the inputs, by the name of the weight they meet: mean squares of channels, ranges.
+
+    ``values`` are ranges of everything that flows through a module for an NPU, by its graph's names: by bits, since
+    8 of them want a narrower one than 16. ``candidates`` are the errors that its precisions were found to have, and
+    ``shown`` what it was given for that, and what the original makes of it.
+    """
+
+    sha256: str
+    energies: Mapping[str, NDArray[np.float32]]
+    ranges: Mapping[str, Range]
+    samples: Sequence[Sample] = ()
+    values: Mapping[int, Mapping[str, Range]] = field(default_factory=dict)
+    candidates: Mapping[str, float] = field(default_factory=dict)
+    shown: Sequence[tuple[Arrays, Arrays]] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stored weight to write: how its chunks are read and encoded."""
+
+    stored: Stored
+    tasks: Callable[[], Iterator[Callable[[], Piece]]]
+
+
+@dataclass(frozen=True)
+class PreparedModule:
+    """A module whose graph is lowered and whose weights have their places; `graph` is None for the embedding rows.
+
+    `parts` are those of a graph that hold matrices, in the order of computation; `fixes` what the engine would have
+    refused.
+    """
+
+    choice: Choice
+    jobs: tuple[Job, ...]
+    layout: Layout
+    graph: ir.Model | None = None
+    graph_bytes: int = 0
+    parts: tuple[str, ...] = ()
+    fixes: tuple[Offence, ...] = ()
+
+    @property
+    def is_tflite(self) -> bool:
+        """Whether a converter writes its files; its graph and the weights' places say only how large they are."""
+        return self.choice.engine == "litert"
+
+    @property
+    def weights_file(self) -> str:
+        """Relative to the bundle."""
+        return f"{self.choice.name}/{WEIGHTS if self.graph else 'rows.bin'}"
+
+    @property
+    def file(self) -> str:
+        """What to open, relative to the bundle."""
+        return f"{self.choice.name}/model.onnx" if self.graph else self.weights_file
+
+    @property
+    def part_precisions(self) -> dict[str, str]:
+        """Of every part."""
+        return {part: self.choice.precision_of(part) for part in self.parts}
+
+    @property
+    def nbytes(self) -> int:
+        """Of all files of the module."""
+        return self.layout.nbytes + self.graph_bytes
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint whose headers were read, and what was chosen for it; nothing is traced yet.
+
+    `requests` are the traces that its modules need, by dialect and whether in half precision; `probe` is the one that
+    the original is computed with.
+    """
+
+    request: Request
+    checkpoint: Checkpoint
+    choices: tuple[Choice, ...]
+    context: int
+    requests: Mapping[tuple[Dialect, bool], TraceRequest]
+    probe: TraceRequest
+    preprocessor: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether the traces are in the cache."""
+        return is_cached([*self.requests.values(), self.probe])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An export that is ready to be written; `probe` are the traces that the original is computed with."""
+
+    opened: Opened
+    model: Model
+    probe: Traced
+    modules: tuple[PreparedModule, ...]
+    sidecars: Mapping[str, bytes]
+    calibration: Calibration | None = None
+
+    @property
+    def request(self) -> Request:
+        """What the user asked for."""
+        return self.opened.request
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Where the weights are read from."""
+        return self.opened.checkpoint
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know."""
+        return (
+            *self.opened.notes,
+            *(f"{module.choice.name}: {fix}" for module in self.modules for fix in module.fixes),
+        )
+
+    @property
+    def bundle_bytes(self) -> int:
+        """Of all files but the manifest and the report, which hold what is measured."""
+        return sum(module.nbytes for module in self.modules) + sum(map(len, self.sidecars.values()))
+
+    def manifest_model(self) -> manifest.Model:
+        """The manifest's description of the model."""
+        config = self.checkpoint.config
+        return describe_model(self.request.name, self.model, config, self.opened.preprocessor, self.opened.context)
+
+    def generation(self) -> manifest.Generation:
+        """The manifest's defaults for generating."""
+        found = self.sidecars.get("tokenizer/generation_config.json", b"{}")
+        return describe_generation(self.checkpoint.config, msgspec.json.decode(found))
+
+    def versions(self) -> dict[str, str]:
+        """Of what made the bundle."""
+        more = TFLITE_LIBRARIES if any(module.is_tflite for module in self.modules) else ()
+        return {name: metadata.version(name) for name in (*LIBRARIES, *more)}
+
+    def options(self) -> dict[str, str | int | float | bool | None]:
+        """As the manifest keeps them."""
+        size = self.request.image_size
+        asked = None if size is None else f"{size[0]}x{size[1]}"
+        more = {} if self.request.format == "onnx" else {"format": self.request.format}
+        return {"precision": self.request.precision, "context": self.opened.context, "image_size": asked, **more}
+
+    def key(self) -> str:
+        """A hash of all that determines the bundle's bytes; weights count by their files' names, sizes and times."""
+        files = {tensor.file for tensor in self.checkpoint.tensors.values()}
+        stats = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+        sidecars = sorted((name, hashlib.sha256(data).hexdigest()) for name, data in self.sidecars.items())
+        said = (
+            self.request.name, repr(self.request.profile), self.options(), self.versions(), self.model, stats, sidecars,
+            sorted(self.checkpoint.config.items()), self.calibration and self.calibration.sha256, _code(),
+        )  # fmt: skip
+        return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+def _code() -> str:
+    """A hash of the exporter itself: a partial bundle of other code is not gone on with."""
+    folder = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for source in sorted(path for path in folder.rglob("*.py") if "demo" not in path.parts):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
