@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("torch")
 
 from edgeglm.errors import BudgetError, UsageError
+from edgeglm.memory import current_rss
 from edgeglm.runtimes.chat import Message, message
 from edgeglm.runtimes.conversation import Conversation
 from edgeglm.runtimes.runner import Answer, Runner
@@ -65,7 +66,7 @@ def test_a_later_picture_is_seen_too(exact: Path) -> None:
 
 
 def test_with_a_budget_the_decoder_makes_room_for_a_later_picture(exact: Path) -> None:
-    with Runner(exact, max_ram=1 << 30) as runner:
+    with Runner(exact, max_ram=current_rss() + (1 << 30)) as runner:
         runner.answer([message("user", "Select OK", SCREEN)])
         other = runner.answer([message("user", "Select OK", OTHER_SCREEN)])
     decoder, vision, again = other.modules
