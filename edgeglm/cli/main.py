@@ -23,6 +23,7 @@ from edgeglm.suggest import nearest_name
 
 # Name and short help of each command; the module edgeglm.cli.<name>, with _ for -, holds it under the name `command`.
 COMMANDS = {
+    "bench": "Measure how fast a bundle answers here, and in how much memory.",
     "build": "Build the TensorRT engines of a bundle, on the device that runs them.",
     "burn-test": "Run a bundle on a device, and compare its answers with this machine's.",
     "devices": "List the device profiles, or show every fact of one with its source.",
