@@ -84,6 +84,7 @@ def edgeglm(folder: str, *, low_rss: bool = False) -> Load:
         from edgeglm.runtimes.generate import PREFILL_CHUNK
         from edgeglm.runtimes.ort import Decoder
         from edgeglm.runtimes.prepack import prepacked
+        from edgeglm.runtimes.window import capacity_for
 
         bundle = load_bundle(Path(folder))
         rows, path = EmbeddingRows(bundle), bundle.folder / "decoder" / "model.onnx"
@@ -103,7 +104,7 @@ def edgeglm(folder: str, *, low_rss: bool = False) -> Load:
         decoder.session.run_with_iobinding = timed_compute
 
         def feed(tokens: Sequence[int], at: int) -> object:
-            decoder.reserve(max(at + len(tokens), decoder.capacity))
+            decoder.reserve(capacity_for(at + len(tokens), bundle.manifest.model.max_positions))
             decoder.truncate(at)
             positions = np.arange(at, at + len(tokens))[None, None]
             hidden = rows.gather(tokens)[None]

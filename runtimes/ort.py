@@ -59,6 +59,10 @@ class Decoder:
         self.shared = "seqlens_k" in self.types
         rows = capacity if self.shared else 0
         self.state = {name: self._value(np.zeros(self._sizes(name, rows), self.types[name])) for name in self.shapes}
+        logits = self.session.get_outputs()[0]
+        self.logits = self._value(np.zeros(logits.shape, DTYPES[logits.type]))
+        self.binding = self.session.io_binding()
+        self._bind_state()
 
     @property
     def state_bytes(self) -> int:
@@ -71,22 +75,15 @@ class Decoder:
         """Logits (vocabulary) of the last token."""
         count = hidden.shape[1]
         total = self.length + count
-        binding = self.session.io_binding()
         for name, array in self._inputs(hidden, position_ids, total).items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        binding.bind_output("logits")
-        for name, value in self.state.items():
-            binding.bind_ortvalue_input(name, value)
-            if self.shared:
-                binding.bind_ortvalue_output(_present(name), value)
-            else:
-                binding.bind_output(_present(name))
-        self.session.run_with_iobinding(binding)
-        logits, *present = binding.get_outputs()  # in the order of being bound
+            self.binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        self.session.run_with_iobinding(self.binding)
         if not self.shared:
+            present = self.binding.get_outputs()[1:]  # in the order of being bound
             self.state = dict(zip(self.state, present, strict=True))
+            self._bind_state()
         self.length = total
-        last: NDArray[np.float32] = logits.numpy().astype(np.float32).reshape(-1)
+        last: NDArray[np.float32] = self.logits.numpy().astype(np.float32).reshape(-1)
         return last
 
     def reserve(self, capacity: int) -> None:
@@ -98,18 +95,32 @@ class Decoder:
             grown = np.zeros(self._sizes(name, capacity), self.types[name])
             grown[:, :, : self.length] = self.state[name].numpy()[:, :, : self.length]
             self.state[name] = self._value(grown)
+        self._bind_state()
 
     def truncate(self, length: int) -> None:
         """Forget all tokens but the first `length`; a shared buffer is simply filled again from there."""
         if not self.shared and length < self.length:
             for name, value in self.state.items():
                 self.state[name] = self._value(value.numpy()[:, :, :length].copy())
+            self._bind_state()
         self.length = min(length, self.length)
 
     def close(self) -> None:
         """Drop the session and the state."""
         self.state.clear()
-        del self.session
+        del self.binding, self.session
+
+    def _bind_state(self) -> None:
+        """What the engine reads and writes at each step: bound anew only when it is new, for there are two a layer."""
+        self.binding.clear_binding_inputs()
+        self.binding.clear_binding_outputs()
+        self.binding.bind_ortvalue_output("logits", self.logits)
+        for name, value in self.state.items():
+            self.binding.bind_ortvalue_input(name, value)
+            if self.shared:
+                self.binding.bind_ortvalue_output(_present(name), value)
+            else:
+                self.binding.bind_output(_present(name))
 
     def _inputs(
         self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64], total: int
@@ -123,7 +134,11 @@ class Decoder:
         }
         if "mask" in self.types:
             everything["mask"] = causal_mask(count, total)
-        return {name: everything[name].astype(dtype) for name, dtype in self.types.items() if name not in self.state}
+        return {
+            name: everything[name].astype(dtype, copy=False)
+            for name, dtype in self.types.items()
+            if name not in self.state
+        }
 
     def _sizes(self, name: str, rows: int) -> list[int]:
         return [size if isinstance(size, int) else rows for size in self.shapes[name]]

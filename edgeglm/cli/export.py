@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from edgeglm.cli.budget import max_ram_option, parse_budget
 from edgeglm.cli.checkpoint_options import checkpoint_options, to_request
 from edgeglm.cli.gate import Gate, brief, describe_ladder, ladder_table, nothing_passed, open_gate
 from edgeglm.cli.graph import export_file, graph_request
@@ -26,12 +27,9 @@ from edgeglm.export.pipeline.ladder import Ladder, Means, workplace
 from edgeglm.export.pipeline.npu import calibrate_npu, npu_choice, npu_samples, with_precision
 from edgeglm.export.pipeline.prepare import STATIC, open_export, prepare
 from edgeglm.export.pipeline.prepared import Calibration, Opened, Request
-from edgeglm.machine import read_machine
 from edgeglm.manifest import Manifest, Metric, Rung
 from edgeglm.memory import MemorySampler
-from edgeglm.units import format_size, parse_size
-
-SHARE = 0.6  # of the memory that is available, where no budget is given
+from edgeglm.units import format_size
 
 
 @click.command("export")
@@ -44,9 +42,7 @@ SHARE = 0.6  # of the memory that is available, where no budget is given
     metavar="LIST",
     help="onnx or tflite, or by module: vision=tflite (default: onnx).",
 )
-@click.option(
-    "--max-ram", metavar="SIZE", help="Budget of all processes, such as 2GiB (default: 60% of what is available)."
-)
+@max_ram_option
 @click.option(
     "--accuracy-drop", metavar="PCT", help="Measure, and go on to milder precisions until no metric drops by more."
 )
@@ -78,7 +74,7 @@ def command(
     own is an .onnx file.
     """
     start = time.monotonic()
-    budget = parse_size(max_ram) if max_ram else int(SHARE * read_machine().memory_available_bytes)
+    budget = parse_budget(max_ram)
     if model is not None and is_graph(model):
         unusable = {"--context": context, "--image-size": image_size, "--accuracy-drop": accuracy_drop}
         export_file(graph_request(model, target, precision, calibration), out, budget, unusable, as_json=as_json)
@@ -87,14 +83,14 @@ def command(
     folder = out or Path(f"{request.name.rpartition('/')[2]}-{request.profile.name}")
     check_target(folder)
     samples = read_calibration(calibration, request.folder) if calibration else []
-    gate = open_gate(request, accuracy_drop, calibration, samples) if accuracy_drop else None
+    gate = open_gate(request, accuracy_drop, calibration, samples, budget) if accuracy_drop else None
     opened = open_export(request)
     needed = samples_bytes(opened, samples or (gate.samples if gate else []))
 
     def check(opened: Opened) -> int:
         return check_budget(opened, budget, needed)
 
-    expected = max(check(opened), gate.check_budget(opened.checkpoint, budget) if gate else 0)
+    expected = max(check(opened), gate.check_budget(opened) if gate else 0)
     ladder = None
     with MemorySampler() as memory, Display(memory, budget, start) as display, ExitStack() as leave:
         display.say(f"tracing {request.name} for {request.profile.name}")

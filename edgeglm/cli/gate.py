@@ -8,18 +8,17 @@ from pathlib import Path
 
 import msgspec
 
-from edgeglm.errors import AccuracyError, BudgetError, UsageError
-from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.cli.budget import check_peak
+from edgeglm.errors import AccuracyError, UsageError
 from edgeglm.export.choices import parse_precisions
 from edgeglm.export.demo.samples import DATA, read_samples
+from edgeglm.export.pipeline.forecast import loaded_bytes
 from edgeglm.export.pipeline.ladder import SENSITIVITY_SAMPLES, Ladder, worst
 from edgeglm.export.pipeline.measure import Validation
-from edgeglm.export.pipeline.prepared import Request
+from edgeglm.export.pipeline.prepared import Opened, Request
 from edgeglm.export.pipeline.probes import Example
 from edgeglm.manifest import Metric, Rung
-from edgeglm.units import format_size, parse_percent
-
-MIB = 1 << 20
+from edgeglm.units import parse_percent
 
 
 @dataclass(frozen=True)
@@ -30,17 +29,17 @@ class Gate:
     validation: Validation
     samples: Sequence[Example]
 
-    def check_budget(self, checkpoint: Checkpoint, budget: int) -> int:
-        """The peak of measuring, if it is within the budget of ``--max-ram``. Raises BudgetError."""
-        peak = self.validation.peak(checkpoint)
-        if peak > budget:
-            why = f"{format_size(budget)} is too little to measure {self.name}"
-            remedy = f"it takes at least {-(-peak // MIB)}MiB; or leave --accuracy-drop out, and validate elsewhere"
-            raise BudgetError("--max-ram", why, remedy)
+    def check_budget(self, opened: Opened) -> int:
+        """The peak of measuring the first bundle, if it is within the budget of ``--max-ram``. Raises BudgetError."""
+        peak = self.validation.peak(opened.checkpoint, loaded_bytes(opened))
+        or_without = "; or leave --accuracy-drop out, and validate elsewhere"
+        check_peak(peak, self.validation.budget, f"measure {self.name}", or_without)
         return peak
 
 
-def open_gate(request: Request, accuracy_drop: str, calibration: Path | None, samples: Sequence[Example]) -> Gate:
+def open_gate(
+    request: Request, accuracy_drop: str, calibration: Path | None, samples: Sequence[Example], budget: int
+) -> Gate:
     """What ``--accuracy-drop`` asks for; `samples` are those of `calibration`. Raises UsageError without data."""
     allowed = parse_percent(accuracy_drop)
     if not request.is_demo and calibration is None:
@@ -48,8 +47,8 @@ def open_gate(request: Request, accuracy_drop: str, calibration: Path | None, sa
         raise UsageError("--accuracy-drop", why, "give samples with targets, or a text, by --calibration FILE")
     samples = samples or list(read_samples(DATA / "calibration.jsonl", SENSITIVITY_SAMPLES))
     if request.is_demo:
-        return Gate(request.name, Validation(allowed), samples)
-    return Gate(request.name, Validation(allowed, calibration, request.folder), samples)
+        return Gate(request.name, Validation(allowed, budget), samples)
+    return Gate(request.name, Validation(allowed, budget, calibration, request.folder), samples)
 
 
 def nothing_passed(folder: Path, ladder: Ladder) -> AccuracyError:

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from edgeglm.cli.budget import max_ram_option, parse_budget
 from edgeglm.cli.matrix_cells import DEMO, cells_of, export_formats, has_format_option, items, read_environment
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.cli.progress import Display
@@ -22,11 +23,9 @@ from edgeglm.export.matrix.measure import Measurement, Plan
 from edgeglm.export.matrix.outcome import Outcome, read_outcomes, replace_file, write_outcomes
 from edgeglm.export.matrix.page import page, stage_text
 from edgeglm.export.pipeline.forecast import LADDER
-from edgeglm.machine import read_machine
 from edgeglm.memory import MemorySampler
-from edgeglm.units import format_size, parse_size
+from edgeglm.units import format_size
 
-SHARE = 0.6  # of the memory that is available, where no budget is given
 # The profile's, and what `edgeglm plan` compares it with.
 PRECISIONS = ("auto", "fp32", *LADDER)
 SAMPLES = 256
@@ -41,9 +40,7 @@ SAMPLES = 256
 @click.option(
     "--limit", type=click.IntRange(min=1), default=SAMPLES, show_default=True, metavar="N", help="Samples a cell."
 )
-@click.option(
-    "--max-ram", metavar="SIZE", help="Budget of all processes, such as 2GiB (default: 60% of what is available)."
-)
+@max_ram_option
 @click.option(
     "-o",
     "--output",
@@ -69,7 +66,7 @@ def command(
 
     Items of a LIST are parted by commas. What was tried before is not tried again, unless versions or inputs changed.
     """
-    budget = parse_size(max_ram) if max_ram else int(SHARE * read_machine().memory_available_bytes)
+    budget = parse_budget(max_ram)
     cells = cells_of(
         items(models) or [DEMO],
         items(targets) or profile_names(),

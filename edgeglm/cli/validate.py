@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from edgeglm.bundle import Bundle, load_bundle, verify_bundle
+from edgeglm.cli.budget import check_peak, max_ram_option, parse_budget
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.errors import AccuracyError, UnsupportedError, UsageError
 from edgeglm.export.checkpoint.reader import Checkpoint
@@ -16,7 +17,8 @@ from edgeglm.export.locate import DEMO, DEMO_NAME, locate
 from edgeglm.export.metric import Metric
 from edgeglm.export.pipeline.measured import Found, OnScreens, OnText, write_report
 from edgeglm.export.validation.agent import compare_agents
-from edgeglm.export.validation.answers import artifact_answers, reference_answers, where_run
+from edgeglm.export.validation.answers import artifact_answers, as_text, drafter, reference_answers, where_run
+from edgeglm.export.validation.memory import BASE_BYTES, streamed_bytes
 from edgeglm.export.validation.text import artifact_scores, compare_texts, reference_scores
 from edgeglm.export.validation.windows import read_windows
 from edgeglm.manifest import Manifest
@@ -38,6 +40,7 @@ HEADINGS = ("METRIC", "SAMPLES", "REFERENCE", "ARTIFACT", "DROP", "95% OF IT", "
 )
 @click.option("--reference", metavar="MODEL", help="The original; of a demo bundle, the demo.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N samples, or windows of text.")
+@max_ram_option
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write what was found as an HTML page.")
 @json_option
 def command(
@@ -46,18 +49,25 @@ def command(
     data: Path | None,
     reference: str | None,
     limit: int | None,
+    max_ram: str | None,
     report: Path | None,
     as_json: bool,
 ) -> None:
     """Compare a bundle with the original on its task, and fail where it lost too much."""
     allowed = parse_percent(accuracy_drop)
+    budget = parse_budget(max_ram)
     if report and not report.absolute().parent.is_dir():
         raise UsageError(report, "its folder is not there", "make it, or give another file")
     opened = load_bundle(bundle)
     verify_bundle(opened)
     original, file = _original(opened.manifest, reference), _data(opened.manifest, data)
-    compare = _on_screens if file.suffix == SAMPLES else _on_text
-    found = compare(opened, original, file, limit, allowed)
+    loaded = min(opened.manifest.predicted.device_peak_rss_bytes.values())
+    peak = max(streamed_bytes(original), BASE_BYTES + loaded)
+    check_peak(peak, budget, f"compare {opened.manifest.model.name} with its original")
+    if file.suffix == SAMPLES:
+        found = _on_screens(opened, original, file, limit, allowed, budget)
+    else:
+        found = _on_text(opened, original, file, limit, allowed)
     metrics = found.metrics
     ran = found.ran if isinstance(found, OnScreens) else {}
     if as_json:
@@ -73,14 +83,17 @@ def command(
             raise AccuracyError(bundle, _why(metric), _remedy(metric))
 
 
-def _on_screens(bundle: Bundle, original: Checkpoint, file: Path, limit: int | None, allowed: float) -> Found:
+def _on_screens(
+    bundle: Bundle, original: Checkpoint, file: Path, limit: int | None, allowed: float, budget: int
+) -> Found:
     if bundle.manifest.model.vision is None:
         raise UnsupportedError(bundle.manifest.model.name, "sees no pictures", "validate it on a text: --data FILE.txt")
     samples = list(read_samples(file, limit))
-    with progress_line("the original answers") as show:
-        theirs = reference_answers(original.folder, original.parameters, samples, show)
     with progress_line("the bundle answers") as show:
-        ours = artifact_answers(bundle, samples, show)
+        answers = artifact_answers(bundle, samples, show=show)
+    with progress_line("the original answers") as show:
+        theirs = reference_answers(original, samples, budget, drafter(bundle, answers), show)
+    ours = as_text(bundle, answers)
     metrics = compare_agents([sample.expected for sample in samples], theirs, ours, allowed)
     return OnScreens(metrics, samples, theirs, ours, where_run(bundle, len(samples)))
 

@@ -17,26 +17,16 @@ MAX_NEW_TOKENS = 96
 Chat = Sequence[dict[str, Any]]  # messages as the chat template knows them, with one picture among them
 
 
-class Agent:
-    """A GLM-4.1V checkpoint with its tokenizer and image processor."""
+class Prompts:
+    """What prepares a GLM-4.1V checkpoint's inputs: its tokenizer and image processor."""
 
-    def __init__(
-        self,
-        model: Glm4vForConditionalGeneration,
-        tokenizer: PreTrainedTokenizerFast,
-        processor: Glm4vImageProcessorPil,
-    ) -> None:
-        self.model, self.tokenizer, self.processor = model, tokenizer, processor
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, processor: Glm4vImageProcessorPil) -> None:
+        self.tokenizer, self.processor = tokenizer, processor
 
     @classmethod
-    def load(cls, folder: Path) -> Agent:
-        """From a Hugging Face checkpoint directory, computing in fp32."""
-        disable_progress_bar()
-        return cls(
-            Glm4vForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval(),
-            PreTrainedTokenizerFast.from_pretrained(folder),
-            Glm4vImageProcessorPil.from_pretrained(folder),
-        )
+    def load(cls, folder: Path) -> Prompts:
+        """From a Hugging Face checkpoint directory."""
+        return cls(PreTrainedTokenizerFast.from_pretrained(folder), Glm4vImageProcessorPil.from_pretrained(folder))
 
     def encode(self, images: Sequence[Image.Image], chats: Sequence[Chat]) -> BatchFeature:
         """Model inputs for one screenshot and one chat each, padded on the left."""
@@ -53,13 +43,34 @@ class Agent:
     def _render(self, chat: Chat) -> str:
         return str(self.tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True))
 
+
+class Agent(Prompts):
+    """The whole checkpoint, which answers them."""
+
+    def __init__(
+        self,
+        model: Glm4vForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerFast,
+        processor: Glm4vImageProcessorPil,
+    ) -> None:
+        super().__init__(tokenizer, processor)
+        self.model = model
+
+    @classmethod
+    def load(cls, folder: Path) -> Agent:
+        """From a Hugging Face checkpoint directory, computing in fp32."""
+        disable_progress_bar()
+        prompts = Prompts.load(folder)
+        model = Glm4vForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        return cls(model, prompts.tokenizer, prompts.processor)
+
     @torch.inference_mode()
     def answer(self, images: Sequence[Image.Image], chats: Sequence[Chat], batch_size: int = 32) -> Iterator[str]:
-        """Greedy answers, one a screenshot."""
+        """Greedy answers, one a screenshot, whatever the checkpoint's own way of generating."""
         for start in range(0, len(chats), batch_size):
             some = slice(start, start + batch_size)
             inputs = self.encode(images[some], chats[some]).to(self.model.device)
             output = self.model.generate(  # type: ignore[misc]
-                **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False
+                **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, repetition_penalty=1.0
             )
             yield from self.tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

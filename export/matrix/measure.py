@@ -116,8 +116,9 @@ class Measurement:
         data = ["--data", self.plan.data, "--reference", cell.argument] if cell.argument and self.plan.data else []
         if cell.argument and not data:
             return None
+        limits = ["--limit", self.plan.limit, "--max-ram", self.plan.budget]
         with self._validating:
-            return self._command(folder, "validate", folder, "--limit", self.plan.limit, *data)
+            return self._command(folder, "validate", folder, *limits, *data)
 
     def _command(self, folder: Path, *arguments: object) -> Done:
         """Run a command whose failure does not say where the bundle lay for a moment."""

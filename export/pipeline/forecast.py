@@ -70,6 +70,11 @@ def export_peak(opened: Opened, *, workers: int, traced: bool) -> int:
     return max(plan.export_peak(sizes, workers, ENGINE_BYTES, traced=traced), conversion_peak(opened))
 
 
+def loaded_bytes(opened: Opened) -> int:
+    """What a session of the largest module keeps in memory, from the headers alone."""
+    return max(_from_headers(opened, choice).loaded for choice in opened.choices if choice.engine)
+
+
 def check_budget(opened: Opened, budget: int, samples_bytes: int = 0) -> int:
     """The export's peak, with what samples take in it, if it is within the budget of ``--max-ram``.
 

@@ -11,17 +11,16 @@ import msgspec
 
 from edgeglm.errors import AccuracyError, EdgeglmError
 from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.validation.memory import BASE_BYTES, streamed_bytes, whole_bytes
 from edgeglm.manifest import Metric
-
-# Of all processes while a bundle is measured but for the original: torch, transformers, an engine, a batch of screens.
-BASE_BYTES = 900 << 20
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What `edgeglm validate` is told: the allowed drop, and what stands for a demo bundle's own data and original."""
+    """What `edgeglm validate` is told; `data` and `reference` are given for all but the demo."""
 
     accuracy_drop: float
+    budget: int
     data: Path | None = None
     reference: Path | None = None
     limit: int | None = None
@@ -38,17 +37,16 @@ class Validation:
             raise _failure(done.returncode, done.stderr)
         return msgspec.json.decode(done.stdout, type=_Result).metrics
 
-    def peak(self, checkpoint: Checkpoint) -> int:
-        """Predicted bytes of all processes: answers to screens take the original whole, a text a layer at a time."""
-        held = checkpoint.parameters
-        if self.data and self.data.suffix != ".jsonl":
-            layers = checkpoint.config.get("num_hidden_layers")
-            held //= layers if isinstance(layers, int) and layers else 1
-        return BASE_BYTES + 4 * held
+    def peak(self, original: Checkpoint, loaded: int) -> int:
+        """Predicted bytes of all processes, where a session of the bundle takes `loaded`."""
+        whole = whole_bytes(original)
+        is_streamed = whole > self.budget or (self.data is not None and self.data.suffix != ".jsonl")
+        return max(streamed_bytes(original) if is_streamed else whole, BASE_BYTES + loaded)
 
     def _options(self) -> list[str]:
         given = {
             "--accuracy-drop": f"{self.accuracy_drop:.18f}",
+            "--max-ram": self.budget,
             "--data": self.data,
             "--reference": self.reference,
             "--limit": self.limit,

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from edgeglm.bundle import Bundle
 from edgeglm.errors import BudgetError
+from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.demo.agent import MAX_NEW_TOKENS, Agent
 from edgeglm.export.demo.samples import Sample
 from edgeglm.export.validation.cache import cached, checkpoint_key
-from edgeglm.machine import read_machine
+from edgeglm.export.validation.memory import whole_bytes
+from edgeglm.export.validation.streamed import Drafter, streamed_answers
 from edgeglm.manifest import Module, Vision
 from edgeglm.runtimes import ort
 from edgeglm.runtimes.chat import Chat
@@ -29,7 +31,6 @@ from edgeglm.runtimes.sampling import Sampler, Sampling
 from edgeglm.runtimes.session import EncoderSession
 from edgeglm.runtimes.sessions import engine_of, open_decoder, open_encoder
 from edgeglm.runtimes.window import capacity_for
-from edgeglm.units import format_size
 
 # Features of the pictures that wait for the decoder; then the vision module is loaded again.
 FEATURE_BYTES = 256 << 20
@@ -42,8 +43,16 @@ Show = Callable[[float], object]  # told which share is done
 BATCH, PARAMETERS = 32, 8_000_000
 
 
-def artifact_answers(bundle: Bundle, samples: Sequence[Sample], show: Show = lambda _: None) -> list[str]:
-    """What the bundle answers: as on a device, the decoder comes when the vision module is gone.
+def artifact_answers(
+    bundle: Bundle,
+    samples: Sequence[Sample],
+    begun: Sequence[Sequence[int]] | None = None,
+    show: Show = lambda _: None,
+) -> list[list[int]]:
+    """What the bundle answers, as tokens: as on a device, the decoder comes when the vision module is gone.
+
+    `begun` are tokens that the answers begin with, none unless given. The last token of an answer ends it, unless
+    it is as long as can be.
 
     Raises:
         BudgetError: A prompt with its answer is longer than the bundle's context.
@@ -52,13 +61,24 @@ def artifact_answers(bundle: Bundle, samples: Sequence[Sample], show: Show = lam
     assert vision is not None
     picture = 4 * model.hidden_size * vision.grid[0] * vision.grid[1] // vision.merge_size**2
     group = max(1, FEATURE_BYTES // picture)
-    answers: list[str] = []
+    answers: list[list[int]] = []
     for start in range(0, len(samples), group):
-        some = samples[start : start + group]
-        for answer in _decode(bundle, vision, some, _features(bundle, vision, some, len(samples))):
+        some, first = samples[start : start + group], (begun or [()] * len(samples))[start : start + group]
+        for answer in _decode(bundle, vision, some, _features(bundle, vision, some, len(samples)), first):
             answers.append(answer)
             show(len(answers) / len(samples))
     return answers
+
+
+def as_text(bundle: Bundle, answers: Sequence[Sequence[int]]) -> list[str]:
+    """Answers as the runner prints them."""
+    chat, ends = Chat(bundle.folder / "tokenizer", bundle.manifest.model.vision), _ends(bundle)
+    streams = [chat.stream() for _ in answers]
+    for stream, answer in zip(streams, answers, strict=True):
+        for token in answer:
+            if token not in ends:
+                stream.add(token)
+    return [stream.text for stream in streams]
 
 
 def where_run(bundle: Bundle, samples: int) -> dict[str, str]:
@@ -95,8 +115,12 @@ def _features(bundle: Bundle, vision: Vision, samples: Sequence[Sample], total: 
 
 
 def _decode(
-    bundle: Bundle, vision: Vision, samples: Sequence[Sample], pictures: Sequence[NDArray[Any]]
-) -> Iterator[str]:
+    bundle: Bundle,
+    vision: Vision,
+    samples: Sequence[Sample],
+    pictures: Sequence[NDArray[Any]],
+    begun: Sequence[Sequence[int]],
+) -> Iterator[list[int]]:
     model, rows, chat = bundle.manifest.model, EmbeddingRows(bundle), Chat(bundle.folder / "tokenizer", vision)
     prompts = [chat.encode(sample.messages) for sample in samples]
     longest = max(map(len, prompts)) + MAX_NEW_TOKENS
@@ -106,43 +130,52 @@ def _decode(
     capacity = capacity_for(longest, model.max_positions)
     decoder = open_decoder(bundle, _module(bundle, "decoder"), _threads(), capacity)
     grid = (vision.grid[0] // vision.merge_size, vision.grid[1] // vision.merge_size)
-    ends = set(bundle.manifest.generation.eos_token_ids)
-    for tokens, features in zip(prompts, pictures, strict=True):
+    ends = _ends(bundle)
+    for prompt, features, first in zip(prompts, pictures, begun, strict=True):
+        tokens, left = [*prompt, *first], MAX_NEW_TOKENS - len(first)
         is_image = np.array(tokens) == vision.image_token_id
+        is_image[len(prompt) :] = False
         hidden = rows.gather(tokens)
         hidden[is_image] = features
         positions = prompt_positions(is_image.tolist(), grid if model.rope.mrope_sections else None)
-        stream = chat.stream()
         decoder.truncate(0)
-        for token in generate(decoder, rows, tokens, hidden, positions, Sampler(Sampling()), ends, MAX_NEW_TOKENS):
-            if token not in ends:
-                stream.add(token)
-        yield stream.text
+        yield [*first, *generate(decoder, rows, tokens, hidden, positions, Sampler(Sampling()), ends, left)]
     decoder.close()
 
 
-def reference_answers(
-    checkpoint: Path, parameters: int, samples: Sequence[Sample], show: Show = lambda _: None
-) -> list[str]:
-    """What the original answers in transformers, in fp32; kept in the cache by checkpoint and samples.
+def _ends(bundle: Bundle) -> set[int]:
+    return set(bundle.manifest.generation.eos_token_ids)
 
-    Raises:
-        BudgetError: So many parameters are more than the memory that is available.
+
+def drafter(bundle: Bundle, answers: Sequence[Sequence[int]]) -> Drafter:
+    """The bundle, whose `answers` to all samples are known."""
+
+    def draft(samples: Sequence[Sample], begun: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        return artifact_answers(bundle, samples, begun) if any(begun) else answers
+
+    return Drafter(_ends(bundle), draft)
+
+
+def reference_answers(
+    original: Checkpoint, samples: Sequence[Sample], budget: int, drafter: Drafter, show: Show = lambda _: None
+) -> list[str]:
+    """What the original answers in fp32; kept in the cache by checkpoint and samples.
+
+    transformers generates it. Where the whole original takes more than the budget, it is streamed, and `drafter` drafts
+    what it is asked: see `edgeglm.export.validation.streamed`.
     """
 
     def compute() -> list[str]:
-        needed, available = 4 * parameters, read_machine().memory_available_bytes
-        if needed > available:
-            sizes = f"{format_size(needed)}, and {format_size(available)} are available"
-            remedy = "take a machine with more memory, or validate on a text, for which it is streamed: --data FILE.txt"
-            raise BudgetError(checkpoint, f"its answers take it whole in fp32, {sizes}", remedy)
-        agent, answers = Agent.load(checkpoint), list[str]()
-        for some in _batches(samples, max(1, BATCH * PARAMETERS // max(parameters, PARAMETERS))):
+        if whole_bytes(original) > budget:
+            return streamed_answers(original.folder, original, samples, drafter, show)
+        agent, answers = Agent.load(original.folder), list[str]()
+        size = max(1, BATCH * PARAMETERS // max(original.parameters, PARAMETERS))
+        for some in _batches(samples, size):
             answers += _answer(agent, some)
             show(len(answers) / len(samples))
         return answers
 
-    return cached(_key(checkpoint, samples), list[str], compute)
+    return cached(_key(original.folder, samples), list[str], compute)
 
 
 def _answer(agent: Agent, samples: Sequence[Sample]) -> Iterator[str]:

@@ -73,46 +73,47 @@ class StreamedDecoder:
         length = sequences.shape[1] - 1
         batch = max(1, BATCH_BYTES // (4 * length * self.decoder.hidden))
         batches = [sequences[start : start + batch] for start in range(0, len(sequences), batch)]
-        scores = [self._score(self.hidden(some[:, :-1])[:, -count:], some[:, -count:]) for some in batches]
+        scores = [self.judge(self.hidden(some[:, :-1])[:, -count:], some[:, -count:]) for some in batches]
         log_probabilities, top = zip(*scores, strict=True)
         return np.concatenate(log_probabilities), np.concatenate(top)
 
     @torch.inference_mode()
     def hidden(self, tokens: NDArray[np.int64]) -> Tensor:
         """The last hidden states (n, length, hidden) of token ids (n, length), after the last norm."""
-        hidden = self._embed(tokens)
+        hidden = torch.stack([self.embed(sequence) for sequence in tokens])
         where = prompt_positions([False] * tokens.shape[1], (1, 1) if self.decoder.mrope_section else None)
-        positions = torch.from_numpy(where)
-        angles = self.rotary(hidden, positions if self.decoder.mrope_section else positions[0])
+        self.run([hidden[index : index + 1] for index in range(len(hidden))], [where] * len(hidden))
+        return hidden
+
+    def embed(self, tokens: NDArray[np.int64]) -> Tensor:
+        """Embeddings (length, hidden) of token ids (length)."""
+        known, places = np.unique(tokens, return_inverse=True)
+        rows = [self.source.rows(self.decoder.embedding, token, token + 1) for token in known.tolist()]
+        return torch.from_numpy(np.concatenate(rows)[places])
+
+    @torch.inference_mode()
+    def run(self, hidden: Sequence[Tensor], positions: Sequence[NDArray[np.int64]]) -> None:
+        """Replace the embeddings of each sequence, (1, length, hidden), by the last hidden states, after the last norm.
+
+        `positions` are as `edgeglm.runtimes.positions.prompt_positions` gives them; what several share is one array.
+        """
+        angles = {id(where): self._angles(states, where) for states, where in zip(hidden, positions, strict=True)}
         for layer in range(self.decoder.layers):
-            self._fill(self.block, self.decoder.blocks.format(layer=layer))
-            for index in range(len(hidden)):
-                some = hidden[index : index + 1]
-                hidden[index : index + 1] = self.block(some, attention_mask=None, position_embeddings=angles)
-        self._fill(self.norm, self.decoder.norm.removesuffix("weight"))
-        for index in range(len(hidden)):
-            hidden[index] = self.norm(hidden[index])
-        return hidden
+            fill(self.source, self.block, self.decoder.blocks.format(layer=layer))
+            for states, where in zip(hidden, positions, strict=True):
+                states.copy_(self.block(states, attention_mask=None, position_embeddings=angles[id(where)]))
+        fill(self.source, self.norm, self.decoder.norm.removesuffix("weight"))
+        for states in hidden:
+            states.copy_(self.norm(states))
 
-    def _embed(self, tokens: NDArray[np.int64]) -> Tensor:
-        hidden = torch.empty(*tokens.shape, self.decoder.hidden)
-        for index, sequence in enumerate(tokens):
-            known, places = np.unique(sequence, return_inverse=True)
-            rows = [self.source.rows(self.decoder.embedding, token, token + 1) for token in known.tolist()]
-            hidden[index] = torch.from_numpy(np.concatenate(rows)[places])
-        return hidden
+    def _angles(self, hidden: Tensor, where: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        positions = torch.from_numpy(where)
+        cosines, sines = self.rotary(hidden, positions if self.decoder.mrope_section else positions[0])
+        return cosines, sines
 
-    def _fill(self, module: nn.Module, prefix: str) -> None:
-        for name, parameter in module.named_parameters():
-            stored = self.source.find(prefix + name)
-            if stored.shape != tuple(parameter.shape):
-                why = f"has the shape {list(stored.shape)}, and the model needs {list(parameter.shape)}"
-                raise DamagedFileError(f"{stored.file}: {prefix}{name}", why, "download the checkpoint again")
-            for start, stop in _chunks(len(parameter), 4 * math.prod(parameter.shape[1:])):
-                parameter[start:stop] = torch.from_numpy(self.source.rows(prefix + name, start, stop))
-
-    def _score(self, hidden: Tensor, targets: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Log-probabilities of `targets` (n, count) and the likeliest tokens, from hidden states (n, count, hidden)."""
+    @torch.inference_mode()
+    def judge(self, hidden: Tensor, targets: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Log-probabilities of `targets` (…) and the likeliest tokens, from hidden states (…, hidden)."""
         rows, wanted = hidden.reshape(-1, self.decoder.hidden), torch.from_numpy(targets.reshape(-1))
         total = torch.full((len(rows),), -torch.inf, dtype=torch.float64)
         best, top = torch.full((len(rows),), -torch.inf), torch.zeros(len(rows), dtype=torch.int64)
@@ -127,6 +128,21 @@ class StreamedDecoder:
             right[inside] = logits[inside, wanted[inside] - start]
         shape = targets.shape
         return (right.double() - total).numpy().reshape(shape), top.numpy().reshape(shape)
+
+
+def fill(source: Rows, module: nn.Module, prefix: str) -> None:
+    """Overwrite a module's weights by those of the checkpoint whose names have the prefix before the module's own.
+
+    Raises:
+        DamagedFileError: One of them has another shape.
+    """
+    for name, parameter in module.named_parameters():
+        stored = source.find(prefix + name)
+        if stored.shape != tuple(parameter.shape):
+            why = f"has the shape {list(stored.shape)}, and the model needs {list(parameter.shape)}"
+            raise DamagedFileError(f"{stored.file}: {prefix}{name}", why, "download the checkpoint again")
+        for start, stop in _chunks(len(parameter), 4 * math.prod(parameter.shape[1:])):
+            parameter[start:stop] = torch.from_numpy(source.rows(prefix + name, start, stop))
 
 
 def _chunks(count: int, row_bytes: int) -> Sequence[tuple[int, int]]:

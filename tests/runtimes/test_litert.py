@@ -22,7 +22,7 @@ need_tflite()
 from edgeglm.bundle import load_bundle
 from edgeglm.errors import BudgetError, UnsupportedError
 from edgeglm.export.demo.samples import DATA, read_samples
-from edgeglm.export.validation.answers import artifact_answers
+from edgeglm.export.validation.answers import artifact_answers, as_text
 from edgeglm.runtimes import litert, ort
 from edgeglm.runtimes.litert_weights import packed_weights
 from edgeglm.runtimes.session import DecoderSession
@@ -76,7 +76,8 @@ def test_validation_runs_the_same_sessions(exact_tflite: Path) -> None:
     samples = list(read_samples(DATA / "evaluation.jsonl", 2))
     screens = [DATA / "evaluation" / f"{index:04d}.webp" for index in range(len(samples))]
     want = [ask(exact_tflite, sample.prompt, screen).text for sample, screen in zip(samples, screens, strict=True)]
-    assert artifact_answers(load_bundle(exact_tflite), samples) == want
+    bundle = load_bundle(exact_tflite)
+    assert as_text(bundle, artifact_answers(bundle, samples)) == want
 
 
 def test_int8_is_the_nearer_of_both_ways(exact_tflite: Path) -> None:

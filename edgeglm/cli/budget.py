@@ -1,0 +1,35 @@
+"""``--max-ram``: what all processes of a command may take together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from edgeglm.errors import BudgetError
+from edgeglm.machine import read_machine
+from edgeglm.units import format_size, parse_size
+
+SHARE = 0.6  # of the memory that is available, where no budget is given
+MIB = 1 << 20
+
+
+def max_ram_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The option, whose value goes to `parse_budget`."""
+    option = click.option(
+        "--max-ram", metavar="SIZE", help="Budget of all processes, such as 2GiB (default: 60% of what is available)."
+    )
+    return option(function)
+
+
+def parse_budget(max_ram: str | None) -> int:
+    """Bytes. Raises UsageError for what is no size."""
+    return parse_size(max_ram) if max_ram else int(SHARE * read_machine().memory_available_bytes)
+
+
+def check_peak(peak: int, budget: int, purpose: str, remedy: str = "") -> None:
+    """Raises BudgetError, which names what it takes to do what `purpose` says, if `peak` is above the budget."""
+    if peak > budget:
+        least = f"it takes at least {-(-peak // MIB)}MiB{remedy}"
+        raise BudgetError("--max-ram", f"{format_size(budget)} is too little to {purpose}", least)

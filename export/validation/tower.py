@@ -1,0 +1,66 @@
+"""The original's vision tower: transformers' own, whose blocks are one that is filled again for each layer."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from edgeglm.export.families import FAMILIES
+from edgeglm.export.model import Rows
+from edgeglm.export.validation.reference import fill
+
+
+class StreamedTower:
+    """The vision tower of a checkpoint, in fp32.
+
+    Args:
+        folder: The checkpoint's, for its config.
+        source: Its weights.
+    """
+
+    def __init__(self, folder: Path, source: Rows) -> None:
+        config: Any = AutoConfig.from_pretrained(folder)
+        family: Any = importlib.import_module(f"edgeglm.export.families.{FAMILIES[config.architectures[0]]}")
+        described = family.describe(config, (1, 1)).vision
+        vision = config.vision_config
+        vision._attn_implementation = "sdpa"
+        one = deepcopy(vision)
+        one.depth = 1
+        with torch.device("meta"):
+            tower = getattr(importlib.import_module(family.MODELING), family.VISION)(one)
+        rotary = type(tower.rotary_pos_emb)(vision)  # has a buffer that no checkpoint holds
+        self.tower = tower.to(torch.float32).to_empty(device="cpu").eval()
+        self.tower.rotary_pos_emb = rotary
+        block = self.tower.blocks[0]
+        self.tower.blocks = nn.ModuleList()
+        with torch.inference_mode():
+            fill(source, self.tower, described.prefix)
+        self.tower.blocks = _OneByOne(
+            block, vision.depth, lambda layer: fill(source, block, described.blocks.format(layer=layer))
+        )
+
+    @torch.inference_mode()
+    def features(self, pixels: Tensor, grid: Tensor) -> Tensor:
+        """Features (merged patches, hidden) of a picture, as its processor gives it: patches, and their grid (1, 3)."""
+        features: Tensor = self.tower(pixels, grid_thw=grid).pooler_output
+        return features
+
+
+class _OneByOne(nn.Module):
+    """One block in place of all, which holds the weights of each in its turn."""
+
+    def __init__(self, block: nn.Module, depth: int, load: Callable[[int], None]) -> None:
+        super().__init__()
+        self.block, self.depth, self.load = block, depth, load
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        for layer in range(self.depth):
+            self.load(layer)
+            yield self.block
