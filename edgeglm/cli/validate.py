@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -18,12 +18,12 @@ from edgeglm.export.metric import Metric
 from edgeglm.export.pipeline.measured import Found, OnScreens, OnText, write_report
 from edgeglm.export.validation.agent import compare_agents
 from edgeglm.export.validation.answers import artifact_answers, as_text, drafter, reference_answers, where_run
-from edgeglm.export.validation.memory import BASE_BYTES, streamed_bytes
+from edgeglm.export.validation.memory import BASE_BYTES, streamed_bytes, whole_bytes
 from edgeglm.export.validation.text import artifact_scores, compare_texts, reference_scores
 from edgeglm.export.validation.windows import read_windows
 from edgeglm.manifest import Manifest
 from edgeglm.runtimes.progress import progress_line
-from edgeglm.units import parse_percent
+from edgeglm.units import format_size, parse_percent
 
 # What a file of samples is called; any other is a text.
 SAMPLES = ".jsonl"
@@ -69,12 +69,20 @@ def command(
     else:
         found = _on_text(opened, original, file, limit, allowed)
     metrics = found.metrics
-    ran = found.ran if isinstance(found, OnScreens) else {}
+    on_screens = isinstance(found, OnScreens)
+    ran, whole = found.ran if isinstance(found, OnScreens) else {}, whole_bytes(original)
     if as_json:
-        print_json(_summary(bundle, found.samples, metrics) | {"ran": dict(ran)})
+        streamed = not on_screens or whole > budget
+        print_json(_summary(bundle, found.samples, metrics) | {"streamed": streamed, "ran": dict(ran)})
     else:
         npu = any(module.placement == "npu" for module in opened.manifest.modules)
-        click.echo("\n".join([*_lines(metrics), *(["", *_ran(ran)] if npu else [])]))
+        more = [f"{name:<9}ran on {engine}" for name, engine in ran.items()] if npu else []
+        if on_screens and whole > budget:
+            more.append(
+                f"original streamed, since the whole would take {format_size(whole)}: the bundle drafted its answers, "
+                "and it corrected them"
+            )
+        click.echo("\n".join([*_lines(metrics), *(["", *more] if more else [])]))
     if report:
         write_report(report, opened, original.total_bytes, found)
     # What surely failed says more than what is not clear.
@@ -164,11 +172,6 @@ def _lines(metrics: Sequence[Metric]) -> Iterator[str]:
     rows = [HEADINGS, *map(_row, metrics)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     yield from ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _ran(ran: Mapping[str, str]) -> Iterator[str]:
-    """What ran each module."""
-    yield from (f"{name:<9}ran on {engine}" for name, engine in ran.items())
 
 
 def _row(metric: Metric) -> tuple[str, ...]:
