@@ -3,8 +3,9 @@
 ``python -m benchmarks.pareto WORK_DIR`` from the repository's root exports the demo in each precision, validates each
 bundle on the whole evaluation set, runs it on one screen in a fresh process, and prints one table; with
 ``--plot FILE.svg`` it draws size against accuracy. ``mixed`` is ``--precision int4 --accuracy-drop PCT``. With
-``--outliers FACTOR`` all of it is done on a copy of the demo with the outlier channels of a large language model, which
-computes the same in fp32. What is measured already lies in WORK_DIR and is not measured again.
+``--outliers FACTOR`` all of it is done on a copy of the demo with the outlier channels of a large language model
+(``--channels`` of them, of 256), which computes the same in fp32. What is measured already lies in WORK_DIR and is not
+measured again.
 """
 
 from __future__ import annotations
@@ -65,13 +66,13 @@ class Row:
 class Bench:
     """The model, and where its bundles go."""
 
-    def __init__(self, work: Path, outliers: float | None, accuracy_drop: str) -> None:
-        self.work = work / ("demo" if outliers is None else f"outliers-{outliers:g}")
+    def __init__(self, work: Path, outliers: float | None, channels: int, accuracy_drop: str) -> None:
+        self.work = work / ("demo" if outliers is None else f"outliers-{outliers:g}-{channels}")
         self.work.mkdir(parents=True, exist_ok=True)
         self.accuracy_drop, self.model = accuracy_drop, [] if outliers is None else [str(self.work / "model")]
         self.data = [] if outliers is None else ["--data", str(EVALUATION), "--reference", self.model[0]]
         if outliers is not None and not (self.work / "model").exists():
-            inject(outliers, self.work / "model")
+            inject(outliers, channels, self.work / "model")
 
     def row(self, precision: str) -> Row:
         """Export, validate and run."""
@@ -112,13 +113,13 @@ class Bench:
         )
 
 
-def inject(factor: float, folder: Path) -> None:
+def inject(factor: float, channels: int, folder: Path) -> None:
     """A copy of the demo with outlier channels."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in DEMO.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     state = {name: value.float() for name, value in load_file(DEMO / "model.safetensors").items()}
-    save_file(inject_outliers(state, factor), folder / "model.safetensors", {"format": "pt"})
+    save_file(inject_outliers(state, factor, channels), folder / "model.safetensors", {"format": "pt"})
 
 
 def edgeglm(*arguments: str) -> dict | None:  # type: ignore[type-arg]
@@ -163,9 +164,10 @@ def main() -> None:
     parser.add_argument("work", type=Path, metavar="WORK_DIR")
     parser.add_argument("--accuracy-drop", default="2%", metavar="PCT")
     parser.add_argument("--outliers", type=float, metavar="FACTOR")
+    parser.add_argument("--channels", type=int, default=8, metavar="N")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg")
     arguments = parser.parse_args()
-    bench = Bench(arguments.work, arguments.outliers, arguments.accuracy_drop)
+    bench = Bench(arguments.work, arguments.outliers, arguments.channels, arguments.accuracy_drop)
     rows = [bench.row(precision) for precision in (*UNIFORM, "mixed")]
     print(table(rows))
     if arguments.plot:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -27,6 +27,7 @@ from edgeglm.export.pipeline.ladder import Ladder, Means, workplace
 from edgeglm.export.pipeline.npu import calibrate_npu, npu_choice, npu_samples, with_precision
 from edgeglm.export.pipeline.prepare import STATIC, open_export, prepare
 from edgeglm.export.pipeline.prepared import Calibration, Opened, Request
+from edgeglm.export.pipeline.probes import Example
 from edgeglm.manifest import Manifest, Metric, Rung
 from edgeglm.memory import MemorySampler
 from edgeglm.units import format_size
@@ -84,62 +85,22 @@ def command(
     check_target(folder)
     samples = read_calibration(calibration, request.folder) if calibration else []
     gate = open_gate(request, accuracy_drop, calibration, samples, budget) if accuracy_drop else None
-    opened = open_export(request)
-    needed = samples_bytes(opened, samples or (gate.samples if gate else []))
-
-    def check(opened: Opened) -> int:
-        return check_budget(opened, budget, needed)
-
-    expected = max(check(opened), gate.check_budget(opened) if gate else 0)
-    ladder = None
-    with MemorySampler() as memory, Display(memory, budget, start) as display, ExitStack() as leave:
-        display.say(f"tracing {request.name} for {request.profile.name}")
-
-        def report(progress: Progress) -> None:
-            display.progress(progress.module, progress.done, progress.total)
-
-        found = None
-        if not samples and any(STATIC in choice.precisions for choice in opened.choices):
-            why = f"{STATIC} takes ranges of activations"
-            raise UsageError(f"--precision {precision}", why, "give samples by --calibration FILE")
-        if samples:
-            traced = prepare(opened)
-            display.say("calibrating")
-            found = calibrate(traced, samples)
-        if npu_choice(opened):
-            display.say("calibrating for the NPU")
-            found, precision = calibrate_npu(opened, npu_samples(opened, samples), found)
-            request = with_precision(request, precision)
-            opened = open_export(request)
-        if gate:
-            work = leave.enter_context(workplace(folder))
-            ladder = _climb(request, gate, found, work, check, display, report)
-            if not ladder.best:
-                _print_failure(folder, ladder, as_json=as_json)
-                raise nothing_passed(folder, ladder)
-            opened = open_export(replace(request, precision=ladder.precision))
-        prepared = prepare(opened, found)
-        manifest, notes = export(
-            prepared,
-            folder,
-            predict(prepared),
-            report,
-            resume=not no_resume,
-            reuse=ladder.reuse if ladder else None,
-            measured=ladder.measured if ladder else None,
-        )
-    for note in (*prepared.notes, *notes):
+    job = _Job(request, folder, samples, gate, budget, as_json=as_json)
+    expected = job.expected()
+    with MemorySampler() as memory, Display(memory, budget, start) as display:
+        made = job.run(display, resume=not no_resume)
+    for note in made.notes:
         click.echo(f"note: {note}", err=True)
     seconds = time.monotonic() - start
     if as_json:
-        rungs = {"ladder": describe_ladder(ladder.rungs)} if ladder else {}
-        print_json(_summary(folder, manifest, memory.peak_bytes, expected, seconds) | rungs)
+        rungs = {"ladder": describe_ladder(made.rungs)} if gate else {}
+        print_json(_summary(folder, made.manifest, memory.peak_bytes, expected, seconds) | rungs)
     else:
         lines = [
-            *([*ladder_table(ladder.rungs), ""] if ladder else []),
-            *module_table(manifest),
+            *([*ladder_table(made.rungs), ""] if gate else []),
+            *module_table(made.manifest),
             "",
-            f"bundle  {folder}, {format_size(manifest.bundle_bytes)} in {seconds:.1f} s",
+            f"bundle  {folder}, {format_size(made.manifest.bundle_bytes)} in {seconds:.1f} s",
             f"memory  peak {format_size(memory.peak_bytes)}, predicted {format_size(expected)}, "
             f"budget {format_size(budget)}",
             f"next    edgeglm inspect {folder}",
@@ -151,28 +112,102 @@ def command(
         )
 
 
-def _climb(
-    request: Request,
-    gate: Gate,
-    calibration: Calibration | None,
-    work: Path,
-    check: Callable[[Opened], int],
-    display: Display,
-    report: Report,
-) -> Ladder:
-    def measure(bundle: Path) -> tuple[Metric, ...]:
-        display.say("measuring")
-        return gate.validation.metrics(bundle)
+@dataclass(frozen=True)
+class _Made:
+    """A bundle's manifest, what to say of it, and the rungs that led to it."""
 
-    def show(rung: Rung) -> None:
-        display.line(f"{'passes' if rung.passed else 'fails'}: {brief(rung.precision)}")
-
-    ladder = Ladder(request, Means(work, gate.samples, calibration, measure, check, report, show))
-    ladder.climb()
-    return ladder
+    manifest: Manifest
+    notes: Sequence[str]
+    rungs: Sequence[Rung]
 
 
-def _print_failure(folder: Path, ladder: Ladder, *, as_json: bool) -> None:
+@dataclass(frozen=True)
+class _Job:
+    """One export: calibrate, climb the ladder if there is a gate, write the bundle."""
+
+    request: Request
+    folder: Path
+    samples: Sequence[Example]
+    gate: Gate | None
+    budget: int
+    as_json: bool
+
+    def expected(self) -> int:
+        """The predicted peak. Raises BudgetError if it is above the budget."""
+        opened = open_export(self.request)
+        return max(self._check(opened), self.gate.check_budget(opened) if self.gate else 0)
+
+    def run(self, display: Display, *, resume: bool) -> _Made:
+        """Write the bundle. Raises AccuracyError where no precision passes the gate."""
+
+        def report(progress: Progress) -> None:
+            display.progress(progress.module, progress.done, progress.total)
+
+        display.say(f"tracing {self.request.name} for {self.request.profile.name}")
+        request, found = self._calibrated(display)
+        with ExitStack() as leave:
+            ladder = None
+            if self.gate:
+                work = leave.enter_context(workplace(self.folder))
+                ladder = self._climb(self.gate, request, found, work, display, report)
+                request = replace(request, precision=ladder.precision)
+            prepared = prepare(open_export(request), found)
+            manifest, notes = export(
+                prepared,
+                self.folder,
+                predict(prepared),
+                report,
+                resume=resume,
+                reuse=ladder.reuse if ladder else None,
+                measured=ladder.measured if ladder else None,
+            )
+        return _Made(manifest, [*prepared.notes, *notes], ladder.rungs if ladder else [])
+
+    def _check(self, opened: Opened) -> int:
+        fed = self.samples or (self.gate.samples if self.gate else [])
+        return check_budget(opened, self.budget, samples_bytes(opened, fed))
+
+    def _calibrated(self, display: Display) -> tuple[Request, Calibration | None]:
+        """What the samples leave, and the request with the precision that an NPU's module then has."""
+        request, opened, found = self.request, open_export(self.request), None
+        if not self.samples and any(STATIC in choice.precisions for choice in opened.choices):
+            why = f"{STATIC} takes ranges of activations"
+            raise UsageError(f"--precision {request.precision}", why, "give samples by --calibration FILE")
+        if self.samples:
+            traced = prepare(opened)
+            display.say("calibrating")
+            found = calibrate(traced, self.samples)
+        if npu_choice(opened):
+            display.say("calibrating for the NPU")
+            found, precision = calibrate_npu(opened, npu_samples(opened, self.samples), found)
+            request = with_precision(request, precision)
+        return request, found
+
+    def _climb(
+        self,
+        gate: Gate,
+        request: Request,
+        calibration: Calibration | None,
+        work: Path,
+        display: Display,
+        report: Report,
+    ) -> Ladder:
+        def measure(bundle: Path) -> tuple[Metric, ...]:
+            display.say("measuring")
+            return gate.validation.metrics(bundle)
+
+        def show(rung: Rung) -> None:
+            display.line(f"{'passes' if rung.passed else 'fails'}: {brief(rung.precision)}")
+
+        ladder = Ladder(request, Means(work, gate.samples, calibration, measure, self._check, report, show))
+        ladder.climb()
+        if not ladder.best:
+            _print_failure(ladder, as_json=self.as_json)
+            raise nothing_passed(self.folder, ladder)
+        return ladder
+
+
+def _print_failure(ladder: Ladder, *, as_json: bool) -> None:
     """What was tried, where no bundle comes of it."""
     if as_json:
         print_json({"bundle": None, "ladder": describe_ladder(ladder.rungs)})
