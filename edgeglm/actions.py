@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from dataclasses import dataclass
 
 Value = str | tuple[int, int]
@@ -37,7 +38,9 @@ def parse_action(response: str) -> Action | None:
     if not found:
         return None
     try:
-        call = ast.parse(found.group().replace("\n", "\\n"), mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's on odd code, which a model's is now and then
+            call = ast.parse(found.group().replace("\n", "\\n"), mode="eval").body
         if not isinstance(call, ast.Call) or call.args or not isinstance(call.func, ast.Name):
             return None
         arguments = {word.arg: _value(ast.literal_eval(word.value)) for word in call.keywords if word.arg}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +46,12 @@ def test_parses_the_language_of_open_autoglm(response: str, action: Action) -> N
 )
 def test_anything_else_is_no_action(response: str) -> None:
     assert parse_action(response) is None
+
+
+def test_python_says_nothing_of_a_models_garbage() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert parse_action('do(action="Tap", element=[1,2if 3else 4])') is None
 
 
 @given(st.text())
