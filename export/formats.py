@@ -10,6 +10,7 @@ from typing import Protocol
 
 from edgeglm.devices.profile import Profile
 from edgeglm.errors import UnsupportedError, UsageError
+from edgeglm.export.choices import NPU_PRECISIONS
 from edgeglm.export.model import Choice
 from edgeglm.suggest import nearest_name
 
@@ -80,12 +81,15 @@ def _tflite(choice: Choice, profile: Profile, text: str) -> Choice:
         raise UnsupportedError(what, f"{profile.name} has no LiteRT among its engines", "leave it out")
     if choice.parts:
         raise UnsupportedError(what, f"a TFLite {choice.name} has one precision", "name none of its parts")
-    if choice.precision not in PRECISIONS:
+    known = NPU_PRECISIONS if choice.placement == "npu" else PRECISIONS
+    if choice.precision not in known:
         why = REFUSED.get(choice.precision, "is not what TFLite stores")
-        remedy = f"choose one of {', '.join(PRECISIONS)}"
+        remedy = f"choose one of {', '.join(known)}"
         raise UnsupportedError(f"{what} with {choice.name}={choice.precision}", why, remedy)
     if importlib.util.find_spec("litert_torch") is None:
         raise UnsupportedError(what, "the converter is not installed", INSTALL)
+    if choice.placement == "npu":  # through LiteRT's plug-in of its compiler
+        return replace(choice, engine="litert")
     return replace(choice, engine="litert", placement="cpu", dialect="portable")
 
 

@@ -26,6 +26,7 @@ from edgeglm.export.pipeline.ladder import Ladder, Means, workplace
 from edgeglm.export.pipeline.npu import calibrate_npu, npu_choice, npu_samples, with_precision
 from edgeglm.export.pipeline.prepare import STATIC, open_export, prepare
 from edgeglm.export.pipeline.prepared import Calibration, Opened, Request
+from edgeglm.export.pipeline.tflite import check_npu
 from edgeglm.machine import read_machine
 from edgeglm.manifest import Manifest, Metric, Rung
 from edgeglm.memory import MemorySampler
@@ -89,6 +90,7 @@ def command(
     samples = read_calibration(calibration, request.folder) if calibration else []
     gate = open_gate(request, accuracy_drop, calibration, samples) if accuracy_drop else None
     opened = open_export(request)
+    check_npu(opened, samples)
     needed = samples_bytes(opened, samples or (gate.samples if gate else []))
 
     def check(opened: Opened) -> int:

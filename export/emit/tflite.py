@@ -6,14 +6,16 @@ Imports the converter, so it belongs into a process of its own. Conversion takes
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import litert_torch
 import torch
 from ai_edge_quantizer import qtyping
+from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.quantizer import Quantizer
 from ai_edge_quantizer.recipe_manager import RecipeManager
 from numpy.typing import NDArray
@@ -71,12 +73,29 @@ def _static(recipe: RecipeManager) -> None:
     recipe.add_static_config(".*", Operation.FULLY_CONNECTED, 8, 8)
 
 
+def _integers(bits: int, recipe: RecipeManager) -> None:
+    """All values in calibrated ranges, between floats at both ends, as an NPU has it.
+
+    The product of two activations has 8 bits in any case: Hexagon v68 has none of 16.
+    """
+    recipe.add_static_config(".*", Operation.ALL_SUPPORTED, bits, 8)
+    recipe.add_static_config(".*", Operation.BATCH_MATMUL, 8, 8)
+    for end in (Operation.INPUT, Operation.OUTPUT):
+        recipe.add_quantization_config(".*", end, algorithm_key=AlgorithmName.NO_QUANTIZE)
+
+
 def _blocks(recipe: RecipeManager) -> None:
     """Weights with a scale for 32 columns of a row; activations in 8 bits."""
     recipe.add_dynamic_config(".*", Operation.FULLY_CONNECTED, 4, Granularity.BLOCKWISE_32)
 
 
-RECIPES = {"int8": _dynamic, "int8-static": _static, "int4": _blocks}
+RECIPES: Mapping[str, Callable[[RecipeManager], None]] = {
+    "int8": _dynamic,
+    "int8-static": _static,
+    "int4": _blocks,
+    "a8w8": partial(_integers, 8),
+    "a16w8": partial(_integers, 16),
+}
 
 
 class _Refusing(logging.Handler):

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -19,10 +19,12 @@ import msgspec
 import numpy as np
 
 from edgeglm import manifest
-from edgeglm.errors import BudgetError, EdgeglmError
+from edgeglm.errors import BudgetError, EdgeglmError, UnsupportedError, UsageError
+from edgeglm.export.choices import NPU_PRECISIONS, is_measured
 from edgeglm.export.demo.samples import DATA, Sample, read_samples
 from edgeglm.export.describe import describe_vision
-from edgeglm.export.model import Span
+from edgeglm.export.emit.plugin import find_tools
+from edgeglm.export.model import Choice, Span
 from edgeglm.export.modules import Stack, decoder_stack, vision_stack
 from edgeglm.export.pack.output import OutputFile
 from edgeglm.export.pack.writer import BundleWriter
@@ -30,12 +32,14 @@ from edgeglm.export.pipeline.headers import module_of, part_of
 from edgeglm.export.pipeline.prepared import Opened, Prepared, PreparedModule
 from edgeglm.export.pipeline.probes import DEMO_SCREENS, embed, prompt_inputs, vision_inputs
 from edgeglm.export.pipeline.prove import Prover, StackProof
+from edgeglm.export.pipeline.tflite_npu import compile_on_npu
 from edgeglm.export.pipeline.tflite_task import Report, Task
 from edgeglm.export.prove.values import Values
 from edgeglm.manifest import ModuleName
 from edgeglm.process import end_with_parent
 from edgeglm.runtimes.image import to_patches
 from edgeglm.runtimes.litert import DECODE, ENCODE, Decoder, Encoder, File
+from edgeglm.units import format_size
 
 MIB = 1 << 20
 # Weights of one file in fp32: a constant, so that a bundle's bytes do not depend on the machine's memory.
@@ -60,6 +64,7 @@ def export_tflite(
 
     Raises:
         BudgetError: Memory was too short for the converter.
+        UnsupportedError: The NPU's compiler refuses it.
         AccuracyError, DamagedFileError: What was written, or already the original, computes garbage.
     """
     name = module.choice.name
@@ -77,19 +82,44 @@ def export_tflite(
     precision, *tried = writer.note_of(jobs[-1]).split()
     proof = LitertProof(prover, module, outputs[0], [writer.path(file) for file in files])
     proof.advance(frozenset())
-    error = proof.finish()
+    error, file, compiled = proof.finish(), next(iter(files)), None
+    if module.choice.placement == "npu":
+        compiled = compile_on_npu(prepared, module, writer, file, proof.inputs, proof.got)
     return manifest.Module(
         name=name,
-        file=next(iter(files)),
+        file=file,
         format="tflite",
         precision=precision,
         tried={key: float(value) for key, _, value in (each.partition("=") for each in tried)},
-        placement="cpu",
+        placement=module.choice.placement,
         engine="litert",
         inputs=tuple(proof.inputs_of_files.values()),
         outputs=tuple(proof.outputs_of_files.values()),
         max_relative_error=error,
+        compiled=compiled,
     )
+
+
+def check_npu(opened: Opened, samples: Sequence[object]) -> None:
+    """Check what a TFLite module for an NPU takes, before anything is made of it.
+
+    Raises:
+        UnsupportedError: The compiler is not installed, or the ranges of the module cannot be taken.
+        UsageError: There are no samples to take them from.
+    """
+    if not any(choice.engine == "litert" and choice.placement == "npu" for choice in opened.choices):
+        return
+    find_tools()
+    scores, weights = _all_scores(opened), sum(_part_sizes(opened, "vision").values())
+    if scores > CALIBRATE_BYTES or weights > FILE_BYTES:
+        why = (
+            f"its ranges are taken of the whole tower at once, which has {format_size(weights)} of weights in fp32 and "
+            f"{format_size(scores)} of attention; {format_size(FILE_BYTES)} and {format_size(CALIBRATE_BYTES)} are the most"
+        )
+        raise UnsupportedError("vision as TFLite for the NPU", why, "leave vision=tflite out")
+    if not samples and not opened.request.is_demo:
+        why = f"{opened.request.profile.name} has vision on its NPU, which takes ranges of activations"
+        raise UsageError("--calibration", why, "give samples by --calibration FILE")
 
 
 def conversion_peak(opened: Opened) -> int:
@@ -120,6 +150,11 @@ def _scores(opened: Opened) -> int:
     """Bytes of the scores of one vision block's attention."""
     rows, columns = opened.probe.grid or (0, 0)
     return 4 * int(opened.checkpoint.config["vision_config"]["num_heads"]) * (rows * columns) ** 2
+
+
+def _all_scores(opened: Opened) -> int:
+    """Bytes of the scores of all vision blocks, as a calibration keeps them."""
+    return SCORES * int(opened.checkpoint.config["vision_config"]["depth"]) * _scores(opened)
 
 
 def _files(opened: Opened, module: ModuleName) -> dict[str, Span]:
@@ -169,6 +204,7 @@ def _convert(
             str(prepared.checkpoint.folder),
             choice.name,
             choice.precision,
+            _candidates(prepared.opened, choice),
             context,
             min(CHUNK, context),
             grid,
@@ -178,11 +214,18 @@ def _convert(
         return _run(task, share)
 
 
+def _candidates(opened: Opened, choice: Choice) -> tuple[str, ...]:
+    """What the precision of a vision module can mean: one way, or two to choose from by measured error."""
+    if choice.placement == "npu":
+        return NPU_PRECISIONS if is_measured(opened.request.precision) else (choice.precision,)
+    return ("int8", "int8-static") if choice.precision == "int8" else (choice.precision,)
+
+
 def _pictures(prepared: Prepared, folder: Path) -> str | None:
     """The file of patches that ranges are taken from, if there are pictures."""
     vision, samples = prepared.model.vision, prepared.calibration.samples if prepared.calibration else ()
     assert vision is not None
-    if SCORES * vision.layers * _scores(prepared.opened) > CALIBRATE_BYTES:
+    if _all_scores(prepared.opened) > CALIBRATE_BYTES:
         return None
     found: list[Sample] = list(samples[:PICTURES])
     if not found and prepared.request.is_demo:  # behind those that it is proven on

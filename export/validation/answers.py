@@ -18,7 +18,7 @@ from edgeglm.export.demo.samples import Sample
 from edgeglm.export.validation.cache import cached, checkpoint_key
 from edgeglm.machine import read_machine
 from edgeglm.manifest import Module, Vision
-from edgeglm.runtimes import ort
+from edgeglm.runtimes import litert, ort
 from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.embedding import EmbeddingRows
 from edgeglm.runtimes.generate import generate
@@ -69,6 +69,8 @@ def where_run(bundle: Bundle, samples: int) -> dict[str, str]:
         if module.engine
     }
     vision = _module(bundle, "vision")
+    if vision.engine == "litert" and vision.compiled:
+        return found | {"vision": f"{ENGINES['litert']}: {litert.NO_DISPATCH}"}
     if vision.engine != "qnn":
         return found
     npu, why = npu_for(vision)
