@@ -169,7 +169,7 @@ def _wrapped(program: Program) -> onnx.ModelProto:
 def _run(tools: Tools, model: Path, compiled: Path, soc: str, place: str) -> None:
     """Run the compiler, which may not outlive us, within bounds of time and memory."""
     command = [
-        tools.program, "--cmd=apply", f"--model={model}", f"--o={compiled}", "--soc_manufacturer=Qualcomm",
+        f"{tools.program}", "--cmd=apply", f"--model={model}", f"--o={compiled}", "--soc_manufacturer=Qualcomm",
         f"--soc_model={soc}", f"--libs={tools.plugins}", "--err=--", "--qualcomm_log_level=error",
     ]  # fmt: skip
     paths = [place, f"{tools.libraries}", *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
@@ -245,6 +245,7 @@ def _folder(package: str) -> Path:
     """Where a package lies, without importing it. Raises UnsupportedError."""
     found = importlib.util.find_spec(package)
     if found is None or not found.origin:
-        raise UnsupportedError(package, "compiles for the NPU, and is not installed", "pip install 'edgeglm[qnn,tflite]'")
+        raise UnsupportedError(
+            package, "compiles for the NPU, and is not installed", "pip install 'edgeglm[qnn,tflite]'"
+        )
     return Path(found.origin).parent
-

@@ -22,7 +22,8 @@ from edgeglm.runtimes.qnn import Chip, Npu, find_npu
 class Work(Struct, frozen=True):
     """What to do, in `folder`: compile `model` to `context`, run `inputs` (npz), and write `outputs`.
 
-    Without a `model`, `context` was compiled before. `inputs` are named ``0.INPUT`` and so on; `outputs` ``onnx.0.OUTPUT`` and ``npu.0.OUTPUT``.
+    Without a `model`, `context` was compiled before. `inputs` are named ``0.INPUT`` and so on; `outputs`
+    ``onnx.0.OUTPUT`` and ``npu.0.OUTPUT``.
     """
 
     folder: str

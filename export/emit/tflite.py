@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import litert_torch
+import numpy as np
 import torch
 from ai_edge_quantizer import qtyping
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
+from ai_edge_quantizer.calibrator import Calibrator
 from ai_edge_quantizer.quantizer import Quantizer
 from ai_edge_quantizer.recipe_manager import RecipeManager
 from numpy.typing import NDArray
@@ -55,7 +57,13 @@ def quantize(source: Path, precision: str, target: Path, samples: Mapping[str, S
     with _no_broken_model():
         quantizer = Quantizer(str(source), recipe.get_quantization_recipe())
         feeds = [dict(zip(samples, row, strict=True)) for row in zip(*samples.values(), strict=True)]
-        ranges = quantizer.calibrate({ENCODE: feeds}, num_threads=1) if quantizer.need_calibration else None
+        ranges: dict[str, Any] | None = None
+        if precision in WHOLE:
+            seen = Calibrator(str(source), num_threads=1, qsv_update_func=_both)
+            seen.calibrate({ENCODE: feeds}, recipe)
+            ranges = seen.get_model_qsvs()
+        elif quantizer.need_calibration:
+            ranges = quantizer.calibrate({ENCODE: feeds}, num_threads=1)
         quantizer.quantize(ranges, str(target), enable_progress_bar=False, enable_progress_report=False)
 
 
@@ -96,6 +104,16 @@ RECIPES: Mapping[str, Callable[[RecipeManager], None]] = {
     "a8w8": partial(_integers, 8),
     "a16w8": partial(_integers, 16),
 }
+
+
+# The quantizer's own way, a moving average, cuts off what one picture alone reaches: on the demo in 16 bits that is an
+# error of 0.13 instead of 0.04.
+WHOLE = ("a8w8", "a16w8")
+
+
+def _both(seen: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """The range that holds two ranges."""
+    return {"min": np.minimum(seen["min"], found["min"]), "max": np.maximum(seen["max"], found["max"])}
 
 
 class _Refusing(logging.Handler):

@@ -113,8 +113,9 @@ def check_npu(opened: Opened, samples: Sequence[object]) -> None:
     scores, weights = _all_scores(opened), sum(_part_sizes(opened, "vision").values())
     if scores > CALIBRATE_BYTES or weights > FILE_BYTES:
         why = (
-            f"its ranges are taken of the whole tower at once, which has {format_size(weights)} of weights in fp32 and "
-            f"{format_size(scores)} of attention; {format_size(FILE_BYTES)} and {format_size(CALIBRATE_BYTES)} are the most"
+            f"its ranges are taken of the whole tower at once, which has {format_size(weights)} of weights in fp32 "
+            f"and {format_size(scores)} of attention; at most {format_size(FILE_BYTES)} and "
+            f"{format_size(CALIBRATE_BYTES)} are possible"
         )
         raise UnsupportedError("vision as TFLite for the NPU", why, "leave vision=tflite out")
     if not samples and not opened.request.is_demo:

@@ -17,7 +17,12 @@ COMPILED = "npu.tflite"
 
 
 def compile_on_npu(
-    prepared: Prepared, module: PreparedModule, writer: BundleWriter, file: str, inputs: Sequence[Values], got: Sequence[Values]
+    prepared: Prepared,
+    module: PreparedModule,
+    writer: BundleWriter,
+    file: str,
+    inputs: Sequence[Values],
+    got: Sequence[Values],
 ) -> manifest.Compiled:
     """Compile a written file beside itself, and run the program in it on the simulator.
 
