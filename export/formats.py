@@ -10,7 +10,6 @@ from typing import Protocol
 
 from edgeglm.devices.profile import Profile
 from edgeglm.errors import UnsupportedError, UsageError
-from edgeglm.export.choices import NPU_PRECISIONS
 from edgeglm.export.model import Choice
 from edgeglm.suggest import nearest_name
 
@@ -81,14 +80,14 @@ def _tflite(choice: Choice, profile: Profile, text: str) -> Choice:
         raise UnsupportedError(what, f"{profile.name} has no LiteRT among its engines", "leave it out")
     if choice.parts:
         raise UnsupportedError(what, f"a TFLite {choice.name} has one precision", "name none of its parts")
-    known = NPU_PRECISIONS if choice.placement == "npu" else PRECISIONS
-    if choice.precision not in known:
+    on_npu = choice.placement == "npu"  # in one of its own precisions
+    if choice.precision not in PRECISIONS and not on_npu:
         why = REFUSED.get(choice.precision, "is not what TFLite stores")
-        remedy = f"choose one of {', '.join(known)}"
+        remedy = f"choose one of {', '.join(PRECISIONS)}"
         raise UnsupportedError(f"{what} with {choice.name}={choice.precision}", why, remedy)
     if importlib.util.find_spec("litert_torch") is None:
         raise UnsupportedError(what, "the converter is not installed", INSTALL)
-    if choice.placement == "npu":  # through LiteRT's plug-in of its compiler
+    if on_npu:
         return replace(choice, engine="litert")
     return replace(choice, engine="litert", placement="cpu", dialect="portable")
 
