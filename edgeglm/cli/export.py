@@ -26,7 +26,7 @@ from edgeglm.export.pipeline.ladder import Ladder, Means, workplace
 from edgeglm.export.pipeline.npu import calibrate_npu, npu_choice, npu_samples, with_precision
 from edgeglm.export.pipeline.prepare import STATIC, open_export, prepare
 from edgeglm.export.pipeline.prepared import Calibration, Opened, Request
-from edgeglm.export.pipeline.tflite import check_npu
+from edgeglm.export.pipeline.tflite_sizes import check_npu
 from edgeglm.machine import read_machine
 from edgeglm.manifest import Manifest, Metric, Rung
 from edgeglm.memory import MemorySampler

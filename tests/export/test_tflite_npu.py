@@ -27,7 +27,7 @@ from edgeglm.export.locate import DEMO
 from edgeglm.export.pipeline.npu import MIN_COSINE, cosine
 from edgeglm.export.pipeline.prepare import open_export
 from edgeglm.export.pipeline.prepared import Request
-from edgeglm.export.pipeline.tflite import check_npu
+from edgeglm.export.pipeline.tflite_sizes import check_npu
 from edgeglm.runtimes import qnn
 from edgeglm.runtimes.image import to_patches
 from edgeglm.runtimes.sessions import open_encoder
