@@ -79,8 +79,8 @@ class Compiled(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     """A module as an NPU's compiler has made it of its ``file``, and what was proven of that.
 
     ``chip`` is what the compiler wrote into it. ``executed_on`` is what ran it, None where nothing did; ``cosine`` is
-    then that of its output and ONNX Runtime's of the same integers, the least over the probes. ``candidates`` are the
-    relative errors of the precisions that were compared, where the user named none.
+    then that of its output and of the same integers' on the CPU, in ONNX Runtime or LiteRT, the least over the probes.
+    ``candidates`` are the relative errors of the precisions that were compared, where the user named none.
     """
 
     file: str

@@ -80,12 +80,15 @@ def _tflite(choice: Choice, profile: Profile, text: str) -> Choice:
         raise UnsupportedError(what, f"{profile.name} has no LiteRT among its engines", "leave it out")
     if choice.parts:
         raise UnsupportedError(what, f"a TFLite {choice.name} has one precision", "name none of its parts")
-    if choice.precision not in PRECISIONS:
+    on_npu = choice.placement == "npu"  # in one of its own precisions
+    if choice.precision not in PRECISIONS and not on_npu:
         why = REFUSED.get(choice.precision, "is not what TFLite stores")
         remedy = f"choose one of {', '.join(PRECISIONS)}"
         raise UnsupportedError(f"{what} with {choice.name}={choice.precision}", why, remedy)
     if importlib.util.find_spec("litert_torch") is None:
         raise UnsupportedError(what, "the converter is not installed", INSTALL)
+    if on_npu:
+        return replace(choice, engine="litert")
     return replace(choice, engine="litert", placement="cpu", dialect="portable")
 
 

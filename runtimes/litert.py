@@ -29,6 +29,8 @@ from edgeglm.runtimes.session import Feeds
 ENCODE, DECODE, PREFILL = "encode", "decode", "prefill_"
 STATE = ("key_", "value_")
 INSTALL = "pip install ai-edge-litert"
+# No machine was at hand that could show what LiteRT makes of it.
+NO_DISPATCH = "what is compiled for the NPU is for LiteRT in an application, and this runner does not load it"
 
 
 Form = tuple[tuple[int, ...], "np.dtype[Any]"]

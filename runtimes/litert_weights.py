@@ -29,7 +29,8 @@ GROWTH = 1.2
 def litert_files(bundle: Bundle, module: Module, threads: int) -> list[litert.File]:
     """The files of a module in the engine, in the order of computation. Raises as `litert.File`."""
     litert.check_library()
-    names = sorted(name for name in bundle.manifest.files if name.startswith(f"{module.name}/"))
+    compiled = module.compiled.file if module.compiled else None
+    names = sorted(name for name in bundle.manifest.files if name.startswith(f"{module.name}/") and name != compiled)
     opened: list[litert.File] = []
     try:
         for name in names:

@@ -1,7 +1,7 @@
 """Sessions of a bundle's modules, on the engine that each was made for where this machine has it.
 
 A module for TensorRT is plain ONNX, and was proven on ONNX Runtime: without a GPU, or without TensorRT, it runs there.
-So does one for an NPU, from the quantized ONNX that was compiled for it.
+So does one for an NPU, from the quantized ONNX that was compiled for it. One in TFLite always runs on the CPU.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ def engine_of(module: Module) -> Engine:
 
 def note_of(module: Module) -> str | None:
     """What a report says of where a module ran, if there is something to say."""
+    if module.engine == "litert" and module.compiled:
+        return f"{module.name} ran on the CPU: {litert.NO_DISPATCH}"
     if module.engine != "qnn":
         return None
     npu, why = qnn.npu_for(module)

@@ -55,7 +55,7 @@ SHARED = {
         "parse_manifest",
     },
     "edgeglm.memory": {"MemoryCurve", "MemorySampler", "Phase", "PhaseLog", "current_rss", "peak_rss"},
-    "edgeglm.process": {"end_with_parent"},
+    "edgeglm.process": {"at_fixed_addresses", "end_with_parent"},
     "edgeglm.suggest": {"nearest_name"},
     "edgeglm.units": {"format_size", "parse_percent", "parse_size"},
 }

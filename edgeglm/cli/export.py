@@ -28,6 +28,7 @@ from edgeglm.export.pipeline.npu import calibrate_npu, npu_choice, npu_samples, 
 from edgeglm.export.pipeline.prepare import STATIC, open_export, prepare
 from edgeglm.export.pipeline.prepared import Calibration, Opened, Request
 from edgeglm.export.pipeline.probes import Example
+from edgeglm.export.pipeline.tflite_sizes import check_npu
 from edgeglm.manifest import Manifest, Metric, Rung
 from edgeglm.memory import MemorySampler
 from edgeglm.units import format_size
@@ -133,8 +134,12 @@ class _Job:
     as_json: bool
 
     def expected(self) -> int:
-        """The predicted peak. Raises BudgetError if it is above the budget."""
+        """The predicted peak. Raises an error where the job can be seen to fail, as above the budget."""
         opened = open_export(self.request)
+        check_npu(opened, self.samples)
+        if not self.samples and any(STATIC in choice.precisions for choice in opened.choices):
+            why = f"{STATIC} takes ranges of activations"
+            raise UsageError(f"--precision {self.request.precision}", why, "give samples by --calibration FILE")
         return max(self._check(opened), self.gate.check_budget(opened) if self.gate else 0)
 
     def run(self, display: Display, *, resume: bool) -> _Made:
@@ -170,9 +175,6 @@ class _Job:
     def _calibrated(self, display: Display) -> tuple[Request, Calibration | None]:
         """What the samples leave, and the request with the precision that an NPU's module then has."""
         request, opened, found = self.request, open_export(self.request), None
-        if not self.samples and any(STATIC in choice.precisions for choice in opened.choices):
-            why = f"{STATIC} takes ranges of activations"
-            raise UsageError(f"--precision {request.precision}", why, "give samples by --calibration FILE")
         if self.samples:
             traced = prepare(opened)
             display.say("calibrating")

@@ -53,16 +53,17 @@ def module_table(manifest: Sealed) -> list[str]:
     """The modules as the lines of a table, and below it what was proven of those for an NPU."""
     rows = [HEADINGS, *(_row(manifest, module) for module in manifest.modules)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    proofs = (f"{module.name}: {_proof(module.compiled)}" for module in manifest.modules if module.compiled)
+    proofs = (f"{module.name}: {_proof(module, module.compiled)}" for module in manifest.modules if module.compiled)
     return [*("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows), *proofs]
 
 
-def _proof(compiled: Compiled) -> str:
+def _proof(module: Module, compiled: Compiled) -> str:
     """What the compiler's file shows, and what it does not."""
     built = f"compiled for {compiled.chip} by {compiled.by}"
     if compiled.executed_on is None:
         return f"{built}, not executed"
-    return f"{built}, executed on its {compiled.executed_on}: cosine {compiled.cosine} to ONNX Runtime"
+    engine = "LiteRT" if module.format == "tflite" else "ONNX Runtime"
+    return f"{built}, executed on its {compiled.executed_on}: cosine {compiled.cosine} to {engine}"
 
 
 def _row(manifest: Sealed, module: Module) -> tuple[str, ...]:

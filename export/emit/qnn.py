@@ -72,23 +72,36 @@ def compile_file(
         UnsupportedError: The compiler refuses the graph, or compiled for another chip; the message says what.
         BudgetError: It was killed, as for memory.
     """
+    if context:
+        model.with_name(context).unlink(missing_ok=True)  # which the compiler would not replace
+    work = Work(str(model.parent.absolute()), model.name, context, chip, simulate=simulate)
+    found = _run(work, samples)
+    name = chip_name(model.with_name(context), chip) if context else None
+    return Compiled(name, found.get("onnx", ()), found.get("npu", ()))
+
+
+def execute(context: Path, chip: Chip, samples: Sequence[Arrays]) -> Sequence[Arrays]:
+    """What the simulator makes of a compiled file, by sample.
+
+    Raises:
+        UnsupportedError: It refuses the file.
+        BudgetError: It was killed, as for memory.
+    """
+    work = Work(str(context.parent.absolute()), None, context.name, chip, simulate=True)
+    return _run(work, samples)["npu"]
+
+
+def _run(work: Work, samples: Sequence[Arrays]) -> dict[str, list[Arrays]]:
+    """Do the work in a process of its own; outputs by engine and sample."""
     with tempfile.TemporaryDirectory(prefix="edgeglm-qnn-") as place:
         inputs, outputs = Path(place, "inputs.npz"), Path(place, "outputs.npz")
         flat = {f"{number}.{name}": array for number, each in enumerate(samples) for name, array in each.items()}
         np.savez(inputs, **flat)  # type: ignore[arg-type]
-        work = Work(
-            str(model.parent.absolute()), model.name, context, chip, str(inputs) if samples else None, str(outputs),
-            simulate,
-        )  # fmt: skip
-        if context:
-            model.with_name(context).unlink(missing_ok=True)  # which the compiler would not replace
-        _run(work, model)
-        found = _outputs(outputs) if samples else {}
-    name = _chip(model.with_name(context), chip) if context else None
-    return Compiled(name, found.get("onnx", ()), found.get("npu", ()))
+        _process(msgspec.structs.replace(work, inputs=str(inputs) if samples else None, outputs=str(outputs)))
+        return _outputs(outputs) if samples else {}
 
 
-def _run(work: Work, model: Path) -> None:
+def _process(work: Work) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "edgeglm.export.emit.qnn_child"],
         stdin=subprocess.PIPE,
@@ -122,7 +135,7 @@ def _reason(noise: bytes, status: int) -> str:
     return f"{title()} cannot compile it: {lines[-1]}"
 
 
-def _chip(context: Path, chip: Chip) -> str:
+def chip_name(context: Path, chip: Chip) -> str:
     """The chip that a compiled file says it is for, of the architecture that was asked for.
 
     Without the chip's number the compiler takes another one of the same architecture, and says nothing.

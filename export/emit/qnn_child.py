@@ -22,11 +22,12 @@ from edgeglm.runtimes.qnn import Chip, Npu, find_npu
 class Work(Struct, frozen=True):
     """What to do, in `folder`: compile `model` to `context`, run `inputs` (npz), and write `outputs`.
 
-    `inputs` are named ``0.INPUT`` and so on; `outputs` ``onnx.0.OUTPUT`` and ``npu.0.OUTPUT``.
+    Without a `model`, `context` was compiled before. `inputs` are named ``0.INPUT`` and so on; `outputs`
+    ``onnx.0.OUTPUT`` and ``npu.0.OUTPUT``.
     """
 
     folder: str
-    model: str
+    model: str | None
     context: str | None
     chip: Chip
     inputs: str | None = None
@@ -41,20 +42,20 @@ def main() -> None:
     os.chdir(work.folder)
     npu = find_npu()
     found: dict[str, Any] = {}
-    if work.context:
-        _compile(npu, work)
+    if work.model and work.context:
+        _compile(npu, work.model, work.context, work.chip)
     if work.inputs:
         samples = _samples(work.inputs)
-        found |= _run("onnx", _reference(work.model), samples)
+        if work.model:
+            found |= _run("onnx", _reference(work.model), samples)
         if work.simulate and work.context:
             found |= _run("npu", npu.session(work.context, work.chip, {}), samples)
         np.savez(work.outputs, **found)
 
 
-def _compile(npu: Npu, work: Work) -> None:
-    assert work.context
-    entries = {"ep.context_enable": "1", "ep.context_file_path": work.context, "ep.context_embed_mode": "1"}
-    npu.session(work.model, work.chip, entries)
+def _compile(npu: Npu, model: str, context: str, chip: Chip) -> None:
+    entries = {"ep.context_enable": "1", "ep.context_file_path": context, "ep.context_embed_mode": "1"}
+    npu.session(model, chip, entries)
 
 
 def _reference(model: str) -> onnxruntime.InferenceSession:

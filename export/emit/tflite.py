@@ -6,14 +6,18 @@ Imports the converter, so it belongs into a process of its own. Conversion takes
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import litert_torch
+import numpy as np
 import torch
 from ai_edge_quantizer import qtyping
+from ai_edge_quantizer.algorithm_manager import AlgorithmName
+from ai_edge_quantizer.calibrator import Calibrator
 from ai_edge_quantizer.quantizer import Quantizer
 from ai_edge_quantizer.recipe_manager import RecipeManager
 from numpy.typing import NDArray
@@ -53,7 +57,13 @@ def quantize(source: Path, precision: str, target: Path, samples: Mapping[str, S
     with _no_broken_model():
         quantizer = Quantizer(str(source), recipe.get_quantization_recipe())
         feeds = [dict(zip(samples, row, strict=True)) for row in zip(*samples.values(), strict=True)]
-        ranges = quantizer.calibrate({ENCODE: feeds}, num_threads=1) if quantizer.need_calibration else None
+        ranges: dict[str, Any] | None = None
+        if precision in WHOLE:
+            seen = Calibrator(str(source), num_threads=1, qsv_update_func=_both)
+            seen.calibrate({ENCODE: feeds}, recipe)
+            ranges = seen.get_model_qsvs()
+        elif quantizer.need_calibration:
+            ranges = quantizer.calibrate({ENCODE: feeds}, num_threads=1)
         quantizer.quantize(ranges, str(target), enable_progress_bar=False, enable_progress_report=False)
 
 
@@ -71,12 +81,39 @@ def _static(recipe: RecipeManager) -> None:
     recipe.add_static_config(".*", Operation.FULLY_CONNECTED, 8, 8)
 
 
+def _integers(bits: int, recipe: RecipeManager) -> None:
+    """All values in calibrated ranges, between floats at both ends, as an NPU has it.
+
+    The product of two activations has 8 bits in any case: Hexagon v68 has none of 16.
+    """
+    recipe.add_static_config(".*", Operation.ALL_SUPPORTED, bits, 8)
+    recipe.add_static_config(".*", Operation.BATCH_MATMUL, 8, 8)
+    for end in (Operation.INPUT, Operation.OUTPUT):
+        recipe.add_quantization_config(".*", end, algorithm_key=AlgorithmName.NO_QUANTIZE)
+
+
 def _blocks(recipe: RecipeManager) -> None:
     """Weights with a scale for 32 columns of a row; activations in 8 bits."""
     recipe.add_dynamic_config(".*", Operation.FULLY_CONNECTED, 4, Granularity.BLOCKWISE_32)
 
 
-RECIPES = {"int8": _dynamic, "int8-static": _static, "int4": _blocks}
+RECIPES: Mapping[str, Callable[[RecipeManager], None]] = {
+    "int8": _dynamic,
+    "int8-static": _static,
+    "int4": _blocks,
+    "a8w8": partial(_integers, 8),
+    "a16w8": partial(_integers, 16),
+}
+
+
+# The quantizer's own way, a moving average, cuts off what one picture alone reaches: on the demo in 16 bits that is an
+# error of 0.13 instead of 0.04.
+WHOLE = ("a8w8", "a16w8")
+
+
+def _both(seen: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """The range that holds two ranges."""
+    return {"min": np.minimum(seen["min"], found["min"]), "max": np.maximum(seen["max"], found["max"])}
 
 
 class _Refusing(logging.Handler):

@@ -19,7 +19,7 @@ from edgeglm.export.pipeline.headers import module_of, part_of
 from edgeglm.export.pipeline.prepare import open_export, prepare
 from edgeglm.export.pipeline.prepared import Opened, Prepared, PreparedModule, Request
 from edgeglm.export.pipeline.prove import ENGINE_BYTES
-from edgeglm.export.pipeline.tflite import CHUNK, conversion_peak, state_bytes
+from edgeglm.export.pipeline.tflite_sizes import CHUNK, conversion_peak, state_bytes
 from edgeglm.export.quantize.embedding import embedding_parts
 from edgeglm.export.quantize.schemes import SCHEMES, parse_scheme
 from edgeglm.export.quantize.storage import parts

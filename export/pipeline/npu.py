@@ -58,8 +58,8 @@ class Trial:
 
 
 def npu_choice(opened: Opened) -> bool:
-    """Whether a module goes to the NPU."""
-    return any(choice.placement == "npu" for choice in opened.choices)
+    """Whether a module goes to the NPU as ONNX."""
+    return any(choice.placement == "npu" and choice.engine == "qnn" for choice in opened.choices)
 
 
 def npu_samples(opened: Opened, examples: Sequence[Example]) -> Sequence[Sample]:

@@ -5,7 +5,6 @@ A file holds as many blocks as have few enough weights, so that memory is bounde
 
 from __future__ import annotations
 
-import math
 import os
 import subprocess
 import sys
@@ -20,35 +19,24 @@ import numpy as np
 
 from edgeglm import manifest
 from edgeglm.errors import BudgetError, EdgeglmError
+from edgeglm.export.choices import NPU_PRECISIONS, is_measured
 from edgeglm.export.demo.samples import DATA, Sample, read_samples
 from edgeglm.export.describe import describe_vision
-from edgeglm.export.model import Span
+from edgeglm.export.model import Choice, Span
 from edgeglm.export.modules import Stack, decoder_stack, vision_stack
 from edgeglm.export.pack.output import OutputFile
 from edgeglm.export.pack.writer import BundleWriter
-from edgeglm.export.pipeline.headers import module_of, part_of
 from edgeglm.export.pipeline.prepared import Opened, Prepared, PreparedModule
 from edgeglm.export.pipeline.probes import DEMO_SCREENS, embed, prompt_inputs, vision_inputs
 from edgeglm.export.pipeline.prove import Prover, StackProof
+from edgeglm.export.pipeline.tflite_npu import compile_on_npu
+from edgeglm.export.pipeline.tflite_sizes import CALIBRATE_BYTES, CHUNK, all_scores, files_of
 from edgeglm.export.pipeline.tflite_task import Report, Task
 from edgeglm.export.prove.values import Values
-from edgeglm.manifest import ModuleName
 from edgeglm.process import end_with_parent
 from edgeglm.runtimes.image import to_patches
 from edgeglm.runtimes.litert import DECODE, ENCODE, Decoder, Encoder, File
 
-MIB = 1 << 20
-# Weights of one file in fp32: a constant, so that a bundle's bytes do not depend on the machine's memory.
-FILE_BYTES = 512 * MIB
-# Exporter and converting process with their libraries, and what the latter keeps for a byte of a file's fp32 weights.
-CONVERT_BYTES, CONVERT_FACTOR = 1150 * MIB, 2.7
-# The exporter with LiteRT, what that keeps for a byte of fp32 weights without a file for packed ones, and copies of
-# attention's scores at a time.
-PROVE_BYTES, LOADED, SCORES = 300 * MIB, 2.5, 3
-# The most that the scores of all blocks may take, all of which a calibration keeps; else nothing is calibrated.
-CALIBRATE_BYTES = 128 * MIB
-# Tokens of a prefill: INT8 products are as fast with more, and a short prompt is padded to it.
-CHUNK = 128
 PICTURES = 16
 Share = Callable[[float], None]
 
@@ -60,10 +48,11 @@ def export_tflite(
 
     Raises:
         BudgetError: Memory was too short for the converter.
+        UnsupportedError: The NPU's compiler refuses it.
         AccuracyError, DamagedFileError: What was written, or already the original, computes garbage.
     """
     name = module.choice.name
-    files = {f"{name}/{file}": span for file, span in _files(prepared.opened, name).items()}
+    files = {f"{name}/{file}": span for file, span in files_of(prepared.opened, name).items()}
     jobs = [*(f"{name}/{index}" for index in range(len(module.jobs))), f"{name}/choice"]
     if not all(map(writer.done, jobs)):
         last = _convert(prepared, module, files, writer, share)
@@ -77,86 +66,22 @@ def export_tflite(
     precision, *tried = writer.note_of(jobs[-1]).split()
     proof = LitertProof(prover, module, outputs[0], [writer.path(file) for file in files])
     proof.advance(frozenset())
-    error = proof.finish()
+    error, file, compiled = proof.finish(), next(iter(files)), None
+    if module.choice.placement == "npu":
+        compiled = compile_on_npu(prepared, module, writer, file, proof.inputs, proof.got)
     return manifest.Module(
         name=name,
-        file=next(iter(files)),
+        file=file,
         format="tflite",
         precision=precision,
         tried={key: float(value) for key, _, value in (each.partition("=") for each in tried)},
-        placement="cpu",
+        placement=module.choice.placement,
         engine="litert",
         inputs=tuple(proof.inputs_of_files.values()),
         outputs=tuple(proof.outputs_of_files.values()),
         max_relative_error=error,
+        compiled=compiled,
     )
-
-
-def conversion_peak(opened: Opened) -> int:
-    """Peak resident memory of converting the largest file and of proving it, from the headers alone.
-
-    0 where nothing is to be converted.
-    """
-    peaks = [0]
-    for choice in opened.choices:
-        if choice.engine == "litert":
-            sizes = _part_sizes(opened, choice.name)
-            largest = max(_bytes(sizes, span) for span in _files(opened, choice.name).values())
-            peaks.append(CONVERT_BYTES + int(CONVERT_FACTOR * largest))
-            peaks.append(PROVE_BYTES + int(LOADED * sum(sizes.values())))
-            if choice.name == "vision":
-                peaks[-1] += SCORES * _scores(opened)
-    return max(peaks)
-
-
-def state_bytes(prepared: Prepared) -> int:
-    """What a decoder's keys and values take on the device, always for the whole context, and a chunk's scores."""
-    decoder, context = prepared.model.decoder, prepared.opened.context
-    rows = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim
-    return 4 * context * (rows + SCORES * decoder.heads * min(CHUNK, context))
-
-
-def _scores(opened: Opened) -> int:
-    """Bytes of the scores of one vision block's attention."""
-    rows, columns = opened.probe.grid or (0, 0)
-    return 4 * int(opened.checkpoint.config["vision_config"]["num_heads"]) * (rows * columns) ** 2
-
-
-def _files(opened: Opened, module: ModuleName) -> dict[str, Span]:
-    """The files of a module, and what each holds: as much as `FILE_BYTES` allow, and at least one part."""
-    sizes = _part_sizes(opened, module)
-    layers = sum(part.startswith("layer.") for part in sizes)
-    spans, start, front = [], 0, True
-    for stop in range(1, layers + 1):
-        following = Span(start, stop + 1, front, False) if stop < layers else Span(start, stop, front, True)
-        if _bytes(sizes, following) > FILE_BYTES:
-            spans.append(Span(start, stop, front, False))
-            start, front = stop, False
-        elif stop == layers:
-            spans.append(following)
-    if not spans[-1].back:
-        spans.append(Span(layers, layers, False, True))
-    if len(spans) == 1:
-        return {"model.tflite": spans[0]}
-    return {f"model-{index:03}.tflite": span for index, span in enumerate(spans)}
-
-
-def _part_sizes(opened: Opened, module: ModuleName) -> dict[str, int]:
-    """Bytes of each part's weights in fp32."""
-    sizes: dict[str, int] = {}
-    tensors = opened.checkpoint.tensors.values()
-    for tensor in tensors:
-        if module_of(tensor.name) == module:
-            sizes[part_of(tensor.name)] = sizes.get(part_of(tensor.name), 0) + 4 * math.prod(tensor.shape)
-    if module == "decoder" and opened.checkpoint.config.get("tie_word_embeddings"):
-        table = sum(4 * math.prod(each.shape) for each in tensors if module_of(each.name) == "embedding")
-        sizes["back"] = sizes.get("back", 0) + table
-    return sizes
-
-
-def _bytes(sizes: Mapping[str, int], span: Span) -> int:
-    ends = (sizes.get("front", 0) if span.front else 0) + (sizes.get("back", 0) if span.back else 0)
-    return ends + sum(sizes.get(f"layer.{layer}", 0) for layer in span.layers)
 
 
 def _convert(
@@ -169,6 +94,7 @@ def _convert(
             str(prepared.checkpoint.folder),
             choice.name,
             choice.precision,
+            _candidates(prepared.opened, choice),
             context,
             min(CHUNK, context),
             grid,
@@ -178,11 +104,18 @@ def _convert(
         return _run(task, share)
 
 
+def _candidates(opened: Opened, choice: Choice) -> tuple[str, ...]:
+    """What the precision of a vision module can mean: one way, or two to choose from by measured error."""
+    if choice.placement == "npu":
+        return NPU_PRECISIONS if is_measured(opened.request.precision) else (choice.precision,)
+    return ("int8", "int8-static") if choice.precision == "int8" else (choice.precision,)
+
+
 def _pictures(prepared: Prepared, folder: Path) -> str | None:
     """The file of patches that ranges are taken from, if there are pictures."""
     vision, samples = prepared.model.vision, prepared.calibration.samples if prepared.calibration else ()
     assert vision is not None
-    if SCORES * vision.layers * _scores(prepared.opened) > CALIBRATE_BYTES:
+    if all_scores(prepared.opened) > CALIBRATE_BYTES:
         return None
     found: list[Sample] = list(samples[:PICTURES])
     if not found and prepared.request.is_demo:  # behind those that it is proven on

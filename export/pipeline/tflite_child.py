@@ -33,8 +33,6 @@ from edgeglm.export.prove.values import relative_error, two_digits
 from edgeglm.export.trace.litert import Builder
 from edgeglm.runtimes.litert import Encoder, File
 
-# Of a vision module in INT8: activations quantized as they come, or in calibrated ranges.
-CANDIDATES = ("int8", "int8-static")
 FLOAT = "float.tflite"
 
 
@@ -96,15 +94,14 @@ class Conversion:
 
     def _choose(self, exact: Path, path: Path, pictures: NDArray[np.float32]) -> None:
         """Try what the precision can mean, and keep what computes the nearest to fp32."""
-        tried = CANDIDATES if self.task.precision == "int8" else (self.task.precision,)
         want = _features(exact, pictures)
-        for name in tried:
+        for name in self.task.tried:
             quantize(exact, name, path.with_name(name), {"pixel_values": list(pictures)})
             got = _features(path.with_name(name), pictures)
             self.errors[name] = two_digits(relative_error(got, want))
-        self.precision = min(tried, key=self.errors.__getitem__)
+        self.precision = min(self.task.tried, key=self.errors.__getitem__)
         path.with_name(self.precision).rename(path)
-        for name in tried:
+        for name in self.task.tried:
             path.with_name(name).unlink(missing_ok=True)
 
     def _position(self) -> torch.Tensor:

@@ -16,6 +16,7 @@ class Task:
         checkpoint: Its folder.
         module: ``vision`` or ``decoder``.
         precision: Of all of it.
+        tried: What that can mean of a vision module; what is nearest to fp32 on the pictures is taken.
         context: Tokens of the decoder's buffers.
         chunk: Tokens of a prefill.
         grid: Patches of the picture.
@@ -26,6 +27,7 @@ class Task:
     checkpoint: str
     module: ModuleName
     precision: str
+    tried: tuple[str, ...]
     context: int
     chunk: int
     grid: Grid | None

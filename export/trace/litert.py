@@ -47,6 +47,16 @@ class PatchLinear(nn.Linear):
         return super().forward(x.flatten(1))
 
 
+class SquaredNorm(nn.LayerNorm):
+    """A LayerNorm whose variance is a mean of products: squared differences have no form in 16 bits for the NPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The shape of `x`."""
+        centred = x - x.mean(-1, keepdim=True)
+        scaled = centred * torch.rsqrt((centred * centred).mean(-1, keepdim=True) + self.eps)
+        return scaled * self.weight + self.bias
+
+
 class DecoderSpan(nn.Module):
     """Blocks of a decoder one after the other, with the head behind the last where `back` is given.
 
@@ -162,6 +172,7 @@ class Builder:
         blocks = [tower.blocks[layer] for layer in piece.layers]
         del tower.blocks, tower.embeddings
         _flatten_convolutions(tower)
+        _square_norms(tower)
         for name, child in tower.named_children():
             if piece.back if name in BACK else piece.front:
                 self._fill(child, f"{vision.prefix}{name}.")
@@ -219,6 +230,16 @@ def _flatten_convolutions(tower: nn.Module) -> None:
             with torch.device("meta"):
                 linear = PatchLinear(module.weight[0].numel(), module.weight.shape[0], module.bias is not None)
             setattr(tower.get_submodule(owner), last, linear)
+
+
+def _square_norms(tower: nn.Module) -> None:
+    """Put a `SquaredNorm` in the place of each LayerNorm."""
+    for name, module in list(tower.named_modules()):
+        if isinstance(module, nn.LayerNorm):
+            owner, _, last = name.rpartition(".")
+            with torch.device("meta"):
+                norm = SquaredNorm(module.normalized_shape, module.eps)
+            setattr(tower.get_submodule(owner), last, norm)
 
 
 def _split_rotary(projection: nn.Module, decoder: Decoder) -> None:

@@ -20,7 +20,7 @@ from edgeglm.export.validation.cache import cached, checkpoint_key
 from edgeglm.export.validation.memory import whole_bytes
 from edgeglm.export.validation.streamed import Drafter, streamed_answers
 from edgeglm.manifest import Module, Vision
-from edgeglm.runtimes import ort
+from edgeglm.runtimes import litert, ort
 from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.embedding import EmbeddingRows
 from edgeglm.runtimes.generate import generate
@@ -89,6 +89,8 @@ def where_run(bundle: Bundle, samples: int) -> dict[str, str]:
         if module.engine
     }
     vision = _module(bundle, "vision")
+    if vision.engine == "litert" and vision.compiled:
+        return found | {"vision": f"{ENGINES['litert']}: {litert.NO_DISPATCH}"}
     if vision.engine != "qnn":
         return found
     npu, why = npu_for(vision)

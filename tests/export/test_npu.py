@@ -236,7 +236,7 @@ def test_a_file_for_another_chip_of_the_same_architecture_is_refused(tmp_path: P
     other = compile_file(quantized(tmp_path / "model.onnx"), "npu.onnx", (30, 68))
     assert other.chip == "SM8350, Hexagon v68"
     with pytest.raises(UnsupportedError, match="compiled it for SM8350, v68, not for soc_model 93, v68"):
-        emitter._chip(tmp_path / "npu.onnx", QCS6490)
+        emitter.chip_name(tmp_path / "npu.onnx", QCS6490)
 
 
 def test_the_same_file_compiles_to_the_same_bytes_wherever_it_lies(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.extras import need_tflite
 need_tflite()
 
 from edgeglm.bundle import load_bundle, verify_bundle
-from edgeglm.export.pipeline import tflite
+from edgeglm.export.pipeline import tflite_sizes
 from edgeglm.runtimes.embedding import EmbeddingRows
 from edgeglm.runtimes.sessions import open_decoder
 from tests.cli.commands import check_failure, end, left_of, run, start
@@ -74,7 +74,7 @@ def test_an_interrupted_export_is_finished_to_what_transformers_computes(
     assert end(interrupted(target, text, interrupt)) == (130, "", "edgeglm: interrupted\n")
     assert not Path(f"/proc/{children[0]}").exists()
     assert left_of(target) == ["bundle.partial"]
-    monkeypatch.setattr(tflite, "FILE_BYTES", 700_000)  # of its three blocks, two
+    monkeypatch.setattr(tflite_sizes, "FILE_BYTES", 700_000)  # of its three blocks, two
     assert run(capsys, "export", text, *TFLITE, "--precision", "fp32", "-o", target)[0] == 0
     bundle = load_bundle(target)
     verify_bundle(bundle)
