@@ -62,6 +62,14 @@ def converters_of(pid: int) -> list[int]:
     return []
 
 
+def until_gone(pid: int) -> None:
+    """Wait for the kernel, which ends a child with its parent, and for who buries it."""
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_an_interrupted_export_is_finished_to_what_transformers_computes(
     text: Path, target: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,7 +80,7 @@ def test_an_interrupted_export_is_finished_to_what_transformers_computes(
         process.send_signal(signal.SIGINT)
 
     assert end(interrupted(target, text, interrupt)) == (130, "", "edgeglm: interrupted\n")
-    assert not Path(f"/proc/{children[0]}").exists()
+    until_gone(children[0])
     assert left_of(target) == ["bundle.partial"]
     monkeypatch.setattr(tflite_sizes, "FILE_BYTES", 700_000)  # of its three blocks, two
     assert run(capsys, "export", text, *TFLITE, "--precision", "fp32", "-o", target)[0] == 0
