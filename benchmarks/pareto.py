@@ -27,6 +27,7 @@ from tests.export.outliers import inject_outliers
 
 UNIFORM = ("fp32", "fp16", "int8", "int8-block", "int4")
 ACCURACY_FAILED = 4
+CHANNELS = 8
 EVALUATION = DATA / "evaluation.jsonl"
 HEADINGS = (
     "PRECISION", "BUNDLE", "TO FP32", "TO FP16", "STEP SUCCESS", "KEPT", "DROP", "TAP ERROR", "PEAK RSS", "AT 2%",
@@ -72,7 +73,7 @@ class Bench:
         self.accuracy_drop, self.model = accuracy_drop, [] if outliers is None else [str(self.work / "model")]
         self.data = [] if outliers is None else ["--data", str(EVALUATION), "--reference", self.model[0]]
         if outliers is not None and not (self.work / "model").exists():
-            inject(outliers, channels, self.work / "model")
+            inject(outliers, self.work / "model", channels)
 
     def row(self, precision: str) -> Row:
         """Export, validate and run."""
@@ -113,7 +114,7 @@ class Bench:
         )
 
 
-def inject(factor: float, channels: int, folder: Path) -> None:
+def inject(factor: float, folder: Path, channels: int = CHANNELS) -> None:
     """A copy of the demo with outlier channels."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in DEMO.iterdir():
@@ -164,7 +165,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, metavar="WORK_DIR")
     parser.add_argument("--accuracy-drop", default="2%", metavar="PCT")
     parser.add_argument("--outliers", type=float, metavar="FACTOR")
-    parser.add_argument("--channels", type=int, default=8, metavar="N")
+    parser.add_argument("--channels", type=int, default=CHANNELS, metavar="N")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg")
     arguments = parser.parse_args()
     bench = Bench(arguments.work, arguments.outliers, arguments.channels, arguments.accuracy_drop)
