@@ -42,7 +42,7 @@ drafted = Drafted(
     draft=draft,
 )
 start = time.monotonic()
-(verdict,) = verdicts(folder, source, [drafted])
+(verdict,) = verdicts(source, [drafted])
 assert len(verdict) == answer
 print(json.dumps([source.parameters, len(is_picture), peak_rss(), time.monotonic() - start]))
 """

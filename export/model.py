@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -228,3 +229,19 @@ class Rows(Protocol):
 
     def decode(self, name: str, stored: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Whole rows that `read_bytes` gave, as fp32."""
+
+
+class Original(Rows, Protocol):
+    """A checkpoint that a bundle is compared with."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its config, tokenizer and image processor lie."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its ``config.json``."""
+
+    @property
+    def parameters(self) -> int:
+        """The number of its weights."""

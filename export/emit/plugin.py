@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -36,7 +36,7 @@ PLUGIN = f"{PLUGINS}/libLiteRtCompilerPlugin_Qualcomm.so"
 SOCS = {93: "QCM6490", 43: "SM8550"}
 # Linked by the plug-in and used for another accelerator alone; onnxruntime-qnn does not have it.
 UNUSED, STAND_IN = "libQnnLpai.so", "libQnnSystem.so"
-DISPATCH = "DISPATCH_OP"
+DISPATCH, MADE = "DISPATCH_OP", "npu.tflite"
 # The demo compiles in two seconds and 220 MiB.
 SECONDS = 600
 MEMORY_BYTES, MEMORY_FACTOR = 1 << 30, 16
@@ -56,10 +56,9 @@ class Program:
 
 @dataclass(frozen=True)
 class Tools:
-    """The compiler: the program to call, the folder of its plug-in, and that of QNN's libraries."""
+    """The compiler: the folders of LiteRT, whose are the program and its plug-in, and of QNN's libraries."""
 
-    program: Path
-    plugins: Path
+    litert: Path
     libraries: Path
 
 
@@ -81,7 +80,7 @@ def find_tools() -> Tools:
         if not file.is_file():
             why = f"compiles TFLite for the NPU, and has no {file.name} on this machine"
             raise UnsupportedError(f"ai-edge-litert {version()}", why, f"export on x86-64 Linux, or {INSTEAD}")
-    return Tools(litert / TOOL, litert / PLUGINS, libraries)
+    return Tools(litert, libraries)
 
 
 def compile_file(model: Path, compiled: Path, chip: Chip) -> tuple[str, Program]:
@@ -105,10 +104,15 @@ def compile_file(model: Path, compiled: Path, chip: Chip) -> tuple[str, Program]
     if soc is None:
         raise UnsupportedError(f"soc_model {chip[0]}", f"{title()} has no such chip", INSTEAD)
     tools = find_tools()
-    compiled.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(prefix="edgeglm-plugin-") as place:
-        (Path(place) / UNUSED).symlink_to(tools.libraries / STAND_IN)
-        _run(tools, model, compiled, soc, place)
+    # What it writes depends on its arguments and environment, so that they are the same wherever it is and works.
+    with tempfile.TemporaryDirectory(prefix="edgeglm-plugin-") as folder:
+        place = Path(folder)
+        (place / UNUSED).symlink_to(tools.libraries / STAND_IN)
+        (place / "litert").symlink_to(tools.litert)
+        (place / "qnn").symlink_to(tools.libraries)
+        (place / "model.tflite").symlink_to(model.absolute())
+        _run(place, soc, MEMORY_BYTES + MEMORY_FACTOR * model.stat().st_size)
+        shutil.move(place / MADE, compiled)
     return qnn.chip_name(compiled, chip), read_program(compiled)
 
 
@@ -166,14 +170,12 @@ def _wrapped(program: Program) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def _run(tools: Tools, model: Path, compiled: Path, soc: str, place: str) -> None:
-    """Run the compiler, which may not outlive us, within bounds of time and memory."""
+def _run(place: Path, soc: str, most: int) -> None:
+    """Run the compiler in a folder, within bounds of time and `most` bytes; it may not outlive us."""
     command = [
-        f"{tools.program}", "--cmd=apply", f"--model={model}", f"--o={compiled}", "--soc_manufacturer=Qualcomm",
-        f"--soc_model={soc}", f"--libs={tools.plugins}", "--err=--", "--qualcomm_log_level=error",
+        f"litert/{TOOL}", "--cmd=apply", "--model=model.tflite", f"--o={MADE}", "--soc_manufacturer=Qualcomm",
+        f"--soc_model={soc}", f"--libs=litert/{PLUGINS}", "--err=--", "--qualcomm_log_level=error",
     ]  # fmt: skip
-    paths = [place, f"{tools.libraries}", *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
-    most = MEMORY_BYTES + MEMORY_FACTOR * model.stat().st_size
 
     def bounded() -> None:
         at_fixed_addresses()
@@ -185,7 +187,8 @@ def _run(tools: Tools, model: Path, compiled: Path, soc: str, place: str) -> Non
             stdin=subprocess.DEVNULL,
             stdout=noise,
             stderr=noise,
-            env={**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(paths)},
+            cwd=place,
+            env={"LD_LIBRARY_PATH": ".:qnn"},
             start_new_session=True,
             preexec_fn=bounded,  # noqa: PLW1509
         )
@@ -200,7 +203,8 @@ def _run(tools: Tools, model: Path, compiled: Path, soc: str, place: str) -> Non
         said = noise.read().decode(errors="replace")
     if status == qnn.KILLED:
         raise BudgetError("vision", f"{title()} was killed while it compiled", "give it more memory")
-    if status or not compiled.is_file() or not compiled.stat().st_size:
+    made = place / MADE
+    if status or not made.is_file() or not made.stat().st_size:
         reason = f"it was ended by {signal.Signals(-status).name}" if status < 0 else _said(said, status)
         raise UnsupportedError("vision", f"{title()} cannot compile it: {reason}", INSTEAD)
 

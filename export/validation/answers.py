@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from edgeglm.bundle import Bundle
 from edgeglm.errors import BudgetError
-from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.demo.agent import MAX_NEW_TOKENS, Agent
 from edgeglm.export.demo.samples import Sample
+from edgeglm.export.model import Original
 from edgeglm.export.validation.cache import cached, checkpoint_key
 from edgeglm.export.validation.memory import whole_bytes
 from edgeglm.export.validation.streamed import Drafter, streamed_answers
@@ -159,7 +159,7 @@ def drafter(bundle: Bundle, answers: Sequence[Sequence[int]]) -> Drafter:
 
 
 def reference_answers(
-    original: Checkpoint, samples: Sequence[Sample], budget: int, drafter: Drafter, show: Show = lambda _: None
+    original: Original, samples: Sequence[Sample], budget: int, drafter: Drafter, show: Show = lambda _: None
 ) -> list[str]:
     """What the original answers in fp32; kept in the cache by checkpoint and samples.
 
@@ -169,7 +169,7 @@ def reference_answers(
 
     def compute() -> list[str]:
         if whole_bytes(original) > budget:
-            return streamed_answers(original.folder, original, samples, drafter, show)
+            return streamed_answers(original, samples, drafter, show)
         agent, answers = Agent.load(original.folder), list[str]()
         size = max(1, BATCH * PARAMETERS // max(original.parameters, PARAMETERS))
         for some in _batches(samples, size):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.model import Original
 
 # torch, transformers, an engine, and a batch of screens or sequences.
 BASE_BYTES = 900 << 20
 
 
-def whole_bytes(original: Checkpoint) -> int:
+def whole_bytes(original: Original) -> int:
     """As a whole, in fp32."""
     return BASE_BYTES + 4 * original.parameters
 
 
-def streamed_bytes(original: Checkpoint) -> int:
+def streamed_bytes(original: Original) -> int:
     """One layer at a time; nothing else that is in memory at once is larger than a layer with its share of the rest."""
     text = original.config.get("text_config")
     layers = (text if isinstance(text, dict) else original.config).get("num_hidden_layers")

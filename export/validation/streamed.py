@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from edgeglm.export.demo.agent import MAX_NEW_TOKENS, Prompts
 from edgeglm.export.demo.samples import Sample
-from edgeglm.export.model import Rows
+from edgeglm.export.model import Original
 from edgeglm.export.validation.reference import StreamedDecoder
 from edgeglm.export.validation.tower import StreamedTower
 from edgeglm.runtimes.positions import prompt_positions
@@ -48,22 +47,18 @@ class Drafter:
 
 
 def streamed_answers(
-    folder: Path,
-    source: Rows,
+    original: Original,
     samples: Sequence[Sample],
     drafter: Drafter,
     show: Callable[[float], object] = lambda _: None,
 ) -> list[str]:
-    """The answers of the original in `folder`, with the weights of `source`, in fp32.
-
-    `show` is told which share is done.
-    """
-    prompts, answers = Prompts.load(folder), dict[int, list[int]]()
+    """The answers of the original, in fp32; `show` is told which share is done."""
+    prompts, answers = Prompts.load(original.folder), dict[int, list[int]]()
     drafts = {index: list(each) for index, each in enumerate(drafter.draft(samples, [()] * len(samples)))}
     while drafts:
         asked, decided = [samples[index] for index in drafts], dict[int, list[int]]()
         drafted = (_drafted(prompts, *each) for each in zip(asked, drafts.values(), strict=True))
-        for (index, draft), likeliest in zip(drafts.items(), verdicts(folder, source, drafted), strict=True):
+        for (index, draft), likeliest in zip(drafts.items(), verdicts(original, drafted), strict=True):
             tokens, whole = corrected(draft, likeliest, drafter.ends)
             (answers if whole else decided)[index] = tokens
             show(len(answers) / len(samples))
@@ -106,11 +101,11 @@ class Drafted:
     draft: NDArray[np.int64]
 
 
-def verdicts(folder: Path, source: Rows, drafted: Iterable[Drafted]) -> Iterator[list[int]]:
+def verdicts(original: Original, drafted: Iterable[Drafted]) -> Iterator[list[int]]:
     """For each draft, the tokens that the original finds the likeliest, in as many passes as memory asks for."""
     for some in _batches(drafted, lambda each: len(each.tokens), TOKENS):
-        features = list(_features(folder, source, some))  # of all, so that the tower is gone when the decoder comes
-        decoder = StreamedDecoder(folder, source)
+        features = list(_features(original, some))  # of all, so that the tower is gone when the decoder comes
+        decoder = StreamedDecoder(original.folder, original)
         hidden = [decoder.embed(each.tokens)[None] for each in some]
         for states, each, found in zip(hidden, some, features, strict=True):
             states[0, torch.from_numpy(each.is_picture)] = found
@@ -120,8 +115,8 @@ def verdicts(folder: Path, source: Rows, drafted: Iterable[Drafted]) -> Iterator
         del decoder
 
 
-def _features(folder: Path, source: Rows, drafted: Sequence[Drafted]) -> Iterator[Tensor]:
-    tower = StreamedTower(folder, source)
+def _features(original: Original, drafted: Sequence[Drafted]) -> Iterator[Tensor]:
+    tower = StreamedTower(original.folder, original)
     for some in _batches(drafted, lambda each: len(each.pixels), PATCHES):
         found = tower.features(torch.cat([each.pixels for each in some]), torch.cat([each.grid for each in some]))
         yield from found.split([int(each.is_picture.sum()) for each in some])
