@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -37,7 +38,7 @@ def main() -> None:
     print(
         f"a first answer, from the start of the process: runner {first:.0f} ms, transformers {rival[1]['cold']:.0f} ms"
     )
-    print(f"peak RSS: runner {format_size(peak)}, transformers {format_size(rival[1]['peak'])}")
+    print(f"peak RSS: runner {format_size(int(peak))}, transformers {format_size(rival[1]['peak'])}")
     print(f"without a picture the runner peaks at {format_size(blind['peak_rss_bytes'])}")
     opened = load_bundle(bundle)
     weights = opened.path("decoder/weights.bin").stat().st_size
@@ -84,7 +85,7 @@ def in_transformers() -> None:
     agent, times = Agent.load(DEMO), []
     for sample in samples:
         start = time.perf_counter()
-        list(agent.answer([sample.image], [QUESTIONS[0]]))
+        list(agent.answer([sample.image], [replace(sample, prompt=QUESTIONS[0]).messages]))
         times.append((time.perf_counter() - start) * 1e3)
         if len(times) == 1:
             cold = time.clock_gettime(time.CLOCK_BOOTTIME) - started()

@@ -46,14 +46,16 @@ def measure(load: Load, threads: int) -> dict[str, float]:
     prefill = min(timed(feed, tokens[:PROMPT], 0) for _ in range(3))
     steps = [timed(feed, [tokens[at]], at) for at in range(PROMPT, PROMPT + ANSWER)]
     used, in_engine = memory(), sum(engine.seconds[-ANSWER:])
-    agent_step = timed(feed, tokens[:STEP_PROMPT], 0)
-    agent_step += sum(timed(feed, [tokens[at]], at) for at in range(STEP_PROMPT, len(tokens)))
+    step_prefill = timed(feed, tokens[:STEP_PROMPT], 0)
+    step_decode = sum(timed(feed, [tokens[at]], at) for at in range(STEP_PROMPT, len(tokens)))
     return {
         "load_s": loaded,
         "first_token_s": first,
         "prefill": PROMPT / prefill,
         "decode": 1 / float(np.median(steps)),
-        "agent_step_s": agent_step,
+        "agent_step_s": step_prefill + step_decode,
+        "step_prefill_s": step_prefill,
+        "step_token_s": step_decode / STEP_ANSWER,
         "python_share": 1 - in_engine / sum(steps) if in_engine else 0.0,
         "idle_anonymous": idle["RssAnon"],
         "anonymous": used["RssAnon"],

@@ -59,6 +59,13 @@ def main() -> None:
     for precision in ("int8", "int4"):
         share = figures[f"edgeglm {precision}"]["decode"] * decoder_bytes(options.work / precision) / speed
         print(f"{precision} decode reads weights at {share:.0%} of the memory's speed")
+    for name in ("edgeglm int8", "llama.cpp Q4_0"):
+        if name in figures:
+            prefill, token, short = (figures[name][key] for key in ("step_prefill_s", "step_token_s", "decode"))
+            print(
+                f"agent step of {name}: prefill {prefill:.2f} s, then {1e3 * token:.1f} ms a token, "
+                f"which behind a short prompt takes {1e3 / short:.1f} ms"
+            )
     share = figures["edgeglm int4"]["python_share"]
     print(f"the Python layer takes {share:.1%} of an int4 decode step (asked: below 5%)")
 
