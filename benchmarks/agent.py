@@ -38,8 +38,8 @@ def main() -> None:
     print(
         f"a first answer, from the start of the process: runner {first:.0f} ms, transformers {rival[1]['cold']:.0f} ms"
     )
-    print(f"peak RSS: runner {format_size(int(peak))}, transformers {format_size(rival[1]['peak'])}")
-    print(f"without a picture the runner peaks at {format_size(blind['peak_rss_bytes'])}")
+    print(f"peak RSS: runner {format_size(peak)}, transformers {format_size(rival[1]['peak'])}")
+    print(f"without a picture the runner peaks at {format_size(int(blind['peak_rss_bytes']))}")
     opened = load_bundle(bundle)
     weights = opened.path("decoder/weights.bin").stat().st_size
     base = blind["peak_rss_bytes"] - weights - blind["state_bytes"]
