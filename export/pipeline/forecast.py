@@ -177,7 +177,9 @@ def _size(prepared: Prepared, module: PreparedModule) -> plan.ModuleSize:
 def _option(precision: str, prepared: Prepared, context: int, usable: int) -> Option:
     sizes, decoder = module_sizes(prepared), prepared.model.decoder
     peaks = plan.by_context(sizes, decoder, prepared.opened.context)
-    return Option(precision, prepared.bundle_bytes, peaks, plan.device_peak(sizes, decoder, context) <= usable)
+    compiled = sum(int(plan.COMPILED_FACTOR * size.nbytes) for size in sizes if size.choice.placement == "npu")
+    fits = plan.device_peak(sizes, decoder, context) <= usable
+    return Option(precision, prepared.bundle_bytes + compiled, peaks, fits)
 
 
 def _npu_note(profile: Profile) -> tuple[str, str] | None:

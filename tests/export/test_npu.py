@@ -90,11 +90,10 @@ def test_what_is_printed_is_ours(exported: tuple[Path, str, str], capsys: Captur
 
 
 @pytest.mark.slow
-def test_the_plan_knows_all_but_what_the_compiler_makes(bundle: Path, capsys: Capture) -> None:
+def test_the_plan_has_a_guess_at_what_the_compiler_makes(bundle: Path, capsys: Capture) -> None:
     said = json.loads(run(capsys, "plan", "--target", "qcs6490", "--json")[1])
     made = read_manifest(bundle)
-    unknown = made.files["report.html"].bytes + made.files["vision/npu.onnx"].bytes
-    assert said["bundle_bytes"] == made.bundle_bytes - unknown
+    assert said["bundle_bytes"] == pytest.approx(made.bundle_bytes - made.files["report.html"].bytes, rel=0.05)
 
 
 def answer(bundle: Path) -> tuple[dict[str, Any], str]:
