@@ -39,9 +39,7 @@ class StreamedDecoder:
     """
 
     def __init__(self, folder: Path, source: Rows) -> None:
-        config: Any = AutoConfig.from_pretrained(folder)
-        family: Any = importlib.import_module(f"edgeglm.export.families.{FAMILIES[config.architectures[0]]}")
-        modeling = importlib.import_module(family.MODELING)
+        config, family, modeling = parts_of(folder)
         model: Model = family.describe(config, None)
         text = config.get_text_config()
         # Causal without a mask, which no model of these families adds anything to.
@@ -128,6 +126,13 @@ class StreamedDecoder:
             right[inside] = logits[inside, wanted[inside] - start]
         shape = targets.shape
         return (right.double() - total).numpy().reshape(shape), top.numpy().reshape(shape)
+
+
+def parts_of(folder: Path) -> tuple[Any, Any, Any]:
+    """A checkpoint's config, the description of its family, and transformers' module of it."""
+    config: Any = AutoConfig.from_pretrained(folder)
+    family: Any = importlib.import_module(f"edgeglm.export.families.{FAMILIES[config.architectures[0]]}")
+    return config, family, importlib.import_module(family.MODELING)
 
 
 def fill(source: Rows, module: nn.Module, prefix: str) -> None:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
 
-from edgeglm.export.families import FAMILIES
 from edgeglm.export.model import Rows
-from edgeglm.export.validation.reference import fill
+from edgeglm.export.validation.reference import fill, parts_of
 
 
 class StreamedTower:
@@ -26,15 +22,14 @@ class StreamedTower:
     """
 
     def __init__(self, folder: Path, source: Rows) -> None:
-        config: Any = AutoConfig.from_pretrained(folder)
-        family: Any = importlib.import_module(f"edgeglm.export.families.{FAMILIES[config.architectures[0]]}")
+        config, family, modeling = parts_of(folder)
         described = family.describe(config, (1, 1)).vision
         vision = config.vision_config
         vision._attn_implementation = "sdpa"
         one = deepcopy(vision)
         one.depth = 1
         with torch.device("meta"):
-            tower = getattr(importlib.import_module(family.MODELING), family.VISION)(one)
+            tower = getattr(modeling, family.VISION)(one)
         rotary = type(tower.rotary_pos_emb)(vision)  # has a buffer that no checkpoint holds
         self.tower = tower.to(torch.float32).to_empty(device="cpu").eval()
         self.tower.rotary_pos_emb = rotary
