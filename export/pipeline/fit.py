@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, ShapeInferencePass
 
 from edgeglm.devices.operator_table import Table, table_for
-from edgeglm.devices.profile import Engine, Profile
+from edgeglm.devices.profile import Engine, Limits, Profile
 from edgeglm.errors import UnsupportedError
 from edgeglm.export.check import WHOLE, Offence, check
 from edgeglm.export.fix import decompose_gelu, decompose_norms, fuse_gelu, fuse_norms
@@ -41,7 +41,7 @@ def fit(
     table = table_for(profile, engine)
     if table is None:
         return model, ()
-    limits = profile.limits if engine == profile.engines.value[0] else None
+    limits = _limits(profile, engine)
     model, applied = _preferred(model, engine)
     offences = check(model, table, limits)
     if offences:
@@ -59,6 +59,19 @@ def fit(
     if offences:
         raise refusal(name, profile, offences)
     return model, tuple(applied)
+
+
+def refuse_final(model: ir.Model, profile: Profile, engine: Engine, name: str) -> None:
+    """Raises UnsupportedError for what neither a fix nor samples would mend; the arguments are those of `fit`."""
+    table = table_for(profile, engine)
+    found = check(model, table, _limits(profile, engine)) if table else []
+    if final := [each for each in found if each.is_final]:
+        raise refusal(name, profile, final)
+
+
+def _limits(profile: Profile, engine: Engine) -> Limits | None:
+    """The board's, which are those of its first engine."""
+    return profile.limits if engine == profile.engines.value[0] else None
 
 
 def refusal(name: str, profile: Profile, offences: Sequence[Offence]) -> UnsupportedError:

@@ -26,7 +26,7 @@ from edgeglm.export.fix.static_shapes import StaticShapes
 from edgeglm.export.graph_file import Source, graph_bytes, read_graph, weights_sha256
 from edgeglm.export.graph_precision import Task, convert
 from edgeglm.export.pack.writer import BundleWriter
-from edgeglm.export.pipeline.fit import fit, refusal
+from edgeglm.export.pipeline.fit import fit, refusal, refuse_final
 from edgeglm.export.prove.engine import run_file
 from edgeglm.export.prove.values import relative_error, two_digits
 from edgeglm.runtimes.engines import try_build
@@ -98,6 +98,7 @@ def open_graph(request: GraphRequest, budget: int) -> Plan:
         raise BudgetError("--max-ram", why, f"it takes at least {-(-peak // (1 << 20))}MiB")
     source = read_graph(request.file)
     if request.calibration is None and precision == "int8":
+        refuse_final(_read(source), profile, engine, str(request.file))
         raise UsageError("--precision int8", "takes ranges of activations", f"{FORM} by --calibration")
     samples = read_samples(request.calibration, source.inputs) if request.calibration else make_samples(source.inputs)
     if engine == "tensorrt" and (source.varying and request.calibration is None):
@@ -157,14 +158,20 @@ def _precision(request: GraphRequest, engine: Engine) -> Precision:
     return precision  # type: ignore[return-value]
 
 
-def _fitted(plan: Plan) -> tuple[ir.Model, tuple[Offence, ...]]:
-    """The graph as the engine takes it: without functions, in known shapes, checked and fixed."""
-    model = ir.from_proto(plan.source.proto)
+def _read(source: Source) -> ir.Model:
+    """The graph without functions, in known shapes."""
+    model = ir.from_proto(source.proto)
     for each in (InlinePass(), ClearMetadataAndDocStringPass(), NameFixPass()):
         each(model)
-    for value, known in zip(model.graph.inputs, plan.source.inputs, strict=False):
+    for value, known in zip(model.graph.inputs, source.inputs, strict=False):
         value.shape = ir.Shape(known.shape)
     ShapeInferencePass()(model)
+    return model
+
+
+def _fitted(plan: Plan) -> tuple[ir.Model, tuple[Offence, ...]]:
+    """The graph as the engine takes it: checked and fixed."""
+    model = _read(plan.source)
     shapes = common_shapes(plan.samples) if plan.request.calibration else {}
     model, fixes = fit(model, plan.request.profile, plan.engine, str(plan.request.file), shapes)
     if plan.engine == "tensorrt" and plan.source.varying:
