@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from edgeglm.errors import BudgetError
 from edgeglm.export.model import Choice, Decoder, Stored
 from edgeglm.manifest import ModuleName
+from edgeglm.units import format_size
 
 MIB = 1 << 20
 # The tracing child with torch and transformers, which imports scipy where an extra has brought it, and its parent.
@@ -72,6 +74,16 @@ class ModuleSize:
     def activations(self) -> int:
         """Bytes, of which an allocator keeps what several operators in a row took."""
         return 10 * 4 * self.tokens * self.wide
+
+
+def check_peak(peak: int, budget: int, purpose: str, remedy: str = "") -> None:
+    """Raises BudgetError, which names the smallest budget that would do, if `peak` is above that of ``--max-ram``.
+
+    `purpose` says what the budget is too little for, `remedy` what else can be done.
+    """
+    if peak > budget:
+        least = f"it takes at least {-(-peak // MIB)}MiB{remedy}"
+        raise BudgetError("--max-ram", f"{format_size(budget)} is too little {purpose}", least)
 
 
 def export_peak(modules: Sequence[ModuleSize], workers: int, engine_bytes: int, *, traced: bool) -> int:

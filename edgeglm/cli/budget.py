@@ -7,12 +7,10 @@ from typing import Any
 
 import click
 
-from edgeglm.errors import BudgetError
 from edgeglm.machine import read_machine
-from edgeglm.units import format_size, parse_size
+from edgeglm.units import parse_size
 
 SHARE = 0.6  # of the memory that is available, where no budget is given
-MIB = 1 << 20
 
 
 def max_ram_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -26,10 +24,3 @@ def max_ram_option(function: Callable[..., Any]) -> Callable[..., Any]:
 def parse_budget(max_ram: str | None) -> int:
     """Bytes. Raises UsageError for what is no size."""
     return parse_size(max_ram) if max_ram else int(SHARE * read_machine().memory_available_bytes)
-
-
-def check_peak(peak: int, budget: int, purpose: str, remedy: str = "") -> None:
-    """Raises BudgetError, which names what it takes to do what `purpose` says, if `peak` is above the budget."""
-    if peak > budget:
-        least = f"it takes at least {-(-peak // MIB)}MiB{remedy}"
-        raise BudgetError("--max-ram", f"{format_size(budget)} is too little to {purpose}", least)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 
-from edgeglm.cli.budget import check_peak
 from edgeglm.errors import AccuracyError, UsageError
 from edgeglm.export.choices import parse_precisions
 from edgeglm.export.demo.samples import DATA, read_samples
@@ -17,6 +16,7 @@ from edgeglm.export.pipeline.ladder import SENSITIVITY_SAMPLES, Ladder, worst
 from edgeglm.export.pipeline.measure import Validation
 from edgeglm.export.pipeline.prepared import Opened, Request
 from edgeglm.export.pipeline.probes import Example
+from edgeglm.export.plan import check_peak
 from edgeglm.manifest import Metric, Rung
 from edgeglm.units import parse_percent
 
@@ -33,7 +33,7 @@ class Gate:
         """The peak of measuring the first bundle, if it is within the budget of ``--max-ram``. Raises BudgetError."""
         peak = self.validation.peak(opened.checkpoint, loaded_bytes(opened))
         or_without = "; or leave --accuracy-drop out, and validate elsewhere"
-        check_peak(peak, self.validation.budget, f"measure {self.name}", or_without)
+        check_peak(peak, self.validation.budget, f"to measure {self.name}", or_without)
         return peak
 
 

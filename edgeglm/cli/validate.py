@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from edgeglm.bundle import Bundle, load_bundle, verify_bundle
-from edgeglm.cli.budget import check_peak, max_ram_option, parse_budget
+from edgeglm.cli.budget import max_ram_option, parse_budget
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.errors import AccuracyError, UnsupportedError, UsageError
 from edgeglm.export.checkpoint.reader import Checkpoint
@@ -16,6 +16,7 @@ from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.export.locate import DEMO, DEMO_NAME, locate
 from edgeglm.export.metric import Metric
 from edgeglm.export.pipeline.measured import Found, OnScreens, OnText, write_report
+from edgeglm.export.plan import check_peak
 from edgeglm.export.validation.agent import compare_agents
 from edgeglm.export.validation.answers import artifact_answers, as_text, drafter, reference_answers, where_run
 from edgeglm.export.validation.memory import BASE_BYTES, streamed_bytes, whole_bytes
@@ -63,25 +64,22 @@ def command(
     original, file = _original(opened.manifest, reference), _data(opened.manifest, data)
     loaded = min(opened.manifest.predicted.device_peak_rss_bytes.values())
     peak = max(streamed_bytes(original), BASE_BYTES + loaded)
-    check_peak(peak, budget, f"compare {opened.manifest.model.name} with its original")
+    check_peak(peak, budget, f"to compare {opened.manifest.model.name} with its original")
     if file.suffix == SAMPLES:
         found = _on_screens(opened, original, file, limit, allowed, budget)
     else:
         found = _on_text(opened, original, file, limit, allowed)
     metrics = found.metrics
-    on_screens = isinstance(found, OnScreens)
     ran, whole = found.ran if isinstance(found, OnScreens) else {}, whole_bytes(original)
     if as_json:
-        streamed = not on_screens or whole > budget
+        streamed = not isinstance(found, OnScreens) or whole > budget
         print_json(_summary(bundle, found.samples, metrics) | {"streamed": streamed, "ran": dict(ran)})
     else:
         npu = any(module.placement == "npu" for module in opened.manifest.modules)
         more = [f"{name:<9}ran on {engine}" for name, engine in ran.items()] if npu else []
-        if on_screens and whole > budget:
-            more.append(
-                f"original streamed, since the whole would take {format_size(whole)}: the bundle drafted its answers, "
-                "and it corrected them"
-            )
+        if isinstance(found, OnScreens) and whole > budget:
+            why = f"the whole would take {format_size(whole)}"
+            more.append(f"original streamed, since {why}: the bundle drafted its answers, and it corrected them")
         click.echo("\n".join([*_lines(metrics), *(["", *more] if more else [])]))
     if report:
         write_report(report, opened, original.total_bytes, found)

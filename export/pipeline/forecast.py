@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from edgeglm import manifest
 from edgeglm.devices.loader import load_profile, profile_names
 from edgeglm.devices.profile import Profile
-from edgeglm.errors import BudgetError, DamagedFileError
+from edgeglm.errors import DamagedFileError
 from edgeglm.export import plan
 from edgeglm.export.choices import choose
 from edgeglm.export.model import Choice, Stored
@@ -83,9 +83,7 @@ def check_budget(opened: Opened, budget: int, samples_bytes: int = 0) -> int:
         DamagedFileError: A module has no weight at all.
     """
     peak = samples_bytes + export_peak(opened, workers=WORKERS, traced=not opened.is_traced)
-    if peak > budget:
-        why = f"{format_size(budget)} is too little for {opened.request.name}"
-        raise BudgetError("--max-ram", why, f"it takes at least {-(-peak // plan.MIB)}MiB")
+    plan.check_peak(peak, budget, f"for {opened.request.name}")
     return peak
 
 

@@ -17,7 +17,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, InlinePass, Nam
 from edgeglm import manifest
 from edgeglm.devices.operator_table import table_for
 from edgeglm.devices.profile import Engine, Profile
-from edgeglm.errors import AccuracyError, BudgetError, DamagedFileError, UnsupportedError, UsageError
+from edgeglm.errors import AccuracyError, DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.arrays import FORM, Arrays, common_shapes, hash_samples, make_samples, read_samples
 from edgeglm.export.check import Offence, check
 from edgeglm.export.describe import describe_tensors
@@ -27,13 +27,13 @@ from edgeglm.export.graph_file import Source, graph_bytes, read_graph, weights_s
 from edgeglm.export.graph_precision import Task, convert
 from edgeglm.export.pack.writer import BundleWriter
 from edgeglm.export.pipeline.fit import fit, refusal, refuse_final
+from edgeglm.export.plan import check_peak
 from edgeglm.export.prove.engine import run_file
 from edgeglm.export.prove.values import relative_error, two_digits
 from edgeglm.runtimes.engines import try_build
 from edgeglm.runtimes.tensorrt_build import Task as BuildTask
 from edgeglm.runtimes.tensorrt_library import load_library
 from edgeglm.suggest import nearest_name
-from edgeglm.units import format_size
 
 PRECISIONS = ("fp32", "fp16", "int8")
 Precision = Literal["fp32", "fp16", "int8"]
@@ -93,9 +93,7 @@ def open_graph(request: GraphRequest, budget: int) -> Plan:
     engine: Engine = {"cpu": "ort", "gpu": "tensorrt", "npu": "qnn"}[profile.modules.vision.placement.value]  # type: ignore[assignment]
     precision = _precision(request, engine)
     peak = BASE_BYTES + GROWTH * graph_bytes(request.file)
-    if peak > budget:
-        why = f"{format_size(budget)} is too little for {request.file}"
-        raise BudgetError("--max-ram", why, f"it takes at least {-(-peak // (1 << 20))}MiB")
+    check_peak(peak, budget, f"for {request.file}")
     source = read_graph(request.file)
     if request.calibration is None and precision == "int8":
         refuse_final(_read(source), profile, engine, str(request.file))
