@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test test-arm lint format wheel clean
+.PHONY: help demo test adversary test-arm lint format wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the commands
@@ -34,6 +34,11 @@ demo: $(INSTALLED) ## install, then evaluate the demo phone agent, export it, ru
 test: $(INSTALLED) ## install, then run the test suite
 	@echo '== test: the whole suite'
 	$(BIN)/python -m pytest
+
+SECONDS ?= 60
+adversary: $(INSTALLED) ## the fuzzers, SECONDS=60 each, and the table of what they found
+	@echo '== adversary: damages, mutations, kills and streams, $(SECONDS) s each'
+	$(BIN)/python -m pytest tests/adversary --seconds $(SECONDS)
 
 test-arm: $(INSTALLED) ## the demo's bundle on emulated 64-bit Arm (a network the first time)
 	@echo '== test-arm: the same answers as here, under qemu'

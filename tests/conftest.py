@@ -4,5 +4,23 @@ from __future__ import annotations
 
 import signal
 
+import pytest
+
 # A shell that starts the tests in the background has them ignore interrupts, and so would all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("adversary", "fuzzers of tests/adversary")
+    group.addoption("--seconds", type=float, default=1.5, help="how long each fuzzer goes on (default: a slice, 1.5)")
+    group.addoption("--seed", type=int, default=1, help="which attempts they make (default: 1)")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the fuzzers tried and found, as the table of docs/robustness.md."""
+    reports = [each for kind in ("passed", "failed") for each in terminalreporter.stats.get(kind, [])]
+    rows = sorted(value for report in reports for name, value in report.user_properties if name == "fuzzer")
+    if rows:
+        terminalreporter.section("fuzzers")
+        for row in ("| fuzzer | attempts | outcomes | faults |", "| --- | --- | --- | --- |", *rows):
+            terminalreporter.write_line(row)

@@ -1,0 +1,63 @@
+"""A checkpoint whose JSON or header says anything: opened, or refused in a line, before any work starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from edgeglm.devices.loader import load_profile
+from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.locate import DEMO
+from edgeglm.export.pipeline.prepare import open_export
+from edgeglm.export.pipeline.prepared import Request
+from tests.adversary.fuzzer import Fuzzer
+from tests.adversary.mutate import mutate
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A copy of the demo, whose files may be changed."""
+    return Path(shutil.copytree(DEMO, tmp_path / "checkpoint"))
+
+
+SIDECARS = sorted(path.name for path in DEMO.glob("*.json") if path.name != "tokenizer.json")
+
+
+def test_any_bytes_of_a_sidecar_are_taken_or_refused(checkpoint: Path, fuzz: Callable[[str], Fuzzer]) -> None:
+    fuzzer, profile = fuzz("a byte of a checkpoint's sidecar changed"), load_profile("cpu")
+    for _ in fuzzer.attempts():
+        name = fuzzer.random.choice([*SIDECARS, "chat_template.jinja"])
+        data = bytearray((DEMO / name).read_bytes())
+        offset = fuzzer.random.randrange(len(data))
+        data[offset] = fuzzer.random.randrange(256)
+        if fuzzer.random.random() < 0.2:
+            del data[offset:]
+        (checkpoint / name).write_bytes(data)
+        fuzzer.call(f"{name} at {offset}", lambda: open_export(Request(checkpoint, "copy", profile)))
+        shutil.copy(DEMO / name, checkpoint / name)
+
+
+def test_any_header_is_taken_or_refused(checkpoint: Path, fuzz: Callable[[str], Fuzzer]) -> None:
+    fuzzer, file = fuzz("a header of weights mutated"), checkpoint / "model.safetensors"
+    raw = file.read_bytes()
+    end = 8 + struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8:end])
+    for _ in fuzzer.attempts():
+        if fuzzer.random.random() < 0.5:
+            tree, what = mutate(header, fuzzer.random)
+            text = json.dumps(tree).encode()
+        else:
+            changed, offset = bytearray(raw[8:end]), fuzzer.random.randrange(end - 8)
+            changed[offset] = fuzzer.random.randrange(256)
+            text, what = bytes(changed), f"byte {offset}"
+        file.write_bytes(struct.pack("<Q", len(text)) + text)
+        os.truncate(file, len(text) + 8 + len(raw) - end)
+        fuzzer.call(what, lambda: Checkpoint.open(checkpoint))
