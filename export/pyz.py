@@ -10,7 +10,19 @@ import edgeglm
 
 PACKAGE = Path(edgeglm.__file__).parent
 # What the runner imports of the package; tests/runtimes/test_pyz.py runs it with nothing else.
-SHARED = ("__init__", "actions", "bundle", "cache", "digest", "errors", "machine", "manifest", "memory", "units")
+SHARED = (
+    "__init__",
+    "actions",
+    "bundle",
+    "cache",
+    "digest",
+    "errors",
+    "machine",
+    "manifest",
+    "memory",
+    "telemetry",
+    "units",
+)
 FILES = (*(f"{name}.py" for name in SHARED), "devices/__init__.py", "devices/profile.py")
 # zip's earliest time: the same sources give the same bytes.
 EPOCH = (1980, 1, 1, 0, 0, 0)

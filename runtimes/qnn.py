@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 from edgeglm.devices.profile import Profile
 from edgeglm.errors import DamagedFileError, UnsupportedError
 from edgeglm.manifest import Module
+from edgeglm.runtimes.ort import session_options
 from edgeglm.runtimes.session import Feeds
 
 PROVIDER = "QNNExecutionProvider"
 DISTRIBUTION = "onnxruntime-qnn"
 INSTALL = "pip install 'edgeglm[qnn]'"
-# Of ONNX Runtime's log: at this level the compiler names the operators that it refuses.
-ERROR = 3
 
 Chip = tuple[int, int]  # soc_model and htp_arch, as QNN numbers them
 
@@ -52,11 +51,7 @@ class Npu:
 
     def session(self, path: str | Path, chip: Chip, entries: Mapping[str, str]) -> onnxruntime.InferenceSession:
         """A session of a file, all of it on the NPU. Raises as ONNX Runtime does."""
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = ERROR
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        for name, value in entries.items():
-            options.add_session_config_entry(name, value)
+        options = session_options(entries={"session.disable_cpu_ep_fallback": "1", **entries})
         # The device knows its own chip; the compiler and the simulator must be told, the number too: without it they
         # take another chip of the same architecture.
         told = {"soc_model": str(chip[0]), "htp_arch": str(chip[1])} if self.is_simulator else {}

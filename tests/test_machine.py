@@ -39,6 +39,25 @@ def test_an_arm_cpu_takes_the_board_as_its_name(tmp_path: Path) -> None:
     assert machine.cpu_features == ("bf16", "dotprod", "i8mm", "neon", "sve")
 
 
+@pytest.mark.parametrize(
+    ("cpuinfo", "kernels"),
+    [
+        ("flags : avx2 avx512bw avx512_vnni amx_tile amx_int8", "amx"),
+        ("flags : avx2 avx512bw avx512_vnni", "avx512_vnni"),
+        ("flags : avx2 avx_vnni", "avx_vnni"),
+        ("flags : avx2 avx512bw", "avx512"),
+        ("flags : avx2", "avx2"),
+        ("flags : sse4_1", "none"),
+        ("Features : asimd asimddp i8mm", "i8mm"),
+        ("Features : asimd asimddp", "dotprod"),
+        ("Features : asimd", "neon"),
+    ],
+)
+def test_int8_kernels_are_the_fastest_that_the_cpu_has(tmp_path: Path, cpuinfo: str, kernels: str) -> None:
+    machine = read_machine(make_root(tmp_path, {"proc/cpuinfo": f"processor : 0\n{cpuinfo}\n"}))
+    assert machine.int8_kernels == kernels
+
+
 def test_a_cpu_without_name_or_features_is_unknown(tmp_path: Path) -> None:
     machine = read_machine(make_root(tmp_path, {"proc/cpuinfo": "processor : 0\n"}))
     assert machine.cpu_model == "unknown"

@@ -33,7 +33,7 @@ SHARED = {
         "UnsupportedError",
         "UsageError",
     },
-    "edgeglm.machine": {"Machine", "read_machine"},
+    "edgeglm.machine": {"Machine", "describe_kernels", "read_machine"},
     "edgeglm.manifest": {
         "Compiled",
         "File",
@@ -57,6 +57,7 @@ SHARED = {
     "edgeglm.memory": {"MemoryCurve", "MemorySampler", "Phase", "PhaseLog", "current_rss", "peak_rss"},
     "edgeglm.process": {"at_fixed_addresses", "end_with_parent"},
     "edgeglm.suggest": {"nearest_name"},
+    "edgeglm.telemetry": {"disable_telemetry", "telemetry_is_off"},
     "edgeglm.units": {"format_size", "parse_percent", "parse_size"},
 }
 DEVICES = {

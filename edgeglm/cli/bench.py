@@ -10,6 +10,7 @@ import click
 
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.export.demo.samples import DATA, Sample, read_samples
+from edgeglm.machine import describe_kernels, read_machine
 from edgeglm.runtimes.chat import message
 from edgeglm.runtimes.progress import progress_line
 from edgeglm.runtimes.runner import Answer, Runner
@@ -31,11 +32,11 @@ def command(bundle: Path, requests: int, max_new_tokens: int, threads: int | Non
             answers.append(_answer(runner, sample, max_new_tokens))
             show(len(answers) / requests)
         used = runner.threads
-    result = _result(answers)
+    result, kernels = _result(answers), read_machine().int8_kernels
     if as_json:
-        print_json({"bundle": str(bundle), "threads": used, **result})
+        print_json({"bundle": str(bundle), "threads": used, **result, "int8_kernels": kernels})
     else:
-        click.echo("\n".join(_lines(result)))
+        click.echo("\n".join([*_lines(result), f"int8          {describe_kernels(kernels)}"]))
 
 
 def _answer(runner: Runner, sample: Sample, max_new_tokens: int) -> Answer:

@@ -15,7 +15,8 @@ from pathlib import Path
 import click
 
 from edgeglm.cli.output import json_option, print_json
-from edgeglm.machine import Machine, read_machine
+from edgeglm.machine import Machine, describe_kernels, read_machine
+from edgeglm.telemetry import telemetry_is_off
 from edgeglm.units import format_size
 
 ENGINE_MODULES = ("onnxruntime", "onnxruntime_qnn", "ai_edge_litert", "tensorrt", "tensorrt_rtx", "torch")
@@ -54,7 +55,10 @@ class Extra:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything ``edgeglm doctor`` says; with ``--json``, its fields are the keys."""
+    """Everything ``edgeglm doctor`` says; with ``--json``, its fields are the keys.
+
+    ``telemetry`` is whether a library that edgeglm uses would report about this machine.
+    """
 
     edgeglm: str
     python: str
@@ -63,6 +67,7 @@ class Report:
     disks: tuple[Disk, ...]
     engines: tuple[Engine, ...]
     extras: tuple[Extra, ...]
+    telemetry: bool
     warnings: tuple[str, ...]
 
 
@@ -87,6 +92,7 @@ def examine() -> Report:
         disks=tuple(_disk(path) for path in (Path.cwd(), Path(tempfile.gettempdir()))),
         engines=_engines(),
         extras=_extras(),
+        telemetry=not telemetry_is_off(),
         warnings=(TFLITE_RUNTIME_WARNING,) if find_spec("tflite_runtime") else (),
     )
 
@@ -136,6 +142,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield f"platform  {report.platform}"
     yield f"cpu       {machine.cpu_model}, {machine.cores} cores, {machine.architecture}"
     yield f"          {' '.join(machine.cpu_features) or 'no feature that speeds up quantized kernels'}"
+    yield f"int8      {describe_kernels(machine.int8_kernels)}"
     yield (
         f"memory    {format_size(machine.memory_available_bytes)} available"
         f" of {format_size(machine.memory_total_bytes)}"
@@ -148,6 +155,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield "extras"
     for extra in report.extras:
         yield f"  {extra.name:<16}{_extra_state(extra)}"
+    yield f"telemetry {'on' if report.telemetry else 'off'}"
     for warning in report.warnings:
         yield f"warning: {warning}"
 

@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime
 from msgspec import Struct
 
+from edgeglm.runtimes.ort import session_options
 from edgeglm.runtimes.qnn import Chip, Npu, find_npu
 
 
@@ -60,11 +61,9 @@ def _compile(npu: Npu, model: str, context: str, chip: Chip) -> None:
 
 def _reference(model: str) -> onnxruntime.InferenceSession:
     """The integers as the graph says them, operator by operator."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_cpu_mem_arena = False
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 from numpy.typing import NDArray
+
+from edgeglm.runtimes.ort import session_options
 
 
 def run_file(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -27,10 +28,8 @@ def check_loads(path: Path) -> None:
 
 
 def _options() -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options()
     options.enable_cpu_mem_arena = False
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
     return options
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeglm.machine import read_machine
 from tests.cli.commands import check_failure, run
 from tests.runtimes.conftest import exact
 
@@ -23,8 +24,9 @@ def test_figures_are_of_this_process(exact: Path, capsys: Capture) -> None:
     assert all(speed > 1 for speed in speeds)
     assert 0 < result["first_token_warm_ms"] < 60_000
     assert result["peak_rss_bytes"] > 30 << 20
+    assert result["int8_kernels"] == read_machine().int8_kernels
     lines = run(capsys, "bench", exact, "--requests", 2, "--max-new-tokens", 4)[1].splitlines()
-    assert [line.split()[0] for line in lines] == ["first", "prefill", "decode", "peak"]
+    assert [line.split()[0] for line in lines] == ["first", "prefill", "decode", "peak", "int8"]
 
 
 def test_what_is_no_bundle_is_one_line(tmp_path: Path, capsys: Capture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from importlib import metadata
@@ -32,12 +33,15 @@ def test_json_has_the_documented_keys_and_the_machines_facts() -> None:
         "disks",
         "engines",
         "extras",
+        "telemetry",
         "warnings",
     ]
     assert report["edgeglm"] == metadata.version("edgeglm")
     machine = report["machine"]
     assert isinstance(machine, dict)
     assert machine["memory_total_bytes"] == read_machine().memory_total_bytes
+    assert machine["int8_kernels"] == read_machine().int8_kernels
+    assert report["telemetry"] is False
 
 
 def test_the_table_shows_what_the_json_holds() -> None:
@@ -47,6 +51,27 @@ def test_the_table_shows_what_the_json_holds() -> None:
     assert all(f"free in {disk.path}\n" in text for disk in report.disks)
     assert all(engine.module in text for engine in report.engines)
     assert all(extra.name in text for extra in report.extras)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "words"),
+    [
+        ("avx512_vnni", "avx512_vnni kernels"),
+        ("avx2", "avx2 without VNNI: exact kernels, slower than VNNI's"),
+        ("i8mm", "i8mm kernels"),
+        ("none", "no fast kernels"),
+    ],
+)
+def test_int8_kernels_are_named_in_words(kernels: str, words: str) -> None:
+    report = doctor.examine()
+    machine = dataclasses.replace(report.machine, int8_kernels=kernels)
+    assert f"int8      {words}" in list(doctor._lines(dataclasses.replace(report, machine=machine)))
+
+
+def test_telemetry_that_was_turned_on_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "telemetry off" in list(doctor._lines(doctor.examine()))
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    assert "telemetry on" in list(doctor._lines(doctor.examine()))
 
 
 def test_an_installed_engine_is_reported_with_its_version() -> None:
