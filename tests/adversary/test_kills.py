@@ -30,8 +30,7 @@ def tree(folder: Path) -> dict[str, str]:
 def start(checkpoint: Path, target: Path) -> subprocess.Popen[bytes]:
     """An export in a process group of its own."""
     command = [sys.executable, "-m", "edgeglm", "export", str(checkpoint), "--target", "cpu", "-o", str(target)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, start_new_session=True, **quiet)
+    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def test_kills_leave_the_same_bytes_in_the_end(tmp_path: Path, fuzz: Callable[[str], Fuzzer]) -> None:
