@@ -11,7 +11,7 @@ import pytest
 import edgeglm
 
 SHARED = {
-    "edgeglm.actions": {"Action", "parse_action"},
+    "edgeglm.actions": {"Action", "parse_action", "write_action"},
     "edgeglm.cache": {"cache_folder"},
     "edgeglm.bundle": {
         "Bundle",

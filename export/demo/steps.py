@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgeglm.actions import Action, Value, write_action
 from edgeglm.export.demo.screens import HEIGHT, WIDTH, Box
 
 
@@ -33,18 +34,14 @@ class Step:
         return f"<think>{self.thought}</think><answer>{self.action}</answer>"
 
 
-def do(action: str, **arguments: object) -> str:
+def do(action: str, **arguments: Value) -> str:
     """``do(action="Tap", element=[x,y])`` exactly as Open-AutoGLM writes it."""
-    parts = [f'action="{action}"']
-    for name, value in arguments.items():
-        shown = f"[{value[0]},{value[1]}]" if isinstance(value, tuple) else f'"{value}"'
-        parts.append(f"{name}={shown}")
-    return f"do({', '.join(parts)})"
+    return write_action(Action(action, arguments))
 
 
 def finish(message: str) -> str:
     """``finish(message="…")``."""
-    return f'finish(message="{message}")'
+    return write_action(Action("finish", {"message": message}))
 
 
 def to_units(x: float, y: float) -> tuple[int, int]:

@@ -59,6 +59,15 @@ def test_an_unreadable_set_is_a_usage_error(tmp_path: Path, content: bytes) -> N
         list(read_samples(file))
 
 
+def test_a_target_may_have_quotes_in_its_text(tmp_path: Path) -> None:
+    file = write_samples("test", 1, tmp_path)
+    target = '<think>x</think><answer>do(action="Type", text="我们去"老地方"吃饭吧")</answer>'
+    record = {key: value for key, value in json.loads(file.read_text()).items() if key != "box"}
+    file.write_text(json.dumps({**record, "target": target}, ensure_ascii=False))
+    (sample,) = read_samples(file)
+    assert sample.expected.response == target
+
+
 PICTURE = {"type": "image_url", "image_url": {"url": "test/0000.webp"}}
 TEXT = {"type": "text", "text": "Tap OK"}
 LAST = "its last message is not the user's, one picture and one text behind it"
