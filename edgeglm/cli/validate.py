@@ -106,7 +106,7 @@ def _on_screens(
 
 def _on_text(bundle: Bundle, original: Checkpoint, file: Path, limit: int | None, allowed: float) -> Found:
     windows = read_windows(bundle, file, limit)
-    theirs = reference_scores(original.folder, original, windows)
+    theirs = reference_scores(original, windows)
     with progress_line("the bundle reads") as show:
         ours = artifact_scores(bundle, windows, show)
     return OnText(compare_texts(theirs, ours, allowed), windows, theirs, ours)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.checkpoint.files import AGAIN, opened, read, read_json, shown
 from edgeglm.export.checkpoint.header import ITEM_BYTES, Entry, read_header
+from edgeglm.export.families.configs import normalize
 
 Dtype = Literal["F32", "F16", "BF16"]
 
@@ -46,6 +48,7 @@ class Tensor:
 class Checkpoint:
     """A checkpoint whose headers have been checked; its files are open only while they are read.
 
+    ``config`` is its config.json in transformers 5's form (`edgeglm.export.families.configs.normalize`).
     ``weights`` is ``model.safetensors`` or the index of its shards. ``foreign`` holds the dtypes of the tensors that
     edgeglm cannot read, which matter only when a model needs one of them. ``keep_pages`` leaves what is read in the
     page cache, for whoever reads it again soon.
@@ -79,7 +82,12 @@ class Checkpoint:
             entries |= found
         tensors = {name: _tensor(entry) for name, entry in entries.items() if entry.dtype in ITEM_BYTES}
         foreign = {name: entry.dtype for name, entry in entries.items() if name not in tensors}
-        return cls(folder, config, weights, tensors, foreign)
+        return cls(folder, normalize(config, entries.keys()), weights, tensors, foreign)
+
+    @property
+    def config_json(self) -> str:
+        """The config as JSON, the same for the same settings in any order."""
+        return json.dumps(self.config, sort_keys=True)
 
     @property
     def total_bytes(self) -> int:

@@ -12,6 +12,8 @@ from transformers import BatchFeature, Glm4vForConditionalGeneration, PreTrained
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.utils.logging import disable_progress_bar
 
+from edgeglm.export.families.building import reference_config
+
 IMAGE = "<|image|>"
 MAX_NEW_TOKENS = 96
 Chat = Sequence[dict[str, Any]]  # messages as the chat template knows them, with one picture among them
@@ -61,7 +63,8 @@ class Agent(Prompts):
         """From a Hugging Face checkpoint directory, computing in fp32."""
         disable_progress_bar()
         prompts = Prompts.load(folder)
-        model = Glm4vForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        config = reference_config(folder)
+        model = Glm4vForConditionalGeneration.from_pretrained(folder, config=config, dtype=torch.float32).eval()
         return cls(model, prompts.tokenizer, prompts.processor)
 
     @torch.inference_mode()

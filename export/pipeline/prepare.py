@@ -12,6 +12,7 @@ from edgeglm.export.checkpoint.files import read_json
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.choices import choose, npu_note
 from edgeglm.export.families import FAMILIES
+from edgeglm.export.families.rope import read_positions
 from edgeglm.export.formats import with_formats
 from edgeglm.export.model import Grid
 from edgeglm.export.modules import check_weights
@@ -66,7 +67,7 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
                 raise UnsupportedError(f"--precision {request.precision}", why, "choose int8")
     check_limits(choices, request.profile)
     choices = with_formats(choices, request.profile, request.format, checkpoint.tensors.values())
-    context, folder = _context(request, checkpoint), str(checkpoint.folder)
+    context, config = _context(request, checkpoint), checkpoint.config_json
     grid, notes = None, []
     if vision is not None:
         picture = _picture(request, vision, preprocessor, context)
@@ -75,11 +76,11 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
         raise UsageError("--image-size", "the model takes no pictures", "leave it out")
     kinds = sorted({(choice.dialect, choice.half) for choice in choices if choice.engine})
     requests = {
-        (dialect, half): TraceRequest(folder, TRACED.get(dialect, dialect), context, grid, half)
+        (dialect, half): TraceRequest(config, TRACED.get(dialect, dialect), context, grid, half)
         for dialect, half in kinds
     }
     whole = any(choice.name == "vision" and choice.engine == "litert" for choice in choices)
-    probe = TraceRequest(folder, "portable", context, grid if whole else _probe_grid(grid))
+    probe = TraceRequest(config, "portable", context, grid if whole else _probe_grid(grid))
     if checkpoint.sidecar("tokenizer.json") is None:
         notes.append(f"{request.folder} has no tokenizer.json: its bundle can be measured, but takes no text")
     notes += [note for choice in choices if (note := npu_note(choice, request.precision))]
@@ -138,14 +139,13 @@ def _picture(request: Request, vision: Mapping[str, Any], preprocessor: Mapping[
 
 def _context(request: Request, checkpoint: Checkpoint) -> int:
     text = checkpoint.config.get("text_config", checkpoint.config)
-    longest = text.get("max_position_embeddings")
-    if not isinstance(longest, int) or longest < 1:
-        raise DamagedFileError(checkpoint.folder / "config.json", "has no max_position_embeddings", "take a whole one")
-    if request.context is not None and request.context > longest:
-        raise UnsupportedError(
-            f"--context {request.context}", f"the model has {longest} positions", f"give at most {longest}"
-        )
-    return request.context or min(longest, MAX_CONTEXT)
+    positions = read_positions(text, checkpoint.folder / "config.json")
+    if request.context is not None and request.context > positions.most:
+        why = f"the model has {positions.most} positions"
+        if positions.varying:
+            why += f", beyond which its {positions.varying} rotary embedding turns with the prompt's length"
+        raise UnsupportedError(f"--context {request.context}", why, f"give at most {positions.most}")
+    return request.context or min(positions.most, MAX_CONTEXT)
 
 
 def _sidecar(checkpoint: Checkpoint, name: str) -> bytes | None:

@@ -55,8 +55,9 @@ class Conversion:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.source = Hashed(Checkpoint.open(Path(task.checkpoint)))
-        self.builder = Builder(task.checkpoint, task.grid, self.source)
+        checkpoint = Checkpoint.open(Path(task.checkpoint))
+        self.source = Hashed(checkpoint)
+        self.builder = Builder(checkpoint.config, task.grid, self.source)
         self.precision, self.errors = task.precision, dict[str, float]()
 
     def run(self, say: Any) -> None:  # noqa: ANN401

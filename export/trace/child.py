@@ -20,9 +20,9 @@ import msgspec
 import onnx_ir
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from edgeglm.export.families import FAMILIES
+from edgeglm.export.families.building import build_config
 from edgeglm.export.model import Model
 from edgeglm.export.trace.dialects import ATTENTION, OPSETS, Attention, OrtAttention, PortableAttention, Step, hooked
 from edgeglm.export.trace.placeholders import Linear, insert_placeholders
@@ -37,7 +37,7 @@ class Tracer:
 
     def __init__(self, request: TraceRequest) -> None:
         self.request = request
-        self.config: Any = AutoConfig.from_pretrained(request.config)
+        self.config: Any = build_config(msgspec.json.decode(request.config))
         self.family = importlib.import_module(f"edgeglm.export.families.{FAMILIES[self.config.architectures[0]]}")
         self.modeling: Any = importlib.import_module(self.family.MODELING)
         self.model: Model = self.family.describe(self.config, request.grid)
@@ -66,6 +66,8 @@ class Tracer:
 
     def _decoder_front(self) -> onnx_ir.Model:
         rotary = getattr(self.modeling, self.family.ROTARY)(config=self.text)
+        # A type whose angles depend on the prompt's length is only exported up to where they do not.
+        rotary.rope_type = "default"
         if self._rotary_inside:
             table = DecoderTable(rotary, self.model, self.request.context, self.dtype)
             return self._export(table, {}, ["rotary_cos", "rotary_sin"], {})

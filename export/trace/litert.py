@@ -6,14 +6,15 @@ Blocks are transformers' own, with the portable dialect's attention on a key/val
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from litert_torch.generative.custom_ops.dynamic_update_slice import dynamic_update_slice
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from edgeglm.export.families import FAMILIES
+from edgeglm.export.families.building import build_config
 from edgeglm.export.model import Decoder, Grid, Model, Rows, Span, rotary_order
 from edgeglm.export.trace.child import DecoderBack, DecoderBlock, DecoderFront, VisionBack, VisionBlock, VisionFront
 from edgeglm.export.trace.dialects import ATTENTION, PortableAttention
@@ -129,8 +130,8 @@ class VisionSpan(nn.Module):
 class Builder:
     """Builds the modules of a checkpoint; one at a time is in memory."""
 
-    def __init__(self, config: str, grid: Grid | None, source: Rows) -> None:
-        self.config: Any = AutoConfig.from_pretrained(config)
+    def __init__(self, config: Mapping[str, Any], grid: Grid | None, source: Rows) -> None:
+        self.config: Any = build_config(config)
         self.family = importlib.import_module(f"edgeglm.export.families.{FAMILIES[self.config.architectures[0]]}")
         self.modeling: Any = importlib.import_module(self.family.MODELING)
         self.model: Model = self.family.describe(self.config, grid)
@@ -142,6 +143,7 @@ class Builder:
         """Some of the decoder's blocks; the head too, where it is in the piece."""
         decoder = self.model.decoder
         rotary = getattr(self.modeling, self.family.ROTARY)(config=self.text)
+        rotary.rope_type = "default"  # as in `child.Tracer`
         front = DecoderFront(rotary, bool(decoder.mrope_section), torch.float32)
         blocks = {layer: DecoderBlock(self._layer(layer), self.modeling, BufferAttention) for layer in piece.layers}
         return DecoderSpan(front, blocks, self._back() if piece.back else None).eval()

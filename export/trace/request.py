@@ -11,9 +11,9 @@ from edgeglm.export.model import Dialect
 class TraceRequest:
     """Which traces of a checkpoint's architecture are wanted.
 
-    `context` is the largest number of positions, `grid` the rows and columns of a picture's patches (None for a model
-    without pictures), `half` traces in fp16 with norms and softmax in fp32, `static` gives (new tokens, past tokens)
-    where shapes must be fixed.
+    `config` is the checkpoint's in JSON, `context` the largest number of positions, `grid` the rows and columns of a
+    picture's patches (None for a model without pictures), `half` traces in fp16 with norms and softmax in fp32,
+    `static` gives (new tokens, past tokens) where shapes must be fixed.
     """
 
     config: str

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from edgeglm.export.trace.request import PARTS, TraceRequest
 from edgeglm.process import end_with_parent
 
 LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
+# The last line of a traceback.
+RAISED = re.compile(r"[\w.]*(Error|Exception|Violation)\w*: .")
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,7 @@ def cache_folder() -> Path:
 
 def key(request: TraceRequest) -> str:
     """A hash of the request, the configuration it names, the libraries' versions and our own tracing code."""
-    digest = hashlib.sha256(msgspec.json.encode(replace(request, config="")))  # what it says counts, not where
-    digest.update((Path(request.config) / "config.json").read_bytes())
+    digest = hashlib.sha256(msgspec.json.encode(request))
     digest.update(repr([(name, metadata.version(name)) for name in LIBRARIES]).encode())
     here = Path(__file__).parent
     for source in sorted([*here.glob("*.py"), *(here.parent / "families").glob("*.py"), here.parent / "model.py"]):
@@ -100,8 +102,10 @@ def _run_child(partial: Path, requests: list[TraceRequest]) -> None:
         raise
     if process.returncode:
         lines = errors.decode(errors="replace").strip().splitlines() or [f"it ended with {process.returncode}"]
-        why = f"transformers cannot build and trace this model: {lines[-1]}"
-        raise UnsupportedError(Path(requests[0].config) / "config.json", why, "take an unchanged config of the model")
+        # Behind an error's own line, libraries may print more of it.
+        said = next((line for line in reversed(lines) if RAISED.match(line)), lines[-1])
+        why = f"transformers cannot build and trace this model: {said}"
+        raise UnsupportedError("config.json", why, "take an unchanged config of the model")
 
 
 def _load(folder: Path) -> Traced:

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from edgeglm.errors import DamagedFileError, UsageError
 from edgeglm.export.families import FAMILIES
-from edgeglm.export.model import Model, Rows
+from edgeglm.export.families.building import build_config
+from edgeglm.export.model import Model, Original
 from edgeglm.runtimes.positions import prompt_positions
 
 # Of fp32: rows of a weight that are read at once, or logits that are computed at once.
@@ -34,17 +33,16 @@ class StreamedDecoder:
     """The text model of a checkpoint, in fp32.
 
     Args:
-        folder: The checkpoint's, for its config.
-        source: Its weights.
+        source: The checkpoint.
     """
 
-    def __init__(self, folder: Path, source: Rows) -> None:
-        config, family, modeling = parts_of(folder)
+    def __init__(self, source: Original) -> None:
+        config, family, modeling = parts_of(source.config)
         model: Model = family.describe(config, None)
         text = config.get_text_config()
         # Causal without a mask, which no model of these families adds anything to.
         text._attn_implementation = "sdpa"
-        self.folder, self.source, self.decoder = folder, source, model.decoder
+        self.source, self.decoder = source, model.decoder
         self.rotary = getattr(modeling, family.ROTARY)(config=text)
         with torch.device("meta"):
             block = getattr(modeling, family.DECODER_BLOCK)(text, 0)
@@ -67,7 +65,7 @@ class StreamedDecoder:
         """
         if sequences.max() >= self.decoder.vocabulary:
             why = f"has {self.decoder.vocabulary} tokens, and the text's are of another vocabulary"
-            raise UsageError(self.folder, why, "give the checkpoint that the bundle was made from")
+            raise UsageError(self.source.folder, why, "give the checkpoint that the bundle was made from")
         length = sequences.shape[1] - 1
         batch = max(1, BATCH_BYTES // (4 * length * self.decoder.hidden))
         batches = [sequences[start : start + batch] for start in range(0, len(sequences), batch)]
@@ -128,14 +126,13 @@ class StreamedDecoder:
         return (right.double() - total).numpy().reshape(shape), top.numpy().reshape(shape)
 
 
-def parts_of(folder: Path) -> tuple[Any, Any, Any]:
-    """A checkpoint's config, the description of its family, and transformers' module of it."""
-    config: Any = AutoConfig.from_pretrained(folder)
-    family: Any = importlib.import_module(f"edgeglm.export.families.{FAMILIES[config.architectures[0]]}")
-    return config, family, importlib.import_module(family.MODELING)
+def parts_of(config: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """transformers' config of a checkpoint, the description of its family, and transformers' module of it."""
+    family: Any = importlib.import_module(f"edgeglm.export.families.{FAMILIES[config['architectures'][0]]}")
+    return build_config(config), family, importlib.import_module(family.MODELING)
 
 
-def fill(source: Rows, module: nn.Module, prefix: str) -> None:
+def fill(source: Original, module: nn.Module, prefix: str) -> None:
     """Overwrite a module's weights by those of the checkpoint whose names have the prefix before the module's own.
 
     Raises:

@@ -105,7 +105,7 @@ def verdicts(original: Original, drafted: Iterable[Drafted]) -> Iterator[list[in
     """For each draft, the tokens that the original finds the likeliest, in as many passes as memory asks for."""
     for some in _batches(drafted, lambda each: len(each.tokens), TOKENS):
         features = list(_features(original, some))  # of all, so that the tower is gone when the decoder comes
-        decoder = StreamedDecoder(original.folder, original)
+        decoder = StreamedDecoder(original)
         hidden = [decoder.embed(each.tokens)[None] for each in some]
         for states, each, found in zip(hidden, some, features, strict=True):
             states[0, torch.from_numpy(each.is_picture)] = found
@@ -116,7 +116,7 @@ def verdicts(original: Original, drafted: Iterable[Drafted]) -> Iterator[list[in
 
 
 def _features(original: Original, drafted: Sequence[Drafted]) -> Iterator[Tensor]:
-    tower = StreamedTower(original.folder, original)
+    tower = StreamedTower(original)
     for some in _batches(drafted, lambda each: len(each.pixels), PATCHES):
         found = tower.features(torch.cat([each.pixels for each in some]), torch.cat([each.grid for each in some]))
         yield from found.split([int(each.is_picture.sum()) for each in some])

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from edgeglm.bundle import Bundle
 from edgeglm.export.metric import PERPLEXITY, SHARE, Metric
-from edgeglm.export.model import Rows
+from edgeglm.export.model import Original
 from edgeglm.export.validation.cache import cached, checkpoint_key
 from edgeglm.export.validation.reference import StreamedDecoder
 from edgeglm.export.validation.statistics import RULE_OF_THREE, Values, compare, mean
@@ -57,14 +56,14 @@ def artifact_scores(bundle: Bundle, windows: Windows, show: Callable[[float], ob
     return scores
 
 
-def reference_scores(folder: Path, source: Rows, windows: Windows) -> Scores:
+def reference_scores(source: Original, windows: Windows) -> Scores:
     """What the original makes of them, streamed block by block; kept in the cache by checkpoint and windows."""
 
     def compute() -> Scores:
-        log_probabilities, top = StreamedDecoder(folder, source).score(windows.sequences, windows.count)
+        log_probabilities, top = StreamedDecoder(source).score(windows.sequences, windows.count)
         return Scores(log_probabilities.tolist(), top.tolist())
 
-    key = (b"text", checkpoint_key(folder), f"{windows.sequences.shape} {windows.count}".encode())
+    key = (b"text", checkpoint_key(source.folder), f"{windows.sequences.shape} {windows.count}".encode())
     return cached((*key, windows.sequences.tobytes()), Scores, compute)
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from edgeglm.export.model import Rows
+from edgeglm.export.model import Original
 from edgeglm.export.validation.reference import fill, parts_of
 
 
@@ -17,12 +16,11 @@ class StreamedTower:
     """The vision tower of a checkpoint, in fp32.
 
     Args:
-        folder: The checkpoint's, for its config.
-        source: Its weights.
+        source: The checkpoint.
     """
 
-    def __init__(self, folder: Path, source: Rows) -> None:
-        config, family, modeling = parts_of(folder)
+    def __init__(self, source: Original) -> None:
+        config, family, modeling = parts_of(source.config)
         described = family.describe(config, (1, 1)).vision
         vision = config.vision_config
         vision._attn_implementation = "sdpa"

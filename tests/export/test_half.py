@@ -27,7 +27,7 @@ from edgeglm.export.trace.request import TraceRequest
 from edgeglm.export.trace.tracer import Traced, trace
 from edgeglm.runtimes.positions import causal_mask
 from tests.export.emitting import emit
-from tests.export.tiny import SHAPES, save
+from tests.export.tiny import SHAPES, config_of, save
 
 LENGTH, PAST = 6, 5
 HALF = onnx.TensorProto.FLOAT16
@@ -67,7 +67,7 @@ def decoders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     folder, shape = tmp_path_factory.mktemp("model"), SHAPES[request.param]
     save(shape, folder)
     grid = shape.grid if shape.family == "glm4v" else None
-    requests = [TraceRequest(str(folder), "portable", 128, grid, half=half) for half in (True, False)]
+    requests = [TraceRequest(config_of(folder), "portable", 128, grid, half=half) for half in (True, False)]
     half, single = trace(requests)
     return Decoder(folder, half, half=True), Decoder(folder, single, half=False)
 

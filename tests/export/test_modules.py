@@ -37,7 +37,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def traced(checkpoint: Checkpoint) -> Traced:
-    return trace([TraceRequest(str(checkpoint.folder), "ort", 64)])[0]
+    return trace([TraceRequest(checkpoint.config_json, "ort", 64)])[0]
 
 
 def export(checkpoint: Checkpoint, scheme: Scheme) -> tuple[ir.Model, tuple[Stored, ...], File]:

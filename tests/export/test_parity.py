@@ -27,7 +27,7 @@ from edgeglm.export.quantize.schemes import Fp32
 from edgeglm.export.trace.request import TraceRequest
 from edgeglm.export.trace.tracer import trace
 from tests.export.emitting import emit
-from tests.export.tiny import SHAPES, Shape, save
+from tests.export.tiny import SHAPES, Shape, config_of, save
 
 CONTEXT = 128
 LIMIT = 1e-5
@@ -60,7 +60,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     shape, folder = SHAPES[name], tmp_path_factory.mktemp("model")
     reference = save(shape, folder)
     grid = shape.grid if shape.family == "glm4v" else None
-    traced = trace([TraceRequest(str(folder), dialect, CONTEXT, grid)])[0]
+    traced = trace([TraceRequest(config_of(folder), dialect, CONTEXT, grid)])[0]
     checkpoint = Checkpoint.open(folder)
     decoder = load(
         build(decoder_stack(traced.decoder, traced.model.decoder), dialect), dialect, checkpoint, folder / "d.onnx"

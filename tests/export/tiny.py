@@ -62,6 +62,11 @@ def build(shape: Shape, seed: int = 0) -> PreTrainedModel:
     return model
 
 
+def config_of(folder: Path) -> str:
+    """A checkpoint's config, as a `TraceRequest` takes it."""
+    return (folder / "config.json").read_text()
+
+
 def save(shape: Shape, folder: Path) -> PreTrainedModel:
     """The same, written as a checkpoint."""
     model = build(shape)

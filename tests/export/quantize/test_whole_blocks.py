@@ -16,14 +16,14 @@ from edgeglm.export.quantize.schemes import Int4, Int8
 from edgeglm.export.trace.request import TraceRequest
 from edgeglm.export.trace.tracer import trace
 from tests.export.emitting import emit
-from tests.export.tiny import SHAPES, save
+from tests.export.tiny import SHAPES, config_of, save
 
 
 @pytest.mark.parametrize(("dialect", "ragged"), [("portable", Int8), ("ort", Int4)])
 def test_a_row_that_is_not_whole_in_blocks(dialect: Dialect, ragged: type[Int4] | type[Int8], tmp_path: Path) -> None:
     shape = SHAPES["glm4v"]
     save(shape, tmp_path)
-    traced = trace([TraceRequest(str(tmp_path), dialect, 128, shape.grid)])[0]
+    traced = trace([TraceRequest(config_of(tmp_path), dialect, 128, shape.grid)])[0]
     assert traced.vision is not None
     assert traced.model.vision is not None
     graph = build(vision_stack(traced.vision, traced.model.vision), dialect)

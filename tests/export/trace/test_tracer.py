@@ -12,6 +12,7 @@ from transformers import Glm4Config
 
 from edgeglm.export.trace.request import TraceRequest
 from edgeglm.export.trace.tracer import key, trace
+from tests.export.tiny import config_of
 
 
 def configure(folder: Path, hidden: int = 64, intermediate: int = 96, layers: int = 2) -> str:
@@ -27,7 +28,7 @@ def configure(folder: Path, hidden: int = 64, intermediate: int = 96, layers: in
     config.architectures = ["Glm4ForCausalLM"]
     folder.mkdir(exist_ok=True)
     config.save_pretrained(folder)
-    return str(folder)
+    return config_of(folder)
 
 
 def test_a_trace_holds_no_weights_whatever_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

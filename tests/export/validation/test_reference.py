@@ -36,7 +36,7 @@ def test_it_equals_transformers(name: str, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(reference, "CHUNK_BYTES", 1 << 13)
     monkeypatch.setattr(reference, "BATCH_BYTES", 2 * 4 * 32 * SHAPES[name].hidden)
     tokens = sequences()
-    streamed = StreamedDecoder(tmp_path, Checkpoint.open(tmp_path))
+    streamed = StreamedDecoder(Checkpoint.open(tmp_path))
     with torch.inference_mode():
         logits = model(input_ids=torch.from_numpy(tokens[:, :-1])).logits
         mine = streamed.hidden(tokens[:, :-1]) @ model.lm_head.weight.T
@@ -50,7 +50,7 @@ def test_it_equals_transformers(name: str, tmp_path: Path, monkeypatch: pytest.M
 
 def test_sequences_do_not_see_each_other(tmp_path: Path) -> None:
     save(SHAPES["glm4"], tmp_path)
-    streamed, tokens = StreamedDecoder(tmp_path, Checkpoint.open(tmp_path)), sequences()
+    streamed, tokens = StreamedDecoder(Checkpoint.open(tmp_path)), sequences()
     together = streamed.score(tokens, 32)[0]
     alone = np.concatenate([streamed.score(tokens[index : index + 1], 32)[0] for index in range(len(tokens))])
     np.testing.assert_array_equal(together, alone)
@@ -61,7 +61,7 @@ def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
     tokens = sequences()
     tokens[2, 5] = 256
     with pytest.raises(UsageError, match="has 256 tokens, and the text's are of another vocabulary"):
-        StreamedDecoder(tmp_path, Checkpoint.open(tmp_path)).score(tokens, 4)
+        StreamedDecoder(Checkpoint.open(tmp_path)).score(tokens, 4)
 
 
 def test_a_weight_of_another_shape_is_named(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_weight_of_another_shape_is_named(tmp_path: Path) -> None:
     weights[name] = weights[name][:, :-1].contiguous()
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(DamagedFileError, match=r"layers\.1\.mlp\.down_proj\.weight: has the shape \[96, 159\]"):
-        StreamedDecoder(tmp_path, Checkpoint.open(tmp_path)).score(sequences(), 4)
+        StreamedDecoder(Checkpoint.open(tmp_path)).score(sequences(), 4)
 
 
 PEAK = """
@@ -79,7 +79,7 @@ from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.validation.reference import StreamedDecoder
 from edgeglm.memory import peak_rss
 folder = Path(sys.argv[1])
-StreamedDecoder(folder, Checkpoint.open(folder)).score(np.arange(2 * 65).reshape(2, 65), 64)
+StreamedDecoder(Checkpoint.open(folder)).score(np.arange(2 * 65).reshape(2, 65), 64)
 print(peak_rss())
 """
 

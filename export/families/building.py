@@ -1,0 +1,25 @@
+"""From a checkpoint's config to transformers' own config class; what imports this has transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from edgeglm.export.families.configs import normalize
+
+
+def build_config(config: Mapping[str, Any]) -> Any:
+    """The config of transformers' class for the first of ``architectures``."""
+    return getattr(transformers, config["architectures"][0]).config_class.from_dict(dict(config))
+
+
+def reference_config(folder: Path) -> Any:
+    """The config that the original is built from: what transformers reads from the folder by itself, wherever it can.
+
+    Which weights are tied is left to transformers.
+    """
+    return build_config(normalize(json.loads((folder / "config.json").read_bytes()), ()))

@@ -1,0 +1,34 @@
+"""A checkpoint's config in the form that transformers 5 reads, whichever version of it wrote the file."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+HEAD = "lm_head.weight"
+# What GLM-4.1V's own config keeps at the top (transformers 5.23, Glm4vConfig); whatever else an old file has there are
+# settings of the text model.
+GLM4V_KEYS = {
+    "architectures", "auto_map", "image_end_token_id", "image_start_token_id", "image_token_id", "model_type",
+    "quantization_config", "transformers_version", "video_end_token_id", "video_start_token_id", "video_token_id",
+    "vision_config",
+}  # fmt: skip
+
+
+def normalize(config: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
+    """A config.json as transformers is to be given it; `tensors` are the names of the checkpoint's weights.
+
+    - GLM-4.1V's first release has no ``text_config``: transformers 4.53 took the settings at the top for it, and
+      transformers 5 would take its own defaults.
+    - A head of its own is used even where ``tie_word_embeddings`` says that there is none, as transformers 5 does
+      (`PreTrainedModel.tie_weights`: both are in the checkpoint, so they are not tied).
+    """
+    found = dict(config)
+    if found.get("model_type") == "glm4v" and found.get("text_config") is None:
+        found["text_config"] = {key: value for key, value in found.items() if key not in GLM4V_KEYS}
+    if HEAD in tensors:
+        found["tie_word_embeddings"] = False
+        text = found.get("text_config")
+        if isinstance(text, Mapping) and text.get("tie_word_embeddings"):
+            found["text_config"] = {**text, "tie_word_embeddings": False}
+    return found
