@@ -91,6 +91,16 @@ class Compiled(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     candidates: dict[Text, Annotated[float, Meta(ge=0)]] = {}
 
 
+class Shape(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A vision module's graph for a further grid of patches (rows, columns), over the same weights as its ``file``."""
+
+    grid: tuple[Count, Count]
+    file: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    max_relative_error: Annotated[float, Meta(ge=0)] | None = None
+
+
 class Module(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """One part of the model, in the folder of its name: the file to open and how it runs.
 
@@ -113,6 +123,7 @@ class Module(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     outputs: tuple[Tensor, ...]
     max_relative_error: Annotated[float, Meta(ge=0)] | None = None
     compiled: Compiled | None = None
+    shapes: tuple[Shape, ...] = ()
 
 
 class Generation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -274,6 +285,10 @@ def parse_manifest(data: bytes) -> Manifest | GraphManifest:
         if module.compiled and module.compiled.file not in manifest.files:
             where = f"`$.modules[{index}].compiled.file`"
             raise msgspec.ValidationError(f"{module.compiled.file!r} is not in files - at {where}")
+        for number, shape in enumerate(module.shapes):
+            if shape.file not in manifest.files:
+                where = f"`$.modules[{index}].shapes[{number}].file`"
+                raise msgspec.ValidationError(f"{shape.file!r} is not in files - at {where}")
         if (module.precision == "mixed") != bool(module.parts):
             raise msgspec.ValidationError(f"does not fit the precision - at `$.modules[{index}].parts`")
     if len({module.name for module in manifest.modules}) < len(manifest.modules):

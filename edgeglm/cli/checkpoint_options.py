@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -22,7 +22,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 def checkpoint_options(function: F) -> F:
     """Add MODEL, --target and what decides how the modules are made."""
     for decorator in (
-        click.option("--image-size", metavar="WxH", help="Picture of the vision module in pixels, such as 504x1008."),
+        click.option(
+            "--image-size",
+            multiple=True,
+            metavar="WxH",
+            help="Picture of the vision module in pixels, such as 504x1008; once for each shape that it is to take.",
+        ),
         click.option("--context", type=click.IntRange(min=1), metavar="N", help="Most tokens of a conversation."),
         click.option(
             "--precision",
@@ -37,9 +42,11 @@ def checkpoint_options(function: F) -> F:
     return function
 
 
-def to_request(model: str | None, target: str, precision: str, context: int | None, image_size: str | None) -> Request:
+def to_request(
+    model: str | None, target: str, precision: str, context: int | None, image_size: Sequence[str]
+) -> Request:
     """What the options ask of the exporter. Raises UsageError for a wrong one."""
     profile = load_profile(target)
-    size = parse_image_size(image_size) if image_size else None
+    sizes = tuple(dict.fromkeys(map(parse_image_size, image_size)))
     folder, name = locate(model)
-    return Request(folder, name, profile, precision, context, size, is_demo=model is None)
+    return Request(folder, name, profile, precision, context, sizes, is_demo=model is None)

@@ -61,7 +61,7 @@ def command(
     target: str,
     precision: str,
     context: int | None,
-    image_size: str | None,
+    image_size: tuple[str, ...],
     out: Path | None,
     format_: str,
     max_ram: str | None,
@@ -78,7 +78,7 @@ def command(
     start = time.monotonic()
     budget = parse_budget(max_ram)
     if model is not None and is_graph(model):
-        unusable = {"--context": context, "--image-size": image_size, "--accuracy-drop": accuracy_drop}
+        unusable = {"--context": context, "--image-size": image_size or None, "--accuracy-drop": accuracy_drop}
         export_file(graph_request(model, target, precision, calibration), out, budget, unusable, as_json=as_json)
         return
     request = replace(to_request(model, target, precision, context, image_size), format=format_)

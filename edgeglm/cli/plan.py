@@ -18,7 +18,7 @@ from edgeglm.units import format_size
 @checkpoint_options
 @json_option
 def command(
-    model: str | None, target: str, precision: str, context: int | None, image_size: str | None, as_json: bool
+    model: str | None, target: str, precision: str, context: int | None, image_size: tuple[str, ...], as_json: bool
 ) -> None:
     """Say what an export takes, and whether its bundle fits the device.
 

@@ -26,7 +26,7 @@ from edgeglm.export.pack.writer import BundleWriter
 from edgeglm.export.pipeline.module import serialize
 from edgeglm.export.pipeline.npu import finish_on_npu
 from edgeglm.export.pipeline.prepared import Prepared, PreparedModule
-from edgeglm.export.pipeline.prove import Prover
+from edgeglm.export.pipeline.prove import Prover, prove_shape
 from edgeglm.export.pipeline.reuse import Reuse
 from edgeglm.export.pipeline.tflite import export_tflite
 from edgeglm.export.report.data import Report as PageData
@@ -139,7 +139,11 @@ def _export_module(
     error, compiled = proof.finish(), None
     if module.choice.placement == "npu":
         compiled, error = finish_on_npu(prepared, module, writer)
-    return _describe(module, error, compiled)
+    probes = zip(module.shapes, prepared.shape_probes, strict=True) if module.shapes else ()
+    shapes = tuple(
+        _describe_shape(shape, prove_shape(prepared, shape, probe, writer, output)) for shape, probe in probes
+    )
+    return _describe(module, error, compiled, shapes)
 
 
 def _copy(module: PreparedModule, output: OutputFile, writer: BundleWriter, reuse: Reuse) -> None:
@@ -193,12 +197,24 @@ def _job(module: PreparedModule, index: int) -> str:
 
 
 def _write_graph(module: PreparedModule, writer: BundleWriter) -> None:
-    if module.graph is None:
-        return
-    writer.small(module.file, serialize(module.graph))
+    for each in (module, *module.shapes):
+        if each.graph is not None:
+            writer.small(each.file, serialize(each.graph))
 
 
-def _describe(module: PreparedModule, error: float, compiled: manifest.Compiled | None = None) -> manifest.Module:
+def _describe_shape(shape: PreparedModule, error: float | None) -> manifest.Shape:
+    assert shape.graph is not None
+    assert shape.grid is not None
+    inputs, outputs = (describe_tensors(list(each)) for each in (shape.graph.graph.inputs, shape.graph.graph.outputs))
+    return manifest.Shape(grid=shape.grid, file=shape.file, inputs=inputs, outputs=outputs, max_relative_error=error)
+
+
+def _describe(
+    module: PreparedModule,
+    error: float,
+    compiled: manifest.Compiled | None = None,
+    shapes: tuple[manifest.Shape, ...] = (),
+) -> manifest.Module:
     choice, graph = module.choice, module.graph
     if graph is None:
         stored = module.jobs[0].stored
@@ -219,6 +235,7 @@ def _describe(module: PreparedModule, error: float, compiled: manifest.Compiled 
         outputs=outputs,
         max_relative_error=error,
         compiled=compiled,
+        shapes=shapes,
     )
 
 

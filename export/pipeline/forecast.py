@@ -161,7 +161,8 @@ def _size(prepared: Prepared, module: PreparedModule) -> plan.ModuleSize:
     config = prepared.checkpoint.config
     text, vision = config.get("text_config", config), prepared.model.vision
     if module.choice.name == "vision" and vision:
-        tokens, wide = vision.grid[0] * vision.grid[1], vision.hidden + 2 * vision.output
+        grids = [vision.grid, *(shape.grid for shape in module.shapes if shape.grid)]
+        tokens, wide = max(rows * columns for rows, columns in grids), vision.hidden + 2 * vision.output
     else:
         tokens, wide = plan.PREFILL_CHUNK, text["hidden_size"] + 2 * text["intermediate_size"]
     weights = [job.stored for job in module.jobs]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -14,8 +14,8 @@ from edgeglm.devices.profile import Profile
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.check import Offence
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.emit.onnx import bind, lay_out
-from edgeglm.export.model import Choice, Dialect, Model, Part, Piece, Stored
+from edgeglm.export.emit.onnx import Layout, bind, lay_out
+from edgeglm.export.model import Choice, Dialect, Grid, Model, Part, Piece, Stored
 from edgeglm.export.modules import build, decoder_stack, vision_stack
 from edgeglm.export.pipeline.fit import fit
 from edgeglm.export.pipeline.prepared import (
@@ -46,8 +46,17 @@ def prepare_module(
     traced: Mapping[tuple[Dialect, bool], Traced],
     checkpoint: Checkpoint,
     calibration: Calibration | None,
+    shapes: Sequence[Traced] = (),
 ) -> PreparedModule:
-    """A module of one choice, with all but its weights; `traced` are the traces by dialect and half precision.
+    """A module of one choice, with all but its weights.
+
+    Args:
+        choice: What it is, and how it is made.
+        profile: The device.
+        traced: The traces, by dialect and half precision.
+        checkpoint: Where the weights are.
+        calibration: What they are encoded by, if anything.
+        shapes: The same traces for further grids of a vision module's picture, which share its weights.
 
     Raises:
         UnsupportedError: Its engine does not take a node of it, or its checkpoint is of another shape.
@@ -55,17 +64,56 @@ def prepare_module(
     """
     if choice.name == "embedding":
         return _embedding(choice, next(iter(traced.values())).model, checkpoint)
-    found = traced[choice.dialect, choice.half]
-    stack = decoder_stack(found.decoder, found.model.decoder)
-    jobs: list[Job] = []
+    lowered = _lower(choice, profile, traced[choice.dialect, choice.half], checkpoint, calibration)
+    others = [_lower(choice, profile, shape, checkpoint, calibration) for shape in shapes]
+    # The proof reads the same rows again in a moment, and then lets the page cache go of them.
+    kept, energies = replace(checkpoint, keep_pages=True), calibration.energies if calibration else {}
+    weights = [
+        Job(each, partial(_tasks, each, kept, choice.dialect, energies.get(each.names[0]))) for each in lowered.stored
+    ]
+    # The further positions come last, so that one more shape moves nothing.
+    positions = [job for other in others for job in other.positions]
+    assert all(other.stored == lowered.stored for other in others), "shapes differ in more than their positions"
+    jobs = (*lowered.positions, *weights, *positions)
+    layout = lay_out([job.stored for job in jobs])
+    whole = PreparedModule(choice, jobs, layout, lowered.graph, parts=lowered.named, fixes=lowered.fixes)
+    places = dict(zip(map(id, jobs), layout.offsets, strict=True))
+
+    def bound(graph: ir.Model, positions: Sequence[Job], grid: Grid | None) -> PreparedModule:
+        own = (*positions, *weights)
+        held = Layout(tuple(places[id(job)] for job in own), layout.nbytes)
+        bind(graph, [job.stored for job in own], held, WEIGHTS)
+        return replace(whole, jobs=own, layout=held, graph=graph, graph_bytes=len(serialize(graph)), grid=grid)
+
+    main = bound(lowered.graph, lowered.positions, None)
+    more = tuple(bound(other.graph, other.positions, other.grid) for other in others)
+    return replace(main, jobs=jobs, layout=layout, shapes=more)
+
+
+@dataclass(frozen=True)
+class _Lowered:
+    """A module's graph for its engine, with the weights that it takes: a vision module's positions, and the rest."""
+
+    graph: ir.Model
+    grid: Grid | None
+    positions: tuple[Job, ...]
+    stored: tuple[Stored, ...]
+    named: tuple[str, ...]
+    fixes: tuple[Offence, ...]
+
+
+def _lower(
+    choice: Choice, profile: Profile, found: Traced, checkpoint: Checkpoint, calibration: Calibration | None
+) -> _Lowered:
+    stack, vision = decoder_stack(found.decoder, found.model.decoder), None
     if choice.name == "vision":
+        vision = found.model.vision
         assert found.vision is not None
-        assert found.model.vision is not None
-        stack = vision_stack(found.vision, found.model.vision)
+        assert vision is not None
+        stack = vision_stack(found.vision, vision)
     graph = build(stack, TRACED.get(choice.dialect, choice.dialect))
-    if choice.name == "vision":
-        jobs.append(_position_job(graph, found.model, checkpoint, choice))
-    energies, ranges = (calibration.energies, calibration.ranges) if calibration else ({}, {})
+    positions = (_position_job(graph, found.model, checkpoint, choice),) if vision else ()
+    ranges = calibration.ranges if calibration else {}
 
     def scheme_of(name: str) -> Scheme:
         return with_range(parse_scheme(choice.precision_of(stack.segment_of(name))), ranges.get(f"{name}.weight"))
@@ -74,20 +122,14 @@ def prepare_module(
     if choice.placement == "npu":  # in one precision, for all of its parts
         stored = _integers(graph, choice, calibration)
     else:
-        stored = quantize_graph(graph, choice.dialect, scheme_of)
+        stored = tuple(quantize_graph(graph, choice.dialect, scheme_of))
         named = tuple(dict.fromkeys(stack.segment_of(each.names[0]) for each in stored if each.columns > 1))
     _check_parts(choice, named)
     assert choice.engine is not None
     fixes: tuple[Offence, ...] = ()
     if choice.engine != "litert":  # whose files its own converter makes
         graph, fixes = fit(graph, profile, choice.engine, choice.name)
-    # The proof reads the same rows again in a moment, and then lets the page cache go of them.
-    kept = replace(checkpoint, keep_pages=True)
-    jobs += [Job(each, partial(_tasks, each, kept, choice.dialect, energies.get(each.names[0]))) for each in stored]
-    weights = [job.stored for job in jobs]
-    layout = lay_out(weights)
-    bind(graph, weights, layout, WEIGHTS)
-    return PreparedModule(choice, tuple(jobs), layout, graph, len(serialize(graph)), named, fixes)
+    return _Lowered(graph, vision.grid if vision else None, positions, stored, named, fixes)
 
 
 def _integers(graph: ir.Model, choice: Choice, calibration: Calibration | None) -> tuple[Stored, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from edgeglm.export.choices import choose, npu_note
 from edgeglm.export.families import FAMILIES
 from edgeglm.export.families.rope import read_positions
 from edgeglm.export.formats import with_formats
-from edgeglm.export.model import Grid
+from edgeglm.export.model import Choice, Dialect, Grid
 from edgeglm.export.modules import check_weights
 from edgeglm.export.picture import Picture, choose_picture
 from edgeglm.export.pipeline.device_limits import check_limits
@@ -41,6 +41,8 @@ MAX_CONTEXT = 32768
 # The most patches that the original is computed for.
 PROBE_PATCHES = 1024
 STATIC = "int8-static"
+# Engines whose vision modules are graphs over one file of weights, so that there may be several.
+SHAPED = ("ort", "tensorrt")
 RUNNER = "run.pyz"
 
 
@@ -68,12 +70,11 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     check_limits(choices, request.profile)
     choices = with_formats(choices, request.profile, request.format, checkpoint.tensors.values())
     context, config = _context(request, checkpoint), checkpoint.config_json
-    grid, notes = None, []
-    if vision is not None:
-        picture = _picture(request, vision, preprocessor, context)
-        grid, notes = picture.grid, [picture.note] if picture.note else []
-    elif request.image_size:
+    if vision is None and request.image_sizes:
         raise UsageError("--image-size", "the model takes no pictures", "leave it out")
+    pictures = _pictures(request, vision, preprocessor, context) if vision is not None else []
+    notes = [picture.note for picture in pictures if picture.note]
+    grid, *more = dict.fromkeys(picture.grid for picture in pictures) if pictures else [None]
     kinds = sorted({(choice.dialect, choice.half) for choice in choices if choice.engine})
     requests = {
         (dialect, half): TraceRequest(config, TRACED.get(dialect, dialect), context, grid, half)
@@ -84,7 +85,8 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     if checkpoint.sidecar("tokenizer.json") is None:
         notes.append(f"{request.folder} has no tokenizer.json: its bundle can be measured, but takes no text")
     notes += [note for choice in choices if (note := npu_note(choice, request.precision))]
-    return Opened(request, checkpoint, choices, context, requests, probe, preprocessor, tuple(notes))
+    shapes = tuple(_shape(choices, requests, probe, grid) for grid in more if grid)
+    return Opened(request, checkpoint, choices, context, requests, probe, preprocessor, tuple(notes), shapes)
 
 
 def prepare(opened: Opened, calibration: Calibration | None = None) -> Prepared:
@@ -96,15 +98,20 @@ def prepare(opened: Opened, calibration: Calibration | None = None) -> Prepared:
         UnsupportedError, DamagedFileError: The model cannot be traced, or its weights are not those it needs.
     """
     checkpoint = opened.checkpoint
-    *found, probe = trace([*opened.requests.values(), opened.probe])
-    traced = dict(zip(opened.requests, found, strict=True))
-    profile = opened.request.profile
-    modules = tuple(prepare_module(choice, profile, traced, checkpoint, calibration) for choice in opened.choices)
+    found = dict(zip(opened.traces, trace(opened.traces), strict=True))
+    traced = {kind: found[request] for kind, request in opened.requests.items()}
+    shapes, profile = [found[request] for request, _ in opened.shapes], opened.request.profile
+    modules = tuple(
+        prepare_module(choice, profile, traced, checkpoint, calibration, shapes if choice.name == "vision" else ())
+        for choice in opened.choices
+    )
     for module in modules:
         check_weights([job.stored for job in module.jobs if not is_position(job.stored)], checkpoint)
     sidecars = {f"tokenizer/{name}": data for name in SIDECARS if (data := _sidecar(checkpoint, name)) is not None}
     sidecars[RUNNER] = build_pyz()
-    return Prepared(opened, found[0].model, probe, modules, sidecars, calibration)
+    model, probe = next(iter(traced.values())).model, found[opened.probe]
+    probes = tuple(found[request] for _, request in opened.shapes)
+    return Prepared(opened, model, probe, modules, sidecars, calibration, probes)
 
 
 def probe_module(prepared: Prepared, precision: str, calibration: Calibration) -> PreparedModule:
@@ -128,13 +135,30 @@ def _check_config(checkpoint: Checkpoint) -> None:
             raise DamagedFileError(checkpoint.folder / "config.json", f"its {part} is no object", "download it again")
 
 
-def _picture(request: Request, vision: Mapping[str, Any], preprocessor: Mapping[str, Any], context: int) -> Picture:
-    limit, asked = request.profile.limits.image_pixels, request.image_size
-    picture = choose_picture(vision, preprocessor, limit.value if limit else None, asked)
-    if asked and picture.tokens >= context:
-        why = f"takes {picture.tokens} tokens, and a conversation has {context}"
-        raise UnsupportedError(f"--image-size {asked[0]}x{asked[1]}", why, "give a smaller size")
-    return picture
+def _pictures(
+    request: Request, vision: Mapping[str, Any], preprocessor: Mapping[str, Any], context: int
+) -> list[Picture]:
+    """One for each size that was asked for; else the usual one."""
+    limit, pictures = request.profile.limits.image_pixels, []
+    for asked in request.image_sizes or [None]:
+        picture = choose_picture(vision, preprocessor, limit.value if limit else None, asked)
+        if asked and picture.tokens >= context:
+            why = f"takes {picture.tokens} tokens, and a conversation has {context}"
+            raise UnsupportedError(f"--image-size {asked[0]}x{asked[1]}", why, "give a smaller size")
+        pictures.append(picture)
+    return pictures
+
+
+def _shape(
+    choices: Sequence[Choice], requests: Mapping[tuple[Dialect, bool], TraceRequest], probe: TraceRequest, grid: Grid
+) -> tuple[TraceRequest, TraceRequest]:
+    """The vision module's trace and the original's for a further grid. Raises UnsupportedError."""
+    choice = next(choice for choice in choices if choice.name == "vision")
+    if choice.engine not in SHAPED:
+        why = "a module that a compiler or a converter makes takes one size of picture"
+        raise UnsupportedError("--image-size", why, "give it once, or vision=fp16 or another precision of the CPU")
+    traced = requests[choice.dialect, choice.half]
+    return replace(traced, grid=grid), replace(probe, grid=_probe_grid(grid))
 
 
 def _context(request: Request, checkpoint: Checkpoint) -> int:

@@ -21,7 +21,7 @@ from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.demo.samples import Sample
 from edgeglm.export.describe import describe_generation, describe_model
 from edgeglm.export.emit.onnx import Layout
-from edgeglm.export.model import Choice, Dialect, Model, Piece, Stored
+from edgeglm.export.model import Choice, Dialect, Grid, Model, Piece, Stored
 from edgeglm.export.quantize.qdq import Range
 from edgeglm.export.trace.request import TraceRequest
 from edgeglm.export.trace.tracer import Traced, is_cached
@@ -41,7 +41,7 @@ class Request:
     profile: Profile
     precision: str = "auto"
     context: int | None = None
-    image_size: tuple[int, int] | None = None
+    image_sizes: tuple[tuple[int, int], ...] = ()
     is_demo: bool = False
     format: str = "onnx"
 
@@ -77,7 +77,8 @@ class PreparedModule:
     """A module whose graph is lowered and whose weights have their places; `graph` is None for the embedding rows.
 
     `parts` are those of a graph that hold matrices, in the order of computation; `fixes` what the engine would have
-    refused.
+    refused. `shapes` are graphs over the same weights for further grids of a picture: `grid` is this one's, where it is
+    one of them.
     """
 
     choice: Choice
@@ -87,6 +88,8 @@ class PreparedModule:
     graph_bytes: int = 0
     parts: tuple[str, ...] = ()
     fixes: tuple[Offence, ...] = ()
+    grid: Grid | None = None
+    shapes: tuple[PreparedModule, ...] = ()
 
     @property
     def is_tflite(self) -> bool:
@@ -101,7 +104,9 @@ class PreparedModule:
     @property
     def file(self) -> str:
         """What to open, relative to the bundle."""
-        return f"{self.choice.name}/model.onnx" if self.graph else self.weights_file
+        if self.graph is None:
+            return self.weights_file
+        return f"{self.choice.name}/{f'{self.grid[0]}x{self.grid[1]}' if self.grid else 'model'}.onnx"
 
     @property
     def part_precisions(self) -> dict[str, str]:
@@ -111,7 +116,7 @@ class PreparedModule:
     @property
     def nbytes(self) -> int:
         """Of all files of the module."""
-        return self.layout.nbytes + self.graph_bytes
+        return self.layout.nbytes + self.graph_bytes + sum(shape.graph_bytes for shape in self.shapes)
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ class Opened:
     """A checkpoint whose headers were read, and what was chosen for it; nothing is traced yet.
 
     `requests` are the traces that its modules need, by dialect and whether in half precision; `probe` is the one that
-    the original is computed with.
+    the original is computed with. `shapes` are those two for each further grid of a picture, the vision module's alone.
     """
 
     request: Request
@@ -130,16 +135,25 @@ class Opened:
     probe: TraceRequest
     preprocessor: Mapping[str, Any]
     notes: tuple[str, ...]
+    shapes: tuple[tuple[TraceRequest, TraceRequest], ...] = ()
+
+    @property
+    def traces(self) -> list[TraceRequest]:
+        """All that the export is made with."""
+        return [*self.requests.values(), self.probe, *(each for pair in self.shapes for each in pair)]
 
     @property
     def is_traced(self) -> bool:
         """Whether the traces are in the cache."""
-        return is_cached([*self.requests.values(), self.probe])
+        return is_cached(self.traces)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An export that is ready to be written; `probe` are the traces that the original is computed with."""
+    """An export that is ready to be written; `probe` are the traces that the original is computed with.
+
+    `shape_probes` are those for each further grid of a picture.
+    """
 
     opened: Opened
     model: Model
@@ -147,6 +161,7 @@ class Prepared:
     modules: tuple[PreparedModule, ...]
     sidecars: Mapping[str, bytes]
     calibration: Calibration | None = None
+    shape_probes: tuple[Traced, ...] = ()
 
     @property
     def request(self) -> Request:
@@ -188,8 +203,7 @@ class Prepared:
 
     def options(self) -> dict[str, str | int | float | bool | None]:
         """As the manifest keeps them."""
-        size = self.request.image_size
-        asked = None if size is None else f"{size[0]}x{size[1]}"
+        asked = ",".join(f"{width}x{height}" for width, height in self.request.image_sizes) or None
         more = {} if self.request.format == "onnx" else {"format": self.request.format}
         return {"precision": self.request.precision, "context": self.opened.context, "image_size": asked, **more}
 

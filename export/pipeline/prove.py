@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from edgeglm.export.prove.reference import OriginalWeights, run_segment
 from edgeglm.export.prove.values import Values, feeds, passed_on, relative_error, two_digits
 from edgeglm.export.quantize.embedding import gather
 from edgeglm.export.quantize.restore import StoredWeights
+from edgeglm.export.trace.tracer import Traced
 
 # Up to here the emitted file itself is run; beyond, its weights are compared as they are stored.
 ENGINE_BYTES = 64 << 20
@@ -52,6 +54,30 @@ class Prover:
         stack = decoder_stack(probe.decoder, probe.model.decoder)
         inputs = [prompt_inputs(self.prepared, prompt, embed(self.prepared, prompt)) for prompt in self.prompts]
         return StackProof(self, module, output, stack, inputs)
+
+
+def prove_shape(
+    prepared: Prepared, shape: PreparedModule, probe: Traced, writer: BundleWriter, output: OutputFile
+) -> float:
+    """Prove a vision module's graph for a further grid, whose weights are all written, as the module itself is proven.
+
+    Args:
+        prepared: The export.
+        shape: The graph, with its positions and the module's weights.
+        probe: The traces that the original is computed with at that grid.
+        writer: Of the bundle.
+        output: The file of weights.
+
+    Returns:
+        The largest relative error over the probes.
+    """
+    vision = prepared.model.vision
+    assert vision is not None
+    assert shape.grid is not None
+    model = replace(prepared.model, vision=replace(vision, grid=shape.grid))
+    proof = Prover(replace(prepared, model=model, probe=probe), writer).begin(shape, output)
+    proof.advance(frozenset())
+    return proof.finish()
 
 
 class EmbeddingProof:

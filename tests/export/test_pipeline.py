@@ -40,7 +40,7 @@ LIMIT = 1e-5
 def make(folder: Path, target: str, precision: str, out: Path, *, demo: bool = False) -> manifest.Manifest:
     request = Request(folder, DEMO_NAME if demo else "tiny", load_profile(target), precision, is_demo=demo)
     if not demo and "vision_config" in (folder / "config.json").read_text():
-        request = Request(folder, "tiny", load_profile(target), precision, image_size=(84, 112))
+        request = Request(folder, "tiny", load_profile(target), precision, image_sizes=((84, 112),))
     prepared = prepare(open_export(request))
     made, _ = export(prepared, out, predict(prepared), lambda _: None)
     assert made.bundle_bytes - made.files["report.html"].bytes == prepared.bundle_bytes
