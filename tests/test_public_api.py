@@ -50,6 +50,7 @@ SHARED = {
         "Rope",
         "Rung",
         "Sealed",
+        "Shape",
         "Tensor",
         "Vision",
         "parse_manifest",
