@@ -15,8 +15,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def printable(text: str) -> str:
+    """The text with whatever a terminal would obey or could not show as its escape: control characters, surrogates."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 class EdgeglmError(Exception):
-    """A failure the user can act on, printed as one line ``WHAT: WHY; REMEDY``.
+    """A failure the user can act on, printed as one line ``WHAT: WHY; REMEDY`` without control characters.
 
     Args:
         what: The file, option or model at fault, by its name.
@@ -32,7 +39,7 @@ class EdgeglmError(Exception):
         self.why = why
         self.remedy = remedy
         self.more = tuple(more)
-        super().__init__(" ".join(f"{what}: {why}; {remedy}".split()))
+        super().__init__(printable(" ".join(f"{what}: {why}; {remedy}".split())))
 
 
 class UsageError(EdgeglmError):

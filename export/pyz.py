@@ -17,6 +17,7 @@ SHARED = (
     "cache",
     "digest",
     "errors",
+    "exits",
     "machine",
     "manifest",
     "memory",
@@ -27,23 +28,20 @@ FILES = (*(f"{name}.py" for name in SHARED), "devices/__init__.py", "devices/pro
 # zip's earliest time: the same sources give the same bytes.
 EPOCH = (1980, 1, 1, 0, 0, 0)
 WHEELS = "numpy pillow tokenizers onnxruntime msgspec jinja2"
+# Damage here, and in the archive's directory, is met by Python itself; all other damage is caught here.
 MAIN = f"""\
 import sys
-from pathlib import Path
-
+def end(code, text):
+    sys.stderr and sys.stderr.write("edgeglm: " + text + "\\n")
+    sys.exit(code)
 if sys.version_info < (3, 10):
-    sys.exit("edgeglm: run.pyz: needs Python 3.10 or later; run it with a newer one")
+    end(3, "run.pyz: needs Python 3.10 or later; run it with a newer one")
 try:
-    from edgeglm.runtimes.program import main
-except ModuleNotFoundError as error:
-    print(
-        f"edgeglm: run.pyz: needs {{error.name}}, which is not installed; run pip install {WHEELS}", file=sys.stderr
-    )
-    sys.exit(3)
-except KeyboardInterrupt:
-    print("edgeglm: interrupted", file=sys.stderr)
-    sys.exit(130)
-sys.exit(main(bundle=Path(sys.argv[0]).resolve().parent))
+    from edgeglm.runtimes.start import main
+    code = main("{WHEELS}")
+except Exception:
+    end(6, sys.argv[0] + ": is damaged or was changed; copy the bundle again from where it was exported")
+sys.exit(code)
 """
 
 

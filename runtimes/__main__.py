@@ -1,13 +1,29 @@
-"""``python -m edgeglm.runtimes BUNDLE …`` is ``edgeglm run BUNDLE …``."""
+"""``python -m edgeglm.runtimes BUNDLE …`` is ``edgeglm run BUNDLE …``, and what ``run.pyz`` starts."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+
+from edgeglm.exits import installed, run_program
+
+
+def main(what: str, package: str, bundle: Path | None = None) -> int:
+    """Run the runner's program and return its exit code.
+
+    Args:
+        what: The program, as the line about a package that is missing calls it.
+        package: What to install then.
+        bundle: The bundle, where the command line need not name it.
+    """
+
+    def body() -> None:
+        with installed(what, package):
+            from edgeglm.runtimes.program import run  # noqa: PLC0415 (after the line that says what is missing)
+        run(bundle=bundle)
+
+    return run_program(body, debug=lambda: "--debug" in sys.argv, again="run it again with --debug")
+
 
 if __name__ == "__main__":
-    try:
-        from edgeglm.runtimes.program import main
-    except ModuleNotFoundError as error:
-        print(f"edgeglm: run: needs {error.name}, which is not installed; run pip install edgeglm", file=sys.stderr)
-        sys.exit(3)
-    sys.exit(main())
+    sys.exit(main("run", "edgeglm"))

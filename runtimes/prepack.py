@@ -23,6 +23,7 @@ import onnxruntime
 from edgeglm.cache import cache_folder
 from edgeglm.digest import KnownHashes
 from edgeglm.errors import BudgetError, UnsupportedError
+from edgeglm.exits import DISK_IS_FULL
 from edgeglm.manifest import File
 from edgeglm.runtimes.ort import open_session
 from edgeglm.units import format_size
@@ -41,7 +42,7 @@ def prepacked(path: Path, files: Mapping[str, File], threads: int) -> Path:
         threads: Of the session that packs.
 
     Raises:
-        UnsupportedError: There is no cache folder to keep it in.
+        UnsupportedError: There is no cache folder to keep it in, or it cannot be written.
         BudgetError: The disk has no room for it.
     """
     root = cache_folder()
@@ -49,7 +50,13 @@ def prepacked(path: Path, files: Mapping[str, File], threads: int) -> Path:
         raise UnsupportedError("--low-rss", "there is no home folder for the packed weights", "set XDG_CACHE_HOME")
     folder = root / "prepacked" / _key(files)
     if not _is_whole(folder):
-        _make(path, folder, int(GROWTH * sum(file.bytes for file in files.values())), threads)
+        try:
+            _make(path, folder, int(GROWTH * sum(file.bytes for file in files.values())), threads)
+        except OSError as error:
+            if error.errno in DISK_IS_FULL:
+                raise
+            why = f"the packed weights cannot be kept in {folder.parent}: {error.strerror}"
+            raise UnsupportedError("--low-rss", why, "set XDG_CACHE_HOME to a folder that can be written") from error
     return folder / MODEL
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from edgeglm.actions import Action
-from edgeglm.errors import BudgetError, EdgeglmError, UsageError
+from edgeglm.errors import BudgetError, UsageError, printable
 from edgeglm.memory import MemoryCurve
 from edgeglm.runtimes.conversation import Conversation
 from edgeglm.runtimes.memory_plot import check_format, draw_memory
@@ -21,34 +20,17 @@ from edgeglm.runtimes.runner import Answer, Loaded, Runner
 from edgeglm.runtimes.sampling import Sampling
 from edgeglm.units import format_size, parse_size
 
-BROKEN_PIPE = 141
-INTERRUPTED = 130
+# More than any device has cores; each is a thread with a stack of its own.
+MAX_THREADS = 256
 
 
-def main(arguments: Sequence[str] | None = None, bundle: Path | None = None) -> int:
-    """Run the program and return its exit code; a failure is one line on stderr.
+def run(arguments: Sequence[str] | None = None, bundle: Path | None = None) -> None:
+    """Run the program; `edgeglm.exits.run_program` makes an exit code and a line of what it raises.
 
     Args:
         arguments: Of the command line, without the program's name.
         bundle: The bundle, where the command line need not name it.
     """
-    try:
-        run(arguments, bundle)
-        sys.stdout.flush()
-    except EdgeglmError as error:
-        print(f"edgeglm: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("edgeglm: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails again as it ends
-        return BROKEN_PIPE
-    return 0
-
-
-def run(arguments: Sequence[str] | None = None, bundle: Path | None = None) -> None:
-    """The same, with errors as exceptions."""
     options = _parser(bundle).parse_args(arguments)
     _check(options)
     with MemoryCurve() if options.memory_plot else nullcontext() as curve:
@@ -114,7 +96,9 @@ def _chat(conversation: Conversation, image: Path | None) -> Answer | None:
 
 
 def _show(text: str) -> None:
-    print(text, end="", flush=True)
+    """A terminal obeys control characters, and nobody has checked what a model says."""
+    plain = "".join(each if each in "\n\t" else printable(each) for each in text) if sys.stdout.isatty() else text
+    print(plain, end="", flush=True)
 
 
 def _hide(text: str) -> None:
@@ -142,12 +126,13 @@ def _parser(bundle: Path | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--max-ram", metavar="SIZE", help="refuse what would take more, such as 500MiB")
     parser.add_argument("--low-rss", action="store_true", help="keep packed weights in a file, made on first use")
-    parser.add_argument("--threads", type=_count, metavar="N", help="of the engine (default: all cores)")
+    parser.add_argument("--threads", type=_threads, metavar="N", help="of the engine (default: all cores)")
     parser.add_argument("--temperature", type=_number, metavar="T", help="0 is greedy (default: the bundle's)")
     parser.add_argument("--top-p", type=_share, metavar="P", help="of the likeliest tokens (default: the bundle's)")
     parser.add_argument("--repetition-penalty", type=_positive, metavar="R", help="1 is none (default: the bundle's)")
     parser.add_argument("--seed", type=_seed, default=0, help="of the sampling (default: 0)")
     parser.add_argument("--memory-plot", type=Path, metavar="FILE", help="draw memory over time, as .png or .svg")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
 
@@ -156,6 +141,13 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
     return int(text)
+
+
+def _threads(text: str) -> int:
+    count = _count(text)
+    if count > MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{count} is more than {MAX_THREADS}")
+    return count
 
 
 def _seed(text: str) -> int:

@@ -79,7 +79,7 @@ class Runner:
 
     Args:
         folder: The bundle.
-        threads: Of the engine; all cores if None.
+        threads: Of the engine, at most one a core, for more only disturb each other; all cores if None.
         context: The most tokens of prompt and answer; the bundle's if None.
         max_ram: The budget in bytes. The decoder makes room for a later picture, and forgets its state.
         low_rss: Take packed weights from a file whose pages the kernel may drop, made on first use.
@@ -103,7 +103,8 @@ class Runner:
         low_rss: bool = False,
     ) -> None:
         self._start, self._log = time.perf_counter(), PhaseLog()
-        self.threads, self.max_ram, self.low_rss = threads or len(os.sched_getaffinity(0)), max_ram, low_rss
+        self.threads = min(threads, os.cpu_count() or 1) if threads else len(os.sched_getaffinity(0))
+        self.max_ram, self.low_rss = max_ram, low_rss
         self.resources = ExitStack()
         self._modules: list[Loaded] = []
         self._decoder: DecoderSession | None = None

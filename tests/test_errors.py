@@ -31,3 +31,8 @@ def test_the_message_is_one_line_of_what_why_and_remedy() -> None:
     error = errors.UsageError("a.toml", "has a\nwrong  key", "write `name`")
     assert str(error) == "a.toml: has a wrong key; write `name`"
     assert (error.what, error.why, error.remedy) == ("a.toml", "has a\nwrong  key", "write `name`")
+
+
+def test_what_a_terminal_would_obey_or_cannot_show_is_escaped() -> None:
+    error = errors.DamagedFileError("a\x1b]0;pwned\x07b", "holds \x9b2J, \u202e and \udcff", "点一下")
+    assert str(error) == r"a\x1b]0;pwned\x07b: holds \x9b2J, \u202e and \udcff; 点一下"

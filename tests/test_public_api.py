@@ -32,7 +32,9 @@ SHARED = {
         "EdgeglmError",
         "UnsupportedError",
         "UsageError",
+        "printable",
     },
+    "edgeglm.exits": {"installed", "run_program"},
     "edgeglm.machine": {"Machine", "describe_kernels", "read_machine"},
     "edgeglm.manifest": {
         "Compiled",

@@ -12,6 +12,7 @@ from edgeglm.cli.output import json_option, print_json
 from edgeglm.export.demo.samples import DATA, Sample, read_samples
 from edgeglm.machine import describe_kernels, read_machine
 from edgeglm.runtimes.chat import message
+from edgeglm.runtimes.program import MAX_THREADS
 from edgeglm.runtimes.progress import progress_line
 from edgeglm.runtimes.runner import Answer, Runner
 from edgeglm.runtimes.sampling import Sampling
@@ -22,7 +23,7 @@ from edgeglm.units import format_size
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--requests", type=click.IntRange(min=2), default=6, show_default=True, metavar="N", help="How many.")
 @click.option("--max-new-tokens", type=click.IntRange(min=2), default=128, show_default=True, help="Of each answer.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Of the engine (default: all cores).")
+@click.option("--threads", type=click.IntRange(1, MAX_THREADS), metavar="N", help="Of the engine (default: all cores).")
 @json_option
 def command(bundle: Path, requests: int, max_new_tokens: int, threads: int | None, as_json: bool) -> None:
     """Measure how fast a bundle answers here, and in how much memory."""

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
-import signal
 import sys
-import threading
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import FrameType
-from typing import TypeGuard
 
 import click
 from click.shell_completion import shell_complete
 
-from edgeglm.errors import BudgetError, EdgeglmError, UnsupportedError, UsageError
+from edgeglm.errors import UsageError
+from edgeglm.exits import installed, run_program
 from edgeglm.suggest import nearest_name
 
 # Name and short help of each command; the module edgeglm.cli.<name>, with _ for -, holds it under the name `command`.
@@ -39,10 +33,6 @@ COMMANDS = {
 # Those that need the extra.
 HOST_SIDE = ("export", "matrix", "plan", "validate")
 
-INTERRUPTED = 130
-# 128 + SIGPIPE, with which a program ends whose reader went away.
-BROKEN_PIPE = 141
-
 
 @dataclass
 class Settings:
@@ -62,12 +52,8 @@ class LazyGroup(click.Group):
         """Import a command's module and return the command, or None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
-        try:
+        with installed(cmd_name, "'edgeglm[export]'" if cmd_name in HOST_SIDE else "edgeglm"):
             command: click.Command = importlib.import_module(module_of(cmd_name)).command
-        except ModuleNotFoundError as error:
-            why = f"needs {error.name}, which is not installed"
-            package = "'edgeglm[export]'" if cmd_name in HOST_SIDE else "edgeglm"
-            raise UnsupportedError(cmd_name, why, f"run pip install {package}") from error
         return command
 
     def resolve_command(
@@ -103,82 +89,25 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; a failure is one line on stderr."""
     settings = Settings()
-    try:
-        with _interrupted_once():
-            return _run(sys.argv[1:] if arguments is None else arguments, settings)
-    except BrokenPipeError:
-        _discard_stdout()
-        return BROKEN_PIPE
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return error.exit_code
-    except KeyboardInterrupt:
-        click.echo("edgeglm: interrupted", err=True)
-        return INTERRUPTED
-    except Exception as error:
-        return _report(error, settings)
-
-
-@contextmanager
-def _interrupted_once() -> Iterator[None]:
-    """Let the first Ctrl-C end the command, and the next ones not disturb it while it puts its files in order."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    ours = threading.current_thread() is threading.main_thread()
-    # Whoever has the signal ignored (nohup, a shell's background) or handles it in another way keeps that.
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGINT) is interrupt:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+    given = sys.argv[1:] if arguments is None else arguments
+    return run_program(lambda: _run(given, settings), debug=lambda: settings.debug, again="run edgeglm --debug COMMAND")
 
 
 def _run(arguments: Sequence[str], settings: Settings) -> int:
     completion = os.environ.get("_EDGEGLM_COMPLETE")
     if completion:
         return shell_complete(cli, {}, "edgeglm", "_EDGEGLM_COMPLETE", completion)
-    status = 0
     try:
         with cli.make_context("edgeglm", list(arguments), obj=settings) as ctx:
             cli.invoke(ctx)
     except click.exceptions.Exit as end:
-        status = end.exit_code
-    # Here, where a closed pipe is caught, and not at the interpreter's exit, where it is not.
-    if sys.stdout:  # None when the shell closed it
-        sys.stdout.flush()
-    return status
-
-
-def _report(error: Exception, settings: Settings) -> int:
-    if settings.debug:
-        traceback.print_exception(error)
-    if _disk_is_full(error):
-        _discard_stdout()
-    explained = _explain(error)
-    for each in (explained, *explained.more):
-        click.echo(f"edgeglm: {each}", err=True)
-    return explained.exit_code
-
-
-def _explain(error: Exception) -> EdgeglmError:
-    if isinstance(error, EdgeglmError):
-        return error
-    if isinstance(error, click.ClickException):
-        return _explain_usage(error)
-    if _disk_is_full(error):
-        return BudgetError(error.filename or "disk", "no space is left", "free some")
-    return EdgeglmError(
-        "internal error",
-        f"{type(error).__name__}: {error}",
-        "this is a bug in edgeglm, run edgeglm --debug COMMAND for the traceback",
-    )
+        return end.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        raise _explain_usage(error) from error
+    return 0
 
 
 def _explain_usage(error: click.ClickException) -> UsageError:
@@ -186,12 +115,3 @@ def _explain_usage(error: click.ClickException) -> UsageError:
     path = ctx.command_path if ctx else "edgeglm"
     what = path.removeprefix("edgeglm").strip() or "command line"
     return UsageError(what, error.format_message().rstrip("."), f"run {path} --help")
-
-
-def _disk_is_full(error: Exception) -> TypeGuard[OSError]:
-    return isinstance(error, OSError) and error.errno == errno.ENOSPC
-
-
-def _discard_stdout() -> None:
-    # What is still buffered would raise again at the interpreter's exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

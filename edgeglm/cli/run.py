@@ -11,6 +11,9 @@ from edgeglm.runtimes.program import run
     "run", add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def command(arguments: tuple[str, ...]) -> None:
+@click.pass_context
+def command(ctx: click.Context, arguments: tuple[str, ...]) -> None:
     """Answer a prompt from a bundle, and say what it took."""
+    if ctx.obj and "--debug" in arguments:  # which stands before the command too
+        ctx.obj.debug = True
     run(arguments)

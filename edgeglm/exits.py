@@ -1,0 +1,163 @@
+"""How every program of ours ends: streams that take whatever is written, and a code and a line for whatever is raised.
+
+The command line, ``python -m edgeglm.runtimes`` and ``run.pyz`` share it, so it imports nothing that is not Python's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from edgeglm.errors import BudgetError, DamagedFileError, EdgeglmError, UnsupportedError
+
+INTERRUPTED = 130
+# 128 + SIGPIPE, with which a program ends whose reader went away.
+BROKEN_PIPE = 141
+# What a library in Rust raises where its code is at its end; it is no Exception.
+RUST_PANIC = "PanicException"
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+# What libraries say of memory that they do not get, most of them under an exception of their own.
+NO_MEMORY = re.compile(
+    "cannot allocate memory|failed to map segment|bad[ _]alloc|failed to allocate memory|can't start new thread", re.I
+)
+
+
+def run_program(body: Callable[[], int | None], *, debug: Callable[[], bool], again: str) -> int:
+    """Run the body of a program and return the exit code; a failure is one line on stderr.
+
+    Args:
+        body: Returns the exit code, None for 0, or raises.
+        debug: Whether the traceback of an error is wanted.
+        again: How to get it, in a clause.
+    """
+    _open_streams()
+    try:
+        with _interrupted_once():
+            status = _status(body)
+            # Here, where a closed pipe is caught, and not at the interpreter's exit, where it is not.
+            sys.stdout.flush()
+            return status
+    except BrokenPipeError:
+        _discard(sys.stdout)
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return INTERRUPTED
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != RUST_PANIC:
+            raise
+        return _report(error, debug(), again)
+
+
+@contextmanager
+def installed(what: str, package: str) -> Iterator[None]:
+    """Say of a module that is missing how to get it.
+
+    Raises:
+        UnsupportedError: It is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        why = f"needs {error.name}, which is not installed"
+        raise UnsupportedError(what, why, f"run pip install {package}") from error
+
+
+def _status(body: Callable[[], int | None]) -> int:
+    try:
+        return body() or 0
+    except SystemExit as end:  # argparse's, behind its help
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+
+
+def _open_streams() -> None:
+    """Have all three: one that the shell closed leads nowhere, and none fails on a character that it cannot show."""
+    for number in range(3):
+        with suppress(OSError):
+            os.fstat(number)
+            continue
+        # Else the next file that is opened gets the number, and whatever a library prints.
+        os.open(os.devnull, os.O_RDWR)
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=errors)
+
+
+@contextmanager
+def _interrupted_once() -> Iterator[None]:
+    """Let the first Ctrl-C end the command, and the next ones not disturb it while it puts its files in order."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    # Whoever has the signal ignored (nohup, a shell's background) or handles it in another way keeps that.
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _report(error: BaseException, debug: bool, again: str) -> int:
+    if debug:
+        with suppress(OSError):
+            traceback.print_exception(error)
+    if _is_of_disk(error):
+        _discard(sys.stdout)
+    explained = _explain(error, again)
+    for line in (explained, *explained.more):
+        _say(str(line))
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    return explained.exit_code
+
+
+def _explain(error: BaseException, again: str) -> EdgeglmError:
+    if isinstance(error, EdgeglmError):
+        return error
+    if _is_of_disk(error):
+        return BudgetError(getattr(error, "filename", None) or "disk", "no space is left", "free some")
+    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+        return BudgetError("memory", "is not enough for this", "free some, or allow the process more")
+    if type(error).__module__.startswith("onnxruntime"):
+        why = f"ONNX Runtime cannot run a module: {next(iter(str(error).splitlines()), '')}"
+        return DamagedFileError("bundle", why, "export it again with this version of edgeglm")
+    why = f"{type(error).__name__}: {error}"
+    return EdgeglmError("internal error", why, f"this is a bug in edgeglm, {again} for the traceback")
+
+
+def _is_of_disk(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in DISK_IS_FULL
+
+
+def _say(line: str) -> None:
+    """One line on stderr, where that can be written."""
+    try:
+        print(f"edgeglm: {line}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        _discard(sys.stderr)
+
+
+def _discard(stream: object) -> None:
+    """Lead a stream nowhere: what is still buffered would fail again at the interpreter's exit."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # type: ignore[attr-defined]
+        os.close(nowhere)

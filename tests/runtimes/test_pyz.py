@@ -1,0 +1,93 @@
+"""``run.pyz`` checks itself before it imports itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from edgeglm.manifest import MANIFEST
+from tests.cli.commands import LINE
+
+pytest.importorskip("edgeglm.export.pyz")
+
+from edgeglm.export.pyz import build_pyz
+
+SAMPLES = 12
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive beside a manifest that has its hash and nothing else."""
+    folder, data = tmp_path_factory.mktemp("pyz"), build_pyz()
+    (folder / "run.pyz").write_bytes(data)
+    files = {"run.pyz": {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}}
+    (folder / MANIFEST).write_text(json.dumps({"files": files}))
+    return folder
+
+
+def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, str(folder / "run.pyz"), *arguments]
+    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=60, errors="replace")
+
+
+def contents(folder: Path) -> tuple[bytes, range]:
+    """The archive, and the positions of all that Python does not read itself before it runs the first line."""
+    data = (folder / "run.pyz").read_bytes()
+    with zipfile.ZipFile(folder / "run.pyz") as archive:
+        first, second = archive.infolist()[:2]
+        assert first.filename == "__main__.py"
+        return data, range(second.header_offset, archive.start_dir)
+
+
+def test_a_flipped_bit_is_one_line_before_anything_is_imported(alone: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(alone, tmp_path / "copy"))
+    data, positions = contents(alone)
+    chance = random.Random(1)
+    for position in chance.sample(positions, SAMPLES):
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << chance.randrange(8)
+        (copy / "run.pyz").write_bytes(damaged)
+        done = start(copy, "--prompt", "x")
+        assert (done.returncode, done.stdout) == (6, ""), (position, done.stderr)
+        assert done.stderr.startswith(f"edgeglm: {copy}/run.pyz: is damaged or was changed; copy the bundle again")
+        assert LINE.fullmatch(done.stderr)
+
+
+def test_what_python_reads_itself_is_two_percent_of_the_archive(alone: Path) -> None:
+    data, positions = contents(alone)
+    assert len(positions) > 0.98 * len(data)
+
+
+def test_one_that_is_whole_goes_on_to_the_bundle(alone: Path, tmp_path: Path) -> None:
+    done = start(alone, "--prompt", "x")
+    assert (done.returncode, done.stdout) == (6, "")
+    assert f"edgeglm: {alone}/manifest.json: " in done.stderr
+    copy = Path(shutil.copytree(alone, tmp_path / "copy"))
+    (tmp_path / "link.pyz").symlink_to(copy / "run.pyz")
+    (copy / MANIFEST).unlink()
+    line = [sys.executable, str(tmp_path / "link.pyz"), "--prompt", "x"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is not a bundle: it has no manifest.json" in done.stderr
+
+
+@pytest.mark.parametrize("manifest", [b"", b"[" * 100_000, b"[]", b'{"files": 1}', b"\xff", None])
+def test_a_damaged_manifest_is_one_line_without_waiting(alone: Path, tmp_path: Path, manifest: bytes | None) -> None:
+    copy = Path(shutil.copytree(alone, tmp_path / "copy"))
+    (copy / MANIFEST).unlink()
+    if manifest is None:
+        os.mkfifo(copy / MANIFEST)
+    else:
+        (copy / MANIFEST).write_bytes(manifest)
+    done = start(copy, "--prompt", "x")
+    assert (done.returncode, done.stdout) == (6, "")
+    assert LINE.fullmatch(done.stderr), done.stderr
