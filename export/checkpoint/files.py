@@ -20,6 +20,8 @@ from edgeglm.errors import DamagedFileError, UsageError
 # The safetensors library's own limit for a header; those of real models stay below 1 MB.
 MAX_JSON_BYTES = 100_000_000
 MAX_NAME = 512
+# A small text file in place of a large one.
+POINTER = b"version https://git-lfs"
 AGAIN = "download it again"
 
 
@@ -34,6 +36,8 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def parse(file: Path, what: str, text: bytes) -> dict[str, Any]:
     """The JSON object in `text`, the `what` of a file. Raises DamagedFileError for anything else."""
+    if text.startswith(POINTER):
+        raise DamagedFileError(file, "is a Git LFS pointer, not the file itself", "run git lfs pull there")
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:

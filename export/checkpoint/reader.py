@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.checkpoint.files import AGAIN, opened, read, read_json, shown
 from edgeglm.export.checkpoint.header import ITEM_BYTES, Entry, read_header
+from edgeglm.export.checkpoint.recognize import check_config_kind, check_kind, check_shards, missing_weight
 from edgeglm.export.families.configs import normalize
 
 Dtype = Literal["F32", "F16", "BF16"]
@@ -73,6 +74,7 @@ class Checkpoint:
             DamagedFileError: A file is truncated, malformed or missing, or contradicts another.
         """
         _check_folder(folder)
+        check_kind(folder)
         config = _read_config(folder)
         weights, shards = _find_shards(folder, config)
         entries: dict[str, Entry] = {}
@@ -168,7 +170,7 @@ class Checkpoint:
             why = f"is stored as {self.foreign[name]}"
             raise UnsupportedError(where, why, f"use a checkpoint in {', '.join(ITEM_BYTES)}")
         if name not in self.tensors:
-            raise DamagedFileError(where, "is missing, and the model needs it", "download the whole checkpoint again")
+            raise missing_weight(self.weights, name, [*self.tensors, *self.foreign])
         return self.tensors[name]
 
 
@@ -216,6 +218,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not os.path.lexists(file):
         raise UsageError(folder, "holds no config.json", DIRECTORY)
     config = read_json(file)
+    check_config_kind(file, config)
     for part in (config, config.get("text_config")):
         if isinstance(part, dict) and part.get("quantization_config") is not None:
             raise UnsupportedError(file, "has a quantization_config", "use the original, unquantized checkpoint")
@@ -229,7 +232,9 @@ def _find_shards(folder: Path, config: Mapping[str, Any]) -> tuple[Path, dict[Pa
     if os.path.lexists(single):
         return single, {single: set()}
     if os.path.lexists(index):
-        return index, _read_index(index)
+        shards = _read_index(index)
+        check_shards(index, shards)
+        return index, shards
     for pickle in sorted(path for pattern in PICKLES for path in folder.glob(pattern)):
         model = _architecture(config) or "AutoModel"
         remedy = f"convert it with transformers: {shown(model)}.from_pretrained(DIR).save_pretrained(NEW_DIR)"

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from edgeglm import manifest
 from edgeglm.devices.loader import load_profile, profile_names
 from edgeglm.devices.profile import Profile
-from edgeglm.errors import DamagedFileError
 from edgeglm.export import plan
+from edgeglm.export.checkpoint.recognize import missing_module
 from edgeglm.export.choices import choose
 from edgeglm.export.model import Choice, Stored
 from edgeglm.export.pipeline.device_limits import needs_more_opset
@@ -112,8 +112,7 @@ def _from_headers(opened: Opened, choice: Choice) -> plan.ModuleSize:
             stored = parts(scheme, choice.dialect, rows + rows % 2, columns)
         weights.append(Stored((tensor.name,), rows, columns, scheme, stored, ()))
     if not weights:
-        why = f"has no weight of the {choice.name}, and the model needs it"
-        raise DamagedFileError(opened.checkpoint.weights, why, "download the whole checkpoint again")
+        raise missing_module(opened.checkpoint.weights, choice.name, opened.checkpoint.tensors)
     total = sum(part.nbytes for stored in weights for part in stored.parts)
     return plan.ModuleSize(choice, weights, total, _loaded(choice, weights), 0, 0)
 
