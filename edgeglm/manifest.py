@@ -33,10 +33,11 @@ class Rope(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     mrope_sections: tuple[Count, Count, Count] | None = None
 
 
-class Vision(Struct, frozen=True, forbid_unknown_fields=True):
+class Vision(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The picture a vision module was made for, and the tokens that stand for it in a prompt.
 
-    ``grid`` counts patches in rows and columns before merging; ``mean`` and ``std`` are per RGB channel of 0 to 1.
+    ``grid`` counts patches in rows and columns before merging; ``mean`` and ``std`` are per RGB channel of 0 to 1;
+    ``resample`` is Pillow's filter that pictures are resized with.
     """
 
     grid: tuple[Count, Count]
@@ -48,6 +49,7 @@ class Vision(Struct, frozen=True, forbid_unknown_fields=True):
     image_start_token_id: Natural
     image_token_id: Natural
     image_end_token_id: Natural
+    resample: Annotated[int, Meta(ge=0, le=5)] = 3
 
 
 class Model(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):

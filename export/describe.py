@@ -8,11 +8,8 @@ from typing import Any
 import onnx_ir as ir
 
 from edgeglm import manifest
-from edgeglm.export.model import Decoder, Model, Vision
+from edgeglm.export.model import Decoder, ImageProcessor, Model, Vision
 
-# CLIP's, which GLM-4.1V's processor normalizes by (transformers 5.23, Glm4vImageProcessor).
-IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
-IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 DTYPES: dict[ir.DataType, manifest.Dtype] = {
     ir.DataType.FLOAT: "float32",
     ir.DataType.FLOAT16: "float16",
@@ -25,7 +22,7 @@ DTYPES: dict[ir.DataType, manifest.Dtype] = {
 
 
 def describe_model(
-    name: str, model: Model, config: Mapping[str, Any], preprocessor: Mapping[str, Any], context: int
+    name: str, model: Model, config: Mapping[str, Any], processor: ImageProcessor | None, context: int
 ) -> manifest.Model:
     """Identity, dimensions and picture of a checkpoint, for prompts of up to `context` tokens."""
     decoder = model.decoder
@@ -41,13 +38,14 @@ def describe_model(
         vocabulary=decoder.vocabulary,
         max_positions=context,
         rope=_rope(decoder, config),
-        vision=describe_vision(model.vision, config, preprocessor) if model.vision else None,
+        vision=describe_vision(model.vision, config, processor) if model.vision and processor else None,
     )
 
 
 def _rope(decoder: Decoder, config: Mapping[str, Any]) -> manifest.Rope:
     text = config.get("text_config", config)
-    parameters = text.get("rope_parameters") or text
+    # An older config has the base beside its rope_scaling, or has none of both.
+    parameters = {**text, **(text.get("rope_scaling") or text.get("rope_parameters") or {})}
     sections = decoder.mrope_section
     return manifest.Rope(
         theta=float(parameters.get("rope_theta", 10000.0)),
@@ -56,19 +54,16 @@ def _rope(decoder: Decoder, config: Mapping[str, Any]) -> manifest.Rope:
     )
 
 
-def describe_vision(vision: Vision, config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> manifest.Vision:
+def describe_vision(vision: Vision, config: Mapping[str, Any], processor: ImageProcessor) -> manifest.Vision:
     """The picture that the vision module is made for."""
-    mean, std = (
-        tuple(map(float, preprocessor.get(key) or default))
-        for key, default in (("image_mean", IMAGE_MEAN), ("image_std", IMAGE_STD))
-    )
     return manifest.Vision(
         grid=vision.grid,
         patch_size=vision.patch,
         temporal_patch_size=vision.temporal_patch,
         merge_size=vision.merge,
-        mean=(mean[0], mean[1], mean[2]),
-        std=(std[0], std[1], std[2]),
+        mean=processor.mean,
+        std=processor.std,
+        resample=processor.resample,
         # transformers' own defaults (5.23, Glm4vConfig) where a config leaves them out.
         image_start_token_id=int(config.get("image_start_token_id", 151339)),
         image_token_id=int(config.get("image_token_id", 151343)),

@@ -61,6 +61,20 @@ class Vision:
 
 
 @dataclass(frozen=True)
+class ImageProcessor:
+    """How a checkpoint prepares a picture: (pixel / 255 - mean) / std, of each RGB channel.
+
+    ``resample`` is Pillow's filter; ``smallest`` and ``largest`` count the pixels of all frames of a temporal patch.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resample: int
+    smallest: int
+    largest: int
+
+
+@dataclass(frozen=True)
 class Model:
     """A checkpoint's architecture and the modules it has."""
 

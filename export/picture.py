@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeglm.errors import DamagedFileError, UsageError
-from edgeglm.export.model import Grid
+from edgeglm.export.model import Grid, ImageProcessor
 
 SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 # A phone's screen, upright: two times as high as wide.
@@ -36,13 +36,13 @@ def parse_image_size(text: str) -> tuple[int, int]:
 
 
 def choose_picture(
-    vision: Mapping[str, Any], preprocessor: Mapping[str, Any], limit: int | None, asked: tuple[int, int] | None
+    vision: Mapping[str, Any], processor: ImageProcessor, limit: int | None, asked: tuple[int, int] | None
 ) -> Picture:
-    """The grid for the size `asked`, else for an upright screen of as many pixels as preprocessor and profile allow.
+    """The grid for the size `asked`, else for an upright screen of as many pixels as processor and profile allow.
 
     Args:
         vision: The checkpoint's ``vision_config``.
-        preprocessor: Its ``preprocessor_config.json``, empty where there is none.
+        processor: What its image processor does.
         limit: The profile's largest picture, in pixels.
         asked: Width and height in pixels.
 
@@ -51,7 +51,7 @@ def choose_picture(
     """
     patch, merge = _size(vision, "patch_size", 14), _size(vision, "spatial_merge_size", 2)
     unit = patch * merge
-    width, height = asked or _upright(_allowed(vision, preprocessor, limit))
+    width, height = asked or _upright(_allowed(vision, processor, limit))
     columns, rows = (max(1, round(side / unit)) for side in (width, height))
     note = None
     if asked and (columns * unit, rows * unit) != asked:
@@ -59,11 +59,9 @@ def choose_picture(
     return Picture((rows * merge, columns * merge), rows * columns, note)
 
 
-def _allowed(vision: Mapping[str, Any], preprocessor: Mapping[str, Any], limit: int | None) -> int:
-    size = preprocessor.get("size")
-    longest = size.get("longest_edge") if isinstance(size, dict) else None
+def _allowed(vision: Mapping[str, Any], processor: ImageProcessor, limit: int | None) -> int:
     # The processor counts the pixels of all frames of a temporal patch (transformers 5.23, smart_resize).
-    pixels = longest // _size(vision, "temporal_patch_size", 2) if isinstance(longest, int) else DEFAULT_PIXELS
+    pixels = processor.largest // _size(vision, "temporal_patch_size", 2)
     return max(1, min(pixels, limit or DEFAULT_PIXELS))
 
 

@@ -81,7 +81,7 @@ def to_patches(image: Image.Image, vision: Vision) -> NDArray[np.float32]:
         ``Glm4vImageProcessorPil``).
     """
     (rows, columns), size, merge = vision.grid, vision.patch_size, vision.merge_size
-    resized = _to_rgb(image).resize((columns * size, rows * size), Image.Resampling.BICUBIC)
+    resized = _to_rgb(image).resize((columns * size, rows * size), Image.Resampling(vision.resample))
     mean, std = np.array(vision.mean, np.float32), np.array(vision.std, np.float32)
     pixels: NDArray[np.float32] = (np.asarray(resized, np.float32) / np.float32(255) - mean) / std
     blocks = pixels.reshape(rows // merge, merge, size, columns // merge, merge, size, 3)

@@ -8,13 +8,13 @@ from typing import Any
 
 from edgeglm import manifest
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
-from edgeglm.export.checkpoint.files import read_json
+from edgeglm.export.checkpoint.processor import read_processor
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.choices import choose, npu_note
 from edgeglm.export.families import FAMILIES
 from edgeglm.export.families.rope import read_positions
 from edgeglm.export.formats import with_formats
-from edgeglm.export.model import Choice, Dialect, Grid
+from edgeglm.export.model import Choice, Dialect, Grid, ImageProcessor
 from edgeglm.export.modules import check_weights
 from edgeglm.export.picture import Picture, choose_picture
 from edgeglm.export.pipeline.device_limits import check_limits
@@ -34,7 +34,7 @@ from edgeglm.export.trace.tracer import trace
 # What a device needs beside the weights, where the checkpoint has it.
 SIDECARS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
-    "preprocessor_config.json", "generation_config.json",
+    "preprocessor_config.json", "processor_config.json", "generation_config.json",
 )  # fmt: skip
 # Rotary tables inside a graph have a row for each position, so a context without bound would be a file without bound.
 MAX_CONTEXT = 32768
@@ -55,7 +55,6 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     checkpoint = Checkpoint.open(request.folder, headers_only=headers_only)
     checkpoint.check_architecture(FAMILIES)
     _check_config(checkpoint)
-    preprocessor = _json_sidecar(checkpoint, "preprocessor_config.json")
     vision = checkpoint.config.get("vision_config")
     names: tuple[manifest.ModuleName, ...] = (
         ("embedding", "decoder") if vision is None else ("embedding", "vision", "decoder")
@@ -72,8 +71,11 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     context, config = _context(request, checkpoint), checkpoint.config_json
     if vision is None and request.image_sizes:
         raise UsageError("--image-size", "the model takes no pictures", "leave it out")
-    pictures = _pictures(request, vision, preprocessor, context) if vision is not None else []
-    notes = [picture.note for picture in pictures if picture.note]
+    processor, notes, pictures = None, list[str](), list[Picture]()
+    if vision is not None:
+        processor, said = read_processor(checkpoint, vision)
+        pictures = _pictures(request, vision, processor, context)
+        notes += [*said, *(picture.note for picture in pictures if picture.note)]
     grid, *more = dict.fromkeys(picture.grid for picture in pictures) if pictures else [None]
     kinds = sorted({(choice.dialect, choice.half) for choice in choices if choice.engine})
     requests = {
@@ -86,7 +88,7 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
         notes.append(f"{request.folder} has no tokenizer.json: its bundle can be measured, but takes no text")
     notes += [note for choice in choices if (note := npu_note(choice, request.precision))]
     shapes = tuple(_shape(choices, requests, probe, grid) for grid in more if grid)
-    return Opened(request, checkpoint, choices, context, requests, probe, preprocessor, tuple(notes), shapes)
+    return Opened(request, checkpoint, choices, context, requests, probe, processor, tuple(notes), shapes)
 
 
 def prepare(opened: Opened, calibration: Calibration | None = None) -> Prepared:
@@ -135,13 +137,11 @@ def _check_config(checkpoint: Checkpoint) -> None:
             raise DamagedFileError(checkpoint.folder / "config.json", f"its {part} is no object", "download it again")
 
 
-def _pictures(
-    request: Request, vision: Mapping[str, Any], preprocessor: Mapping[str, Any], context: int
-) -> list[Picture]:
+def _pictures(request: Request, vision: Mapping[str, Any], processor: ImageProcessor, context: int) -> list[Picture]:
     """One for each size that was asked for; else the usual one."""
     limit, pictures = request.profile.limits.image_pixels, []
     for asked in request.image_sizes or [None]:
-        picture = choose_picture(vision, preprocessor, limit.value if limit else None, asked)
+        picture = choose_picture(vision, processor, limit.value if limit else None, asked)
         if asked and picture.tokens >= context:
             why = f"takes {picture.tokens} tokens, and a conversation has {context}"
             raise UnsupportedError(f"--image-size {asked[0]}x{asked[1]}", why, "give a smaller size")
@@ -175,8 +175,3 @@ def _context(request: Request, checkpoint: Checkpoint) -> int:
 def _sidecar(checkpoint: Checkpoint, name: str) -> bytes | None:
     path = checkpoint.sidecar(name)
     return path.read_bytes() if path else None
-
-
-def _json_sidecar(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    path = checkpoint.sidecar(name)
-    return read_json(path) if path else {}

@@ -21,7 +21,7 @@ from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.demo.samples import Sample
 from edgeglm.export.describe import describe_generation, describe_model
 from edgeglm.export.emit.onnx import Layout
-from edgeglm.export.model import Choice, Dialect, Grid, Model, Piece, Stored
+from edgeglm.export.model import Choice, Dialect, Grid, ImageProcessor, Model, Piece, Stored
 from edgeglm.export.quantize.qdq import Range
 from edgeglm.export.trace.request import TraceRequest
 from edgeglm.export.trace.tracer import Traced, is_cached
@@ -125,6 +125,7 @@ class Opened:
 
     `requests` are the traces that its modules need, by dialect and whether in half precision; `probe` is the one that
     the original is computed with. `shapes` are those two for each further grid of a picture, the vision module's alone.
+    `processor` prepares the pictures, where there are any.
     """
 
     request: Request
@@ -133,7 +134,7 @@ class Opened:
     context: int
     requests: Mapping[tuple[Dialect, bool], TraceRequest]
     probe: TraceRequest
-    preprocessor: Mapping[str, Any]
+    processor: ImageProcessor | None
     notes: tuple[str, ...]
     shapes: tuple[tuple[TraceRequest, TraceRequest], ...] = ()
 
@@ -189,7 +190,7 @@ class Prepared:
     def manifest_model(self) -> manifest.Model:
         """The manifest's description of the model."""
         config = self.checkpoint.config
-        return describe_model(self.request.name, self.model, config, self.opened.preprocessor, self.opened.context)
+        return describe_model(self.request.name, self.model, config, self.opened.processor, self.opened.context)
 
     def generation(self) -> manifest.Generation:
         """The manifest's defaults for generating."""

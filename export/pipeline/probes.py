@@ -69,7 +69,8 @@ def sample_prompts(prepared: Prepared, samples: Iterable[Sample], *, answered: b
     """Screens with their instructions, in the checkpoint's chat form, and behind them the right answers."""
     checkpoint, vision = prepared.checkpoint, prepared.probe.model.vision
     assert vision is not None
-    described = describe_vision(vision, checkpoint.config, prepared.opened.preprocessor)
+    assert prepared.opened.processor is not None
+    described = describe_vision(vision, checkpoint.config, prepared.opened.processor)
     grid = (vision.grid[0] // vision.merge, vision.grid[1] // vision.merge)
     chat = Chat(checkpoint.folder, described)
     prompts = []

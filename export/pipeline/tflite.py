@@ -122,7 +122,8 @@ def _pictures(prepared: Prepared, folder: Path) -> str | None:
         found = list(islice(read_samples(DATA / "calibration.jsonl", DEMO_SCREENS + PICTURES), DEMO_SCREENS, None))
     if not found:
         return None
-    described = describe_vision(vision, prepared.checkpoint.config, prepared.opened.preprocessor)
+    assert prepared.opened.processor is not None
+    described = describe_vision(vision, prepared.checkpoint.config, prepared.opened.processor)
     np.save(folder / "pictures.npy", np.stack([to_patches(sample.image, described) for sample in found]))
     return str(folder / "pictures.npy")
 
