@@ -1,28 +1,36 @@
-"""The journal of a partial bundle: which files it has, and which jobs' bytes are on the disk.
+"""The journal of a partial bundle: which files it has, and which jobs' bytes are on the disk, with their checksums.
 
-Text, a line for each statement, with the statement's CRC-32 before it: ``key KEY`` first, then ``file SIZE PATH``
-and ``job NAME TAB NOTE``. A last line that a power cut tore does not count; any other damage condemns the whole.
+Text, a line for each statement, with the statement's CRC-32 before it: ``key KEY`` first, then ``source TEXT``,
+``file SIZE PATH`` and ``job NAME TAB NOTE``, and behind that a TAB and ``CRC RUNS PATH`` for each file that the job
+wrote into (`written.Written`). A last line that a power cut tore does not count; any other damage condemns the whole.
 """
 
 from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgeglm.export.pack.disk import write_all
+from edgeglm.export.pack.written import Written
 
 
 @dataclass
 class Record:
-    """What a journal says, the note of each job among it; ``length`` is that of its whole lines, in bytes."""
+    """What a journal says.
+
+    ``sizes`` are those of the files, ``jobs`` the notes of the finished jobs, ``written`` what each wrote by file;
+    ``source`` is the last that was stated, ``length`` that of the whole lines, in bytes.
+    """
 
     key: str
     sizes: dict[str, int] = field(default_factory=dict)
     jobs: dict[str, str] = field(default_factory=dict)
     length: int = 0
+    source: str = ""
+    written: dict[str, dict[str, Written]] = field(default_factory=dict)
 
 
 class Journal:
@@ -69,12 +77,21 @@ def read_journal(path: Path) -> Record | None:
     record = Record(key, length=sum(map(len, lines)))
     for kind, value in statements:
         if kind == "job":
-            name, _, note = value.partition("\t")
+            name, note, *sums = f"{value}\t".split("\t")
             record.jobs[name] = note
+            parts = [text.split(" ", 2) for text in sums if text]
+            record.written[name] = {path: Written.parse(crc, runs) for crc, runs, path in parts}
+        elif kind == "source":
+            record.source = value
         else:
             size, _, name = value.partition(" ")
             record.sizes[name] = int(size)
     return record
+
+
+def job_statement(name: str, note: str, written: Mapping[str, Written]) -> str:
+    """Return the statement that a job is done."""
+    return "\t".join([f"job {name}", note, *(f"{sums} {path}" for path, sums in written.items())])
 
 
 def _line(statement: str) -> bytes:

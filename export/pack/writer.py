@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Container
+from collections.abc import Callable, Container, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import RLock
@@ -21,8 +21,9 @@ import msgspec
 from edgeglm.bundle import is_bundle
 from edgeglm.errors import EdgeglmError, UsageError
 from edgeglm.export.pack.disk import explained, lock_folder, make_folders, sync, sync_tree
-from edgeglm.export.pack.journal import Journal, Record, read_journal
+from edgeglm.export.pack.journal import Journal, Record, job_statement, read_journal
 from edgeglm.export.pack.output import OutputFile
+from edgeglm.export.pack.written import Written
 from edgeglm.manifest import MANIFEST, File, Sealed
 
 # Finished jobs are brought to the disk, and count, once this much or this long has gathered.
@@ -38,8 +39,12 @@ class BundleWriter:
 
     Args:
         target: The bundle's folder. A bundle or an empty folder there is replaced, anything else is refused.
-        key: Everything that determines the bundle's bytes, hashed. A partial bundle of another key is thrown away.
+        key: Everything but the weights that determines the bundle's bytes, hashed. A partial bundle of another key is
+            thrown away.
         resume: Whether to go on from a partial bundle of the same key.
+        source: What identifies the files of weights, in a line.
+        holds: Whether the notes of finished jobs, by their names, are still what these files give; asked where a
+            partial bundle was made from another `source`, and thrown away if they are not.
 
     Attributes:
         target: The folder, resolved.
@@ -51,11 +56,20 @@ class BundleWriter:
         BudgetError: From any method: the disk is full.
     """
 
-    def __init__(self, target: Path, key: str, *, resume: bool = True) -> None:
+    def __init__(
+        self,
+        target: Path,
+        key: str,
+        *,
+        resume: bool = True,
+        source: str = "",
+        holds: Callable[[Mapping[str, str]], bool] = lambda _: False,
+    ) -> None:
         self.target = check_target(target)
         self.note: str | None = None
         self.resumed_jobs = 0
         self._key, self._resume = key, resume
+        self._source, self._holds = source, holds
         self._partial = self.target.with_name(f"{self.target.name}.partial")
         self._bundle = self._partial / "bundle"
         self._outputs: dict[str, OutputFile] = {}
@@ -70,12 +84,14 @@ class BundleWriter:
             self._made = make_folders(self._partial.parent)
             opened.callback(os.close, self._locked())
             self._recover()
-            self._record = self._resumable() or self._record
+            self._record = self._resumable(opened) or self._record
             self.resumed_jobs = len(self._record.jobs)
             opened.callback(self._leave)
             self._clear()
             self._journal = Journal(self._partial / "journal", self._record)
             opened.callback(self._journal.close)
+            if self._source != self._record.source:
+                self._journal.append([f"source {self._source}"])
             sync(self._partial)
             sync(self._partial.parent)
             self._opened = opened.pop_all()
@@ -93,14 +109,13 @@ class BundleWriter:
         known = self._record.sizes.get(relative)
         if known not in (None, size):
             raise ValueError(f"{relative}: has {known} bytes under this key already, not {size}")
+        if known is not None:
+            return self._outputs[relative]
         with explained(self.target / relative, self._partial):
-            output = OutputFile(self._bundle / relative, self.target / relative, size, reserved=known is not None)
-        self._opened.callback(output.close)
+            output = self._output(self._opened, relative, size, reserved=(self._bundle / relative).exists())
         with self._mutex:
-            self._outputs[relative] = output
-            if known is None:
-                self._record.sizes[relative] = size
-                self._pending.append(f"file {size} {relative}")
+            self._record.sizes[relative] = size
+            self._pending.append(f"file {size} {relative}")
         return output
 
     def small(self, relative: str, data: bytes) -> None:
@@ -130,15 +145,28 @@ class BundleWriter:
         """What `complete` was told of a job, in this run or an earlier one."""
         return self._record.jobs[job]
 
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """What `complete` was told of each job."""
+        return self._record.jobs
+
     def path(self, relative: str) -> Path:
         """Where a file lies as long as the bundle is not finished."""
         return self._bundle / relative
 
+    def written(self, job: str, relative: str) -> Written:
+        """Return the checksum of what a job wrote into a file, in this run or an earlier one."""
+        return self._record.written[job].get(relative) or Written()
+
     def complete(self, job: str, note: str = "") -> None:
-        """State that all bytes of a job are written, with a note. It survives a kill from the next commit on."""
+        """State that all bytes of a job are written, with a note. It survives a kill from the next commit on.
+
+        Whatever was written since the last call is the job's.
+        """
         with self._mutex:
-            self._record.jobs[job] = note
-            self._pending.append(f"job {job}\t{note}".rstrip())
+            written = {relative: sums for relative, output in self._outputs.items() if (sums := output.take())}
+            self._record.jobs[job], self._record.written[job] = note, written
+            self._pending.append(job_statement(job, note, written))
             unsynced = sum(output.unsynced for output in self._outputs.values())
             if unsynced >= BATCH_BYTES or time.monotonic() - self._committed_at >= BATCH_SECONDS:
                 self._commit()
@@ -204,7 +232,14 @@ class BundleWriter:
             with suppress(OSError):
                 folder.rmdir()  # only where it is empty
 
-    def _resumable(self) -> Record | None:
+    def _output(self, opened: ExitStack, relative: str, size: int, *, reserved: bool) -> OutputFile:
+        output = OutputFile(self._bundle / relative, self.target / relative, size, reserved=reserved)
+        opened.callback(output.close)
+        self._outputs[relative] = output
+        return output
+
+    def _resumable(self, opened: ExitStack) -> Record | None:
+        """Return what an earlier run has done, if it is of the same key and source and still as it was written."""
         try:
             record = read_journal(self._partial / "journal")
         except ValueError:
@@ -213,9 +248,27 @@ class BundleWriter:
             return None
         if record.key != self._key:
             self.note = "the partial bundle is of another model, option or version: starting over"
-        elif any(_size(self._bundle / relative) != size for relative, size in record.sizes.items()):
+        elif any(_size(self._bundle / relative) != size for relative, size in record.sizes.items()) or any(
+            ".." in Path(relative).parts or os.path.isabs(relative) for relative in record.sizes
+        ):
             self.note = "the partial bundle's files are not as its journal says: starting over"
+        elif record.source != self._source and record.jobs and not self._holds(record.jobs):
+            self.note = "the partial bundle is of other weights: starting over"
+        elif not self._reopened(opened, record):
+            self._outputs.clear()
+            self.note = "the partial bundle is damaged: starting over"
         return None if self.note else record
+
+    def _reopened(self, opened: ExitStack, record: Record) -> bool:
+        """Open the files of a journal, and say whether they hold what it vouches for."""
+        vouched: dict[str, list[Written]] = {relative: [] for relative in record.sizes}
+        for written in record.written.values():
+            for relative, sums in written.items():
+                vouched.setdefault(relative, []).append(sums)
+        return vouched.keys() == record.sizes.keys() and all(
+            self._output(opened, relative, record.sizes[relative], reserved=True).resume(sums)
+            for relative, sums in vouched.items()
+        )
 
     def _clear(self) -> None:
         """Remove what the journal does not vouch for."""
@@ -242,7 +295,8 @@ def check_target(target: Path) -> Path:
 
 
 def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() and not path.is_symlink() else None
+    """Return the size of a file that is no link, nor in a folder that is one."""
+    return path.stat().st_size if path.is_file() and os.path.realpath(path) == os.path.abspath(path) else None
 
 
 def _keep_only(folder: Path, files: Container[Path]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,8 +27,9 @@ from edgeglm.export.pipeline.module import serialize
 from edgeglm.export.pipeline.npu import finish_on_npu
 from edgeglm.export.pipeline.prepared import Prepared, PreparedModule
 from edgeglm.export.pipeline.prove import Prover, prove_shape
-from edgeglm.export.pipeline.reuse import Reuse
+from edgeglm.export.pipeline.reuse import Found, Reuse
 from edgeglm.export.pipeline.tflite import export_tflite
+from edgeglm.export.pipeline.weights import Unchanged, identify, is_source_of, job_name
 from edgeglm.export.report.data import Report as PageData
 from edgeglm.export.report.page import render
 
@@ -66,9 +67,17 @@ def export(
 
     Raises:
         UsageError, BudgetError: Of the target or its disk.
-        DamagedFileError, UnsupportedError: A weight cannot be read or does not fit the precision.
+        DamagedFileError, UnsupportedError: A weight cannot be read, changes meanwhile, or does not fit the precision.
     """
-    with BundleWriter(target, prepared.key(), resume=resume) as writer, ThreadPoolExecutor(WORKERS) as pool:
+    config, unchanged = _config_sha256(prepared), Unchanged(prepared)
+    opened = BundleWriter(
+        target,
+        prepared.key(),
+        resume=resume,
+        source=identify(prepared.checkpoint),
+        holds=partial(is_source_of, prepared),
+    )
+    with opened as writer, ThreadPoolExecutor(WORKERS) as pool:
         notes = [writer.note] if writer.note else []
         if writer.resumed_jobs:
             notes.append(f"going on from a partial bundle: {writer.resumed_jobs} weights are written already")
@@ -85,15 +94,18 @@ def export(
                 modules.append(export_tflite(prepared, module, writer, prover, partial(_report, report, module)))
                 continue
             output = outputs[module]
-            modules.append(_export_module(prepared, module, output, writer, pool, prover, report, reuse or Reuse()))
-        made = _manifest(prepared, tuple(modules), predicted, writer)
+            if reuse:
+                _copy(module, output, writer, reuse, unchanged.identity)
+            modules.append(_export_module(prepared, module, output, writer, pool, prover, report))
+        unchanged.check(writer.notes)
+        made = _manifest(prepared, tuple(modules), predicted, writer, config)
         if measured:
             made = msgspec.structs.replace(made, measured=measured)
         writer.small("report.html", _page(prepared, made, writer).encode())
         path = writer.finish(made)
     if reuse:
         for module in ours:
-            reuse.add(module.choice, _written(module, writer), path / module.weights_file)
+            reuse.add(module.choice, _written(module, writer, path / module.weights_file, unchanged.identity))
     return read_manifest(path), tuple(notes)
 
 
@@ -101,9 +113,11 @@ def _report(report: Report, module: PreparedModule, share: float) -> None:
     report(Progress(module.choice.name, int(share * module.layout.nbytes), module.layout.nbytes))
 
 
-def _written(module: PreparedModule, writer: BundleWriter) -> Iterator[tuple[Stored, Sequence[int], str]]:
+def _written(module: PreparedModule, writer: BundleWriter, file: Path, source: str) -> Iterator[tuple[Stored, Found]]:
     for index, (job, offsets) in enumerate(zip(module.jobs, module.layout.offsets, strict=True)):
-        yield job.stored, offsets, writer.note_of(_job(module, index))
+        name = job_name(module, index)
+        written = writer.written(name, module.weights_file)
+        yield job.stored, Found(source, file, offsets, writer.note_of(name), written)
 
 
 def _export_module(
@@ -114,12 +128,10 @@ def _export_module(
     pool: ThreadPoolExecutor,
     prover: Prover,
     report: Report,
-    reuse: Reuse,
 ) -> manifest.Module:
     name, total = module.choice.name, module.layout.nbytes
     proof = prover.begin(module, output)
-    _copy(module, output, writer, reuse)
-    open_jobs = [(index, job) for index, job in enumerate(module.jobs) if not writer.done(_job(module, index))]
+    open_jobs = [(index, job) for index, job in enumerate(module.jobs) if not writer.done(job_name(module, index))]
     stream = _encoded(((index, task) for index, job in open_jobs for task in job.tasks()), pool)
     left = {index for index, _ in open_jobs}
     # Proofs follow in a thread of their own, so that the disk and the encoders need not wait for them.
@@ -129,7 +141,7 @@ def _export_module(
             job, offsets = module.jobs[index], module.layout.offsets[index]
             digests: dict[str, hashlib._Hash] = {}
             write(_hashed((piece for _, piece in group), digests), job.stored, offsets, output)
-            writer.complete(_job(module, index), " ".join(digest.hexdigest() for digest in digests.values()))
+            writer.complete(job_name(module, index), " ".join(digest.hexdigest() for digest in digests.values()))
             left.discard(index)
             steps.append(follower.submit(proof.advance, frozenset(left)))
             report(Progress(name, max(offsets) + job.stored.parts[-1].nbytes, total))
@@ -146,12 +158,12 @@ def _export_module(
     return _describe(module, error, compiled, shapes)
 
 
-def _copy(module: PreparedModule, output: OutputFile, writer: BundleWriter, reuse: Reuse) -> None:
+def _copy(module: PreparedModule, output: OutputFile, writer: BundleWriter, reuse: Reuse, source: str) -> None:
     for index, (job, offsets) in enumerate(zip(module.jobs, module.layout.offsets, strict=True)):
-        found = None if writer.done(_job(module, index)) else reuse.find(module.choice, job.stored)
+        found = None if writer.done(job_name(module, index)) else reuse.find(module.choice, job.stored, source)
         if found:
             found.copy(job.stored, offsets, output)
-            writer.complete(_job(module, index), found.note)
+            writer.complete(job_name(module, index), found.note)
 
 
 @contextmanager
@@ -192,8 +204,8 @@ def _hashed(pieces: Iterable[Piece], digests: dict[str, hashlib._Hash]) -> Itera
         yield replace(piece, source=piece.source[:0])
 
 
-def _job(module: PreparedModule, index: int) -> str:
-    return f"{module.choice.name}/{index}"
+def _config_sha256(prepared: Prepared) -> str:
+    return hashlib.sha256((prepared.checkpoint.folder / "config.json").read_bytes()).hexdigest()
 
 
 def _write_graph(module: PreparedModule, writer: BundleWriter) -> None:
@@ -240,16 +252,19 @@ def _describe(
 
 
 def _manifest(
-    prepared: Prepared, modules: tuple[manifest.Module, ...], predicted: manifest.Predicted, writer: BundleWriter
+    prepared: Prepared,
+    modules: tuple[manifest.Module, ...],
+    predicted: manifest.Predicted,
+    writer: BundleWriter,
+    config_sha256: str,
 ) -> manifest.Manifest:
-    config = (prepared.checkpoint.folder / "config.json").read_bytes()
     return manifest.Manifest(
         model=prepared.manifest_model(),
         profile=prepared.request.profile,
         modules=modules,
         generation=prepared.generation(),
         provenance=manifest.Provenance(
-            config_sha256=hashlib.sha256(config).hexdigest(),
+            config_sha256=config_sha256,
             weights_sha256=_weights_sha256(prepared, writer),
             calibration_sha256=prepared.calibration.sha256 if prepared.calibration else None,
             versions=prepared.versions(),
@@ -274,7 +289,7 @@ def _weights_sha256(prepared: Prepared, writer: BundleWriter) -> str:
     for module in prepared.modules:
         for index, job in enumerate(module.jobs):
             names = dict.fromkeys(job.stored.names)
-            hashes |= dict(zip(names, writer.note_of(_job(module, index)).split(), strict=True))
+            hashes |= dict(zip(names, writer.note_of(job_name(module, index)).split(), strict=True))
     digest = hashlib.sha256()
     for name, sha256 in sorted(hashes.items()):
         tensor = prepared.checkpoint.find(name)

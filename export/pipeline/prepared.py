@@ -209,13 +209,12 @@ class Prepared:
         return {"precision": self.request.precision, "context": self.opened.context, "image_size": asked, **more}
 
     def key(self) -> str:
-        """A hash of all that determines the bundle's bytes; weights count by their files' names, sizes and times."""
-        files = {tensor.file for tensor in self.checkpoint.tensors.values()}
-        stats = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+        """Hash all that determines the bundle's bytes but those of the weights, which `weights` identifies."""
+        shapes = sorted((name, tensor.dtype, tensor.shape) for name, tensor in self.checkpoint.tensors.items())
         sidecars = sorted((name, hashlib.sha256(data).hexdigest()) for name, data in self.sidecars.items())
         said = (
-            self.request.name, repr(self.request.profile), self.options(), self.versions(), self.model, stats, sidecars,
-            sorted(self.checkpoint.config.items()), self.calibration and self.calibration.sha256, _code(),
+            self.request.name, repr(self.request.profile), self.options(), self.versions(), self.model, shapes,
+            sidecars, sorted(self.checkpoint.config.items()), self.calibration and self.calibration.sha256, _code(),
         )  # fmt: skip
         return hashlib.sha256(repr(said).encode()).hexdigest()
 

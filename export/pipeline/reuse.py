@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgeglm.export.model import Choice, Dialect, Stored
 from edgeglm.export.pack.output import OutputFile
+from edgeglm.export.pack.written import Written
 from edgeglm.manifest import ModuleName
 
 COPY_BYTES = 16 << 20
@@ -17,11 +18,25 @@ COPY_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Found:
-    """Where a stored weight lies in an earlier bundle, and what that one's journal noted of it."""
+    """Where a stored weight lies in an earlier bundle, what that one's journal noted of it, and what vouches for it.
 
+    ``source`` identifies the weights that it was made from.
+    """
+
+    source: str
     file: Path
     offsets: Sequence[int]
     note: str
+    written: Written
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the file still holds the bytes that were written."""
+        try:
+            with open(self.file, "rb", buffering=0) as source:
+                return self.written.is_in(source.fileno())
+        except OSError:
+            return False
 
     def copy(self, stored: Stored, offsets: Sequence[int], output: OutputFile) -> None:
         """Write all parts to their places in another file."""
@@ -38,11 +53,12 @@ class Reuse:
 
     known: dict[tuple[ModuleName, Dialect, Stored], list[Found]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, choice: Choice, weights: Iterator[tuple[Stored, Sequence[int], str]], file: Path) -> None:
-        """Remember a module's weights: what was stored, at which offsets, with which note."""
-        for stored, offsets, note in weights:
-            self.known[choice.name, choice.dialect, stored].append(Found(file, offsets, note))
+    def add(self, choice: Choice, weights: Iterator[tuple[Stored, Found]]) -> None:
+        """Remember a module's weights: what was stored, and where."""
+        for stored, found in weights:
+            self.known[choice.name, choice.dialect, stored].append(found)
 
-    def find(self, choice: Choice, stored: Stored) -> Found | None:
-        """Where the same bytes lie."""
-        return next((each for each in self.known[choice.name, choice.dialect, stored] if each.file.is_file()), None)
+    def find(self, choice: Choice, stored: Stored, source: str) -> Found | None:
+        """Find where the same bytes lie, made from the same weights."""
+        known = self.known[choice.name, choice.dialect, stored]
+        return next((found for found in known if found.source == source and found.is_whole), None)

@@ -14,6 +14,7 @@ import numpy as np
 from edgeglm.export.pipeline.prepared import Prepared
 from edgeglm.export.pipeline.probes import Prompt
 from edgeglm.export.pipeline.walk import ORIGINAL, Walk
+from edgeglm.export.pipeline.weights import identify
 from edgeglm.export.prove.reference import OriginalWeights
 from edgeglm.export.prove.values import divergence
 
@@ -51,7 +52,7 @@ def _cache_folder() -> Path:
 
 
 def _key(prepared: Prepared, prompts: Sequence[Prompt], parts: Mapping[str, str]) -> str:
-    digest = hashlib.sha256(f"{prepared.key()} {sorted(parts.items())}".encode())
+    digest = hashlib.sha256(f"{prepared.key()} {identify(prepared.checkpoint)} {sorted(parts.items())}".encode())
     for prompt in prompts:
         digest.update(repr((prompt.tokens, prompt.answer)).encode())
         digest.update(b"" if prompt.patches is None else prompt.patches.tobytes())

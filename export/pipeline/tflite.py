@@ -57,6 +57,8 @@ def export_tflite(
     if not all(map(writer.done, jobs)):
         last = _convert(prepared, module, files, writer, share)
         outputs = _outputs(files, writer)
+        for output in outputs:
+            output.adopt()
         for key, job in zip(jobs, module.jobs, strict=False):
             writer.complete(key, " ".join(last.sha256[tensor] for tensor in dict.fromkeys(job.stored.names)))
         writer.complete(jobs[-1], " ".join([last.precision, *(f"{key}={value}" for key, value in last.errors.items())]))

@@ -6,22 +6,25 @@ import hashlib
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from edgeglm.bundle import load_bundle, verify_bundle
 from edgeglm.digest import hash_range
-from edgeglm.errors import BudgetError, EdgeglmError, UsageError
+from edgeglm.errors import BudgetError, DamagedFileError, EdgeglmError, UsageError
 from edgeglm.export.pack import output, writer
-from edgeglm.export.pack.journal import Journal, Record, read_journal
+from edgeglm.export.pack.journal import Journal, Record, job_statement, read_journal
 from edgeglm.export.pack.writer import BundleWriter
+from edgeglm.export.pack.written import Extents, Run, Written
 from edgeglm.manifest import MANIFEST
 from tests.bundles import sample_manifest, write_bundle
 from tests.export.pack_crash import JOBS, contents, export
@@ -134,7 +137,30 @@ def shrink(journal: Path) -> None:
     os.truncate(journal.with_name("bundle") / "decoder/weights.bin", 99)
 
 
-@pytest.mark.parametrize(("harm", "note"), [(flip, "journal is damaged"), (shrink, "not as its journal says")])
+def spoil(journal: Path) -> None:
+    """Flip a bit of what a job has written."""
+    weights = journal.with_name("bundle") / "decoder/weights.bin"
+    data = bytearray(weights.read_bytes())
+    data[1] ^= 1
+    weights.write_bytes(data)
+
+
+def lead_away(journal: Path) -> None:
+    """Put a link in the place of a folder."""
+    folder = journal.with_name("bundle") / "decoder"
+    folder.rename(journal.parent.parent / "elsewhere")
+    folder.symlink_to(journal.parent.parent / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("harm", "note"),
+    [
+        (flip, "journal is damaged"),
+        (shrink, "not as its journal says"),
+        (lead_away, "not as its journal says"),
+        (spoil, "the partial bundle is damaged"),
+    ],
+)
 def test_a_partial_that_is_damaged_is_thrown_away_with_a_note(
     tmp_path: Path, harm: Callable[[Path], None], note: str
 ) -> None:
@@ -145,19 +171,88 @@ def test_a_partial_that_is_damaged_is_thrown_away_with_a_note(
         assert not bundle.done("job")
 
 
+@pytest.mark.parametrize("lines", [[range(3000)], [range(0, 3000, 2), range(1, 3000, 2)]], ids=["in order", "strips"])
+def test_any_byte_of_a_partial_may_be_damaged(tmp_path: Path, lines: list[range]) -> None:
+    """Whatever is damaged between a kill and the next run, the bundle has the bytes of an unbroken export."""
+
+    def make(stop: bool) -> None:
+        with BundleWriter(tmp_path / "b", "key") as bundle:
+            file = bundle.file("decoder/model.onnx", 3000 * 40 + 400)
+            if not bundle.done("one"):
+                for line in (line for part in lines for line in part):
+                    file.pwrite(line * 40, line.to_bytes(2, "big") * 15)  # 10 bytes are padding
+                bundle.complete("one")
+            file.pwrite(3000 * 40 + 200, b"half a job, or all of it")
+            if stop:
+                raise KeyboardInterrupt
+            bundle.small("embedding/rows.bin", b"")
+            bundle.finish(sample_manifest())
+
+    make(stop=False)
+    expected = contents(tmp_path / "b")
+    moments = random.Random(0)
+    for place in [*(moments.randrange(3000 * 40 + 400) for _ in range(4)), 35, 3000 * 40 + 10, 3000 * 40 + 399]:
+        shutil.rmtree(tmp_path / "b")
+        with suppress(KeyboardInterrupt):
+            make(stop=True)
+        weights = tmp_path / "b.partial/bundle/decoder/model.onnx"
+        data = bytearray(weights.read_bytes())
+        data[place] ^= 8
+        weights.write_bytes(data)
+        make(stop=False)
+        assert contents(tmp_path / "b") == expected, place
+
+
+def test_damage_while_an_export_runs_is_not_sealed(tmp_path: Path) -> None:
+    """Bytes that are read back to be hashed must be those that were written."""
+    with BundleWriter(tmp_path / "b", "key") as bundle:
+        file = bundle.file("decoder/weights.bin", 300_000)
+        for offset in (200_000, 100_000, 0):
+            file.pwrite(offset, b"a" * 100_000)
+            bundle.complete(f"{offset}")
+        os.pwrite(file.descriptor, b"b", 250_000)
+        with pytest.raises(DamagedFileError, match="the disk does not hold what was written"):
+            bundle.finish(sample_manifest())
+    assert not (tmp_path / "b").exists()
+
+
+def test_other_files_of_weights_are_compared_with_what_was_read(tmp_path: Path) -> None:
+    asked = []
+
+    def resumed(source: str, answer: bool) -> int:
+        def holds(notes: Mapping[str, str]) -> bool:
+            asked.append(dict(notes))
+            return answer
+
+        with BundleWriter(tmp_path / "b", "key", source=source, holds=holds) as bundle:
+            assert (bundle.note is None) or "other weights" in bundle.note
+            if not bundle.done("job"):
+                bundle.file("decoder/weights.bin", 100).pwrite(0, b"old")
+                bundle.complete("job", "hash")
+            return bundle.resumed_jobs
+
+    assert [resumed("1", False), resumed("1", False)] == [0, 1]
+    assert asked == []  # the same files are believed
+    assert [resumed("2", True), resumed("2", False)] == [1, 1]
+    assert asked == [{"job": "hash"}]
+    assert resumed("3", False) == 0
+
+
 def test_a_last_line_that_was_torn_does_not_count(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    Journal(path, Record("key")).append(["file 7 a b", "job one\ta note", "job two"])
+    two = job_statement("two", "", {"a b": Written(0xAB, [Run(0, 4), Run(4, 1, 3, 2)])})
+    Journal(path, Record("key")).append(["source s", "file 7 a b", "job one\ta note", two])
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         record = read_journal(path)
         lines = whole[:length].count(b"\n")
         assert (record is None) == (lines == 0)
-        assert record is None or len(record.sizes) + len(record.jobs) == lines - 1
+        assert record is None or bool(record.source) + len(record.sizes) + len(record.jobs) == lines - 1
     path.write_bytes(whole[:-3])
-    Journal(path, read_journal(path) or Record("")).append(["job 2"])
-    assert read_journal(path) == Record("key", {"a b": 7}, {"one": "a note", "2": ""}, len(whole) - 2)
+    Journal(path, read_journal(path) or Record("")).append([two])
+    written = {"one": {}, "two": {"a b": Written(0xAB, [Run(0, 4), Run(4, 1, 3, 2)])}}
+    assert read_journal(path) == Record("key", {"a b": 7}, {"one": "a note", "two": ""}, len(whole), "s", written)
 
 
 def test_a_statement_is_one_line(tmp_path: Path) -> None:
@@ -206,13 +301,13 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_the_hash_follows_bytes_in_order(tmp_path: Path, hashed: list[int], expected: dict[str, bytes]) -> None:
     export(tmp_path / "b")
-    assert sum(hashed) == JOBS * 120  # the padding
+    assert hashed == [120]  # behind the last piece
     assert contents(tmp_path / "b") == expected
 
 
-@pytest.mark.parametrize("order", [[2, 1, 0], [0, 2, 1], [0, 0, 1, 2], [0, 1, 0, 2], [1, 2, 0]], ids=str)
-def test_the_hash_is_right_in_any_order(tmp_path: Path, order: list[int]) -> None:
-    part = 100_000  # more than a padding
+@pytest.mark.parametrize("part", [100, 100_000])  # less and more than a padding
+@pytest.mark.parametrize("order", [[2, 1, 0], [0, 2, 1], [0, 1, 2], [2, 0, 1], [1, 2, 0]], ids=str)
+def test_the_hash_is_right_in_any_order(tmp_path: Path, order: list[int], part: int) -> None:
     with BundleWriter(tmp_path / "b", "key") as bundle:
         file = bundle.file("decoder/model.onnx", 3 * part)
         for turn, index in enumerate(order):
@@ -220,6 +315,45 @@ def test_the_hash_is_right_in_any_order(tmp_path: Path, order: list[int]) -> Non
         bundle.small("embedding/rows.bin", b"")
         bundle.finish(sample_manifest())
     verify_bundle(load_bundle(tmp_path / "b"))
+
+
+def test_a_byte_is_written_once(tmp_path: Path) -> None:
+    with BundleWriter(tmp_path / "b", "key") as bundle:
+        file = bundle.file("f", 10)
+        file.pwrite(4, b"ab")
+        for offset in (3, 4, 5):
+            with pytest.raises(ValueError, match="written twice"):
+                file.pwrite(offset, b"ab")
+
+
+def test_extents_are_joined_where_they_touch() -> None:
+    extents, moments = Extents(), random.Random(0)
+    order = list(range(50))
+    moments.shuffle(order)
+    for place in order[:25]:
+        extents.add(place, place + 1)
+    missing = {place for begin, end in extents.gaps(0, 50) for place in range(begin, end)}
+    assert missing == set(order[25:])
+    assert all(left[1] < right[0] for left, right in pairwise(extents.gaps(0, 50)))
+    for place in order[:25]:
+        with pytest.raises(ValueError, match="twice"):
+            extents.add(place, place + 1)
+    for begin, end in [*extents.gaps(0, 50)]:
+        extents.add(begin, end)
+    assert [*extents.gaps(0, 60)] == [(50, 60)]
+
+
+def test_what_was_written_is_spelled_and_read_again() -> None:
+    written = Written()
+    pieces = [(0, 4), (4, 4), (100, 2), (110, 2), (120, 2), (7, 1), (5000, 9)]
+    for begin, length in pieces:
+        written.add(begin, memoryview(bytes(length)))
+    assert [*written.pieces()] == [(0, 8), (100, 102), (110, 112), (120, 122), (7, 8), (5000, 5009)]
+    crc, _, runs = str(written).partition(" ")
+    assert runs == "0+8,100+2x3/10,7+1,5000+9"
+    assert Written.parse(crc, runs) == written
+    with pytest.raises(ValueError, match="is not a run"):
+        Written.parse(crc, "0+8,")
 
 
 def test_what_is_never_written_is_zeros(tmp_path: Path) -> None:
