@@ -23,6 +23,7 @@ Text = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z", max_length=409
 Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Natural = Annotated[int, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Rope(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -129,13 +130,20 @@ class Module(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
 
 
 class Generation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The model's own defaults for generating; temperature 0 is greedy."""
+    """The model's own defaults for generating, as transformers takes them; temperature 0 is greedy, top_k 0 is all."""
 
     eos_token_ids: tuple[Natural, ...]
     pad_token_id: Natural | None = None
     temperature: Annotated[float, Meta(ge=0)] = 0.0
-    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    top_k: Natural = 0
+    top_p: Share = 1.0
+    min_p: Share = 0.0
+    typical_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
     repetition_penalty: Positive = 1.0
+    no_repeat_ngram_size: Natural = 0
+    suppress_tokens: tuple[Natural, ...] = ()
+    begin_suppress_tokens: tuple[Natural, ...] = ()
+    bad_words_ids: tuple[Annotated[tuple[Natural, ...], Meta(min_length=1)], ...] = ()
 
 
 class Provenance(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):

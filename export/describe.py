@@ -71,25 +71,6 @@ def describe_vision(vision: Vision, config: Mapping[str, Any], processor: ImageP
     )
 
 
-def describe_generation(config: Mapping[str, Any], generation: Mapping[str, Any]) -> manifest.Generation:
-    """The defaults for generating; ``generation_config.json`` goes before ``config.json``."""
-    text = config.get("text_config", config)
-
-    def first(key: str) -> Any:
-        found = (part.get(key) for part in (generation, text, config))
-        return next((value for value in found if value is not None), None)
-
-    ends = first("eos_token_id")
-    sampled = bool(generation.get("do_sample"))
-    return manifest.Generation(
-        eos_token_ids=tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,),
-        pad_token_id=first("pad_token_id"),
-        temperature=float(generation.get("temperature") or 1.0) if sampled else 0.0,
-        top_p=float(generation.get("top_p") or 1.0) if sampled else 1.0,
-        repetition_penalty=float(generation.get("repetition_penalty") or 1.0),
-    )
-
-
 def describe_tensors(values: list[ir.Value]) -> tuple[manifest.Tensor, ...]:
     """Inputs or outputs of a graph."""
     return tuple(map(_tensor, values))

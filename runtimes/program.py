@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,6 +22,8 @@ from edgeglm.units import format_size, parse_size
 
 # More than any device has cores; each is a thread with a stack of its own.
 MAX_THREADS = 256
+# What of the sampling has an option of its own.
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def run(arguments: Sequence[str] | None = None, bundle: Path | None = None) -> None:
@@ -63,12 +65,8 @@ def _check(options: argparse.Namespace) -> None:
 
 def _converse(runner: Runner, options: argparse.Namespace) -> Answer | None:
     """One answer; or a chat, of which the last."""
-    generation = runner.bundle.manifest.generation
-    sampling = Sampling(
-        generation.temperature if options.temperature is None else options.temperature,
-        generation.top_p if options.top_p is None else options.top_p,
-        generation.repetition_penalty if options.repetition_penalty is None else options.repetition_penalty,
-    )
+    given = {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}
+    sampling = replace(Sampling.of(runner.bundle.manifest.generation), **given)
     conversation = Conversation(runner, max_new_tokens=options.max_new_tokens, sampling=sampling, seed=options.seed)
     if options.prompt is not None:
         answer = conversation.ask(options.prompt, options.image, _hide if options.json else _show)
@@ -128,9 +126,15 @@ def _parser(bundle: Path | None) -> argparse.ArgumentParser:
     parser.add_argument("--low-rss", action="store_true", help="keep packed weights in a file, made on first use")
     parser.add_argument("--threads", type=_threads, metavar="N", help="of the engine (default: all cores)")
     parser.add_argument("--temperature", type=_number, metavar="T", help="0 is greedy (default: the bundle's)")
-    parser.add_argument("--top-p", type=_share, metavar="P", help="of the likeliest tokens (default: the bundle's)")
+    parser.add_argument(
+        "--top-k", type=_natural, metavar="N", help="of the likeliest tokens, 0 all (default: the bundle's)"
+    )
+    parser.add_argument(
+        "--top-p", type=_share, metavar="P", help="of the likeliest tokens' shares (default: the bundle's)"
+    )
+    parser.add_argument("--min-p", type=_part, metavar="P", help="of the likeliest's share (default: the bundle's)")
     parser.add_argument("--repetition-penalty", type=_positive, metavar="R", help="1 is none (default: the bundle's)")
-    parser.add_argument("--seed", type=_seed, default=0, help="of the sampling (default: 0)")
+    parser.add_argument("--seed", type=_natural, default=0, help="of the sampling (default: 0)")
     parser.add_argument("--memory-plot", type=Path, metavar="FILE", help="draw memory over time, as .png or .svg")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
@@ -150,7 +154,7 @@ def _threads(text: str) -> int:
     return count
 
 
-def _seed(text: str) -> int:
+def _natural(text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
     return int(text)
@@ -175,6 +179,12 @@ def _share(text: str) -> float:
     return float(text)
 
 
+def _part(text: str) -> float:
+    if _number(text) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return float(text)
+
+
 def _action(action: Action | None) -> dict[str, object] | None:
     return {"action": action.type, **action.arguments} if action else None
 
@@ -184,6 +194,7 @@ def summary(answer: Answer) -> dict[str, object]:
     return {
         "text": answer.text,
         "action": _action(answer.action),
+        "finish_reason": answer.finish_reason,
         "prompt_tokens": answer.prompt_tokens,
         "prefilled_tokens": answer.prefilled_tokens,
         "generated_tokens": answer.generated_tokens,
@@ -205,6 +216,8 @@ def report(answer: Answer) -> list[str]:
     """The table behind an answer."""
     action = json.dumps(_action(answer.action), ensure_ascii=False)
     lines = [f"action  {action}"] if answer.action else []
+    if answer.finish_reason == "length":
+        lines = [f"cut off after {answer.generated_tokens} tokens; raise --max-new-tokens", *lines]
     lines += [f"{'PHASE':<16}{'MS':>8}  RSS"]
     lines += [f"{phase.name:<16}{phase.ms:>8.1f}  {format_size(phase.rss_bytes)}" for phase in answer.phases]
     lines += [f"{'MODULE':<16}{'SIZE':<11}LOADED AND UNLOADED (MS)", *map(_stay, answer.modules)]

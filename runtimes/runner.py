@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,11 +55,12 @@ class Answer:
     """What came out of a run, and what it took; times are in milliseconds, sizes in bytes.
 
     ``prefilled_tokens`` are those of the prompt that an earlier request had not left in the decoder. ``modules`` are
-    those that were in memory at any time of the request.
+    those that were in memory at any time of the request. ``finish_reason`` is ``length`` where the answer was cut off.
     """
 
     text: str
     action: Action | None
+    finish_reason: Literal["stop", "length"]
     prompt_tokens: int
     prefilled_tokens: int
     generated_tokens: int
@@ -168,7 +169,7 @@ class Runner:
         shared = shared_length(self._known, keys)
         hidden = self._embed(prompt, shared)
         decoder = self._prepare(capacity, shared)
-        sampler = Sampler(sampling or self._sampling(), seed)
+        sampler = Sampler(sampling or Sampling.of(self.bundle.manifest.generation), seed)
         try:
             return self._generate(decoder, prompt, hidden, sampler, max_new_tokens, show)
         finally:
@@ -181,10 +182,6 @@ class Runner:
         self._fresh = False
         self._modules = [module for module in self._modules if module.unloaded is None]
         self._generated: list[Key] = []
-
-    def _sampling(self) -> Sampling:
-        generation = self.bundle.manifest.generation
-        return Sampling(generation.temperature, generation.top_p, generation.repetition_penalty)
 
     def _unseen(self, prompt: Prompt, shared: int) -> list[Picture]:
         """The pictures of which the decoder's state lacks a piece."""
@@ -266,6 +263,7 @@ class Runner:
         return Answer(
             text=stream.text,
             action=parse_action(stream.text),
+            finish_reason="stop" if token in ends else "length",
             prompt_tokens=len(prompt.tokens),
             prefilled_tokens=len(hidden),
             generated_tokens=generated,

@@ -1,4 +1,8 @@
-"""The next token from logits: greedy, or sampled reproducibly."""
+"""The next token from logits: greedy, or sampled reproducibly.
+
+The settings and their order are those of transformers' `generate` (5.23, GenerationMixin): first what every answer is
+held to, then, where tokens are drawn, temperature, top k, top p, min p and typical p.
+"""
 
 from __future__ import annotations
 
@@ -8,41 +12,119 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeglm.manifest import Generation
+
+Scores = NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; temperature 0 is greedy. The defaults are the bundle's."""
+    """How the next token is chosen; temperature 0 is greedy, and top k of 0 is all.
+
+    `suppress_tokens` never come, `begin_suppress_tokens` not first, `bad_words_ids` not as wholes, and no tokens of
+    `no_repeat_ngram_size` in a row twice; 0 is no limit. The repetition penalty counts prompt and answer.
+    """
 
     temperature: float = 0.0
+    top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
     repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    suppress_tokens: Sequence[int] = ()
+    begin_suppress_tokens: Sequence[int] = ()
+    bad_words_ids: Sequence[Sequence[int]] = ()
+
+    @classmethod
+    def of(cls, generation: Generation) -> Sampling:
+        """Return a bundle's own."""
+        return cls(**{name: getattr(generation, name) for name in cls.__dataclass_fields__})
 
 
 class Sampler:
-    """Chooses tokens; the same seed and logits give the same tokens."""
+    """Chooses the tokens of one answer; the same seed and logits give the same tokens."""
 
     def __init__(self, sampling: Sampling, seed: int = 0) -> None:
         self.sampling, self.random = sampling, np.random.default_rng(seed)
+        self.chosen = 0
 
     def choose(self, logits: NDArray[np.float32], seen: Sequence[int]) -> int:
         """The next token after those `seen`, prompt and answer."""
-        scores = logits.astype(np.float64)
-        if self.sampling.repetition_penalty != 1.0:  # as transformers' RepetitionPenaltyLogitsProcessor
-            ids = np.unique(np.asarray(seen, np.int64))
-            penalty = self.sampling.repetition_penalty
-            scores[ids] = np.where(scores[ids] < 0, scores[ids] * penalty, scores[ids] / penalty)
-        if self.sampling.temperature == 0:
+        scores = self.allow(logits.astype(np.float64), seen)
+        self.chosen += 1
+        if self.sampling.temperature == 0 or not np.isfinite(scores.max()):
             return int(scores.argmax())
-        scores = (scores - scores.max()) / self.sampling.temperature
-        shares = np.exp(scores) / np.exp(scores).sum()
-        return int(self.random.choice(len(shares), p=self._nucleus(shares)))
+        return int(self.random.choice(len(scores), p=_shares(self.warp(scores))))
 
-    def _nucleus(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Only the likeliest tokens that together reach top_p."""
-        order = np.argsort(-shares)
-        before = np.cumsum(shares[order]) - shares[order]
-        kept = np.zeros_like(shares)
-        keep = order[before < self.sampling.top_p]
-        kept[keep] = shares[keep]
-        kept /= kept.sum()
-        return kept
+    def allow(self, scores: Scores, seen: Sequence[int]) -> Scores:
+        """Return the scores with the penalty for repetition, and -inf for what may not come now."""
+        sampling, tokens = self.sampling, np.asarray(seen, np.int64)
+        if sampling.repetition_penalty != 1.0:
+            ids, penalty = np.unique(tokens), sampling.repetition_penalty
+            scores[ids] = np.where(scores[ids] < 0, scores[ids] * penalty, scores[ids] / penalty)
+        banned = [*sampling.suppress_tokens, *(() if self.chosen else sampling.begin_suppress_tokens)]
+        banned += [word[-1] for word in sampling.bad_words_ids if _ends_with(tokens, word[:-1])]
+        if sampling.no_repeat_ngram_size:
+            banned += _repeats(tokens, sampling.no_repeat_ngram_size)
+        scores[[token for token in banned if token < len(scores)]] = -np.inf
+        return scores
+
+    def warp(self, scores: Scores) -> Scores:
+        """Return the scores that tokens are drawn by, -inf for those that are not."""
+        sampling = self.sampling
+        scores = scores / sampling.temperature
+        if 0 < sampling.top_k < len(scores):
+            scores = np.where(scores < np.partition(scores, -sampling.top_k)[-sampling.top_k], -np.inf, scores)
+        if sampling.top_p < 1.0:
+            scores = _nucleus(scores, sampling.top_p)
+        if sampling.min_p > 0:
+            shares = _shares(scores)
+            scores = np.where(shares < sampling.min_p * shares.max(), -np.inf, scores)
+        return _typical(scores, sampling.typical_p) if sampling.typical_p < 1.0 else scores
+
+
+def _ends_with(tokens: NDArray[np.int64], beginning: Sequence[int]) -> bool:
+    return len(beginning) <= len(tokens) and list(tokens[len(tokens) - len(beginning) :]) == list(beginning)
+
+
+def _repeats(tokens: NDArray[np.int64], size: int) -> list[int]:
+    """Return what would make the last `size` tokens a row that has been."""
+    if len(tokens) < size:
+        return []
+    rows = np.lib.stride_tricks.sliding_window_view(tokens, size)
+    return rows[(rows[:, :-1] == tokens[len(tokens) - size + 1 :]).all(1), -1].tolist()  # type: ignore[no-any-return]
+
+
+def _shares(scores: Scores) -> Scores:
+    exponents = np.exp(scores - scores.max())
+    shares: Scores = exponents / exponents.sum()
+    return shares
+
+
+def _nucleus(scores: Scores, top_p: float) -> Scores:
+    """Keep the likeliest tokens that together reach `top_p`, and one at least."""
+    order = np.argsort(-scores, kind="stable")
+    shares = _shares(scores)[order]
+    drop = np.cumsum(shares) - shares >= top_p
+    drop[0] = False
+    return _without(scores, order[drop])
+
+
+def _typical(scores: Scores, mass: float) -> Scores:
+    """Keep the tokens whose surprise is nearest the mean one, as many as reach `mass`."""
+    shares = _shares(scores)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        surprise = -np.log(shares)
+        distance = np.abs(surprise - np.nansum(surprise * shares))
+    order = np.argsort(distance, kind="stable")
+    last = min(int((np.cumsum(shares[order]) < mass).sum()), len(order) - 1)
+    drop = distance[order] > distance[order[last]]
+    drop[0] = False
+    return _without(scores, order[drop])
+
+
+def _without(scores: Scores, tokens: NDArray[np.intp]) -> Scores:
+    kept = scores.copy()
+    kept[tokens] = -np.inf
+    return kept

@@ -262,7 +262,7 @@ def _manifest(
         model=prepared.manifest_model(),
         profile=prepared.request.profile,
         modules=modules,
-        generation=prepared.generation(),
+        generation=prepared.opened.generation,
         provenance=manifest.Provenance(
             config_sha256=config_sha256,
             weights_sha256=_weights_sha256(prepared, writer),

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeglm import manifest
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
+from edgeglm.export.checkpoint.generation import read_generation
 from edgeglm.export.checkpoint.processor import read_processor
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.choices import choose, npu_note
@@ -30,6 +31,7 @@ from edgeglm.export.pyz import build_pyz
 from edgeglm.export.quantize.schemes import parse_scheme
 from edgeglm.export.trace.request import TraceRequest
 from edgeglm.export.trace.tracer import trace
+from edgeglm.export.validation.windows import read_tokenizer
 
 # What a device needs beside the weights, where the checkpoint has it.
 SIDECARS = (
@@ -84,11 +86,13 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     }
     whole = any(choice.name == "vision" and choice.engine == "litert" for choice in choices)
     probe = TraceRequest(config, "portable", context, grid if whole else _probe_grid(grid))
-    if checkpoint.sidecar("tokenizer.json") is None:
+    tokenizer = checkpoint.sidecar("tokenizer.json")
+    if tokenizer is None:
         notes.append(f"{request.folder} has no tokenizer.json: its bundle can be measured, but takes no text")
-    notes += [note for choice in choices if (note := npu_note(choice, request.precision))]
+    generation, said = read_generation(checkpoint, context, read_tokenizer(tokenizer) if tokenizer else None)
+    notes += [*said, *(note for choice in choices if (note := npu_note(choice, request.precision)))]
     shapes = tuple(_shape(choices, requests, probe, grid) for grid in more if grid)
-    return Opened(request, checkpoint, choices, context, requests, probe, processor, tuple(notes), shapes)
+    return Opened(request, checkpoint, choices, context, requests, probe, processor, generation, tuple(notes), shapes)
 
 
 def prepare(opened: Opened, calibration: Calibration | None = None) -> Prepared:

@@ -9,7 +9,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from edgeglm.devices.profile import Profile
 from edgeglm.export.check import Offence
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.demo.samples import Sample
-from edgeglm.export.describe import describe_generation, describe_model
+from edgeglm.export.describe import describe_model
 from edgeglm.export.emit.onnx import Layout
 from edgeglm.export.model import Choice, Dialect, Grid, ImageProcessor, Model, Piece, Stored
 from edgeglm.export.quantize.qdq import Range
@@ -135,6 +134,7 @@ class Opened:
     requests: Mapping[tuple[Dialect, bool], TraceRequest]
     probe: TraceRequest
     processor: ImageProcessor | None
+    generation: manifest.Generation
     notes: tuple[str, ...]
     shapes: tuple[tuple[TraceRequest, TraceRequest], ...] = ()
 
@@ -191,11 +191,6 @@ class Prepared:
         """The manifest's description of the model."""
         config = self.checkpoint.config
         return describe_model(self.request.name, self.model, config, self.opened.processor, self.opened.context)
-
-    def generation(self) -> manifest.Generation:
-        """The manifest's defaults for generating."""
-        found = self.sidecars.get("tokenizer/generation_config.json", b"{}")
-        return describe_generation(self.checkpoint.config, msgspec.json.decode(found))
 
     def versions(self) -> dict[str, str]:
         """Of what made the bundle."""

@@ -66,6 +66,30 @@ def test_sampling_is_reproducible(exact: Path) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_an_answer_that_was_cut_off_says_so(exact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["run", str(exact), "--prompt", "Open Maps", "--image", str(SCREEN)]
+    assert main([*command, "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert (whole["finish_reason"], whole["action"]) == ("stop", {"action": "Launch", "app": "Maps"})
+    length = whole["generated_tokens"]
+    for tokens, reason in ((length, "stop"), (length - 1, "length"), (3, "length")):
+        assert main([*command, "--json", "--max-new-tokens", str(tokens)]) == 0
+        assert json.loads(capsys.readouterr().out)["finish_reason"] == reason
+    assert main([*command, "--max-new-tokens", "3"]) == 0
+    assert "cut off after 3 tokens; raise --max-new-tokens" in capsys.readouterr().out
+    assert main(command) == 0
+    assert "cut off" not in capsys.readouterr().out
+
+
+def test_options_of_the_sampling_reach_it(exact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["run", str(exact), "--prompt", "Open Maps", "--json", "--max-new-tokens", "20"]
+    texts = []
+    for more in ([], ["--temperature=9", "--top-k=1"], ["--temperature=9", "--min-p=1"], ["--temperature=9"]):
+        assert main([*command, *more]) == 0
+        texts.append(json.loads(capsys.readouterr().out)["text"])
+    assert texts[0] == texts[1] == texts[2] != texts[3]
+
+
 def test_what_does_not_fit_is_refused_before_it_runs(exact: Path) -> None:
     with pytest.raises(BudgetError, match=r"are more than the 4096 that fit; ask for at most 40"):
         ask(exact, "Open Maps", max_new_tokens=4096)
@@ -103,7 +127,16 @@ def test_the_command_prints_the_documented_object(exact: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--prompt"], ["--max-new-tokens", "0"], ["--temperature", "-1"], ["--seed", "-1"], ["--nothing"]]
+    "wrong",
+    [
+        ["--prompt"],
+        ["--max-new-tokens", "0"],
+        ["--temperature", "-1"],
+        ["--seed", "-1"],
+        ["--nothing"],
+        ["--top-k", "2.5"],
+        ["--min-p", "1.5"],
+    ],
 )
 def test_a_wrong_option_is_one_line(exact: Path, wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(exact), "--prompt", "x", *wrong]) == 2
