@@ -19,7 +19,7 @@ from edgeglm.export.demo.agent import Agent
 from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.export.locate import DEMO
 from edgeglm.memory import peak_rss
-from edgeglm.runtimes.chat import message
+from edgeglm.runtimes.messages import message
 from edgeglm.runtimes.runner import Runner
 from edgeglm.units import format_size
 

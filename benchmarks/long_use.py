@@ -18,7 +18,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from edgeglm.memory import current_rss, peak_rss
-from edgeglm.runtimes.chat import message
+from edgeglm.runtimes.messages import message
 from edgeglm.runtimes.runner import Runner
 from edgeglm.units import format_size
 

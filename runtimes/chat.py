@@ -2,76 +2,102 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from edgeglm.errors import DamagedFileError, UnsupportedError
+from edgeglm.errors import EdgeglmError, UnsupportedError
 from edgeglm.manifest import Vision
+from edgeglm.runtimes.messages import Message, parts
+from edgeglm.runtimes.templates import read_templates
+from edgeglm.runtimes.tokenizer import REMEDY, BoundedTokenizer
 
-REMEDY = "export a checkpoint that has one"
-Message = Mapping[str, Any]
-
-
-def message(role: str, text: str, image: Path | None = None) -> Message:
-    """A message in OpenAI's form, with a picture's path or without."""
-    if image is None:
-        return {"role": role, "content": text}
-    picture = {"type": "image_url", "image_url": {"url": str(image)}}
-    return {"role": role, "content": [picture, {"type": "text", "text": text}]}
-
-
-def pictures(messages: Sequence[Message]) -> list[Path]:
-    """The paths of all pictures, in their order."""
-    parts = [part for each in messages if not isinstance(each["content"], str) for part in each["content"]]
-    return [Path(part["image_url"]["url"]) for part in parts if part["type"] == "image_url"]
+PROBE = "edgeglm"
 
 
 class Chat:
-    """Renders messages in OpenAI form for one model, and streams its answers as text.
+    """Renders normalized messages (`edgeglm.runtimes.messages`) for one model, and streams its answers as text.
+
+    A model without a chat template, such as a base model, completes the text of a single message.
 
     Args:
         folder: The bundle's ``tokenizer/``, or a checkpoint.
         vision: The picture that the model sees, if it sees any.
+        sees: Whether it sees any, where that alone is known.
 
     Raises:
-        UnsupportedError: The bundle has no tokenizer or no chat template.
-        DamagedFileError: One of them cannot be read.
+        UnsupportedError: There is no tokenizer, or the chat template cannot be one.
+        DamagedFileError: One of the files cannot be read.
     """
 
-    def __init__(self, folder: Path, vision: Vision | None) -> None:
-        file = folder / "tokenizer.json"
-        if not file.is_file():
-            raise UnsupportedError(file, "is not there, and so the model takes no text", REMEDY)
-        try:
-            self.tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # the library has no narrower one
-            raise DamagedFileError(file, f"is not a tokenizer: {error}", "export the bundle again") from error
-        self.vision = vision
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        try:
-            self.template = environment.from_string(_template(folder))
-        except TemplateError as error:
-            raise DamagedFileError(folder, f"its chat template is wrong: {error}", "export the bundle again") from error
+    def __init__(self, folder: Path, vision: Vision | None, *, sees: bool = False) -> None:
+        self.folder, self.vision = folder, vision
+        self.bounded = BoundedTokenizer(folder)
+        self.tokenizer = self.bounded.library
+        self.template = read_templates(folder, sees=sees or vision is not None)
+        self._knows: dict[str, bool] = {}
 
-    def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Tokens of a conversation that the model is to answer; a picture is a token for each merged patch."""
-        text = self.template.render(messages=[_for_template(each) for each in messages], add_generation_prompt=True)
+    def encode(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[int]:
+        """Return the tokens of a conversation that the model is to answer; a picture is one for each merged patch.
+
+        Raises:
+            UnsupportedError: The template refuses the conversation, or there is none and it is more than a text.
+            DamagedFileError, BudgetError: The tokenizer fails at its text, or it is too long for any prompt.
+        """
+        if self.template is None:
+            return self.bounded.encode(self._text(messages), add_special_tokens=True)
+        text = self.render(messages, tools)
         if self.vision:
             rows, columns = self.vision.grid
-            token = str(self.tokenizer.id_to_token(self.vision.image_token_id))
+            token = str(self.image_token)
             text = text.replace(token, token * (rows * columns // self.vision.merge_size**2))
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return self.bounded.encode(text)
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> str:
+        """Return the text of a conversation, in which a picture is one token. Raises as `encode`."""
+        if self.template is None:
+            raise self._missing()
+        return self.template.render([self._for_template(each) for each in messages], tools)
+
+    @property
+    def image_token(self) -> str | None:
+        """The token that stands for a picture, if the model sees any."""
+        return self.tokenizer.id_to_token(self.vision.image_token_id) if self.vision else None
 
     def stream(self) -> TextStream:
-        """A new answer's text."""
+        """Begin a new answer's text."""
         return TextStream(self.tokenizer)
+
+    def _for_template(self, each: Message) -> Message:
+        """Return the message as templates know it: without what only this side knows of its pictures."""
+        content = each.get("content")
+        if content is None or isinstance(content, str):
+            return each
+        if all(part["type"] == "text" for part in content) and not self._knows_parts(str(each["role"])):
+            return {**each, "content": "\n".join(part["text"] for part in content)}
+        return {**each, "content": [part if part["type"] == "text" else {"type": "image"} for part in content]}
+
+    def _knows_parts(self, role: str) -> bool:
+        """Whether the template takes a list for a content of this role, and does not print it as Python does."""
+        if role not in self._knows and self.template is not None:
+            try:
+                text = self.template.render([{"role": role, "content": [{"type": "text", "text": PROBE}]}])
+            except EdgeglmError:
+                text = ""
+            self._knows[role] = PROBE in text and "'type'" not in text
+        return self._knows[role]
+
+    def _text(self, messages: Sequence[Message]) -> str:
+        match [part for each in messages for part in parts(each)]:
+            case [{"type": "text", "text": str(text)}]:
+                return text
+        raise self._missing()
+
+    def _missing(self) -> UnsupportedError:
+        return UnsupportedError(self.folder, "has no chat template, and so the model takes one text alone", REMEDY)
 
 
 class TextStream:
@@ -82,27 +108,7 @@ class TextStream:
         self.text = ""
 
     def add(self, token: int) -> str:
-        """What the token adds to the text."""
+        """Return what the token adds to the text."""
         piece = self.decoder.step(self.tokenizer, token) or ""
         self.text += piece
         return piece
-
-
-def _for_template(each: Message) -> Message:
-    """The message as checkpoints' templates know it: a picture is a part of type ``image``."""
-    if isinstance(each["content"], str):
-        return each
-    parts = [{"type": "image"} if part["type"] == "image_url" else part for part in each["content"]]
-    return {**each, "content": parts}
-
-
-def _template(folder: Path) -> str:
-    """The template's text, from a file of its own or from the tokenizer's settings."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    settings = folder / "tokenizer_config.json"
-    template = json.loads(settings.read_text(encoding="utf-8")).get("chat_template") if settings.is_file() else None
-    if not isinstance(template, str):
-        raise UnsupportedError(folder, "has no chat template", REMEDY)
-    return template

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from edgeglm.runtimes.chat import Message, message
+from edgeglm.runtimes.messages import Message, message
 from edgeglm.runtimes.runner import Answer, Runner
 from edgeglm.runtimes.sampling import Sampling
 

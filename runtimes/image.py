@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
 import warnings
@@ -26,13 +27,16 @@ WEBP_PIXEL_BYTES = 17  # Pillow decodes a WebP as an animation
 STRIP = 64  # rows that are converted at a time
 
 
-def open_picture(path: Path, room: int | None = None) -> Image.Image:
+Source = Path | bytes  # of a picture: its file, or what such a file holds
+
+
+def open_picture(source: Source, room: int | None = None) -> Image.Image:
     """A picture as its EXIF turns it, in the mode of its file; of an animation the first frame.
 
     A JPEG of more than `MAX_PIXELS`, and of up to four times as many, is decoded at half its size.
 
     Args:
-        path: Of a WebP, PNG or JPEG.
+        source: A WebP, PNG or JPEG.
         room: Bytes that decoding may take, if that is limited.
 
     Raises:
@@ -40,34 +44,36 @@ def open_picture(path: Path, room: int | None = None) -> Image.Image:
         BudgetError: There is no room for it.
     """
     try:
-        _check_file(path)
+        _check(source)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, and of sizes that are allowed here
-            return _load(path, room)
+            return _load(source, room)
     except EdgeglmError:
         raise
     except UnidentifiedImageError as error:
-        raise _unreadable(path, "it is no WebP, PNG or JPEG, or a damaged one") from error
+        raise _unreadable(source, "it is no WebP, PNG or JPEG, or a damaged one") from error
     except Image.DecompressionBombError as error:
-        raise _too_large(path) from error
+        raise _too_large(source) from error
     except Exception as error:  # of a damaged file Pillow says so with errors of many kinds
-        raise _unreadable(path, getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
+        raise _unreadable(source, getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
 
 
-def hash_picture(path: Path) -> bytes:
-    """The SHA-256 of a picture's file.
+def hash_picture(source: Source) -> bytes:
+    """Return the SHA-256 of a picture's bytes.
 
     Raises:
         UsageError: It cannot be read, or is too large.
     """
     try:
-        _check_file(path)
+        _check(source)
+        if isinstance(source, bytes):
+            return hashlib.sha256(source).digest()
         digest = hashlib.sha256()
-        with path.open("rb") as file:
+        with source.open("rb") as file:
             hash_range(digest, file.fileno(), 0, os.fstat(file.fileno()).st_size)
         return digest.digest()
     except (OSError, ValueError) as error:
-        raise _unreadable(path, getattr(error, "strerror", None) or str(error)) from error
+        raise _unreadable(source, getattr(error, "strerror", None) or str(error)) from error
 
 
 def to_patches(image: Image.Image, vision: Vision) -> NDArray[np.float32]:
@@ -89,25 +95,29 @@ def to_patches(image: Image.Image, vision: Vision) -> NDArray[np.float32]:
     return np.repeat(patches, vision.temporal_patch_size, axis=2).reshape(rows * columns, -1)
 
 
-def _check_file(path: Path) -> None:
+def _check(source: Source) -> None:
     """Refuse what would never end, such as a pipe, or take too much memory."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise _unreadable(path, "it is not a regular file")
-    if status.st_size > MAX_BYTES:
-        raise UsageError(path, f"is larger than {format_size(MAX_BYTES)}", "give a smaller picture")
+    if isinstance(source, bytes):
+        length = len(source)
+    else:
+        status = source.stat()
+        length = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            raise _unreadable(source, "it is not a regular file")
+    if length > MAX_BYTES:
+        raise UsageError(_name(source), f"is larger than {format_size(MAX_BYTES)}", "give a smaller picture")
 
 
-def _load(path: Path, room: int | None) -> Image.Image:
-    with Image.open(path, formats=FORMATS) as image:
+def _load(source: Source, room: int | None) -> Image.Image:
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             image.draft(None, (image.width // 2, image.height // 2))  # only a JPEG's decoder can; others ignore it
         if image.width * image.height > MAX_PIXELS:
-            raise _too_large(path)
+            raise _too_large(source)
         needed = image.width * image.height * (WEBP_PIXEL_BYTES if image.format == "WEBP" else PIXEL_BYTES)
         if room is not None and needed > room:
             why = f"decoding it takes {format_size(needed)}, and --max-ram leaves {format_size(max(0, room))}"
-            raise BudgetError(path, why, "give a smaller picture, or more memory")
+            raise BudgetError(_name(source), why, "give a smaller picture, or more memory")
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return image
@@ -133,9 +143,14 @@ def _opaque(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _unreadable(path: Path, why: str) -> UsageError:
-    return UsageError(path, f"is not a picture that can be read: {why}", "give a WebP, PNG or JPEG file")
+def _name(source: Source) -> object:
+    """What errors call a picture."""
+    return "the picture" if isinstance(source, bytes) else source
 
 
-def _too_large(path: Path) -> UsageError:
-    return UsageError(path, f"has more pixels than the {MAX_PIXELS} that are taken", "give a smaller picture")
+def _unreadable(source: Source, why: str) -> UsageError:
+    return UsageError(_name(source), f"is not a picture that can be read: {why}", "give a WebP, PNG or JPEG file")
+
+
+def _too_large(source: Source) -> UsageError:
+    return UsageError(_name(source), f"has more pixels than the {MAX_PIXELS} that are taken", "give a smaller picture")

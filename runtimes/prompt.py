@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.manifest import Model
-from edgeglm.runtimes.chat import Chat, Message, pictures
-from edgeglm.runtimes.image import hash_picture
+from edgeglm.runtimes.chat import Chat
+from edgeglm.runtimes.image import Source, hash_picture
+from edgeglm.runtimes.messages import Message, normalize, parts, pictures, texts
 from edgeglm.runtimes.positions import picture_spans, prompt_positions
 
 Key = int | bytes  # a token, or the hash of the picture that it is a piece of
@@ -20,9 +20,9 @@ Key = int | bytes  # a token, or the hash of the picture that it is a piece of
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture's file, the hash of its bytes, and its tokens' place in the prompt."""
+    """A picture, the hash of its bytes, and its tokens' place in the prompt."""
 
-    path: Path
+    source: Source
     digest: bytes
     start: int
     stop: int
@@ -51,22 +51,32 @@ def read_prompt(chat: Chat, model: Model, messages: Sequence[Message]) -> Prompt
         UsageError: A picture cannot be read, or nothing is asked.
         UnsupportedError: The model sees no pictures.
     """
-    if not messages or not _has_content(messages[-1]):
+    said = normalize(messages)
+    if not said or not _has_content(said[-1]):
         raise UsageError("the prompt", "is empty", "say what to do")
-    if not all(_is_unicode(text) for each in messages for text in _texts(each)):
+    words = texts([*said])
+    if not all(map(_is_unicode, words)):
         raise UsageError("the prompt", "is not UTF-8", "check the terminal's locale")
-    paths, vision = pictures(messages), model.vision
-    if paths and not vision:
+    sources, vision = pictures(said), model.vision
+    if sources and not vision:
         raise UnsupportedError(model.name, "sees no pictures", "leave the picture out")
-    tokens = chat.encode(messages)
+    if any(chat.image_token and chat.image_token in text for text in words):
+        raise UsageError("the prompt", "holds the token that stands for a picture", "take it out of the text")
+    tokens = chat.encode(said)
+    if tokens and max(tokens) >= model.vocabulary:
+        why = f"gives token {max(tokens)}, and the model knows {model.vocabulary}"
+        raise UnsupportedError(chat.bounded.file, why, "export a checkpoint whose files belong together")
     is_image = [bool(vision) and token == vision.image_token_id for token in tokens]  # type: ignore[union-attr]
     grid = (vision.grid[0] // vision.merge_size, vision.grid[1] // vision.merge_size) if vision else None
     spans = picture_spans(is_image)
-    if len(spans) != len(paths) or (grid and any(stop - start != grid[0] * grid[1] for start, stop in spans)):
-        raise UsageError("the prompt", "holds the token that stands for a picture", "take it out of the text")
+    if len(spans) != len(sources) or (grid and any(stop - start != grid[0] * grid[1] for start, stop in spans)):
+        why = f"has {len(spans)} places for {len(sources)} pictures"
+        raise UnsupportedError("the prompt", why, "give each message as many pictures as its chat template takes")
     positions = prompt_positions(is_image, grid if model.rope.mrope_sections else None)
     return Prompt(
-        tokens, [Picture(path, hash_picture(path), *span) for path, span in zip(paths, spans, strict=True)], positions
+        tokens,
+        [Picture(source, hash_picture(source), *span) for source, span in zip(sources, spans, strict=True)],
+        positions,
     )
 
 
@@ -77,12 +87,7 @@ def shared_length(known: Sequence[Key], wanted: Sequence[Key]) -> int:
 
 
 def _has_content(last: Message) -> bool:
-    return any(text.strip() for text in _texts(last))
-
-
-def _texts(each: Message) -> list[str]:
-    content = each["content"]
-    return [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
+    return any(part.get("text", "").strip() for part in parts(last))
 
 
 def _is_unicode(text: str) -> bool:

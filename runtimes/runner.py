@@ -20,10 +20,11 @@ from edgeglm.bundle import Bundle, load_bundle, verify_bundle
 from edgeglm.errors import DamagedFileError
 from edgeglm.manifest import Module, ModuleName
 from edgeglm.memory import Phase, PhaseLog, current_rss, peak_rss
-from edgeglm.runtimes.chat import Chat, Message
+from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.embedding import EmbeddingRows
 from edgeglm.runtimes.generate import generate
 from edgeglm.runtimes.image import open_picture, to_patches
+from edgeglm.runtimes.messages import Message
 from edgeglm.runtimes.ort import Decoder
 from edgeglm.runtimes.prepack import prepacked
 from edgeglm.runtimes.prompt import Key, Picture, Prompt, read_prompt, shared_length
@@ -146,10 +147,10 @@ class Runner:
         seed: int = 0,
         show: Callable[[str], object] = lambda _: None,
     ) -> Answer:
-        """Answer a conversation in OpenAI's form (`edgeglm.runtimes.chat.message`).
+        """Answer a conversation, in the forms that `edgeglm.runtimes.messages.normalize` knows.
 
         Args:
-            messages: Text, and pictures by their paths.
+            messages: Text, and pictures by their paths, as data URLs or as bytes.
             max_new_tokens: Of the answer.
             sampling: How tokens are chosen; as the bundle says if None.
             seed: Of the sampling.
@@ -201,7 +202,7 @@ class Runner:
         if not pictures or vision is None:
             return []
         with self._log.phase("read image"):  # first: one that cannot be decoded costs no loading
-            patches = [to_patches(open_picture(picture.path, self._room()), vision) for picture in pictures]
+            patches = [to_patches(open_picture(picture.source, self._room()), vision) for picture in pictures]
         features = []
         with self._loaded("vision", lambda module: open_encoder(self.bundle, module, self.threads)) as encoder:
             for pixels in patches:

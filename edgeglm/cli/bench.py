@@ -11,7 +11,7 @@ import click
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.export.demo.samples import DATA, Sample, read_samples
 from edgeglm.machine import describe_kernels, read_machine
-from edgeglm.runtimes.chat import message
+from edgeglm.runtimes.messages import message
 from edgeglm.runtimes.program import MAX_THREADS
 from edgeglm.runtimes.progress import progress_line
 from edgeglm.runtimes.runner import Answer, Runner

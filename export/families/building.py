@@ -8,17 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers.utils import logging
 
 from edgeglm.export.families.configs import normalize
 
 
 def build_config(config: Mapping[str, Any]) -> Any:
-    """The config of transformers' class for the first of ``architectures``.
-
-    What transformers would remark on an older form is not for the user of edgeglm.
-    """
-    logging.set_verbosity_error()
+    """The config of transformers' class for the first of ``architectures``."""
     return getattr(transformers, config["architectures"][0]).config_class.from_dict(dict(config))
 
 

@@ -11,6 +11,7 @@ from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.checkpoint.generation import read_generation
 from edgeglm.export.checkpoint.processor import read_processor
 from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.checkpoint.sidecars import open_chat
 from edgeglm.export.choices import choose, npu_note
 from edgeglm.export.families import FAMILIES
 from edgeglm.export.families.rope import read_positions
@@ -31,7 +32,6 @@ from edgeglm.export.pyz import build_pyz
 from edgeglm.export.quantize.schemes import parse_scheme
 from edgeglm.export.trace.request import TraceRequest
 from edgeglm.export.trace.tracer import trace
-from edgeglm.export.validation.windows import read_tokenizer
 
 # What a device needs beside the weights, where the checkpoint has it.
 SIDECARS = (
@@ -86,10 +86,12 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     }
     whole = any(choice.name == "vision" and choice.engine == "litert" for choice in choices)
     probe = TraceRequest(config, "portable", context, grid if whole else _probe_grid(grid))
-    tokenizer = checkpoint.sidecar("tokenizer.json")
-    if tokenizer is None:
+    chat = open_chat(checkpoint)
+    if chat is None:
         notes.append(f"{request.folder} has no tokenizer.json: its bundle can be measured, but takes no text")
-    generation, said = read_generation(checkpoint, context, read_tokenizer(tokenizer) if tokenizer else None)
+    elif chat.template is None:
+        notes.append(f"{request.folder} has no chat template: its bundle completes a text, and does not converse")
+    generation, said = read_generation(checkpoint, context, chat.tokenizer if chat else None)
     notes += [*said, *(note for choice in choices if (note := npu_note(choice, request.precision)))]
     shapes = tuple(_shape(choices, requests, probe, grid) for grid in more if grid)
     return Opened(request, checkpoint, choices, context, requests, probe, processor, generation, tuple(notes), shapes)

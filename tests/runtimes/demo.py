@@ -11,7 +11,7 @@ from edgeglm.export.pipeline.export import export
 from edgeglm.export.pipeline.forecast import predict
 from edgeglm.export.pipeline.prepare import open_export, prepare
 from edgeglm.export.pipeline.prepared import Request
-from edgeglm.runtimes.chat import message
+from edgeglm.runtimes.messages import message
 from edgeglm.runtimes.runner import Answer, Runner
 from edgeglm.runtimes.sampling import Sampling
 

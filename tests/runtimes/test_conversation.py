@@ -11,8 +11,8 @@ pytest.importorskip("torch")
 
 from edgeglm.errors import BudgetError, UsageError
 from edgeglm.memory import current_rss
-from edgeglm.runtimes.chat import Message, message
 from edgeglm.runtimes.conversation import Conversation
+from edgeglm.runtimes.messages import Message, message
 from edgeglm.runtimes.runner import Answer, Runner
 from tests.runtimes.demo import OTHER_SCREEN, SCREEN, demo_bundle
 

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch")
 
 from edgeglm.errors import BudgetError
-from edgeglm.runtimes.chat import message
+from edgeglm.runtimes.messages import message
 from edgeglm.runtimes.runner import Runner
 from tests.runtimes.demo import SCREEN, demo_bundle
 

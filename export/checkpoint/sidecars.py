@@ -1,0 +1,48 @@
+"""Read what a checkpoint has beside its weights by types, before work starts: what is wrong is a line that names it."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from edgeglm.errors import DamagedFileError
+from edgeglm.export.checkpoint.files import AGAIN, read_json
+from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.runtimes.chat import Chat
+from edgeglm.runtimes.messages import message
+
+PROMPT = "Open the settings, 打开设置. aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!  1234\n\n"
+T = TypeVar("T")
+
+
+def read_sidecar(checkpoint: Checkpoint, name: str, kind: type[T]) -> T | None:
+    """Return a JSON sidecar's members as a `msgspec.Struct`, or None where the checkpoint has no such file.
+
+    Members that `kind` does not name are skipped: who honours a file by names says what else it holds.
+
+    Raises:
+        DamagedFileError: It is not a JSON object, or a member has another type than `kind` gives it.
+        UsageError: It cannot be read.
+    """
+    file = checkpoint.sidecar(name)
+    if file is None:
+        return None
+    members = read_json(file)
+    try:
+        return msgspec.convert(members, kind)
+    except msgspec.ValidationError as error:
+        raise DamagedFileError(file, f"cannot be so: {error}", f"correct it, or {AGAIN}") from error
+
+
+def open_chat(checkpoint: Checkpoint) -> Chat | None:
+    """Return the checkpoint's tokenizer and chat template, tried with a prompt; None where it has no tokenizer.json.
+
+    Raises:
+        DamagedFileError, UnsupportedError: A prompt could never be made of them.
+    """
+    if checkpoint.sidecar("tokenizer.json") is None:
+        return None
+    chat = Chat(checkpoint.folder, None, sees="vision_config" in checkpoint.config)
+    chat.encode([message("user", PROMPT)])
+    return chat

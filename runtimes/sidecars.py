@@ -1,0 +1,73 @@
+"""What a bundle has of its checkpoint's own files, read with distrust: a faithful copy may be anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from edgeglm.errors import DamagedFileError
+
+MAX_BYTES = 100_000_000  # of a file; a tokenizer of GLM-4's has some 20 MB
+T = TypeVar("T")
+
+
+def read_file(file: Path) -> bytes | None:
+    """Return a file's bytes, or None where there is none of that name.
+
+    Raises:
+        DamagedFileError: It cannot be read, is no regular file, or larger than any such file is.
+    """
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # else opening a FIFO would wait for a writer
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise damaged(file, f"cannot be read: {error.strerror}") from error
+    with os.fdopen(fd, "rb") as opened:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise damaged(file, "is not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise damaged(file, f"has {status.st_size} bytes, too many for such a file")
+        return opened.read(status.st_size)
+
+
+def read_text(file: Path) -> str | None:
+    """Return a file's text, with the line ends that Python's text files have. Raises as `read_file`."""
+    data = read_file(file)
+    try:
+        return None if data is None else data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise damaged(file, f"is not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file, an empty one where there is no file. Raises as `read_file`."""
+    data = read_file(file)
+    if data is None:
+        return {}
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise damaged(file, f"is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise damaged(file, "is not a JSON object")
+    return value
+
+
+def typed(file: Path, name: str, value: object, kind: type[T]) -> T:
+    """Return a member of a file as what it must be. Raises DamagedFileError where it is not."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise damaged(file, f"its {name} cannot be so: {error}") from error
+
+
+def damaged(file: Path, why: str) -> DamagedFileError:
+    """Say what is wrong with a file; it is as its checkpoint has it, and a second export would copy it again."""
+    return DamagedFileError(file, why, f"correct {file.name} of the checkpoint, or download it again")
