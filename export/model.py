@@ -257,5 +257,9 @@ class Original(Rows, Protocol):
         """Its ``config.json``."""
 
     @property
+    def tensors(self) -> Mapping[str, HasShape]:
+        """Its weights by their names."""
+
+    @property
     def parameters(self) -> int:
         """The number of its weights."""

@@ -20,6 +20,7 @@ from edgeglm.export.plan import check_peak
 from edgeglm.export.validation.agent import compare_agents
 from edgeglm.export.validation.answers import artifact_answers, as_text, drafter, reference_answers, where_run
 from edgeglm.export.validation.memory import BASE_BYTES, streamed_bytes, whole_bytes
+from edgeglm.export.validation.proof import proof_bytes, prove_pictures, prove_reading
 from edgeglm.export.validation.text import artifact_scores, compare_texts, reference_scores
 from edgeglm.export.validation.windows import read_windows
 from edgeglm.manifest import Manifest
@@ -65,19 +66,25 @@ def command(
     loaded = min(opened.manifest.predicted.device_peak_rss_bytes.values())
     peak = max(streamed_bytes(original), BASE_BYTES + loaded)
     check_peak(peak, budget, f"to compare {opened.manifest.model.name} with its original")
-    if file.suffix == SAMPLES:
+    whole, on_screens = whole_bytes(original), file.suffix == SAMPLES
+    streamed = not on_screens or whole > budget
+    proven = _prove(opened, original, budget, streamed=streamed)
+    if on_screens:
         found = _on_screens(opened, original, file, limit, allowed, budget)
     else:
         found = _on_text(opened, original, file, limit, allowed)
     metrics = found.metrics
-    ran, whole = found.ran if isinstance(found, OnScreens) else {}, whole_bytes(original)
+    ran = found.ran if isinstance(found, OnScreens) else {}
     if as_json:
-        streamed = not isinstance(found, OnScreens) or whole > budget
-        print_json(_summary(bundle, found.samples, metrics) | {"streamed": streamed, "ran": dict(ran)})
+        how = {"streamed": streamed, "proven": proven, "ran": dict(ran)}
+        print_json(_summary(bundle, found.samples, metrics) | how)
     else:
         npu = any(module.placement == "npu" for module in opened.manifest.modules)
         more = [f"{name:<9}ran on {engine}" for name, engine in ran.items()] if npu else []
-        if isinstance(found, OnScreens) and whole > budget:
+        if not proven:
+            why = f"it would take {format_size(proof_bytes(original))}"
+            more.append(f"original read as edgeglm reads it: transformers' own loading was not compared, since {why}")
+        if on_screens and streamed:
             why = f"the whole would take {format_size(whole)}"
             more.append(f"original streamed, since {why}: the bundle drafted its answers, and it corrected them")
         click.echo("\n".join([*_lines(metrics), *(["", *more] if more else [])]))
@@ -87,6 +94,17 @@ def command(
     for metric in sorted(metrics, key=lambda each: each.verdict == "unclear"):
         if not metric.passed:
             raise AccuracyError(bundle, _why(metric), _remedy(metric))
+
+
+def _prove(bundle: Bundle, original: Checkpoint, budget: int, *, streamed: bool) -> bool:
+    """Whether the original is transformers' own: it is as a whole, and streamed if memory allows to prove it."""
+    if vision := bundle.manifest.model.vision:
+        prove_pictures(bundle.folder, vision, original)
+    if streamed and proof_bytes(original) > budget:
+        return False
+    if streamed:
+        prove_reading(original)
+    return True
 
 
 def _on_screens(

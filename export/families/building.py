@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from transformers.utils import logging
 
 from edgeglm.export.families.configs import normalize
 
 
 def build_config(config: Mapping[str, Any]) -> Any:
-    """The config of transformers' class for the first of ``architectures``."""
+    """The config of transformers' class for the first of ``architectures``.
+
+    What transformers would remark on an older form is not for the user of edgeglm.
+    """
+    logging.set_verbosity_error()
     return getattr(transformers, config["architectures"][0]).config_class.from_dict(dict(config))
 
 

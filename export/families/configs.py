@@ -25,7 +25,10 @@ def normalize(config: Mapping[str, Any], tensors: Collection[str]) -> dict[str, 
     """
     found = dict(config)
     if found.get("model_type") == "glm4v" and found.get("text_config") is None:
-        found["text_config"] = {key: value for key, value in found.items() if key not in GLM4V_KEYS}
+        moved = {key: value for key, value in found.items() if key not in GLM4V_KEYS}
+        tied = bool(found.get("tie_word_embeddings"))
+        found = {key: value for key, value in found.items() if key in GLM4V_KEYS}
+        found |= {"text_config": moved, "tie_word_embeddings": tied}
     if HEAD in tensors:
         found["tie_word_embeddings"] = False
         text = found.get("text_config")

@@ -16,11 +16,13 @@ from edgeglm.digest import KnownHashes
 from edgeglm.errors import UsageError
 
 T = TypeVar("T")
+# Changes with what edgeglm reads of a checkpoint, so that results of an older reading are not taken.
+READING = b"2"
 
 
 def cached(key: Iterable[bytes], kind: type[T], compute: Callable[[], T]) -> T:
     """What was computed under `key` before, else `compute`'s result, which is kept. A damaged file is no result."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(READING)
     for piece in key:
         digest.update(hashlib.sha256(piece).digest())
     folder = cache_folder()
