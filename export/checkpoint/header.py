@@ -16,7 +16,9 @@ from typing import NamedTuple, TypeGuard
 from edgeglm.errors import DamagedFileError
 from edgeglm.export.checkpoint.files import AGAIN, MAX_JSON_BYTES, opened, parse, read, shown
 
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+# Of the dtypes that weights are stored as, and their scales, zero points and packed numbers.
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1}
+ITEM_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
 
 MAX_DIMENSIONS = 32
 # Keeps every size within 64 bits, in numpy too, which multiplies the other extents of an empty tensor.

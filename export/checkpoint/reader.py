@@ -11,18 +11,18 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
-from edgeglm.export.checkpoint.files import AGAIN, opened, read, read_json, shown
+from edgeglm.export.checkpoint.files import AGAIN, read_json, shown
 from edgeglm.export.checkpoint.header import ITEM_BYTES, Entry, read_header
+from edgeglm.export.checkpoint.quantized.formats import find_quantized, unquantized
 from edgeglm.export.checkpoint.recognize import check_config_kind, check_kind, check_shards, missing_weight
+from edgeglm.export.checkpoint.tensor import FLOATS, Tensor, Weight
 from edgeglm.export.families.configs import normalize
-
-Dtype = Literal["F32", "F16", "BF16"]
 
 SHARD_NAME = re.compile(r"[\w.+ -]{1,200}\.safetensors")
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth")
@@ -30,36 +30,22 @@ DIRECTORY = "give a directory with config.json and model.safetensors"
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """Where one tensor lies: ``nbytes`` bytes from ``offset`` in ``file``, row-major and little-endian."""
-
-    name: str
-    file: Path
-    offset: int
-    dtype: Dtype
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """The size of the data in the file."""
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
-
-
-@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint whose headers have been checked; its files are open only while they are read.
 
-    ``config`` is its config.json in transformers 5's form (`edgeglm.export.families.configs.normalize`).
+    ``config`` is its config.json in transformers 5's form (`edgeglm.export.families.configs.normalize`), without what
+    it says of quantization.
     ``weights`` is ``model.safetensors`` or the index of its shards. ``foreign`` holds the dtypes of the tensors that
-    edgeglm cannot read, which matter only when a model needs one of them. ``keep_pages`` leaves what is read in the
-    page cache, for whoever reads it again soon.
+    edgeglm cannot read, which matter only when a model needs one of them. ``notes`` say what the user should know.
+    ``keep_pages`` leaves what is read in the page cache, for whoever reads it again soon.
     """
 
     folder: Path
     config: Mapping[str, Any]
     weights: Path
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Weight]
     foreign: Mapping[str, str]
+    notes: tuple[str, ...] = ()
     keep_pages: bool = False
 
     @classmethod
@@ -70,7 +56,7 @@ class Checkpoint:
 
         Raises:
             UsageError: The folder is none, holds no config or no weights, or cannot be read.
-            UnsupportedError: The weights are pickled or already quantized.
+            UnsupportedError: The weights are pickled, or quantized in a way that is not read.
             DamagedFileError: A file is truncated, malformed or missing, or contradicts another.
         """
         _check_folder(folder)
@@ -82,9 +68,16 @@ class Checkpoint:
             found = {entry.name: entry for entry in read_header(file, headers_only=headers_only)}
             _check_shard(file, indexed, found, entries)
             entries |= found
-        tensors = {name: _tensor(entry) for name, entry in entries.items() if entry.dtype in ITEM_BYTES}
-        foreign = {name: entry.dtype for name, entry in entries.items() if name not in tensors}
-        return cls(folder, normalize(config, entries.keys()), weights, tensors, foreign)
+        stored = {name: Tensor.of(entry) for name, entry in entries.items() if entry.dtype in ITEM_BYTES}
+        quantized = find_quantized(folder / "config.json", config, stored)
+        # What lies beside a quantized matrix is a part of it, but for the bias.
+        modules = {name.removesuffix("weight") for name in quantized.matrices}
+        alone = [name for name in entries if name.rpartition(".")[0] + "." not in modules or name.endswith(".bias")]
+        plain = {name: stored[name] for name in alone if entries[name].dtype in FLOATS}
+        foreign = {name: entries[name].dtype for name in alone if name not in plain}
+        tensors = {**plain, **quantized.matrices}
+        config = normalize(unquantized(config), [*tensors, *foreign])
+        return cls(folder, config, weights, tensors, foreign, quantized.notes)
 
     @property
     def config_json(self) -> str:
@@ -136,29 +129,20 @@ class Checkpoint:
             IndexError: The tensor has no such rows.
         """
         tensor = self.find(name)
-        values = _to_float32(self.read_bytes(name, start, stop), tensor.dtype)
+        values = tensor.decode(self.read_bytes(name, start, stop))
         return values.reshape(len(_span(tensor, start, stop)), *tensor.shape[1:])
 
     def decode(self, name: str, stored: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Whole rows that `read_bytes` gave, as fp32: (rows, …), in C order."""
-        tensor = self.find(name)
-        return _to_float32(stored, tensor.dtype).reshape(-1, *tensor.shape[1:])
+        return self.find(name).decode(stored)
 
     def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
         """The bytes of those rows as stored; the page cache lets go of them, or not. Raises what `rows` raises."""
         tensor = self.find(name)
         span = _span(tensor, start, stop)
-        row_bytes = math.prod(tensor.shape[1:]) * ITEM_BYTES[tensor.dtype]
-        offset, size = tensor.offset + span.start * row_bytes, len(span) * row_bytes
-        with opened(tensor.file) as fd:
-            data = read(fd, offset, size)
-            if not self.keep_pages:
-                os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
-        if len(data) < size:
-            raise DamagedFileError(f"{tensor.file}: {name}", "is cut off by the end of the file", AGAIN)
-        return data
+        return tensor.read(span.start, span.stop, keep_pages=self.keep_pages)
 
-    def find(self, name: str) -> Tensor:
+    def find(self, name: str) -> Weight:
         """The tensor of that name.
 
         Raises:
@@ -168,30 +152,18 @@ class Checkpoint:
         where = f"{self.weights}: {name}"
         if name in self.foreign:
             why = f"is stored as {self.foreign[name]}"
-            raise UnsupportedError(where, why, f"use a checkpoint in {', '.join(ITEM_BYTES)}")
+            raise UnsupportedError(where, why, f"use a checkpoint in {', '.join(FLOATS)}")
         if name not in self.tensors:
             raise missing_weight(self.weights, name, [*self.tensors, *self.foreign])
         return self.tensors[name]
 
 
-def _tensor(entry: Entry) -> Tensor:
-    return Tensor(entry.name, entry.file, entry.begin, cast(Dtype, entry.dtype), entry.shape)
-
-
-def _span(tensor: Tensor, start: int, stop: int | None) -> range:
+def _span(tensor: Weight, start: int, stop: int | None) -> range:
     rows = tensor.shape[0] if tensor.shape else 1
     span = range(start, rows if stop is None else stop)
     if not 0 <= span.start <= span.stop <= rows:
         raise IndexError(f"{tensor.name} has {rows} rows, not {start} to {stop}")
     return span
-
-
-def _to_float32(raw: NDArray[np.uint8], dtype: Dtype) -> NDArray[np.float32]:
-    if dtype == "BF16":
-        # A bfloat16 is the upper half of the float32 of the same value.
-        wide: NDArray[np.uint32] = np.left_shift(raw.view(np.uint16), 16, dtype=np.uint32)
-        return wide.view(np.float32)
-    return raw.view(np.float16 if dtype == "F16" else np.float32).astype(np.float32, copy=False)
 
 
 def _architecture(config: Mapping[str, Any]) -> str | None:
@@ -219,9 +191,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UsageError(folder, "holds no config.json", DIRECTORY)
     config = read_json(file)
     check_config_kind(file, config)
-    for part in (config, config.get("text_config")):
-        if isinstance(part, dict) and part.get("quantization_config") is not None:
-            raise UnsupportedError(file, "has a quantization_config", "use the original, unquantized checkpoint")
     return config
 
 

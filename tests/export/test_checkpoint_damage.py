@@ -154,11 +154,20 @@ def test_a_weight_that_is_missing_or_foreign(tmp_path: Path) -> None:
         (b"[]", DamagedFileError, "its content is not a JSON object"),
         (b'{"a": 1, "a": 2}', DamagedFileError, "it has a twice"),
         (
-            {"quantization_config": {"quant_method": "awq"}},
+            {"quantization_config": {"quant_method": "quark"}},
             UnsupportedError,
-            "use the original, unquantized checkpoint",
+            "is quantized by 'quark', and edgeglm reads fp8.*; use the original, unquantized checkpoint",
         ),
-        ({"text_config": {"quantization_config": {}}}, UnsupportedError, "has a quantization_config"),
+        (
+            {"text_config": {"quantization_config": {}}},
+            UnsupportedError,
+            "is quantized in a way that it does not name",
+        ),
+        (
+            {"quantization_config": {"quant_method": 3}},
+            DamagedFileError,
+            "its quantization_config has 3 as quant_method",
+        ),
     ],
 )
 def test_a_config_that_cannot_be_used(config: object, error: type[EdgeglmError], message: str, tmp_path: Path) -> None:

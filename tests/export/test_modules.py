@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgeglm.errors import DamagedFileError
 from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.checkpoint.tensor import Tensor
 from edgeglm.export.model import Stored
 from edgeglm.export.modules import build, check_weights, decoder_stack
 from edgeglm.export.quantize import stream
@@ -104,6 +105,8 @@ def test_a_checkpoint_that_contradicts_its_config_is_damaged(checkpoint: Checkpo
     with pytest.raises(DamagedFileError, match=f"{name}: is missing"):
         check_weights(stored, replace(checkpoint, tensors=lost))
     for shape in ((96, 161), (95, 160)):
-        tensor = replace(checkpoint.tensors[name], shape=shape)
+        found = checkpoint.tensors[name]
+        assert isinstance(found, Tensor)
+        tensor = replace(found, shape=shape)
         with pytest.raises(DamagedFileError, match=name):
             check_weights(stored, replace(checkpoint, tensors=lost | {name: tensor}))

@@ -1,0 +1,59 @@
+"""Which quantized checkpoints are read, by the quant_method of their config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgeglm.export.checkpoint.quantized import fp8
+from edgeglm.export.checkpoint.quantized.settings import Found, Settings
+from edgeglm.export.checkpoint.tensor import Tensor
+
+METHODS: Mapping[str, Callable[[Settings, Mapping[str, Tensor]], Found]] = {
+    "fp8": fp8.find_matrices,
+    "fbgemm_fp8": fp8.find_matrices,
+}
+
+
+def find_quantized(file: Path, config: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Found:
+    """Find the matrices of a checkpoint's tensors that are quantized as its config says; none where it says nothing.
+
+    Args:
+        file: The config, to be named in errors.
+        config: Its content.
+        stored: All tensors that can be read.
+
+    Raises:
+        UnsupportedError: The method or what it is set to is not read.
+        DamagedFileError: Tensors are missing, or do not fit each other or the config.
+    """
+    values = quantization_config(config)
+    if values is None:
+        return Found({})
+    settings = Settings(file, values if isinstance(values, dict) else {})
+    method = settings.word("quant_method")
+    if method not in METHODS:
+        name = f"by {method!r}" if method else "in a way that it does not name"
+        raise settings.unsupported(f"is quantized {name}, and edgeglm reads {', '.join(METHODS)}")
+    found = METHODS[method](settings, stored)
+    if found.notes:
+        why = f"{', '.join(found.notes)}, which edgeglm does not: it reads the weights alone"
+        return Found(found.matrices, (f"the checkpoint's {method} {why}",))
+    return found
+
+
+def quantization_config(config: Mapping[str, Any]) -> object:
+    """What a config says of quantization, for the whole model or for its text model; None where it says nothing."""
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and part.get("quantization_config") is not None:
+            return part["quantization_config"]
+    return None
+
+
+def unquantized(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config without what it says of quantization, for transformers to build the plain model."""
+    plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    if isinstance(text := plain.get("text_config"), dict):
+        plain["text_config"] = {key: value for key, value in text.items() if key != "quantization_config"}
+    return plain

@@ -1,0 +1,74 @@
+"""What a checkpoint's quantization_config says, taken with distrust, and the errors that every format shares."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeglm.errors import DamagedFileError, UnsupportedError
+from edgeglm.export.checkpoint.files import AGAIN
+from edgeglm.export.checkpoint.quantized.matrix import Matrix
+from edgeglm.export.checkpoint.tensor import Tensor
+
+REMEDY = "use the original, unquantized checkpoint"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The quantization_config in a config file."""
+
+    file: Path
+    values: Mapping[str, Any]
+
+    def number(self, *keys: str, default: int | None = None) -> int:
+        """An integer under the first of the keys that is there. Raises DamagedFileError for anything else."""
+        value = next((self.values[key] for key in keys if self.values.get(key) is not None), default)
+        if type(value) is not int:
+            raise self.wrong(keys[0], value)
+        return value
+
+    def word(self, *keys: str, default: str = "") -> str:
+        """A text under the first of the keys that is there, in small letters. Raises DamagedFileError as `number`."""
+        value = next((self.values[key] for key in keys if self.values.get(key) is not None), default)
+        if not isinstance(value, str):
+            raise self.wrong(keys[0], value)
+        return value.lower()
+
+    def block(self, key: str) -> tuple[int, int] | None:
+        """Rows and columns of a block, if they are given. Raises DamagedFileError as `number`."""
+        match self.values.get(key):
+            case None:
+                return None
+            case [rows, columns] if type(rows) is type(columns) is int and rows > 0 and columns > 0:
+                return rows, columns
+            case value:
+                raise self.wrong(key, value)
+
+    def wrong(self, key: str, value: object) -> DamagedFileError:
+        """The error for a value that none of the format's tools writes."""
+        return DamagedFileError(self.file, f"its quantization_config has {reprlib.repr(value)} as {key}", AGAIN)
+
+    def unsupported(self, why: str) -> UnsupportedError:
+        """The error for what edgeglm does not read."""
+        return UnsupportedError(self.file, why, REMEDY)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The matrices of a quantized checkpoint, by their names, and what the user should know."""
+
+    matrices: Mapping[str, Matrix]
+    notes: tuple[str, ...] = ()
+
+
+def lacking(tensor: Tensor, what: str) -> DamagedFileError:
+    """The error for a tensor whose companion is not there."""
+    return DamagedFileError(f"{tensor.file}: {tensor.name}", f"is quantized, and {what} is missing", AGAIN)
+
+
+def misfit(tensor: Tensor, why: str) -> DamagedFileError:
+    """The error for a tensor that does not fit the others of its matrix."""
+    return DamagedFileError(f"{tensor.file}: {tensor.name}", why, AGAIN)
