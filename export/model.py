@@ -261,5 +261,9 @@ class Original(Rows, Protocol):
         """Its weights by their names."""
 
     @property
+    def is_plain(self) -> bool:
+        """Whether transformers reads its weights as they lie in its folder, and gets the same ones."""
+
+    @property
     def parameters(self) -> int:
         """The number of its weights."""

@@ -19,7 +19,7 @@ from edgeglm.export.pipeline.measured import Found, OnScreens, OnText, write_rep
 from edgeglm.export.plan import check_peak
 from edgeglm.export.validation.agent import compare_agents
 from edgeglm.export.validation.answers import artifact_answers, as_text, drafter, reference_answers, where_run
-from edgeglm.export.validation.memory import BASE_BYTES, streamed_bytes, whole_bytes
+from edgeglm.export.validation.memory import BASE_BYTES, is_streamed, streamed_bytes, whole_bytes
 from edgeglm.export.validation.proof import proof_bytes, prove_pictures, prove_reading
 from edgeglm.export.validation.text import artifact_scores, compare_texts, reference_scores
 from edgeglm.export.validation.windows import read_windows
@@ -67,7 +67,7 @@ def command(
     peak = max(streamed_bytes(original), BASE_BYTES + loaded)
     check_peak(peak, budget, f"to compare {opened.manifest.model.name} with its original")
     whole, on_screens = whole_bytes(original), file.suffix == SAMPLES
-    streamed = not on_screens or whole > budget
+    streamed = not on_screens or is_streamed(original, budget)
     proven = _prove(opened, original, budget, streamed=streamed)
     if on_screens:
         found = _on_screens(opened, original, file, limit, allowed, budget)
@@ -85,7 +85,7 @@ def command(
             why = f"it would take {format_size(proof_bytes(original))}"
             more.append(f"original read as edgeglm reads it: transformers' own loading was not compared, since {why}")
         if on_screens and streamed:
-            why = f"the whole would take {format_size(whole)}"
+            why = f"the whole would take {format_size(whole)}" if original.is_plain else "its weights are not plain"
             more.append(f"original streamed, since {why}: the bundle drafted its answers, and it corrected them")
         click.echo("\n".join([*_lines(metrics), *(["", *more] if more else [])]))
     if report:

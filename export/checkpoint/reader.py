@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.checkpoint.files import AGAIN, read_json, shown
 from edgeglm.export.checkpoint.header import ITEM_BYTES, Entry, read_header
-from edgeglm.export.checkpoint.quantized.formats import find_quantized, unquantized
+from edgeglm.export.checkpoint.quantized.formats import find_quantized
 from edgeglm.export.checkpoint.recognize import check_config_kind, check_kind, check_shards, missing_weight
 from edgeglm.export.checkpoint.tensor import FLOATS, Tensor, Weight
 from edgeglm.export.families.configs import normalize
@@ -75,14 +75,19 @@ class Checkpoint:
         alone = [name for name in entries if name.rpartition(".")[0] + "." not in modules or name.endswith(".bias")]
         plain = {name: stored[name] for name in alone if entries[name].dtype in FLOATS}
         foreign = {name: entries[name].dtype for name in alone if name not in plain}
-        tensors = {**plain, **quantized.matrices}
-        config = normalize(unquantized(config), [*tensors, *foreign])
+        tensors: dict[str, Weight] = {**plain, **quantized.matrices}
+        config = normalize(config, [*tensors, *foreign])
         return cls(folder, config, weights, tensors, foreign, quantized.notes)
 
     @property
     def config_json(self) -> str:
         """The config as JSON, the same for the same settings in any order."""
         return json.dumps(self.config, sort_keys=True)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every weight is one tensor, as transformers reads it too without a package of its own."""
+        return all(isinstance(tensor, Tensor) for tensor in self.tensors.values())
 
     @property
     def total_bytes(self) -> int:

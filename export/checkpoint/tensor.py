@@ -33,6 +33,10 @@ class Weight(Protocol):
         """Where it lies, or its numbers do."""
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that hold parts of it."""
+
+    @property
     def dtype(self) -> str:
         """What it is stored as."""
 
@@ -69,6 +73,11 @@ class Tensor:
     def of(cls, entry: Entry) -> Tensor:
         """Take it from a header."""
         return cls(entry.name, entry.file, entry.begin, entry.dtype, entry.shape)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The one."""
+        return (self.file,)
 
     @property
     def nbytes(self) -> int:

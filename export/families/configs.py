@@ -10,7 +10,7 @@ HEAD = "lm_head.weight"
 # settings of the text model.
 GLM4V_KEYS = {
     "architectures", "auto_map", "image_end_token_id", "image_start_token_id", "image_token_id", "model_type",
-    "quantization_config", "transformers_version", "video_end_token_id", "video_start_token_id", "video_token_id",
+    "transformers_version", "video_end_token_id", "video_start_token_id", "video_token_id",
     "vision_config",
 }  # fmt: skip
 
@@ -22,8 +22,11 @@ def normalize(config: Mapping[str, Any], tensors: Collection[str]) -> dict[str, 
       transformers 5 would take its own defaults.
     - A head of its own is used even where ``tie_word_embeddings`` says that there is none, as transformers 5 does
       (`PreTrainedModel.tie_weights`: both are in the checkpoint, so they are not tied).
+    - What it says of quantization is left out: edgeglm reads quantized weights as plain ones.
     """
-    found = dict(config)
+    found = _without_quantization(config)
+    if isinstance(text := found.get("text_config"), Mapping):
+        found["text_config"] = _without_quantization(text)
     if found.get("model_type") == "glm4v" and found.get("text_config") is None:
         moved = {key: value for key, value in found.items() if key not in GLM4V_KEYS}
         tied = bool(found.get("tie_word_embeddings"))
@@ -35,3 +38,7 @@ def normalize(config: Mapping[str, Any], tensors: Collection[str]) -> dict[str, 
         if isinstance(text, Mapping) and text.get("tie_word_embeddings"):
             found["text_config"] = {**text, "tie_word_embeddings": False}
     return found
+
+
+def _without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "quantization_config"}

@@ -11,7 +11,7 @@ import msgspec
 
 from edgeglm.errors import AccuracyError, EdgeglmError
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.validation.memory import BASE_BYTES, streamed_bytes, whole_bytes
+from edgeglm.export.validation.memory import BASE_BYTES, is_streamed, streamed_bytes, whole_bytes
 from edgeglm.manifest import Metric
 
 
@@ -39,9 +39,8 @@ class Validation:
 
     def peak(self, original: Checkpoint, loaded: int) -> int:
         """Predicted bytes of all processes, where a session of the bundle takes `loaded`."""
-        whole = whole_bytes(original)
-        is_streamed = whole > self.budget or (self.data is not None and self.data.suffix != ".jsonl")
-        return max(streamed_bytes(original) if is_streamed else whole, BASE_BYTES + loaded)
+        streamed = is_streamed(original, self.budget) or (self.data is not None and self.data.suffix != ".jsonl")
+        return max(streamed_bytes(original) if streamed else whole_bytes(original), BASE_BYTES + loaded)
 
     def _options(self) -> list[str]:
         given = {

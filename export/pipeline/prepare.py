@@ -73,7 +73,7 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     context, config = _context(request, checkpoint), checkpoint.config_json
     if vision is None and request.image_sizes:
         raise UsageError("--image-size", "the model takes no pictures", "leave it out")
-    processor, notes, pictures = None, list[str](), list[Picture]()
+    processor, notes, pictures = None, list(checkpoint.notes), list[Picture]()
     if vision is not None:
         processor, said = read_processor(checkpoint, vision)
         pictures = _pictures(request, vision, processor, context)

@@ -83,7 +83,7 @@ def is_source_of(prepared: Prepared, notes: Mapping[str, str]) -> bool:
 
 
 def _files(checkpoint: Checkpoint) -> list[Path]:
-    return sorted({tensor.file for tensor in checkpoint.tensors.values()})
+    return sorted({file for tensor in checkpoint.tensors.values() for file in tensor.files})
 
 
 def _identities(checkpoint: Checkpoint) -> dict[Path, str]:

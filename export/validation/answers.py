@@ -17,7 +17,7 @@ from edgeglm.export.demo.agent import MAX_NEW_TOKENS, Agent
 from edgeglm.export.demo.samples import Sample
 from edgeglm.export.model import Original
 from edgeglm.export.validation.cache import cached, checkpoint_key
-from edgeglm.export.validation.memory import whole_bytes
+from edgeglm.export.validation.memory import is_streamed
 from edgeglm.export.validation.streamed import Drafter, streamed_answers
 from edgeglm.manifest import Module, Vision
 from edgeglm.runtimes import litert, ort
@@ -163,12 +163,13 @@ def reference_answers(
 ) -> list[str]:
     """What the original answers in fp32; kept in the cache by checkpoint and samples.
 
-    transformers generates it. Where the whole original takes more than the budget, it is streamed, and `drafter` drafts
+    transformers generates it. Where that takes more than the budget, or other weights than those that transformers
+    finds in the folder (quantized ones are read by edgeglm), the original is streamed, and `drafter` drafts
     what it is asked: see `edgeglm.export.validation.streamed`.
     """
 
     def compute() -> list[str]:
-        if whole_bytes(original) > budget:
+        if is_streamed(original, budget):
             return streamed_answers(original, samples, drafter, show)
         agent, answers = Agent.load(original.folder), list[str]()
         size = max(1, BATCH * PARAMETERS // max(original.parameters, PARAMETERS))

@@ -13,6 +13,11 @@ def whole_bytes(original: Original) -> int:
     return BASE_BYTES + 4 * original.parameters
 
 
+def is_streamed(original: Original, budget: int) -> bool:
+    """Whether it answers layer by layer: the whole takes more than the budget, or transformers alone reads others."""
+    return not original.is_plain or whole_bytes(original) > budget
+
+
 def streamed_bytes(original: Original) -> int:
     """One layer at a time; nothing else that is in memory at once is larger than a layer with its share of the rest."""
     text = original.config.get("text_config")

@@ -92,7 +92,7 @@ class Cut:
     def __init__(self, original: Original) -> None:
         self.folder, self.parameters, self.tensors = original.folder, original.parameters, original.tensors
         self.find, self.rows = original.find, original.rows
-        self.read_bytes, self.decode = original.read_bytes, original.decode
+        self.read_bytes, self.decode, self.is_plain = original.read_bytes, original.decode, original.is_plain
         self.config: Mapping[str, Any] = cut_config(original.config)
 
 

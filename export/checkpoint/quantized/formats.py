@@ -49,11 +49,3 @@ def quantization_config(config: Mapping[str, Any]) -> object:
         if isinstance(part, dict) and part.get("quantization_config") is not None:
             return part["quantization_config"]
     return None
-
-
-def unquantized(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config without what it says of quantization, for transformers to build the plain model."""
-    plain = {key: value for key, value in config.items() if key != "quantization_config"}
-    if isinstance(text := plain.get("text_config"), dict):
-        plain["text_config"] = {key: value for key, value in text.items() if key != "quantization_config"}
-    return plain

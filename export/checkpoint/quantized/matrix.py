@@ -108,7 +108,6 @@ class Matrix:
         zeros: Codes, one for each group of columns, if there are any.
         groups: The group of each column: the columns of one, or a tensor of their groups' numbers.
         rounded: The dtype that the format's own dequantization gives, one of `tensor.FLOATS`.
-        others: Tensors that belong to it and are not read.
     """
 
     name: str
@@ -119,12 +118,21 @@ class Matrix:
     zeros: Numbers | None
     groups: int | Tensor
     rounded: str
-    others: tuple[Tensor, ...] = ()
 
     @property
     def file(self) -> Path:
         """Where its codes lie."""
         return self.codes.tensor.file
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Those of all of its tensors."""
+        return tuple(dict.fromkeys(tensor.file for tensor in self._tensors))
+
+    @property
+    def _tensors(self) -> list[Tensor]:
+        parts = [self.codes.tensor, self.scales.tensor, *([self.zeros.tensor] if self.zeros else [])]
+        return parts if isinstance(self.groups, int) else [*parts, self.groups]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -142,8 +150,7 @@ class Matrix:
     @property
     def nbytes(self) -> int:
         """Of all of its tensors."""
-        parts = [self.codes.tensor, self.scales.tensor, *([self.zeros.tensor] if self.zeros else []), *self.others]
-        return sum(tensor.nbytes for tensor in parts)
+        return sum(tensor.nbytes for tensor in self._tensors)
 
     @property
     def decoding_bytes(self) -> int:
