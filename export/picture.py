@@ -16,6 +16,8 @@ SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 PORTRAIT = 2.0
 # 1,024 tokens of 28 x 28 pixels, where neither the checkpoint nor the profile says less.
 DEFAULT_PIXELS = 1024 * 28 * 28
+# A phone's screen, and below which share of the tokens that it takes with the checkpoint's processor a note says so.
+SCREEN, FAR_FEWER = (1080, 2400), 2 / 3
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,35 @@ def choose_picture(
     note = None
     if asked and (columns * unit, rows * unit) != asked:
         note = f"--image-size {width}x{height} is not whole in merged patches of {unit}: {columns * unit}x{rows * unit}"
+    elif not asked:
+        own = processor_size(SCREEN, processor, unit, _size(vision, "temporal_patch_size", 2))
+        note = _fewer(rows * columns, own[0] * own[1] // unit**2, (columns * unit, rows * unit), own)
     return Picture((rows * merge, columns * merge), rows * columns, note)
+
+
+def processor_size(picture: tuple[int, int], processor: ImageProcessor, unit: int, frames: int) -> tuple[int, int]:
+    """Width and height that the checkpoint's own processor gives a picture of at least `unit` pixels a side.
+
+    (transformers 5.23, ``smart_resize`` of Glm4vImageProcessor.)
+    """
+    width, height = (round(side / unit) * unit for side in picture)
+    pixels = frames * picture[0] * picture[1]
+    if frames * width * height > processor.largest:
+        scale = math.sqrt(pixels / processor.largest)
+        width, height = (max(unit, math.floor(side / scale / unit) * unit) for side in picture)
+    elif frames * width * height < processor.smallest:
+        scale = math.sqrt(processor.smallest / pixels)
+        width, height = (math.ceil(side * scale / unit) * unit for side in picture)
+    return width, height
+
+
+def _fewer(tokens: int, own: int, size: tuple[int, int], theirs: tuple[int, int]) -> str | None:
+    if tokens >= FAR_FEWER * own:
+        return None
+    return (
+        f"a picture is {size[0]}x{size[1]} here and takes {tokens} tokens; the checkpoint's own processor gives a "
+        f"screen of {SCREEN[0]}x{SCREEN[1]} {own}: --image-size {theirs[0]}x{theirs[1]} keeps them"
+    )
 
 
 def _allowed(vision: Mapping[str, Any], processor: ImageProcessor, limit: int | None) -> int:

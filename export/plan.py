@@ -19,6 +19,8 @@ MIB = 1 << 20
 TRACE_BYTES = 660 * MIB
 # The exporter's own code, ONNX Runtime and a stamped graph of some dozen layers.
 EXPORT_BYTES = 197 * MIB
+# Example inputs of a picture's patches, of which the child's figure has room for so many.
+EXAMPLE_BYTES = 32 * MIB
 CHUNK_BYTES = 16 * MIB
 # Encoding threads of the prediction that a bundle keeps, whichever machine made it.
 USUAL_WORKERS = 2
@@ -32,6 +34,9 @@ COMPILER_BYTES, COMPILER_FACTOR = 340 * MIB, 8
 # What it makes of a module, which lies in the bundle beside it, for a byte of its weights: 1.23 of the demo's.
 COMPILED_FACTOR = 1.25
 PREFILL_CHUNK = 256
+# What decoding, resizing and cutting a picture takes for a pixel of the bundle's grid, measured on screens of up to
+# twice its size.
+PIXEL_BYTES = 64
 # What a session keeps in memory for a byte of weights in the file: pre-packed, or widened where the CPU has no kernel.
 LOADED = {"fp32": 1.0, "fp16": 2.0, "int8": 1.03, "int8-static": 1.03, "int8-block": 1.2, "int4": 1.43}
 LOADED |= {"a8w8": 1.03, "a16w8": 1.03}
@@ -47,7 +52,7 @@ class ModuleSize:
 
     ``factor`` is what a session keeps for a byte of them. ``wide`` is the most elements that one token has in a layer
     at a time, ``tokens`` how many are computed at once. ``state`` is what keys and values, and attention over
-    them, take whatever the context, if so.
+    them, take whatever the context, if so. ``pixels`` are those of the picture, ``inputs`` the bytes of its patches.
     """
 
     choice: Choice
@@ -57,6 +62,8 @@ class ModuleSize:
     tokens: int
     wide: int
     state: int | None = None
+    pixels: int = 0
+    inputs: int = 0
 
     @property
     def largest(self) -> int:
@@ -86,7 +93,9 @@ def check_peak(peak: int, budget: int, purpose: str, remedy: str = "") -> None:
         raise BudgetError("--max-ram", f"{format_size(budget)} is too little {purpose}", least)
 
 
-def export_peak(modules: Sequence[ModuleSize], workers: int, engine_bytes: int, *, traced: bool) -> int:
+def export_peak(
+    modules: Sequence[ModuleSize], workers: int, engine_bytes: int, *, traced: bool, examples: int = 0
+) -> int:
     """Peak resident memory of an export's process tree.
 
     Args:
@@ -94,11 +103,13 @@ def export_peak(modules: Sequence[ModuleSize], workers: int, engine_bytes: int, 
         workers: Encoding threads.
         engine_bytes: Up to which size of its weights a module is run as a whole.
         traced: Whether the tracing child runs, or its result is found in the cache.
+        examples: Bytes of a picture's patches, which the child is given as an example.
     """
     streamed = max(_streaming(module, workers) for module in modules)
     run = max((int(2.5 * module.nbytes) for module in modules if module.nbytes <= engine_bytes), default=0)
     compiled = max((_compiling(module) for module in modules), default=0)
-    return max(EXPORT_BYTES + max(streamed, run, compiled), TRACE_BYTES if traced else 0)
+    child = TRACE_BYTES + max(0, examples - EXAMPLE_BYTES)
+    return max(EXPORT_BYTES + max(streamed, run, compiled), child if traced else 0)
 
 
 def _compiling(module: ModuleSize) -> int:
@@ -127,7 +138,8 @@ def _device_peak(module: ModuleSize, state: int) -> int:
         return 0
     state = state if module.state is None else module.state
     accelerator = ACCELERATOR_BYTES.get(module.choice.placement, 0)
-    return accelerator + module.loaded + max(module.largest, state + module.activations)
+    run = accelerator + module.loaded + module.inputs + max(module.largest, state + module.activations)
+    return max(run, PIXEL_BYTES * module.pixels)
 
 
 def contexts(longest: int) -> list[int]:

@@ -24,6 +24,8 @@ MAX_BYTES = 128 << 20  # of a file; a WebP is read whole
 MAX_PIXELS = 1 << 24  # twice a 4K screen
 PIXEL_BYTES = 9  # that decoding one and resizing it takes at most, measured over modes and EXIF turns
 WEBP_PIXEL_BYTES = 17  # Pillow decodes a WebP as an animation
+# A picture's sides are changed against one another by rounding to whole patches, and by phones of different length.
+SQUEEZE = 1.2
 STRIP = 64  # rows that are converted at a time
 
 
@@ -95,6 +97,24 @@ def to_patches(image: Image.Image, vision: Vision) -> NDArray[np.float32]:
     return np.repeat(patches, vision.temporal_patch_size, axis=2).reshape(rows * columns, -1)
 
 
+def picture_bytes(vision: Vision) -> int:
+    """Of a picture's patches, as the vision module takes them."""
+    (rows, columns), size = vision.grid, vision.patch_size
+    return 4 * 3 * vision.temporal_patch_size * rows * columns * size * size
+
+
+def squeezed(image: Image.Image, vision: Vision) -> str | None:
+    """A clause for a picture whose sides the grid changes by more than `SQUEEZE` against one another."""
+    (rows, columns), size = vision.grid, vision.patch_size
+    width, height = columns * size, rows * size
+    ratio = image.width * height / (image.height * width)
+    times = max(ratio, 1 / ratio)
+    if times <= SQUEEZE:
+        return None
+    side = "width" if ratio > 1 else "height"
+    return f"{image.width}x{image.height} is squeezed {times:.1f} times in {side} into the bundle's {width}x{height}"
+
+
 def _check(source: Source) -> None:
     """Refuse what would never end, such as a pipe, or take too much memory."""
     if isinstance(source, bytes):
@@ -105,7 +125,7 @@ def _check(source: Source) -> None:
         if not stat.S_ISREG(status.st_mode):
             raise _unreadable(source, "it is not a regular file")
     if length > MAX_BYTES:
-        raise UsageError(_name(source), f"is larger than {format_size(MAX_BYTES)}", "give a smaller picture")
+        raise UsageError(picture_name(source), f"is larger than {format_size(MAX_BYTES)}", "give a smaller picture")
 
 
 def _load(source: Source, room: int | None) -> Image.Image:
@@ -117,7 +137,7 @@ def _load(source: Source, room: int | None) -> Image.Image:
         needed = image.width * image.height * (WEBP_PIXEL_BYTES if image.format == "WEBP" else PIXEL_BYTES)
         if room is not None and needed > room:
             why = f"decoding it takes {format_size(needed)}, and --max-ram leaves {format_size(max(0, room))}"
-            raise BudgetError(_name(source), why, "give a smaller picture, or more memory")
+            raise BudgetError(picture_name(source), why, "give a smaller picture, or more memory")
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return image
@@ -143,14 +163,18 @@ def _opaque(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _name(source: Source) -> object:
+def picture_name(source: Source) -> object:
     """What errors call a picture."""
     return "the picture" if isinstance(source, bytes) else source
 
 
 def _unreadable(source: Source, why: str) -> UsageError:
-    return UsageError(_name(source), f"is not a picture that can be read: {why}", "give a WebP, PNG or JPEG file")
+    return UsageError(
+        picture_name(source), f"is not a picture that can be read: {why}", "give a WebP, PNG or JPEG file"
+    )
 
 
 def _too_large(source: Source) -> UsageError:
-    return UsageError(_name(source), f"has more pixels than the {MAX_PIXELS} that are taken", "give a smaller picture")
+    return UsageError(
+        picture_name(source), f"has more pixels than the {MAX_PIXELS} that are taken", "give a smaller picture"
+    )

@@ -204,6 +204,7 @@ def summary(answer: Answer) -> dict[str, object]:
         "state_bytes": answer.state_bytes,
         "phases": [_rounded(asdict(phase)) for phase in answer.phases],
         "modules": [_rounded(asdict(module)) for module in answer.modules],
+        "notes": answer.notes,
     }
 
 
@@ -229,6 +230,7 @@ def report(answer: Answer) -> list[str]:
         f"{answer.time_to_first_token_ms:.0f} ms, then {answer.decode_tokens_per_second:.1f} a second",
         f"memory  peak RSS {format_size(answer.peak_rss_bytes)}; keys and values {format_size(answer.state_bytes)}",
         *(f"note    {module.note}" for module in answer.modules if module.note),
+        *(f"note    {printable(note)}" for note in answer.notes),
     ]
 
 

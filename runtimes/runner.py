@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from edgeglm.actions import Action, parse_action
 from edgeglm.bundle import Bundle, load_bundle, verify_bundle
 from edgeglm.errors import DamagedFileError
-from edgeglm.manifest import Module, ModuleName
+from edgeglm.manifest import Module, ModuleName, Vision
 from edgeglm.memory import Phase, PhaseLog, current_rss, peak_rss
 from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.embedding import EmbeddingRows
 from edgeglm.runtimes.generate import generate
-from edgeglm.runtimes.image import open_picture, to_patches
+from edgeglm.runtimes.image import open_picture, picture_bytes, picture_name, squeezed, to_patches
 from edgeglm.runtimes.messages import Message
 from edgeglm.runtimes.ort import Decoder
 from edgeglm.runtimes.prepack import prepacked
@@ -57,6 +57,7 @@ class Answer:
 
     ``prefilled_tokens`` are those of the prompt that an earlier request had not left in the decoder. ``modules`` are
     those that were in memory at any time of the request. ``finish_reason`` is ``length`` where the answer was cut off.
+    ``notes`` say what became of the pictures that the user may not expect.
     """
 
     text: str
@@ -71,6 +72,7 @@ class Answer:
     state_bytes: int
     phases: list[Phase]
     modules: list[Loaded]
+    notes: list[str]
 
 
 class Runner:
@@ -183,6 +185,7 @@ class Runner:
         self._fresh = False
         self._modules = [module for module in self._modules if module.unloaded is None]
         self._generated: list[Key] = []
+        self._notes: list[str] = []
 
     def _unseen(self, prompt: Prompt, shared: int) -> list[Picture]:
         """The pictures of which the decoder's state lacks a piece."""
@@ -202,13 +205,21 @@ class Runner:
         if not pictures or vision is None:
             return []
         with self._log.phase("read image"):  # first: one that cannot be decoded costs no loading
-            patches = [to_patches(open_picture(picture.source, self._room()), vision) for picture in pictures]
+            patches = [self._read_picture(picture, vision, len(pictures)) for picture in pictures]
         features = []
         with self._loaded("vision", lambda module: open_encoder(self.bundle, module, self.threads)) as encoder:
             for pixels in patches:
                 with self._log.phase("encode image"):
                     features.append(encoder.run({"pixel_values": pixels})["features"].astype(np.float32))
         return features
+
+    def _read_picture(self, picture: Picture, vision: Vision, count: int) -> NDArray[np.float32]:
+        """The patches of one of `count` pictures, all of which are in memory when the vision module is."""
+        self.window.check_pictures(count, picture_bytes(vision))
+        image = open_picture(picture.source, self._room())
+        if note := squeezed(image, vision):
+            self._notes.append(f"{picture_name(picture.source)}: {note}")
+        return to_patches(image, vision)
 
     def _room(self) -> int | None:
         """Bytes that are left of the budget, if there is one."""
@@ -274,6 +285,7 @@ class Runner:
             state_bytes=decoder.state_bytes,
             phases=list(self._log.phases),
             modules=self._modules,
+            notes=self._notes,
         )
 
     def _ms(self) -> float:

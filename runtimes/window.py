@@ -28,7 +28,7 @@ class Window:
         self._peaks, longest = manifest.predicted.device_peak_rss_bytes, manifest.model.max_positions
         if context and context > longest:
             raise BudgetError(f"--context {context}", "is more than this bundle has", f"give at most {longest}")
-        self.tokens = context or longest
+        self.tokens, self._max_ram = context or longest, max_ram
         if max_ram is not None:
             self._restrict(context, longest, max_ram)
 
@@ -43,6 +43,17 @@ class Window:
             left = self.tokens - prompt
             raise BudgetError("context", why, f"ask for at most {left}" if left > 0 else "shorten the prompt")
         return capacity_for(prompt + answer, self.tokens)
+
+    def check_pictures(self, count: int, nbytes: int) -> None:
+        """Refuse more pictures in a prompt than the budget has room for; the prediction is of one.
+
+        Raises:
+            BudgetError: They are too many.
+        """
+        needed = self._peak(1) + (count - 1) * nbytes
+        if self._max_ram is not None and needed > self._max_ram:
+            why = f"{format_size(self._max_ram)} is too little for {count} pictures in one prompt"
+            raise BudgetError("--max-ram", why, f"give at least {format_size(needed)}, or fewer pictures")
 
     def _restrict(self, context: int | None, longest: int, max_ram: int) -> None:
         fitting = [count for count in (*range(BUCKET, longest, BUCKET), longest) if self._peak(count) <= max_ram]

@@ -67,7 +67,18 @@ class Forecast:
 def export_peak(opened: Opened, *, workers: int, traced: bool) -> int:
     """Peak resident memory of the export, from the headers alone; `traced` if its blocks must be traced first."""
     sizes = [_from_headers(opened, choice) for choice in opened.choices]
-    return max(plan.export_peak(sizes, workers, ENGINE_BYTES, traced=traced), conversion_peak(opened))
+    peak = plan.export_peak(sizes, workers, ENGINE_BYTES, traced=traced, examples=_example_bytes(opened))
+    return max(peak, conversion_peak(opened))
+
+
+def _example_bytes(opened: Opened) -> int:
+    """Of the largest picture's patches in fp32; sizes that the config leaves out are transformers' (5.23)."""
+    vision = opened.checkpoint.config.get("vision_config") or {}
+    values: int = (
+        vision.get("in_channels", 3) * vision.get("temporal_patch_size", 2) * vision.get("patch_size", 14) ** 2
+    )
+    patches = max((request.grid[0] * request.grid[1] for request in opened.traces if request.grid), default=0)
+    return 4 * values * patches
 
 
 def loaded_bytes(opened: Opened) -> int:
@@ -158,10 +169,12 @@ def forecast(request: Request) -> Forecast:
 
 def _size(prepared: Prepared, module: PreparedModule) -> plan.ModuleSize:
     config = prepared.checkpoint.config
-    text, vision = config.get("text_config", config), prepared.model.vision
+    text, vision, pixels, inputs = config.get("text_config", config), prepared.model.vision, 0, 0
     if module.choice.name == "vision" and vision:
         grids = [vision.grid, *(shape.grid for shape in module.shapes if shape.grid)]
         tokens, wide = max(rows * columns for rows, columns in grids), vision.hidden + 2 * vision.output
+        pixels = tokens * vision.patch**2
+        inputs = 4 * vision.channels * vision.temporal_patch * pixels
     else:
         tokens, wide = plan.PREFILL_CHUNK, text["hidden_size"] + 2 * text["intermediate_size"]
     weights = [job.stored for job in module.jobs]
@@ -169,7 +182,7 @@ def _size(prepared: Prepared, module: PreparedModule) -> plan.ModuleSize:
     state = None
     if module.choice.name == "decoder" and module.is_tflite:
         state, tokens = state_bytes(prepared), CHUNK
-    return plan.ModuleSize(module.choice, weights, module.layout.nbytes, factor, tokens, wide, state)
+    return plan.ModuleSize(module.choice, weights, module.layout.nbytes, factor, tokens, wide, state, pixels, inputs)
 
 
 def _option(precision: str, prepared: Prepared, context: int, usable: int) -> Option:

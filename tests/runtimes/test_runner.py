@@ -184,3 +184,13 @@ def test_what_is_not_installed_is_said_with_the_line_that_installs_it(exact: Pat
     )
     assert done.returncode == 3
     assert "run pip install numpy pillow tokenizers onnxruntime msgspec jinja2" in done.stderr
+
+
+def test_a_squeezed_picture_is_said(exact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wide = tmp_path / "wide.png"
+    Image.open(SCREEN).rotate(90, expand=True).save(wide)
+    assert main(["run", str(exact), "--image", str(wide), "--prompt", "Select OK", "--max-new-tokens", "1"]) == 0
+    said = f"{wide}: 672x336 is squeezed 4.0 times in width into the bundle's "
+    assert f"note    {said}" in capsys.readouterr().out
+    assert ask(exact, "Select OK", wide, max_new_tokens=1).notes[0].startswith(said)
+    assert ask(exact, "Select OK", SCREEN, max_new_tokens=1).notes == []
