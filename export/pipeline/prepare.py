@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from edgeglm import manifest
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
-from edgeglm.export.checkpoint.generation import read_generation
+from edgeglm.export.checkpoint.files import shown
+from edgeglm.export.checkpoint.generation import KNOWN, SILENT, read_generation
 from edgeglm.export.checkpoint.processor import read_processor
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.checkpoint.sidecars import open_chat
 from edgeglm.export.choices import choose, npu_note
 from edgeglm.export.families import FAMILIES
+from edgeglm.export.families.keys import unknown_keys
 from edgeglm.export.families.rope import read_positions
 from edgeglm.export.formats import with_formats
 from edgeglm.export.model import Choice, Dialect, Grid, ImageProcessor
@@ -46,6 +48,8 @@ STATIC = "int8-static"
 # Engines whose vision modules are graphs over one file of weights, so that there may be several.
 SHAPED = ("ort", "tensorrt")
 RUNNER = "run.pyz"
+# Of a config, how many keys that say nothing a note names.
+MAX_KEYS = 12
 
 
 def open_export(request: Request, *, headers_only: bool = False) -> Opened:
@@ -73,7 +77,7 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     context, config = _context(request, checkpoint), checkpoint.config_json
     if vision is None and request.image_sizes:
         raise UsageError("--image-size", "the model takes no pictures", "leave it out")
-    processor, notes, pictures = None, list(checkpoint.notes), list[Picture]()
+    processor, notes, pictures = None, [*checkpoint.notes, *_unknown(checkpoint)], list[Picture]()
     if vision is not None:
         processor, said = read_processor(checkpoint, vision)
         pictures = _pictures(request, vision, processor, context)
@@ -135,6 +139,14 @@ def _probe_grid(grid: Grid | None) -> Grid | None:
     if grid is None or grid[0] * grid[1] <= PROBE_PATCHES:
         return grid
     return min(grid[0], 16), min(grid[1], 16)
+
+
+def _unknown(checkpoint: Checkpoint) -> Iterator[str]:
+    """What config.json says and nobody honours."""
+    if unknown := unknown_keys(checkpoint.config, KNOWN | SILENT):
+        names, more = ", ".join(map(shown, unknown[:MAX_KEYS])), len(unknown) - MAX_KEYS
+        names += f" and {more} more" if more > 0 else ""
+        yield f"config.json: transformers' class for the model does not know {names}, and neither does edgeglm"
 
 
 def _check_config(checkpoint: Checkpoint) -> None:

@@ -29,6 +29,8 @@ LIBRARIES = ("edgeglm", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript",
 TFLITE_LIBRARIES = ("litert-torch", "litert-converter", "ai-edge-quantizer", "ai-edge-litert")
 Arrays = Mapping[str, NDArray[Any]]
 WEIGHTS = "weights.bin"
+# Ends of names of buffers that are computed from the config.
+COMPUTED = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", "embeddings.position_ids")
 
 
 @dataclass(frozen=True)
@@ -179,8 +181,17 @@ class Prepared:
         """What the user should know."""
         return (
             *self.opened.notes,
+            *self._left_out(),
             *(f"{module.choice.name}: {fix}" for module in self.modules for fix in module.fixes),
         )
+
+    def _left_out(self) -> Iterator[str]:
+        """Weights that no module has, but for tables that transformers 4 saved and every class computes."""
+        names = {*self.checkpoint.tensors, *self.checkpoint.foreign}
+        names -= {name for module in self.modules for job in module.jobs for name in job.stored.names}
+        if left := sorted(name for name in names if not name.endswith(COMPUTED)):
+            what = f"weight {left[0]} is" if len(left) == 1 else f"{len(left)} weights, such as {left[0]}, are"
+            yield f"the {what} no part of {self.model.architecture}, and left out as transformers does"
 
     @property
     def bundle_bytes(self) -> int:
