@@ -21,6 +21,7 @@ SHARED = (
     "machine",
     "manifest",
     "memory",
+    "store",
     "telemetry",
     "units",
 )

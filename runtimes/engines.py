@@ -175,10 +175,29 @@ def _key(bundle: Bundle, module: Module, library: Library, sm: int, ranges: dict
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[BinaryIO]:
-    """The lock on one engine; the kernel takes it back from whoever is killed. The builder holds it too."""
-    with open(folder.with_suffix(".lock"), "ab") as lock:
+    """The lock on one engine; the kernel takes it back from whoever is killed. The builder holds it too.
+
+    Raises:
+        UnsupportedError: The folder cannot be written.
+    """
+    try:
+        lock = open(folder.with_suffix(".lock"), "ab")  # noqa: SIM115
+    except OSError as error:
+        why = f"cannot be written: {error.strerror}"
+        raise UnsupportedError(folder.parent, why, "set XDG_CACHE_HOME to a folder that can be") from error
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        _sweep(folder)
         yield lock
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed builds of other engines left."""
+    for partial in folder.parent.glob("*.partial"):
+        if partial.stem != folder.name:
+            with suppress(OSError), open(partial.with_suffix(".lock"), "ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from edgeglm import store
 from edgeglm.bundle import Bundle
 from edgeglm.cache import cache_folder
 from edgeglm.digest import KnownHashes
 from edgeglm.manifest import Module
 from edgeglm.runtimes import litert
-from edgeglm.runtimes.prepack import beside, processor
+from edgeglm.runtimes.prepack import processor
 
 WEIGHTS, SUM = "weights.bin", "sum"
 # Of the file's bytes, the most that packing takes: fp32 is packed as it is, INT8 with sums of its rows.
@@ -56,7 +57,7 @@ def packed_weights(bundle: Bundle, name: str) -> Iterator[Path | None]:
         return
     with ExitStack() as leave:
         try:
-            partial = leave.enter_context(beside(folder))
+            partial = leave.enter_context(store.partial(folder))
             room = shutil.disk_usage(partial).free
         except OSError:  # a folder or disk that cannot be written
             room = 0
@@ -78,16 +79,15 @@ def _is_whole(folder: Path) -> bool:
     hashes = KnownHashes(folder)
     try:
         return hashes.sha256(folder / WEIGHTS) == (folder / SUM).read_text()
-    except OSError:
+    except (OSError, ValueError):
         return False
     finally:
         hashes.save()
 
 
 def _publish(partial: Path, folder: Path) -> None:
-    """Under its name, while the engine has it mapped."""
-    if (partial / WEIGHTS).exists():
+    """Under its name, while the engine has it mapped; where the disk is full or another process was faster, not."""
+    with suppress(OSError):
         (partial / SUM).write_text(KnownHashes(partial, trust=False).sha256(partial / WEIGHTS))
         shutil.rmtree(folder, ignore_errors=True)  # of a damaged one
-        with suppress(OSError):  # another process was faster
-            os.rename(partial, folder)
+        os.rename(partial, folder)

@@ -8,18 +8,19 @@ the user's cache folder, for one processor and one version of the engine.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import onnxruntime
 
+from edgeglm import store
 from edgeglm.cache import cache_folder
 from edgeglm.digest import KnownHashes
 from edgeglm.errors import BudgetError, UnsupportedError
@@ -93,7 +94,17 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _make(path: Path, folder: Path, room: int, threads: int) -> None:
-    with beside(folder) as partial:
+    try:
+        _pack(path, folder, room, threads)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise BudgetError("--low-rss", f"no space is left in {folder.parent}", "free some of the disk") from error
+        why = f"the packed weights cannot be kept in {folder.parent}: {error.strerror or error}"
+        raise UnsupportedError("--low-rss", why, "set XDG_CACHE_HOME to a folder that can be written") from error
+
+
+def _pack(path: Path, folder: Path, room: int, threads: int) -> None:
+    with store.partial(folder) as partial:
         if (free := shutil.disk_usage(partial).free) < room:
             why = f"the packed weights take about {format_size(room)}, and {folder.parent} has {format_size(free)}"
             raise BudgetError("--low-rss", why, "free some of the disk, or set XDG_CACHE_HOME to a larger one")
@@ -109,14 +120,3 @@ def _make(path: Path, folder: Path, room: int, threads: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # of a damaged one
         with suppress(OSError):  # another process was faster
             os.rename(partial, folder)
-
-
-@contextmanager
-def beside(folder: Path) -> Iterator[Path]:
-    """A new folder on the same disk, which is gone afterwards unless it was renamed."""
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    try:
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -57,6 +57,7 @@ SHARED = {
         "Vision",
         "parse_manifest",
     },
+    "edgeglm.store": {"find", "keep", "making", "partial", "sweep"},
     "edgeglm.memory": {"MemoryCurve", "MemorySampler", "Phase", "PhaseLog", "current_rss", "peak_rss"},
     "edgeglm.process": {"at_fixed_addresses", "end_with_parent"},
     "edgeglm.suggest": {"nearest_name"},

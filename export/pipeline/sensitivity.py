@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -17,6 +16,9 @@ from edgeglm.export.pipeline.walk import ORIGINAL, Walk
 from edgeglm.export.pipeline.weights import identify
 from edgeglm.export.prove.reference import OriginalWeights
 from edgeglm.export.prove.values import divergence
+from edgeglm.store import find, keep
+
+KIND, RESULT = "sensitivity", "result.json"
 
 
 def sensitivities(prepared: Prepared, prompts: Sequence[Prompt], parts: Mapping[str, str]) -> dict[str, float]:
@@ -25,14 +27,12 @@ def sensitivities(prepared: Prepared, prompts: Sequence[Prompt], parts: Mapping[
     Damage is the mean Kullback-Leibler divergence, in nats a token of the prompts' answers, of the distribution with
     that part alone rounded from the original's; to three digits.
     """
-    cache = _cache_folder() / f"{_key(prepared, prompts, parts)}.json"
-    if cache.is_file():
-        return msgspec.json.decode(cache.read_bytes(), type=dict[str, float])
+    key = _key(prepared, prompts, parts)
+    if known := find(KIND, key):
+        with suppress(msgspec.DecodeError, KeyError):  # of another version
+            return msgspec.json.decode(known[RESULT], type=dict[str, float])
     found = _measure(prepared, prompts, parts)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    partial = cache.with_suffix(f".{os.getpid()}")
-    partial.write_bytes(msgspec.json.encode(found))
-    partial.replace(cache)
+    keep(KIND, key, {RESULT: msgspec.json.encode(found)})
     return found
 
 
@@ -45,10 +45,6 @@ def _measure(prepared: Prepared, prompts: Sequence[Prompt], parts: Mapping[str, 
         else:
             damage[branch].append(divergence(right, logits))
     return {part: float(f"{np.mean(found):.3g}") for part, found in damage.items()}
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeglm" / "sensitivity"
 
 
 def _key(prepared: Prepared, prompts: Sequence[Prompt], parts: Mapping[str, str]) -> str:

@@ -1,18 +1,19 @@
-"""The tracing process: ``python -m edgeglm.export.trace.child FOLDER`` with a list of `TraceRequest` on stdin.
+"""The tracing process: ``python -m edgeglm.export.trace.child`` with a list of `TraceRequest` on stdin.
 
 It builds one block of each kind on the meta device from transformers' own classes, traces it with hooks for the
-dialect, and writes ``FOLDER/N/{kind}.{front,block,back}.onnx`` and ``FOLDER/N/model.json``. It is a process of its own
-because importing torch and transformers costs several hundred megabytes that must be gone before weights stream.
+dialect, and gives on stdout, as MessagePack, ``{kind}.{front,block,back}.onnx`` and ``model.json`` of each request:
+nothing is written to a disk, which could be full. It is a process of its own because importing torch and transformers
+costs several hundred megabytes that must be gone before weights stream.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -44,14 +45,13 @@ class Tracer:
         self.text: Any = self.config.get_text_config()
         self.dtype = torch.float16 if request.half else torch.float32
 
-    def run(self, folder: Path) -> None:
-        """Write every trace of the model, and what the model is made of."""
-        (folder / "model.json").write_bytes(msgspec.json.encode(self.model))
-        for part, trace in self._decoder().items():
-            onnx_ir.save(trace, folder / f"decoder.{part}.onnx")
+    def run(self) -> dict[str, bytes]:
+        """Return every trace of the model, and what the model is made of, by file name."""
+        traces = {f"decoder.{part}.onnx": trace for part, trace in self._decoder().items()}
         if self.model.vision:
-            for part, trace in self._vision().items():
-                onnx_ir.save(trace, folder / f"vision.{part}.onnx")
+            traces |= {f"vision.{part}.onnx": trace for part, trace in self._vision().items()}
+        files = {name: bytes(onnx_ir.to_proto(trace).SerializeToString()) for name, trace in traces.items()}
+        return {"model.json": msgspec.json.encode(self.model), **files}
 
     # -- decoder ---------------------------------------------------------------------
 
@@ -319,13 +319,13 @@ class VisionBack(nn.Module):
 
 
 def main() -> None:
-    """Read the requests, write the traces of each into the folder of its number."""
+    """Read the requests, answer with the files of each."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    for index, request in enumerate(msgspec.json.decode(sys.stdin.buffer.read(), type=list[TraceRequest])):
-        folder = Path(sys.argv[1], str(index))
-        folder.mkdir()
-        Tracer(request).run(folder)
+    with os.fdopen(os.dup(1), "wb") as answers:
+        os.dup2(2, 1)  # what libraries print is no answer
+        requests = msgspec.json.decode(sys.stdin.buffer.read(), type=list[TraceRequest])
+        answers.write(msgspec.msgpack.encode([Tracer(request).run() for request in requests]))
 
 
 if __name__ == "__main__":

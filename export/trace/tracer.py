@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import shutil
+import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import msgspec
+import onnx
 import onnx_ir as ir
 
-from edgeglm.errors import UnsupportedError
+from edgeglm.errors import BudgetError, UnsupportedError
 from edgeglm.export.model import Model, Traces
 from edgeglm.export.trace.request import PARTS, TraceRequest
 from edgeglm.process import end_with_parent
+from edgeglm.store import find, keep, making
 
+KIND = "traces"
 LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 # The last line of a traceback.
 RAISED = re.compile(r"[\w.]*(Error|Exception|Violation)\w*: .")
@@ -41,21 +42,21 @@ def trace(requests: Sequence[TraceRequest]) -> list[Traced]:
 
     Raises:
         UnsupportedError: transformers cannot build the model that the config describes.
+        BudgetError: The child was killed for its memory.
     """
-    folders = {request: cache_folder() / key(request) for request in requests}
-    if missing := {request: folder for request, folder in folders.items() if not folder.is_dir()}:
-        _run(missing)
-    return [_load(folders[request]) for request in requests]
+    found, missing = _find(requests)
+    if missing:
+        with making(KIND, key(missing[0])):
+            found, missing = _find(requests)  # another process may have been faster
+            for request, files in zip(missing, _run(missing) if missing else [], strict=True):
+                keep(KIND, key(request), files)
+                found[request] = files
+    return [_load(found[request]) for request in requests]
 
 
 def is_cached(requests: Sequence[TraceRequest]) -> bool:
     """Whether `trace` would find all of them."""
-    return all((cache_folder() / key(request)).is_dir() for request in requests)
-
-
-def cache_folder() -> Path:
-    """Where traces are kept: below XDG_CACHE_HOME."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeglm" / "traces"
+    return all(find(KIND, key(request)) for request in requests)
 
 
 def key(request: TraceRequest) -> str:
@@ -68,52 +69,47 @@ def key(request: TraceRequest) -> str:
     return digest.hexdigest()[:32]
 
 
-def _run(requests: Mapping[TraceRequest, Path]) -> None:
-    base = cache_folder()
-    base.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=base, suffix=".partial"))
-    try:
-        _run_child(partial, list(requests))
-        for index, folder in enumerate(requests.values()):
-            try:
-                (partial / str(index)).rename(folder)
-            except OSError:
-                if not folder.is_dir():  # else another export was faster
-                    raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def _find(requests: Sequence[TraceRequest]) -> tuple[dict[TraceRequest, dict[str, bytes]], list[TraceRequest]]:
+    """Return what is kept, and the requests of which nothing is."""
+    found = {request: files for request in requests if (files := find(KIND, key(request)))}
+    return found, [request for request in dict.fromkeys(requests) if request not in found]
 
 
-def _run_child(partial: Path, requests: list[TraceRequest]) -> None:
+def _run(requests: Sequence[TraceRequest]) -> list[dict[str, bytes]]:
+    """Trace in a child process; the files of each request."""
     # A process group of its own: Ctrl-C is for us, and we end the child; so does the kernel, should we be killed.
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgeglm.export.trace.child", str(partial)],
+        [sys.executable, "-m", "edgeglm.export.trace.child"],
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
         preexec_fn=end_with_parent,  # noqa: PLW1509
     )
     try:
-        _, errors = process.communicate(msgspec.json.encode(requests))
+        answer, errors = process.communicate(msgspec.json.encode(requests))
     except BaseException:
         process.kill()
         process.wait()
         raise
+    if process.returncode == -signal.SIGKILL:
+        why = "the tracing process was killed, most likely because memory ran out"
+        raise BudgetError("tracing", why, "free some memory, then run the same command")
     if process.returncode:
         lines = errors.decode(errors="replace").strip().splitlines() or [f"it ended with {process.returncode}"]
         # Behind an error's own line, libraries may print more of it.
         said = next((line for line in reversed(lines) if RAISED.match(line)), lines[-1])
         why = f"transformers cannot build and trace this model: {said}"
         raise UnsupportedError("config.json", why, "take an unchanged config of the model")
+    return msgspec.msgpack.decode(answer, type=list[dict[str, bytes]])
 
 
-def _load(folder: Path) -> Traced:
-    model = msgspec.json.decode((folder / "model.json").read_bytes(), type=Model)
-    vision = _traces(folder, "vision") if model.vision else None
-    return Traced(model, _traces(folder, "decoder"), vision)
+def _load(files: Mapping[str, bytes]) -> Traced:
+    model = msgspec.json.decode(files["model.json"], type=Model)
+    vision = _traces(files, "vision") if model.vision else None
+    return Traced(model, _traces(files, "decoder"), vision)
 
 
-def _traces(folder: Path, kind: str) -> Traces:
-    front, block, back = (ir.load(folder / f"{kind}.{part}.onnx") for part in PARTS)
+def _traces(files: Mapping[str, bytes], kind: str) -> Traces:
+    front, block, back = (ir.from_proto(onnx.load_model_from_string(files[f"{kind}.{part}.onnx"])) for part in PARTS)
     return Traces(front, block, back)

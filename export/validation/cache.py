@@ -1,9 +1,8 @@
-"""Results of the original, kept in ``$XDG_CACHE_HOME/edgeglm/answers`` by what they were computed from."""
+"""Results of the original, kept in the store by what they were computed from."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -11,32 +10,27 @@ from typing import TypeVar
 
 import msgspec
 
-from edgeglm.cache import cache_folder
 from edgeglm.digest import KnownHashes
 from edgeglm.errors import UsageError
+from edgeglm.store import find, keep
 
 T = TypeVar("T")
 # Changes with what edgeglm reads of a checkpoint, so that results of an older reading are not taken.
 READING = b"2"
+RESULT = "result.json"
 
 
 def cached(key: Iterable[bytes], kind: type[T], compute: Callable[[], T]) -> T:
-    """What was computed under `key` before, else `compute`'s result, which is kept. A damaged file is no result."""
+    """Return what was computed under `key` before, else `compute`'s result, which is kept."""
     digest = hashlib.sha256(READING)
     for piece in key:
         digest.update(hashlib.sha256(piece).digest())
-    folder = cache_folder()
-    if folder is None:
-        return compute()
-    file = folder / "answers" / f"{digest.hexdigest()[:32]}.json"
-    with suppress(OSError, msgspec.DecodeError):
-        return msgspec.json.decode(file.read_bytes(), type=kind)
+    name = digest.hexdigest()[:32]
+    if known := find("answers", name):
+        with suppress(msgspec.DecodeError, KeyError):  # of another version
+            return msgspec.json.decode(known[RESULT], type=kind)
     result = compute()
-    with suppress(OSError):  # without a cache, it is computed again
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}")
-        partial.write_bytes(msgspec.json.encode(result))
-        partial.replace(file)
+    keep("answers", name, {RESULT: msgspec.json.encode(result)})
     return result
 
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from transformers import Glm4Config
 
 from edgeglm.export.trace.request import TraceRequest
-from edgeglm.export.trace.tracer import key, trace
+from edgeglm.export.trace.tracer import is_cached, key, trace
 from tests.export.tiny import config_of
 
 
@@ -40,7 +40,7 @@ def test_a_trace_holds_no_weights_whatever_the_size(tmp_path: Path, monkeypatch:
     assert sum(value.const_value.nbytes for value in block.initializers.values() if value.const_value) < 1000
     linears = {node.attributes["weights"].as_strings()[0]: node for node in block if node.op_type == "Linear"}
     assert linears["mlp.gate_up_proj"].attributes["rows"].as_int() == 2 * 13696
-    assert sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*.onnx")) < 100_000
+    assert sum(file.stat().st_size for file in (tmp_path / "cache/edgeglm/traces").iterdir()) < 100_000
 
 
 def test_the_second_time_it_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,6 +50,21 @@ def test_the_second_time_it_is_read_from_the_cache(tmp_path: Path, monkeypatch: 
     assert {value.dtype for value in first.decoder.block.graph.outputs} == {ir.DataType.FLOAT16}
     monkeypatch.setattr("edgeglm.export.trace.tracer._run", lambda *_: pytest.fail("traced again"))
     assert ir.to_proto(trace([request])[0].decoder.block) == ir.to_proto(first.decoder.block)
+
+
+def test_a_damaged_trace_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    request = TraceRequest(configure(tmp_path / "model"), "portable", 64)
+    (first,) = trace([request])
+    (file,) = (tmp_path / "cache/edgeglm/traces").iterdir()
+    whole = file.read_bytes()
+    for damaged in (whole[:100], whole.replace(b"self_attn", b"self_attm"), b""):
+        assert damaged != whole
+        file.write_bytes(damaged)
+        assert not is_cached([request])
+    (again,) = trace([request])
+    assert ir.to_proto(again.decoder.block) == ir.to_proto(first.decoder.block)
+    assert is_cached([request])
 
 
 def test_all_that_determines_a_trace_is_in_its_key(tmp_path: Path) -> None:
