@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
-from edgeglm.errors import DamagedFileError
+from edgeglm.runtimes.ort_session import open_session
 from edgeglm.runtimes.positions import causal_mask
 from edgeglm.runtimes.session import Feeds
 
@@ -22,9 +19,6 @@ DTYPES: dict[str, type[np.generic]] = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
 }
-
-# Of ONNX Runtime's log: at this level QNN's compiler names the operators that it refuses.
-ERROR = 3
 
 
 class Encoder:
@@ -149,49 +143,6 @@ class Decoder:
 
     def _value(self, array: NDArray[Any]) -> OrtValue:
         return OrtValue.ortvalue_from_numpy(array)  # on the array's own memory
-
-
-def session_options(threads: int | None = None, entries: Mapping[str, str] | None = None) -> onnxruntime.SessionOptions:
-    """The options that every session of edgeglm has.
-
-    INT8 products are exact: on x86 without VNNI, ONNX Runtime's fast kernels add pairs of them in 16 bits, which
-    saturate. Where VNNI is, and on Arm, the entry changes nothing (``session.x64quantprecision`` in
-    onnxruntime_session_options_config_keys.h).
-
-    Args:
-        threads: Of each operator; all cores if None.
-        entries: More of ONNX Runtime's session configuration.
-    """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERROR
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-    for name, value in {"session.x64quantprecision": "1", **(entries or {})}.items():
-        options.add_session_config_entry(name, value)
-    return options
-
-
-def open_session(
-    path: Path, threads: int, entries: Mapping[str, str] | None = None, save_to: Path | None = None
-) -> onnxruntime.InferenceSession:
-    """A session of a module's file.
-
-    Args:
-        path: The graph.
-        threads: Of each operator.
-        entries: Of ONNX Runtime's session configuration.
-        save_to: Where to write the graph as the engine has optimized it.
-
-    Raises:
-        DamagedFileError: The engine cannot load it.
-    """
-    options = session_options(threads, entries)
-    if save_to:
-        options.optimized_model_filepath = str(save_to)
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the engine's own exceptions have no common base
-        why = f"ONNX Runtime {onnxruntime.__version__} cannot load it: {str(error).splitlines()[0]}"
-        raise DamagedFileError(path, why, "export the bundle again") from error
 
 
 def _present(name: str) -> str:

@@ -26,7 +26,7 @@ from edgeglm.digest import KnownHashes
 from edgeglm.errors import BudgetError, UnsupportedError
 from edgeglm.exits import DISK_IS_FULL
 from edgeglm.manifest import File
-from edgeglm.runtimes.ort import open_session
+from edgeglm.runtimes.ort_session import open_session
 from edgeglm.units import format_size
 
 MODEL, WEIGHTS, SUMS = "model.onnx", "weights.bin", "sums.json"

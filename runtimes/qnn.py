@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgeglm.devices.profile import Profile
 from edgeglm.errors import DamagedFileError, UnsupportedError
 from edgeglm.manifest import Module
-from edgeglm.runtimes.ort import session_options
+from edgeglm.runtimes.ort_session import session_options
 from edgeglm.runtimes.session import Feeds
 
 PROVIDER = "QNNExecutionProvider"
@@ -51,7 +51,7 @@ class Npu:
 
     def session(self, path: str | Path, chip: Chip, entries: Mapping[str, str]) -> onnxruntime.InferenceSession:
         """A session of a file, all of it on the NPU. Raises as ONNX Runtime does."""
-        options = session_options(entries={"session.disable_cpu_ep_fallback": "1", **entries})
+        options = session_options(path, entries={"session.disable_cpu_ep_fallback": "1", **entries})
         # The device knows its own chip; the compiler and the simulator must be told, the number too: without it they
         # take another chip of the same architecture.
         told = {"soc_model": str(chip[0]), "htp_arch": str(chip[1])} if self.is_simulator else {}

@@ -6,6 +6,10 @@ import signal
 
 import pytest
 
+from edgeglm.telemetry import disable_telemetry
+
+# Before a test imports an engine.
+disable_telemetry()
 # A shell that starts the tests in the background has them ignore interrupts, and so would all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

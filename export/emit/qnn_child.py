@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 from msgspec import Struct
 
-from edgeglm.runtimes.ort import session_options
+from edgeglm.runtimes.ort_session import session_options
 from edgeglm.runtimes.qnn import Chip, Npu, find_npu
 
 
@@ -61,7 +61,7 @@ def _compile(npu: Npu, model: str, context: str, chip: Chip) -> None:
 
 def _reference(model: str) -> onnxruntime.InferenceSession:
     """The integers as the graph says them, operator by operator."""
-    options = session_options()
+    options = session_options(model)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_cpu_mem_arena = False
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

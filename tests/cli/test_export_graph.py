@@ -13,10 +13,10 @@ pytest.importorskip("onnxscript")
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from edgeglm.bundle import read_sealed
 from edgeglm.manifest import GraphManifest
+from edgeglm.runtimes.ort_session import open_session
 from tests.cli.commands import check_failure, left_of, run
 from tests.export.user_graphs import FEATURES, IMAGE, LENGTH, write_cnn, write_lstm, write_samples
 
@@ -66,8 +66,7 @@ def test_a_graph_becomes_a_bundle_that_computes_the_same(
     assert left_of(target) == ["bundle"]
     sample = dict(np.load(next((files / ("images" if "cnn" in graph else "sequences")).glob("*.npz"))))
     want, got = (
-        onnxruntime.InferenceSession(path).run(None, sample)[0]
-        for path in (files / f"{graph}.onnx", target / "graph/model.onnx")
+        open_session(path, 1).run(None, sample)[0] for path in (files / f"{graph}.onnx", target / "graph/model.onnx")
     )
     assert np.linalg.norm(got - want) / np.linalg.norm(want) < 2 * limit
 

@@ -12,7 +12,6 @@ pytest.importorskip("transformers")
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
 
 from edgeglm.errors import DamagedFileError
@@ -24,6 +23,7 @@ from edgeglm.export.quantize import stream
 from edgeglm.export.quantize.schemes import SCHEMES, Scheme
 from edgeglm.export.trace.request import TraceRequest
 from edgeglm.export.trace.tracer import Traced, trace
+from edgeglm.runtimes.ort_session import open_session
 from tests.export.emitting import File, emit
 from tests.export.tiny import SHAPES, save
 
@@ -51,7 +51,7 @@ def export(checkpoint: Checkpoint, scheme: Scheme) -> tuple[ir.Model, tuple[Stor
 def logits(model: ir.Model, file: File, folder: Path) -> NDArray[np.float32]:
     (folder / "weights.bin").write_bytes(file.data.tobytes())
     ir.save(model, folder / "model.onnx")
-    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    session = open_session(folder / "model.onnx", 1)
     state = np.zeros((1, SHAPE.kv_heads, 64, SHAPE.head_dim), np.float32)
     feed = {name.name: state for name in session.get_inputs() if name.name.startswith("past_")}
     feed["hidden"] = np.random.default_rng(0).standard_normal((1, 9, SHAPE.hidden), np.float32)

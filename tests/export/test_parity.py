@@ -26,6 +26,7 @@ from edgeglm.export.modules import build, decoder_stack, vision_stack
 from edgeglm.export.quantize.schemes import Fp32
 from edgeglm.export.trace.request import TraceRequest
 from edgeglm.export.trace.tracer import trace
+from edgeglm.runtimes.ort_session import open_session
 from tests.export.emitting import emit
 from tests.export.tiny import SHAPES, Shape, config_of, save
 
@@ -51,7 +52,7 @@ def load(model: ir.Model, dialect: Dialect, checkpoint: Checkpoint, path: Path) 
     ir.save(model, path)
     if dialect == "portable":
         onnx.checker.check_model(str(path), full_check=True)
-    return onnxruntime.InferenceSession(path)
+    return open_session(path, 1)
 
 
 @pytest.fixture(scope="module", params=[(name, dialect) for name in SHAPES for dialect in ("ort", "portable")], ids=str)

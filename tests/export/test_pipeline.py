@@ -31,6 +31,7 @@ from edgeglm.export.pipeline.export import export
 from edgeglm.export.pipeline.forecast import predict
 from edgeglm.export.pipeline.prepare import open_export, prepare
 from edgeglm.export.pipeline.prepared import Request
+from edgeglm.runtimes.ort_session import open_session
 from edgeglm.runtimes.positions import prompt_positions
 from tests.export.tiny import SHAPES, save
 
@@ -57,7 +58,7 @@ class Runner:
     def session(self, name: manifest.ModuleName) -> onnxruntime.InferenceSession:
         module = self.bundle.module(name)
         assert module is not None
-        return onnxruntime.InferenceSession(self.bundle.path(module.file))
+        return open_session(self.bundle.path(module.file), 1)
 
     def embed(self, tokens: list[int]) -> NDArray[np.float32]:
         model = self.bundle.manifest.model

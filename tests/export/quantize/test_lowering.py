@@ -19,6 +19,7 @@ from edgeglm.export.model import Dialect
 from edgeglm.export.quantize.lowering import lower_linear, opset_imports
 from edgeglm.export.quantize.schemes import Fp16, Fp32, Int4, Int8, Int8Block, Int8Static, Scheme
 from edgeglm.export.quantize.storage import dequantize, encode, parts
+from edgeglm.runtimes.ort_session import open_session, session_options
 
 FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 DIALECTS: tuple[Dialect, ...] = ("ort", "portable")
@@ -71,9 +72,8 @@ def initializer(name: str, array: NDArray[Any], dtype: ir.DataType, shape: tuple
 
 
 def run_onnxruntime(model: onnx.ModelProto, x: NDArray[Any]) -> Array:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    graph = model.SerializeToString()
+    session = onnxruntime.InferenceSession(graph, session_options(graph, 1), providers=["CPUExecutionProvider"])
     return np.asarray(session.run(["y"], {"x": x})[0], np.float32)
 
 
@@ -159,10 +159,8 @@ def test_an_outlier_token_costs_the_others_nothing(scheme: Scheme) -> None:
 
 
 def test_static_int8_is_one_integer_product_in_the_engine(tmp_path: Path) -> None:
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    model = build(WIDE, "ort", *layer(64, 512), FLOAT)
-    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    (tmp_path / "model.onnx").write_bytes(build(WIDE, "ort", *layer(64, 512), FLOAT).SerializeToString())
+    open_session(tmp_path / "model.onnx", 1, save_to=tmp_path / "optimized.onnx")
     operators = {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
     assert "MatMul" not in operators
     assert operators & {"MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger"}
