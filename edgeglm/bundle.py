@@ -19,7 +19,18 @@ import msgspec
 
 from edgeglm.digest import READ_ONLY, KnownHashes
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
-from edgeglm.manifest import MANIFEST, SCHEMA, File, GraphManifest, Manifest, Module, ModuleName, Sealed, parse_manifest
+from edgeglm.manifest import (
+    MANIFEST,
+    SCHEMA,
+    File,
+    GraphManifest,
+    Manifest,
+    Module,
+    ModuleName,
+    Sealed,
+    Vision,
+    parse_manifest,
+)
 
 MAX_MANIFEST_BYTES = 4 << 20
 RESTORE = "copy the bundle again from where it was exported, or export it again"
@@ -37,6 +48,14 @@ class Bundle:
         if relative not in self.manifest.files:
             raise KeyError(relative)
         return self.folder / relative
+
+    @property
+    def shapes(self) -> list[Vision]:
+        """Every shape of picture that its vision module has a graph for, the one it was made for first."""
+        vision, module = self.manifest.model.vision, self.module("vision")
+        if vision is None or module is None:
+            return []
+        return [vision, *(msgspec.structs.replace(vision, grid=shape.grid) for shape in module.shapes)]
 
     def module(self, name: ModuleName) -> Module | None:
         """The module of that name, if the bundle has it."""

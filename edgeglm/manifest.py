@@ -128,6 +128,23 @@ class Module(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     compiled: Compiled | None = None
     shapes: tuple[Shape, ...] = ()
 
+    @property
+    def each_shape(self) -> tuple[Module, ...]:
+        """The module itself, and as modules of their own its graphs for further grids."""
+        alone = msgspec.structs.replace(self, shapes=())
+        others = ((shape.file, shape.inputs, shape.outputs, shape.max_relative_error) for shape in self.shapes)
+        return alone, *(
+            msgspec.structs.replace(alone, file=file, inputs=inputs, outputs=outputs, max_relative_error=error)
+            for file, inputs, outputs, error in others
+        )
+
+    def for_grid(self, grid: tuple[int, int]) -> Module:
+        """The module whose file is the graph for one grid: its own, unless a shape has it."""
+        return next(
+            (module for shape, module in zip(self.shapes, self.each_shape[1:], strict=True) if shape.grid == grid),
+            self,
+        )
+
 
 class Generation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The model's own defaults for generating, as transformers takes them; temperature 0 is greedy, top_k 0 is all."""

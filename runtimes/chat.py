@@ -12,6 +12,7 @@ from tokenizers.decoders import DecodeStream
 from edgeglm.errors import EdgeglmError, UnsupportedError
 from edgeglm.manifest import Vision
 from edgeglm.runtimes.messages import Message, parts
+from edgeglm.runtimes.positions import Grid
 from edgeglm.runtimes.templates import read_templates
 from edgeglm.runtimes.tokenizer import REMEDY, BoundedTokenizer
 
@@ -40,8 +41,15 @@ class Chat:
         self.template = read_templates(folder, sees=sees or vision is not None)
         self._knows: dict[str, bool] = {}
 
-    def encode(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[int]:
+    def encode(
+        self, messages: Sequence[Message], tools: Sequence[Any] | None = None, grids: Sequence[Grid] | None = None
+    ) -> list[int]:
         """Return the tokens of a conversation that the model is to answer; a picture is one for each merged patch.
+
+        Args:
+            messages: Normalized.
+            tools: As the template takes them.
+            grids: Rows and columns of patches of each picture, in their order; the model's own if None.
 
         Raises:
             UnsupportedError: The template refuses the conversation, or there is none and it is more than a text.
@@ -50,17 +58,23 @@ class Chat:
         if self.template is None:
             return self.bounded.encode(self._text(messages), add_special_tokens=True)
         text = self.render(messages, tools)
-        if self.vision:
-            rows, columns = self.vision.grid
-            token = str(self.image_token)
-            text = text.replace(token, token * (rows * columns // self.vision.merge_size**2))
-        return self.bounded.encode(text)
+        return self.bounded.encode(self._expanded(text, self.vision, grids) if self.vision else text)
 
     def render(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> str:
         """Return the text of a conversation, in which a picture is one token. Raises as `encode`."""
         if self.template is None:
             raise self._missing()
         return self.template.render([self._for_template(each) for each in messages], tools)
+
+    def _expanded(self, text: str, vision: Vision, grids: Sequence[Grid] | None) -> str:
+        """Repeat the token of each picture; as many as the template did not make of the pictures stay single."""
+        token = str(self.image_token)
+        first, *rest = text.split(token)
+        grids = [vision.grid] * len(rest) if grids is None else grids
+        if len(grids) != len(rest):
+            return text
+        counts = [rows * columns // vision.merge_size**2 for rows, columns in grids]
+        return first + "".join(token * count + piece for count, piece in zip(counts, rest, strict=True))
 
     @property
     def image_token(self) -> str | None:

@@ -169,7 +169,10 @@ def _key(bundle: Bundle, module: Module, library: Library, sm: int, ranges: dict
     """One name for a module's bytes, TensorRT's version, the GPU and the shapes."""
     files = bundle.manifest.files
     parts = [f"{name} {files[name].sha256}" for name in sorted(files) if name.startswith(f"{module.name}/")]
-    parts += [f"{REVISION} {library.name} {library.version} {sm}", msgspec.json.encode(ranges, order="sorted").decode()]
+    parts += [
+        f"{module.file} {REVISION} {library.name} {library.version} {sm}",
+        msgspec.json.encode(ranges, order="sorted").decode(),
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import stat
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,10 @@ PIXEL_BYTES = 9  # that decoding one and resizing it takes at most, measured ove
 WEBP_PIXEL_BYTES = 17  # Pillow decodes a WebP as an animation
 # A picture's sides are changed against one another by rounding to whole patches, and by phones of different length.
 SQUEEZE = 1.2
+# Shapes whose stretch, as a logarithm, differs by less are alike; then pixels decide.
+ALIKE = 0.05
+# EXIF's tag, and its values that exchange the sides.
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
 STRIP = 64  # rows that are converted at a time
 
 
@@ -58,6 +64,38 @@ def open_picture(source: Source, room: int | None = None) -> Image.Image:
         raise _too_large(source) from error
     except Exception as error:  # of a damaged file Pillow says so with errors of many kinds
         raise _unreadable(source, getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
+
+
+def picture_size(source: Source) -> tuple[int, int]:
+    """Read the width and the height of a picture, as its EXIF turns it, from its header.
+
+    Raises:
+        UsageError: It cannot be read, or is no WebP, PNG or JPEG.
+    """
+    try:
+        _check(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+                turned = image.getexif().get(ORIENTATION) in TURNED
+                return (image.height, image.width) if turned else image.size
+    except EdgeglmError:
+        raise
+    except Exception as error:
+        raise _unreadable(source, getattr(error, "strerror", None) or "it is no WebP, PNG or JPEG") from error
+
+
+def nearest_shape(width: int, height: int, shapes: Sequence[Vision]) -> Vision:
+    """Choose the shape that a picture of a size in pixels is nearest to: by its sides' ratio first, then by pixels."""
+
+    def stretch(vision: Vision) -> float:
+        rows, columns = vision.grid
+        return abs(math.log(width * rows / (height * columns)))
+
+    least = min(map(stretch, shapes))
+    alike = [vision for vision in shapes if stretch(vision) <= least + ALIKE]
+    pixels = width * height
+    return min(alike, key=lambda vision: abs(math.log(pixels / (math.prod(vision.grid) * vision.patch_size**2))))
 
 
 def hash_picture(source: Source) -> bytes:
@@ -101,6 +139,11 @@ def picture_bytes(vision: Vision) -> int:
     """Of a picture's patches, as the vision module takes them."""
     (rows, columns), size = vision.grid, vision.patch_size
     return 4 * 3 * vision.temporal_patch_size * rows * columns * size * size
+
+
+def merged_grid(vision: Vision) -> tuple[int, int]:
+    """Return the rows and columns of tokens that a picture takes."""
+    return vision.grid[0] // vision.merge_size, vision.grid[1] // vision.merge_size
 
 
 def squeezed(image: Image.Image, vision: Vision) -> str | None:

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+Grid = tuple[int, int]  # rows and columns
 
-def prompt_positions(image_tokens: Sequence[bool], grid: tuple[int, int] | None) -> NDArray[np.int64]:
+
+def prompt_positions(image_tokens: Sequence[bool], grids: Sequence[Grid] | None) -> NDArray[np.int64]:
     """Positions of a prompt with any number of pictures.
 
     Args:
         image_tokens: Whether each token stands for a piece of a picture; those of one picture stand together, and
             other tokens between those of two.
-        grid: Rows and columns of merged patches; None for a model without M-RoPE.
+        grids: Merged patches of each picture; None for a model without M-RoPE.
 
     Returns:
         (3, 1, length): a picture's tokens count their row and column from where it begins, and the text behind it
@@ -22,12 +24,11 @@ def prompt_positions(image_tokens: Sequence[bool], grid: tuple[int, int] | None)
         (1, 1, length).
     """
     length = len(image_tokens)
-    if grid is None:
+    if grids is None:
         return np.arange(length, dtype=np.int64)[None, None]
     positions = np.tile(np.arange(length, dtype=np.int64), (3, 1, 1))
-    rows, columns = grid
-    place = np.indices((1, rows, columns)).reshape(3, -1)
-    for start, stop in picture_spans(image_tokens):
+    for (start, stop), (rows, columns) in zip(picture_spans(image_tokens), grids, strict=True):
+        place = np.indices((1, rows, columns)).reshape(3, -1)
         positions[:, 0, stop:] += max(rows, columns) - (stop - start)
         positions[:, 0, start:stop] = positions[0, 0, start] + place
     return positions

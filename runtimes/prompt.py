@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeglm.errors import UnsupportedError, UsageError
-from edgeglm.manifest import Model
+from edgeglm.manifest import Model, Vision
 from edgeglm.runtimes.chat import Chat
-from edgeglm.runtimes.image import Source, hash_picture
+from edgeglm.runtimes.image import Source, hash_picture, merged_grid, nearest_shape, picture_size
 from edgeglm.runtimes.messages import Message, normalize, parts, pictures, texts
 from edgeglm.runtimes.positions import picture_spans, prompt_positions
 
@@ -20,9 +20,10 @@ Key = int | bytes  # a token, or the hash of the picture that it is a piece of
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, the hash of its bytes, and its tokens' place in the prompt."""
+    """A picture, the shape that it is brought to, the hash of its bytes, and its tokens' place in the prompt."""
 
     source: Source
+    vision: Vision
     digest: bytes
     start: int
     stop: int
@@ -44,8 +45,14 @@ class Prompt:
         return keys
 
 
-def read_prompt(chat: Chat, model: Model, messages: Sequence[Message]) -> Prompt:
+def read_prompt(chat: Chat, model: Model, messages: Sequence[Message], shapes: Sequence[Vision] = ()) -> Prompt:
     """Encode a conversation that is to be answered, with its pictures.
+
+    Args:
+        chat: Of the model.
+        model: Of the bundle.
+        messages: In any form that `edgeglm.runtimes.messages.normalize` knows.
+        shapes: What a picture may be brought to; the model's own shape if there is none.
 
     Raises:
         UsageError: A picture cannot be read, or nothing is asked.
@@ -62,28 +69,30 @@ def read_prompt(chat: Chat, model: Model, messages: Sequence[Message]) -> Prompt
         raise UnsupportedError(model.name, "sees no pictures", "leave the picture out")
     if any(chat.image_token and chat.image_token in text for text in words):
         raise UsageError("the prompt", "holds the token that stands for a picture", "take it out of the text")
-    tokens = chat.encode(said)
+    visions = [_shape(source, shapes or [vision]) for source in sources] if vision else []
+    tokens = chat.encode(said, grids=[each.grid for each in visions])
     if tokens and max(tokens) >= model.vocabulary:
         why = f"gives token {max(tokens)}, and the model knows {model.vocabulary}"
         raise UnsupportedError(chat.bounded.file, why, "export a checkpoint whose files belong together")
     is_image = [bool(vision) and token == vision.image_token_id for token in tokens]  # type: ignore[union-attr]
-    grid = (vision.grid[0] // vision.merge_size, vision.grid[1] // vision.merge_size) if vision else None
-    spans = picture_spans(is_image)
-    if len(spans) != len(sources) or (grid and any(stop - start != grid[0] * grid[1] for start, stop in spans)):
+    grids, spans = [merged_grid(each) for each in visions], picture_spans(is_image)
+    if [stop - start for start, stop in spans] != [rows * columns for rows, columns in grids]:
         why = f"has {len(spans)} places for {len(sources)} pictures"
         raise UnsupportedError("the prompt", why, "give each message as many pictures as its chat template takes")
-    positions = prompt_positions(is_image, grid if model.rope.mrope_sections else None)
-    return Prompt(
-        tokens,
-        [Picture(source, hash_picture(source), *span) for source, span in zip(sources, spans, strict=True)],
-        positions,
-    )
+    positions = prompt_positions(is_image, grids if model.rope.mrope_sections else None)
+    places = zip(sources, visions, spans, strict=True)
+    found = [Picture(source, shape, hash_picture(source), *span) for source, shape, span in places]
+    return Prompt(tokens, found, positions)
 
 
 def shared_length(known: Sequence[Key], wanted: Sequence[Key]) -> int:
     """How many keys both begin with; one of those wanted is always left, to compute logits from."""
     pairs = zip(known, wanted[:-1], strict=False)
     return next((index for index, (left, right) in enumerate(pairs) if left != right), min(len(known), len(wanted) - 1))
+
+
+def _shape(source: Source, shapes: Sequence[Vision]) -> Vision:
+    return shapes[0] if len(shapes) == 1 else nearest_shape(*picture_size(source), shapes)
 
 
 def _has_content(last: Message) -> bool:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, TypeVar
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from edgeglm.actions import Action, parse_action
 from edgeglm.bundle import Bundle, load_bundle, verify_bundle
 from edgeglm.errors import DamagedFileError
-from edgeglm.manifest import Module, ModuleName, Vision
+from edgeglm.manifest import Module, ModuleName
 from edgeglm.memory import Phase, PhaseLog, current_rss, peak_rss
 from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.embedding import EmbeddingRows
@@ -26,6 +27,7 @@ from edgeglm.runtimes.generate import generate
 from edgeglm.runtimes.image import open_picture, picture_bytes, picture_name, squeezed, to_patches
 from edgeglm.runtimes.messages import Message
 from edgeglm.runtimes.ort import Decoder
+from edgeglm.runtimes.positions import Grid
 from edgeglm.runtimes.prepack import prepacked
 from edgeglm.runtimes.prompt import Key, Picture, Prompt, read_prompt, shared_length
 from edgeglm.runtimes.sampling import Sampler, Sampling
@@ -138,7 +140,7 @@ class Runner:
 
     def prompt(self, messages: Sequence[Message]) -> Prompt:
         """The prompt that a conversation is. Raises as `answer`."""
-        return read_prompt(self.chat, self.model, messages)
+        return read_prompt(self.chat, self.model, messages, self.bundle.shapes)
 
     def answer(
         self,
@@ -201,25 +203,30 @@ class Runner:
 
     def _features(self, pictures: Sequence[Picture]) -> list[NDArray[np.float32]]:
         """(tokens, hidden) of each picture; the vision module is there only meanwhile."""
-        vision = self.model.vision
-        if not pictures or vision is None:
+        if not pictures:
             return []
         with self._log.phase("read image"):  # first: one that cannot be decoded costs no loading
-            patches = [self._read_picture(picture, vision, len(pictures)) for picture in pictures]
-        features = []
-        with self._loaded("vision", lambda module: open_encoder(self.bundle, module, self.threads)) as encoder:
-            for pixels in patches:
-                with self._log.phase("encode image"):
-                    features.append(encoder.run({"pixel_values": pixels})["features"].astype(np.float32))
-        return features
+            patches = [self._read_picture(picture, len(pictures)) for picture in pictures]
+        found = dict[int, NDArray[np.float32]]()
+        for grid in dict.fromkeys(picture.vision.grid for picture in pictures):
+            with self._loaded("vision", partial(self._open_encoder, grid)) as encoder:
+                for index, picture in enumerate(pictures):
+                    if picture.vision.grid == grid:
+                        with self._log.phase("encode image"):
+                            features = encoder.run({"pixel_values": patches[index]})["features"]
+                            found[index] = features.astype(np.float32)
+        return [found[index] for index in range(len(pictures))]
 
-    def _read_picture(self, picture: Picture, vision: Vision, count: int) -> NDArray[np.float32]:
+    def _open_encoder(self, grid: Grid, module: Module) -> EncoderSession:
+        return open_encoder(self.bundle, module.for_grid(grid), self.threads)
+
+    def _read_picture(self, picture: Picture, count: int) -> NDArray[np.float32]:
         """The patches of one of `count` pictures, all of which are in memory when the vision module is."""
-        self.window.check_pictures(count, picture_bytes(vision))
+        self.window.check_pictures(count, picture_bytes(picture.vision))
         image = open_picture(picture.source, self._room())
-        if note := squeezed(image, vision):
+        if note := squeezed(image, picture.vision):
             self._notes.append(f"{picture_name(picture.source)}: {note}")
-        return to_patches(image, vision)
+        return to_patches(image, picture.vision)
 
     def _room(self) -> int | None:
         """Bytes that are left of the budget, if there is one."""

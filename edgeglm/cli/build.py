@@ -32,7 +32,8 @@ HEADINGS = ("MODULE", "PRECISION", "SIZE", "SECONDS")
 def command(bundle: Path, sm: int | None, as_json: bool) -> None:
     """Build the TensorRT engines of a bundle, on the device that runs them."""
     opened = load_bundle(bundle)
-    modules = [module for module in opened.manifest.modules if module.engine == "tensorrt"]
+    made = [module for module in opened.manifest.modules if module.engine == "tensorrt"]
+    modules = [shape for module in made for shape in module.each_shape]
     if not modules:
         why = f"was exported for {opened.manifest.profile.name}, and has no module for TensorRT"
         raise UsageError(bundle, why, "run it as it is, or export it with --target jetson")
@@ -40,7 +41,7 @@ def command(bundle: Path, sm: int | None, as_json: bool) -> None:
     library, built_for = _builder(opened.manifest, sm)
     engines = []
     for module in modules:
-        with progress_line(f"building {module.name}") as show:
+        with progress_line(f"building {module.file}") as show:
             engines.append(engine_for(opened, module, library, built_for, show))
     proof = _proof(library, built_for, executable=sm is None)
     if as_json:

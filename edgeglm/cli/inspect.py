@@ -10,7 +10,7 @@ import msgspec
 
 from edgeglm.bundle import read_sealed
 from edgeglm.cli.output import json_option, print_json
-from edgeglm.manifest import Compiled, GraphManifest, Manifest, Module, Sealed
+from edgeglm.manifest import Compiled, GraphManifest, Manifest, Module, Sealed, Shape
 from edgeglm.units import format_size
 
 HEADINGS = ("MODULE", "PRECISION", "FORMAT", "FILE", "SIZE", "ERROR")
@@ -44,6 +44,7 @@ def describe_modules(manifest: Sealed) -> list[dict[str, object]]:
             "bytes": manifest.module_bytes(module),
             "max_relative_error": module.max_relative_error,
             **({"compiled": msgspec.to_builtins(module.compiled)} if module.compiled else {}),
+            **({"shapes": [_shape(shape) for shape in module.shapes]} if module.shapes else {}),
         }
         for module in manifest.modules
     ]
@@ -51,7 +52,9 @@ def describe_modules(manifest: Sealed) -> list[dict[str, object]]:
 
 def module_table(manifest: Sealed) -> list[str]:
     """The modules as the lines of a table, and below it what was proven of those for an NPU."""
-    rows = [HEADINGS, *(_row(manifest, module) for module in manifest.modules)]
+    rows: list[tuple[str, ...]] = [HEADINGS]
+    for module in manifest.modules:
+        rows += [_row(manifest, module), *(_shape_row(module, shape) for shape in module.shapes)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     proofs = (f"{module.name}: {_proof(module, module.compiled)}" for module in manifest.modules if module.compiled)
     return [*("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows), *proofs]
@@ -70,6 +73,16 @@ def _row(manifest: Sealed, module: Module) -> tuple[str, ...]:
     error = module.max_relative_error
     size = format_size(manifest.module_bytes(module))
     return module.name, module.precision, module.format, module.file, size, "-" if error is None else f"{error:.2g}"
+
+
+def _shape(shape: Shape) -> dict[str, object]:
+    return {"grid": shape.grid, "file": shape.file, "max_relative_error": shape.max_relative_error}
+
+
+def _shape_row(module: Module, shape: Shape) -> tuple[str, ...]:
+    """A further shape of picture, whose weights are the module's."""
+    error = shape.max_relative_error
+    return "", module.precision, module.format, shape.file, "shared", "-" if error is None else f"{error:.2g}"
 
 
 def _parts(module: Module) -> Iterator[str]:

@@ -116,5 +116,6 @@ def prompt_inputs(prepared: Prepared, prompt: Prompt, rows: NDArray[np.float32])
     if prompt.features is not None:
         hidden[0, prompt.is_image] = prompt.features
     sections = prepared.probe.model.decoder.mrope_section
-    positions = prompt_positions(prompt.is_image.tolist(), prompt.grid if sections else None)
+    grids = [prompt.grid] if prompt.grid and prompt.is_image.any() else []
+    positions = prompt_positions(prompt.is_image.tolist(), grids if sections else None)
     return decoder_inputs(hidden, positions)

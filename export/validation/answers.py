@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -24,7 +25,7 @@ from edgeglm.runtimes import litert, ort
 from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.embedding import EmbeddingRows
 from edgeglm.runtimes.generate import generate
-from edgeglm.runtimes.image import to_patches
+from edgeglm.runtimes.image import merged_grid, nearest_shape, to_patches
 from edgeglm.runtimes.positions import prompt_positions
 from edgeglm.runtimes.qnn import npu_for
 from edgeglm.runtimes.sampling import Sampler, Sampling
@@ -57,14 +58,13 @@ def artifact_answers(
     Raises:
         BudgetError: A prompt with its answer is longer than the bundle's context.
     """
-    vision, model = bundle.manifest.model.vision, bundle.manifest.model
-    assert vision is not None
-    picture = 4 * model.hidden_size * vision.grid[0] * vision.grid[1] // vision.merge_size**2
-    group = max(1, FEATURE_BYTES // picture)
+    tokens = max(math.prod(merged_grid(vision)) for vision in bundle.shapes)
+    group = max(1, FEATURE_BYTES // (4 * bundle.manifest.model.hidden_size * tokens))
     answers: list[list[int]] = []
     for start in range(0, len(samples), group):
         some, first = samples[start : start + group], (begun or [()] * len(samples))[start : start + group]
-        for answer in _decode(bundle, vision, some, _features(bundle, vision, some, len(samples)), first):
+        visions = [_shape(sample, bundle.shapes) for sample in some]
+        for answer in _decode(bundle, visions, some, _features(bundle, visions, some, len(samples)), first):
             answers.append(answer)
             show(len(answers) / len(samples))
     return answers
@@ -101,45 +101,55 @@ def where_run(bundle: Bundle, samples: int) -> dict[str, str]:
     return found | {"vision": f"ONNX Runtime on the CPU, from the quantized ONNX: {why}"}
 
 
-def _encoder(bundle: Bundle, samples: int) -> EncoderSession:
+def _shape(sample: Sample, shapes: Sequence[Vision]) -> Vision:
+    """The shape that the runner brings a screen to."""
+    return shapes[0] if len(shapes) == 1 else nearest_shape(*sample.image.size, shapes)
+
+
+def _encoder(bundle: Bundle, vision: Vision, samples: int) -> EncoderSession:
     """The vision module's session: the NPU's simulator for few samples, else ONNX Runtime."""
-    module = _module(bundle, "vision")
+    module = _module(bundle, "vision").for_grid(vision.grid)
     if module.engine == "qnn" and samples > SIMULATED_SCREENS:
         return ort.Encoder(bundle.path(module.file), _threads())
     return open_encoder(bundle, module, _threads())
 
 
-def _features(bundle: Bundle, vision: Vision, samples: Sequence[Sample], total: int) -> list[NDArray[Any]]:
-    encoder = _encoder(bundle, total)
-    features = [encoder.run({"pixel_values": to_patches(each.image, vision)})["features"] for each in samples]
-    encoder.close()
-    return features
+def _features(bundle: Bundle, visions: Sequence[Vision], samples: Sequence[Sample], total: int) -> list[NDArray[Any]]:
+    found = dict[int, NDArray[Any]]()
+    for vision in {vision.grid: vision for vision in visions}.values():
+        encoder = _encoder(bundle, vision, total)
+        for index, sample in enumerate(samples):
+            if visions[index].grid == vision.grid:
+                found[index] = encoder.run({"pixel_values": to_patches(sample.image, vision)})["features"]
+        encoder.close()
+    return [found[index] for index in range(len(samples))]
 
 
 def _decode(
     bundle: Bundle,
-    vision: Vision,
+    visions: Sequence[Vision],
     samples: Sequence[Sample],
     pictures: Sequence[NDArray[Any]],
     begun: Sequence[Sequence[int]],
 ) -> Iterator[list[int]]:
-    model, rows, chat = bundle.manifest.model, EmbeddingRows(bundle), Chat(bundle.folder / "tokenizer", vision)
-    prompts = [chat.encode(sample.messages) for sample in samples]
+    model, rows, chat = bundle.manifest.model, EmbeddingRows(bundle), Chat(bundle.folder / "tokenizer", visions[0])
+    asked = zip(samples, visions, strict=True)
+    prompts = [chat.encode(sample.messages, grids=[vision.grid]) for sample, vision in asked]
     longest = max(map(len, prompts)) + MAX_NEW_TOKENS
     if longest > model.max_positions:
         why = f"a prompt and its answer take {longest} tokens, and it has room for {model.max_positions}"
         raise BudgetError(bundle.folder, why, f"export it with --context {longest}")
     capacity = capacity_for(longest, model.max_positions)
     decoder = open_decoder(bundle, _module(bundle, "decoder"), _threads(), capacity)
-    grid = (vision.grid[0] // vision.merge_size, vision.grid[1] // vision.merge_size)
     ends = _ends(bundle)
-    for prompt, features, first in zip(prompts, pictures, begun, strict=True):
+    for prompt, vision, features, first in zip(prompts, visions, pictures, begun, strict=True):
         tokens, left = [*prompt, *first], MAX_NEW_TOKENS - len(first)
         is_image = np.array(tokens) == vision.image_token_id
         is_image[len(prompt) :] = False
         hidden = rows.gather(tokens)
         hidden[is_image] = features
-        positions = prompt_positions(is_image.tolist(), grid if model.rope.mrope_sections else None)
+        grids = [merged_grid(vision)] if model.rope.mrope_sections else None
+        positions = prompt_positions(is_image.tolist(), grids)
         decoder.truncate(0)
         yield [*first, *generate(decoder, rows, tokens, hidden, positions, Sampler(Sampling()), ends, left)]
     decoder.close()

@@ -166,13 +166,13 @@ def _load(original: Original) -> Any:  # noqa: ANN401 (a class of transformers, 
 
 def _logits(cut: Cut, prompt: Prompt) -> Tensor:
     """The same by the classes that stream an original."""
-    decoder, grid = StreamedDecoder(cut), (1, 1)
+    decoder, grids = StreamedDecoder(cut), list[tuple[int, int]]()
     hidden = decoder.embed(prompt.tokens)[None]
     if "pixel_values" in prompt.inputs:
-        grid = GRID
+        grids = [GRID]
         features = StreamedTower(cut).features(prompt.inputs["pixel_values"], prompt.inputs["image_grid_thw"])
         hidden[0, torch.from_numpy(prompt.is_picture)] = features
-    places = prompt_positions(prompt.is_picture.tolist(), grid if decoder.decoder.mrope_section else None)
+    places = prompt_positions(prompt.is_picture.tolist(), grids if decoder.decoder.mrope_section else None)
     decoder.run([hidden], [places])
     rows = cut.rows(decoder.decoder.head, 0, min(VOCABULARY, decoder.decoder.vocabulary))
     return hidden[0] @ torch.from_numpy(rows).T

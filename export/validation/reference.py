@@ -77,7 +77,7 @@ class StreamedDecoder:
     def hidden(self, tokens: NDArray[np.int64]) -> Tensor:
         """The last hidden states (n, length, hidden) of token ids (n, length), after the last norm."""
         hidden = torch.stack([self.embed(sequence) for sequence in tokens])
-        where = prompt_positions([False] * tokens.shape[1], (1, 1) if self.decoder.mrope_section else None)
+        where = prompt_positions([False] * tokens.shape[1], [] if self.decoder.mrope_section else None)
         self.run([hidden[index : index + 1] for index in range(len(hidden))], [where] * len(hidden))
         return hidden
 

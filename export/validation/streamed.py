@@ -129,7 +129,7 @@ def _drafted(prompts: Prompts, sample: Sample, draft: Sequence[int]) -> Drafted:
     is_picture[: len(inputs["input_ids"][0])] = inputs["mm_token_type_ids"][0].numpy() == 1
     merge = prompts.processor.merge_size
     grid = inputs["image_grid_thw"]
-    positions = prompt_positions(is_picture.tolist(), (int(grid[0, 1]) // merge, int(grid[0, 2]) // merge))
+    positions = prompt_positions(is_picture.tolist(), [(int(grid[0, 1]) // merge, int(grid[0, 2]) // merge)])
     return Drafted(tokens, is_picture, positions, inputs["pixel_values"], grid, np.array(draft, np.int64))
 
 

@@ -37,7 +37,7 @@ def artifact_scores(bundle: Bundle, windows: Windows, show: Callable[[float], ob
     length = windows.sequences.shape[1]
     capacity = capacity_for(length, model.max_positions)
     decoder = open_decoder(bundle, module, len(os.sched_getaffinity(0)), capacity)
-    positions = prompt_positions([False] * length, (1, 1) if model.rope.mrope_sections else None)
+    positions = prompt_positions([False] * length, [] if model.rope.mrope_sections else None)
     scores = Scores([], [])
     for sequence in windows.sequences.tolist():
         decoder.truncate(0)

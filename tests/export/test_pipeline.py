@@ -31,6 +31,7 @@ from edgeglm.export.pipeline.export import export
 from edgeglm.export.pipeline.forecast import predict
 from edgeglm.export.pipeline.prepare import open_export, prepare
 from edgeglm.export.pipeline.prepared import Request
+from edgeglm.runtimes.image import merged_grid
 from edgeglm.runtimes.ort_session import open_session
 from edgeglm.runtimes.positions import prompt_positions
 from tests.export.tiny import SHAPES, save
@@ -72,11 +73,12 @@ class Runner:
         grid, is_image = None, np.zeros(len(tokens), bool)
         if model.vision:
             is_image = np.array(tokens) == model.vision.image_token_id
-            grid = (model.vision.grid[0] // model.vision.merge_size, model.vision.grid[1] // model.vision.merge_size)
+            grid = merged_grid(model.vision)
         if patches is not None:
             (features,) = self.session("vision").run(None, {"pixel_values": patches})
             hidden[is_image] = features
-        positions = prompt_positions(is_image.tolist(), grid if model.rope.mrope_sections else None)
+        grids = [grid] if grid and is_image.any() else []
+        positions = prompt_positions(is_image.tolist(), grids if model.rope.mrope_sections else None)
         session, count = self.session("decoder"), len(tokens)
         feed: dict[str, NDArray[Any]] = {
             "hidden": hidden[None],
