@@ -108,8 +108,10 @@ class Module(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     """One part of the model, in the folder of its name: the file to open and how it runs.
 
     ``rows`` is a table that is gathered from a memory map, without engine and dialect. ``parts`` has the precision of
-    every part of a module whose ``precision`` is ``mixed``. ``tried`` has the errors of the precisions between which
-    the export chose, against the module in fp32. ``tflite`` may have several files, in the order of their names.
+    every part of a module whose ``precision`` is ``mixed``. ``fp32_values`` names the weights and values of a module in
+    half precision whose results are kept in fp32, since they are too large for fp16. ``tried`` has the errors of the
+    precisions between which the export chose, against the module in fp32. ``tflite`` may have several files, in the
+    order of their names.
     ``max_relative_error`` is against the unquantized module, None where it was not measured.
     """
 
@@ -118,6 +120,7 @@ class Module(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     format: Format
     precision: Text
     parts: dict[Text, Text] = {}
+    fp32_values: tuple[Text, ...] = ()
     tried: dict[Text, Annotated[float, Meta(ge=0)]] = {}
     placement: Placement
     engine: Engine | None = None

@@ -97,6 +97,7 @@ def export(
             if reuse:
                 _copy(module, output, writer, reuse, unchanged.identity)
             modules.append(_export_module(prepared, module, output, writer, pool, prover, report))
+        notes += [_wide_note(module) for module in modules if module.fp32_values]
         unchanged.check(writer.notes)
         made = _manifest(prepared, tuple(modules), predicted, writer, config)
         if measured:
@@ -107,6 +108,12 @@ def export(
         for module in ours:
             reuse.add(module.choice, _written(module, writer, path / module.weights_file, unchanged.identity))
     return read_manifest(path), tuple(notes)
+
+
+def _wide_note(module: manifest.Module) -> str:
+    first, *more = module.fp32_values
+    others = f" and {len(more)} more" if more else ""
+    return f"{module.name}: {first}{others} in fp32, since their values are too large for fp16"
 
 
 def _report(report: Report, module: PreparedModule, share: float) -> None:
@@ -155,7 +162,7 @@ def _export_module(
     shapes = tuple(
         _describe_shape(shape, prove_shape(prepared, shape, probe, writer, output)) for shape, probe in probes
     )
-    return _describe(module, error, compiled, shapes)
+    return _describe(module, error, compiled, proof.wide, shapes)
 
 
 def _copy(module: PreparedModule, output: OutputFile, writer: BundleWriter, reuse: Reuse, source: str) -> None:
@@ -224,8 +231,9 @@ def _describe_shape(shape: PreparedModule, error: float | None) -> manifest.Shap
 def _describe(
     module: PreparedModule,
     error: float,
-    compiled: manifest.Compiled | None = None,
-    shapes: tuple[manifest.Shape, ...] = (),
+    compiled: manifest.Compiled | None,
+    wide: tuple[str, ...],
+    shapes: tuple[manifest.Shape, ...],
 ) -> manifest.Module:
     choice, graph = module.choice, module.graph
     if graph is None:
@@ -240,6 +248,7 @@ def _describe(
         format="onnx" if graph else "rows",
         precision=choice.stated,
         parts=module.part_precisions if choice.parts else {},
+        fp32_values=wide,
         placement=choice.placement,
         engine=choice.engine,
         dialect=choice.dialect if graph else None,

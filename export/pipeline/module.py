@@ -16,7 +16,7 @@ from edgeglm.export.check import Offence
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.emit.onnx import Layout, bind, lay_out
 from edgeglm.export.model import Choice, Dialect, Grid, Model, Part, Piece, Stored
-from edgeglm.export.modules import build, decoder_stack, vision_stack
+from edgeglm.export.modules import Stack, build, decoder_stack, vision_stack
 from edgeglm.export.pipeline.fit import fit
 from edgeglm.export.pipeline.prepared import (
     WEIGHTS,
@@ -33,6 +33,7 @@ from edgeglm.export.quantize.schemes import Codes, Fp16, Fp32, NpuInt8, Scheme, 
 from edgeglm.export.quantize.storage import encode, parts
 from edgeglm.export.quantize.stream import Chunk, chunks, encode_chunk
 from edgeglm.export.trace.tracer import Traced
+from edgeglm.manifest import ModuleName
 from edgeglm.suggest import nearest_name
 
 POSITION = "position"
@@ -105,12 +106,7 @@ class _Lowered:
 def _lower(
     choice: Choice, profile: Profile, found: Traced, checkpoint: Checkpoint, calibration: Calibration | None
 ) -> _Lowered:
-    stack, vision = decoder_stack(found.decoder, found.model.decoder), None
-    if choice.name == "vision":
-        vision = found.model.vision
-        assert found.vision is not None
-        assert vision is not None
-        stack = vision_stack(found.vision, vision)
+    stack, vision = stack_of(choice.name, found), found.model.vision if choice.name == "vision" else None
     graph = build(stack, TRACED.get(choice.dialect, choice.dialect))
     positions = (_position_job(graph, found.model, checkpoint, choice),) if vision else ()
     ranges = calibration.ranges if calibration else {}
@@ -130,6 +126,15 @@ def _lower(
     if choice.engine != "litert":  # whose files its own converter makes
         graph, fixes = fit(graph, profile, choice.engine, choice.name)
     return _Lowered(graph, vision.grid if vision else None, positions, stored, named, fixes)
+
+
+def stack_of(name: ModuleName, traced: Traced) -> Stack:
+    """The traces of one of the model's modules, and how they are stamped."""
+    if name != "vision":
+        return decoder_stack(traced.decoder, traced.model.decoder)
+    assert traced.vision is not None
+    assert traced.model.vision is not None
+    return vision_stack(traced.vision, traced.model.vision)
 
 
 def _integers(graph: ir.Model, choice: Choice, calibration: Calibration | None) -> tuple[Stored, ...]:

@@ -33,7 +33,7 @@ from edgeglm.export.pipeline.prepared import (
 from edgeglm.export.pyz import build_pyz
 from edgeglm.export.quantize.schemes import parse_scheme
 from edgeglm.export.trace.request import TraceRequest
-from edgeglm.export.trace.tracer import trace
+from edgeglm.export.trace.tracer import Traced, trace
 
 # What a device needs beside the weights, where the checkpoint has it.
 SIDECARS = (
@@ -121,9 +121,15 @@ def prepare(opened: Opened, calibration: Calibration | None = None) -> Prepared:
         check_weights([job.stored for job in module.jobs if not is_position(job.stored)], checkpoint)
     sidecars = {f"tokenizer/{name}": data for name in SIDECARS if (data := _sidecar(checkpoint, name)) is not None}
     sidecars[RUNNER] = build_pyz()
-    model, probe = next(iter(traced.values())).model, found[opened.probe]
-    probes = tuple(found[request] for _, request in opened.shapes)
-    return Prepared(opened, model, probe, modules, sidecars, calibration, probes)
+    model, probe, *probes = (
+        next(iter(traced.values())).model,
+        *(_with_half(request, found) for request in opened.probes),
+    )
+    return Prepared(opened, model, probe, modules, sidecars, calibration, tuple(probes))
+
+
+def _with_half(probe: TraceRequest, found: Mapping[TraceRequest, Traced]) -> Traced:
+    return replace(found[probe], half=found.get(replace(probe, half=True)))
 
 
 def probe_module(prepared: Prepared, precision: str, calibration: Calibration) -> PreparedModule:

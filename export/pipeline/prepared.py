@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -141,9 +141,18 @@ class Opened:
     shapes: tuple[tuple[TraceRequest, TraceRequest], ...] = ()
 
     @property
+    def probes(self) -> list[TraceRequest]:
+        """What the original is computed with, at the picture's grid and at each further one."""
+        return [self.probe, *(probe for _, probe in self.shapes)]
+
+    @property
     def traces(self) -> list[TraceRequest]:
-        """All that the export is made with."""
-        return [*self.requests.values(), self.probe, *(each for pair in self.shapes for each in pair)]
+        """All that the export is made with; a module in half precision is compared with the original value by value."""
+        half = any(choice.half for choice in self.choices)
+        halves = [replace(probe, half=True) for probe in self.probes] if half else []
+        return list(
+            dict.fromkeys([*self.requests.values(), *(traced for traced, _ in self.shapes), *self.probes, *halves])
+        )
 
     @property
     def is_traced(self) -> bool:

@@ -1,4 +1,8 @@
-"""The prompts that modules are proven on: screens of the demo for the demo, seeded noise for any other model."""
+"""The prompts that modules are proven on, which begin as real ones do: the first tokens are what overflows fp16.
+
+The demo has its screens. Any other model gets a conversation in its chat form, with a picture of noise where it sees
+one, and only a checkpoint without a tokenizer gets random tokens.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 
+from edgeglm.errors import EdgeglmError
 from edgeglm.export.demo.samples import DATA, Sample, read_samples
 from edgeglm.export.describe import describe_vision
 from edgeglm.export.pipeline.module import POSITION
 from edgeglm.export.pipeline.prepared import Prepared
 from edgeglm.export.positions import position_embedding
 from edgeglm.export.prove.values import Values, decoder_inputs
-from edgeglm.runtimes.chat import Chat
+from edgeglm.runtimes.chat import Chat, Message, message
 from edgeglm.runtimes.image import to_patches
 from edgeglm.runtimes.positions import prompt_positions
 
 DEMO_SCREENS = 4
 RANDOM_TOKENS = 16
+# Special tokens that are looked at; vocabularies may hold hundreds that were never trained.
+SPECIAL_TOKENS = 64
+SYSTEM = "You are an agent that operates a phone. Answer with one action."
+QUESTION = "What is 12 + 30? Open the settings, please."
+ANSWER = "It is 42."
 
 
 @dataclass
@@ -83,16 +94,78 @@ def sample_prompts(prepared: Prepared, samples: Iterable[Sample], *, answered: b
     return prompts
 
 
+def chat_prompts(prepared: Prepared) -> list[Prompt]:
+    """A conversation with the beginning of its answer; random tokens where the checkpoint has no words for one."""
+    vision = prepared.probe.model.vision
+    chat = _chat(prepared)
+    tokens = _conversation(chat) if chat else []
+    if chat is None or not _fits(prepared, tokens):
+        return random_prompts(prepared)
+    if vision is None or chat.vision is None:
+        return [Prompt(tokens, np.zeros(len(tokens), bool))]
+    rows, columns = vision.grid[0] // vision.merge, vision.grid[1] // vision.merge
+    is_image = np.array(tokens) == chat.vision.image_token_id
+    if is_image.sum() != rows * columns:
+        return random_prompts(prepared)
+    return [Prompt(tokens, is_image, (rows, columns), _noise(prepared))]
+
+
+def special_prompts(prepared: Prepared) -> list[Prompt]:
+    """One prompt of the tokenizer's special tokens, which have the largest values of all; none without any."""
+    chat = _chat(prepared)
+    if chat is None:
+        return []
+    added = sorted(chat.tokenizer.get_added_tokens_decoder())
+    tokens = [token for token in added if chat.vision is None or token != chat.vision.image_token_id]
+    tokens = tokens[:SPECIAL_TOKENS]
+    is_image = np.zeros(len(tokens), bool)
+    return [Prompt(tokens, is_image, (1, 1) if chat.vision else None)] if _fits(prepared, tokens) else []
+
+
+def _chat(prepared: Prepared) -> Chat | None:
+    """What renders conversations, with pictures of the probe's size; None where the checkpoint has not all of it."""
+    checkpoint, vision = prepared.checkpoint, prepared.probe.model.vision
+    described = describe_vision(vision, checkpoint.config, prepared.opened.preprocessor) if vision else None
+    try:
+        return Chat(checkpoint.folder, described)
+    except EdgeglmError:
+        return None
+
+
+def _conversation(chat: Chat) -> list[int]:
+    """A turn of each, as far as the template takes them, and the beginning of an answer."""
+    picture = [{"type": "image_url", "image_url": {"url": "screen.png"}}, {"type": "text", "text": QUESTION}]
+    user: Message = {"role": "user", "content": picture if chat.vision else QUESTION}
+    for messages in ([message("system", SYSTEM), user], [user]):
+        try:
+            tokens = chat.encode(messages)
+        except (EdgeglmError, TemplateError):
+            continue
+        return [*tokens, *chat.tokenizer.encode(ANSWER, add_special_tokens=False).ids]
+    return []
+
+
+def _fits(prepared: Prepared, tokens: list[int]) -> bool:
+    decoder = prepared.model.decoder
+    return 0 < len(tokens) <= prepared.opened.context and max(tokens) < decoder.vocabulary
+
+
 def random_prompts(prepared: Prepared) -> list[Prompt]:
     """One prompt of random tokens; pictures are noise, and are not part of it."""
     random = np.random.default_rng(0)
     length = min(RANDOM_TOKENS, prepared.opened.context)
     tokens = random.integers(0, prepared.model.decoder.vocabulary, length).tolist()
-    vision, patches = prepared.probe.model.vision, None
-    if vision:
-        size = vision.channels * vision.temporal_patch * vision.patch**2
-        patches = random.standard_normal((vision.grid[0] * vision.grid[1], size), np.float32)
+    vision = prepared.probe.model.vision
+    patches = _noise(prepared) if vision else None
     return [Prompt(tokens, np.zeros(len(tokens), bool), (1, 1) if vision else None, patches)]
+
+
+def _noise(prepared: Prepared) -> NDArray[np.float32]:
+    """A picture's patches."""
+    vision = prepared.probe.model.vision
+    assert vision is not None
+    size = vision.channels * vision.temporal_patch * vision.patch**2
+    return np.random.default_rng(0).standard_normal((vision.grid[0] * vision.grid[1], size), np.float32)
 
 
 def vision_inputs(prepared: Prepared, prompt: Prompt) -> Values:

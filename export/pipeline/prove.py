@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeglm.errors import AccuracyError, DamagedFileError, EdgeglmError
 from edgeglm.export.model import Part
-from edgeglm.export.modules import Stack, decoder_stack, segments, vision_stack
+from edgeglm.export.modules import segments
 from edgeglm.export.pack.output import OutputFile
 from edgeglm.export.pack.writer import BundleWriter
-from edgeglm.export.pipeline.module import is_position
+from edgeglm.export.pipeline.half import Magnitudes, probe_graph
+from edgeglm.export.pipeline.module import is_position, serialize, stack_of
 from edgeglm.export.pipeline.prepared import Prepared, PreparedModule
-from edgeglm.export.pipeline.probes import demo_prompts, embed, prompt_inputs, random_prompts, vision_inputs
+from edgeglm.export.pipeline.probes import (
+    chat_prompts,
+    demo_prompts,
+    embed,
+    prompt_inputs,
+    special_prompts,
+    vision_inputs,
+)
 from edgeglm.export.prove.engine import check_loads, run_file
-from edgeglm.export.prove.reference import OriginalWeights, run_segment
+from edgeglm.export.prove.half import HalfGraph
+from edgeglm.export.prove.reference import OriginalWeights, Segment, run_segment
 from edgeglm.export.prove.values import Values, feeds, passed_on, relative_error, two_digits
 from edgeglm.export.quantize.embedding import gather
 from edgeglm.export.quantize.restore import StoredWeights
@@ -38,22 +48,23 @@ class Prover:
     def __init__(self, prepared: Prepared, writer: BundleWriter) -> None:
         self.prepared, self.writer = prepared, writer
         self.source = prepared.checkpoint
-        self.prompts = demo_prompts(prepared) if prepared.request.is_demo else random_prompts(prepared)
+        self.prompts = demo_prompts(prepared) if prepared.request.is_demo else chat_prompts(prepared)
 
     def begin(self, module: PreparedModule, output: OutputFile) -> EmbeddingProof | StackProof:
         """Start the proof of a module that is about to be written."""
-        name, probe = module.choice.name, self.prepared.probe
-        if name == "embedding":
+        if module.choice.name == "embedding":
             return EmbeddingProof(self, module, output)
-        if name == "vision":
-            assert probe.vision is not None
-            assert probe.model.vision is not None
-            stack = vision_stack(probe.vision, probe.model.vision)
-            inputs = [vision_inputs(self.prepared, prompt) for prompt in self.prompts]
-            return StackProof(self, module, output, stack, inputs)
-        stack = decoder_stack(probe.decoder, probe.model.decoder)
-        inputs = [prompt_inputs(self.prepared, prompt, embed(self.prepared, prompt)) for prompt in self.prompts]
-        return StackProof(self, module, output, stack, inputs)
+        return (HalfProof if module.choice.half else StackProof)(self, module, output)
+
+    def inputs(self, module: PreparedModule) -> list[Values]:
+        """What a module is given: the pictures, or the prompts with the pictures' features.
+
+        Behind them may come what its values are looked at with; as no user writes such prompts, they are in no error.
+        """
+        if module.choice.name == "vision":
+            return [vision_inputs(self.prepared, prompt) for prompt in self.prompts]
+        prompts = [*self.prompts, *(special_prompts(self.prepared) if module.choice.half else [])]
+        return [prompt_inputs(self.prepared, prompt, embed(self.prepared, prompt)) for prompt in prompts]
 
 
 def prove_shape(
@@ -82,6 +93,8 @@ def prove_shape(
 
 class EmbeddingProof:
     """The stored rows of the prompts' tokens against the checkpoint's."""
+
+    wide: tuple[str, ...] = ()
 
     def __init__(self, prover: Prover, module: PreparedModule, output: OutputFile) -> None:
         self.prover, self.module, self.output = prover, module, output
@@ -113,10 +126,9 @@ class StackProof:
 
     runtime = "ONNX Runtime"
 
-    def __init__(
-        self, prover: Prover, module: PreparedModule, output: OutputFile, stack: Stack, inputs: list[Values]
-    ) -> None:
-        self.prover, self.module, self.output, self.inputs = prover, module, output, inputs
+    def __init__(self, prover: Prover, module: PreparedModule, output: OutputFile) -> None:
+        self.prover, self.module, self.output = prover, module, output
+        self.inputs, stack = prover.inputs(module), stack_of(module.choice.name, prover.prepared.probe)
         self.segments = segments(stack, "portable")
         self.upcoming = next(self.segments, None)
         self.needs: dict[str, set[int]] = {}
@@ -128,11 +140,12 @@ class StackProof:
             for job, offsets in zip(module.jobs, module.layout.offsets, strict=True)
             if not is_position(job.stored)
         ]
+        self.wide: tuple[str, ...] = ()
         self.original = OriginalWeights(prover.source)
         self.stored = StoredWeights(output.descriptor, stored, module.choice.dialect, prover.source)
         self.engine = module.layout.nbytes <= ENGINE_BYTES and self._is_whole()
-        self.want = [dict(values) for values in inputs]
-        self.got = [dict(values) for values in inputs]
+        self.want = [dict(values) for values in self.inputs]
+        self.got = [dict(values) for values in self.inputs]
 
     def _is_whole(self) -> bool:
         """Whether the probe has the picture's whole grid."""
@@ -146,9 +159,12 @@ class StackProof:
             with np.errstate(all="ignore"):  # what is not finite in the end is said there
                 for values in [] if self.engine else self.got:
                     values.update(passed_on(run_segment(segment, self.stored, feeds(segment.graph.inputs, values))))
-                for values in self.want:
-                    values.update(passed_on(run_segment(segment, self.original, feeds(segment.graph.inputs, values))))
+                self._compute_original(segment)
             self.upcoming = next(self.segments, None)
+
+    def _compute_original(self, segment: ir.Model) -> None:
+        for values in self.want:
+            values.update(passed_on(run_segment(segment, self.original, feeds(segment.graph.inputs, values))))
 
     def finish(self) -> float:
         """The largest relative error of the module's output over the prompts.
@@ -161,15 +177,17 @@ class StackProof:
         assert self.upcoming is None, f"{self.upcoming} was never written"
         try:
             self._run(path)
+        except EdgeglmError:
+            raise
         except Exception as error:
             why = f"{self.runtime} refuses what was emitted: {str(error).splitlines()[0]}"
             raise EdgeglmError(self.module.file, why, "this is a bug in edgeglm, please report it") from error
-        for prompt, want in zip(self.prover.prompts, self.want, strict=True):
+        judged = range(len(self.prover.prompts))
+        for prompt, want in zip(self.prover.prompts, self.want, strict=False):
             if result == "features" and prompt.is_image.any():
                 prompt.features = want[result]
-        self._check_finite(result)
-        errors = [relative_error(got[result], want[result]) for got, want in zip(self.got, self.want, strict=True)]
-        return _checked(self.module, max(errors))
+        self._check_finite(result, judged)
+        return _checked(self.module, max(relative_error(self.got[i][result], self.want[i][result]) for i in judged))
 
     def _run(self, path: Path) -> None:
         """Run the emitted file on the probes, or only load it."""
@@ -180,14 +198,61 @@ class StackProof:
         else:
             check_loads(path)
 
-    def _check_finite(self, result: str) -> None:
+    def _check_finite(self, result: str, judged: Iterable[int]) -> None:
         name = self.module.choice.name
-        if not all(np.isfinite(want[result]).all() for want in self.want):
+        finite = [bool(np.isfinite(want[result]).all()) for want in self.want]
+        if not all(finite[index] for index in judged):
             why = f"computes NaN or infinity in its {name}"
             raise DamagedFileError(self.prover.source.folder, why, "download the checkpoint again")
-        if not all(np.isfinite(got[result]).all() for got in self.got):
-            why = f"computes NaN or infinity in {self.module.choice.stated}, where the original does not"
-            raise AccuracyError(self.module.file, why, f"export {name} in another precision")
+        for got, may_be in zip(self.got, finite, strict=True):
+            if may_be and not np.isfinite(got[result]).all():
+                self._refuse_infinite()
+
+    def _refuse_infinite(self) -> None:
+        why = f"computes NaN or infinity in {self.module.choice.stated}, where the original does not"
+        raise AccuracyError(self.module.file, why, f"export {self.module.choice.name} in another precision")
+
+
+class HalfProof(StackProof):
+    """A stack in half precision for an accelerator: what fp16 does not hold is kept in fp32, and then its graph is run.
+
+    It is run as it was emitted, in the accelerator's arithmetic, whatever its size.
+    """
+
+    def __init__(self, prover: Prover, module: PreparedModule, output: OutputFile) -> None:
+        super().__init__(prover, module, output)
+        self.engine, self.magnitudes = True, Magnitudes(prover.prepared, module)
+        self.overflow: str | None = None
+
+    def _compute_original(self, segment: ir.Model) -> None:
+        self.magnitudes.next_segment(segment)
+        computed, outputs = Segment(segment, self.original), [f"{value.name}" for value in segment.graph.outputs]
+        for values in self.want:
+            found = computed.run_all(feeds(segment.graph.inputs, values))
+            self.magnitudes.see(found)
+            values.update(passed_on({name: found[name] for name in outputs}))
+            del found  # before the next prompt's
+
+    def _run(self, path: Path) -> None:
+        assert self.module.graph is not None
+        self.wide = self.magnitudes.keep_in_range(self.module.graph)
+        if self.wide:
+            self.prover.writer.small(self.module.file, serialize(self.module.graph))
+        check_loads(path)
+        model = self.module.graph
+        if not self._is_whole():
+            model = probe_graph(self.prover.prepared, self.module)
+            self.magnitudes.keep_in_range(model)
+        graph, self.got = HalfGraph(ir.to_proto(model), path.parent), []
+        for values in self.inputs:
+            self.got.append(graph.run(feeds(model.graph.inputs, values)))
+            self.overflow = self.overflow or graph.overflow
+
+    def _refuse_infinite(self) -> None:
+        name = self.module.choice.name
+        where = f"is too large for fp16 in {self.overflow}" if self.overflow else "computes NaN in fp16"
+        remedy = f"export it with --precision {name}=fp32"
+        raise AccuracyError(self.module.file, f"{where}, and the original is not", remedy)
 
 
 def _checked(module: PreparedModule, error: float) -> float:

@@ -23,11 +23,10 @@ from edgeglm.export.choices import NPU_PRECISIONS, is_measured
 from edgeglm.export.demo.samples import DATA, Sample, read_samples
 from edgeglm.export.describe import describe_vision
 from edgeglm.export.model import Choice, Span
-from edgeglm.export.modules import Stack, decoder_stack, vision_stack
 from edgeglm.export.pack.output import OutputFile
 from edgeglm.export.pack.writer import BundleWriter
 from edgeglm.export.pipeline.prepared import Opened, Prepared, PreparedModule
-from edgeglm.export.pipeline.probes import DEMO_SCREENS, embed, prompt_inputs, vision_inputs
+from edgeglm.export.pipeline.probes import DEMO_SCREENS
 from edgeglm.export.pipeline.prove import Prover, StackProof
 from edgeglm.export.pipeline.tflite_npu import compile_on_npu
 from edgeglm.export.pipeline.tflite_sizes import CALIBRATE_BYTES, CHUNK, all_scores, files_of
@@ -185,16 +184,7 @@ class LitertProof(StackProof):
     runtime = "LiteRT"
 
     def __init__(self, prover: Prover, module: PreparedModule, output: OutputFile, files: list[Path]) -> None:
-        prepared, probe = prover.prepared, prover.prepared.probe
-        stack: Stack = decoder_stack(probe.decoder, probe.model.decoder)
-        if module.choice.name == "vision":
-            assert probe.vision is not None
-            assert probe.model.vision is not None
-            stack = vision_stack(probe.vision, probe.model.vision)
-            inputs = [vision_inputs(prepared, prompt) for prompt in prover.prompts]
-        else:
-            inputs = [prompt_inputs(prepared, prompt, embed(prepared, prompt)) for prompt in prover.prompts]
-        super().__init__(prover, module, output, stack, inputs)
+        super().__init__(prover, module, output)
         self.engine, self.files = True, files
         self.inputs_of_files: dict[str, manifest.Tensor] = {}
         self.outputs_of_files: dict[str, manifest.Tensor] = {}

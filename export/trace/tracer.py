@@ -30,11 +30,12 @@ RAISED = re.compile(r"[\w.]*(Error|Exception|Violation)\w*: .")
 
 @dataclass(frozen=True)
 class Traced:
-    """What a model is made of, and the traces of its modules."""
+    """What a model is made of, and the traces of its modules; `half` is the same in half precision, if it was traced."""
 
     model: Model
     decoder: Traces
     vision: Traces | None
+    half: Traced | None = None
 
 
 def trace(requests: Sequence[TraceRequest]) -> list[Traced]:
