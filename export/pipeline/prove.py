@@ -250,9 +250,9 @@ class HalfProof(StackProof):
 
     def _refuse_infinite(self) -> None:
         name = self.module.choice.name
-        where = f"is too large for fp16 in {self.overflow}" if self.overflow else "computes NaN in fp16"
-        remedy = f"export it with --precision {name}=fp32"
-        raise AccuracyError(self.module.file, f"{where}, and the original is not", remedy)
+        where = self.magnitudes.labels.get(f"{self.overflow}", self.overflow)
+        why = f"the result of {where} is too large for fp16, and the original's are finite"
+        raise AccuracyError(self.module.file, why, f"export it with --precision {name}=fp32")
 
 
 def _checked(module: PreparedModule, error: float) -> float:

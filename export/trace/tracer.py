@@ -30,7 +30,7 @@ RAISED = re.compile(r"[\w.]*(Error|Exception|Violation)\w*: .")
 
 @dataclass(frozen=True)
 class Traced:
-    """What a model is made of, and the traces of its modules; `half` is the same in half precision, if it was traced."""
+    """What a model is made of, and the traces of its modules; `half` is the same in half precision, if there is one."""
 
     model: Model
     decoder: Traces

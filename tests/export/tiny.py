@@ -27,6 +27,7 @@ class Shape:
     mrope: tuple[int, int, int] = (2, 3, 3)
     grid: tuple[int, int] = (8, 12)
     vision_bias: bool = False
+    vocabulary: int = 256
 
     @property
     def hidden(self) -> int:
@@ -76,7 +77,7 @@ def save(shape: Shape, folder: Path) -> PreTrainedModel:
 
 def _text(shape: Shape) -> dict[str, Any]:
     return {
-        "vocab_size": 256,
+        "vocab_size": shape.vocabulary,
         "hidden_size": shape.hidden,
         "intermediate_size": 160,
         "num_hidden_layers": shape.layers,
