@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from edgeglm.errors import EdgeglmError
@@ -20,8 +20,9 @@ from edgeglm.export.pipeline.module import POSITION
 from edgeglm.export.pipeline.prepared import Prepared
 from edgeglm.export.positions import position_embedding
 from edgeglm.export.prove.values import Values, decoder_inputs
-from edgeglm.runtimes.chat import Chat, Message, message
+from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.image import to_patches
+from edgeglm.runtimes.messages import Message, message
 from edgeglm.runtimes.positions import prompt_positions
 
 DEMO_SCREENS = 4
@@ -124,8 +125,8 @@ def special_prompts(prepared: Prepared) -> list[Prompt]:
 
 def _chat(prepared: Prepared) -> Chat | None:
     """What renders conversations, with pictures of the probe's size; None where the checkpoint has not all of it."""
-    checkpoint, vision = prepared.checkpoint, prepared.probe.model.vision
-    described = describe_vision(vision, checkpoint.config, prepared.opened.preprocessor) if vision else None
+    checkpoint, vision, processor = prepared.checkpoint, prepared.probe.model.vision, prepared.opened.processor
+    described = describe_vision(vision, checkpoint.config, processor) if vision and processor else None
     try:
         return Chat(checkpoint.folder, described)
     except EdgeglmError:
@@ -134,14 +135,14 @@ def _chat(prepared: Prepared) -> Chat | None:
 
 def _conversation(chat: Chat) -> list[int]:
     """A turn of each, as far as the template takes them, and the beginning of an answer."""
-    picture = [{"type": "image_url", "image_url": {"url": "screen.png"}}, {"type": "text", "text": QUESTION}]
+    picture = [{"type": "image", "image": Path("screen.png")}, {"type": "text", "text": QUESTION}]
     user: Message = {"role": "user", "content": picture if chat.vision else QUESTION}
     for messages in ([message("system", SYSTEM), user], [user]):
         try:
             tokens = chat.encode(messages)
-        except (EdgeglmError, TemplateError):
+        except EdgeglmError:
             continue
-        return [*tokens, *chat.tokenizer.encode(ANSWER, add_special_tokens=False).ids]
+        return [*tokens, *chat.bounded.encode(ANSWER)]
     return []
 
 

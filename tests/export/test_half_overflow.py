@@ -28,8 +28,9 @@ from edgeglm.export.pipeline.forecast import predict
 from edgeglm.export.pipeline.prepare import open_export, prepare
 from edgeglm.export.pipeline.prepared import Request
 from edgeglm.export.prove.half import HalfGraph
-from edgeglm.runtimes.chat import Chat, message
+from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.engines import engine_for
+from edgeglm.runtimes.messages import message
 from edgeglm.runtimes.positions import causal_mask, prompt_positions
 from edgeglm.runtimes.tensorrt_library import load_library
 from tests.export.tiny import SHAPES, Shape, build
