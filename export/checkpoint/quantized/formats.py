@@ -6,13 +6,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeglm.export.checkpoint.quantized import fp8
+from edgeglm.export.checkpoint.quantized import awq, compressed, fp8, gptq
 from edgeglm.export.checkpoint.quantized.settings import Found, Settings
 from edgeglm.export.checkpoint.tensor import Tensor
 
 METHODS: Mapping[str, Callable[[Settings, Mapping[str, Tensor]], Found]] = {
     "fp8": fp8.find_matrices,
     "fbgemm_fp8": fp8.find_matrices,
+    "modelopt": fp8.find_matrices,
+    "gptq": gptq.find_matrices,
+    "awq": awq.find_matrices,
+    "compressed-tensors": compressed.find_matrices,
 }
 
 
@@ -38,8 +42,8 @@ def find_quantized(file: Path, config: Mapping[str, Any], stored: Mapping[str, T
         raise settings.unsupported(f"is quantized {name}, and edgeglm reads {', '.join(METHODS)}")
     found = METHODS[method](settings, stored)
     if found.notes:
-        why = f"{', '.join(found.notes)}, which edgeglm does not: it reads the weights alone"
-        return Found(found.matrices, (f"the checkpoint's {method} {why}",))
+        what = f"the checkpoint's {method} quantizes {' and '.join(found.notes)} too, which edgeglm does not"
+        return Found(found.matrices, (f"{what}: it reads the weights alone",))
     return found
 
 

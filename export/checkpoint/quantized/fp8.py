@@ -7,12 +7,12 @@ the edges may be smaller, as in DeepSeek's own code.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
+from edgeglm.export.checkpoint.files import shown
 from edgeglm.export.checkpoint.quantized.matrix import Matrix, Numbers
-from edgeglm.export.checkpoint.quantized.settings import Found, Settings, lacking, misfit
+from edgeglm.export.checkpoint.quantized.settings import Found, Settings, block_of, lacking, misfit
 from edgeglm.export.checkpoint.tensor import FLOATS, Tensor
 
 # One of them lies beside the weight; both are what it is multiplied by.
@@ -25,15 +25,20 @@ def find_matrices(settings: Settings, stored: Mapping[str, Tensor]) -> Found:
     """Find the matrices in FP8.
 
     Raises:
+        UnsupportedError: ModelOpt made them in another format.
         DamagedFileError: One has no scale, or one of a shape that does not fit.
     """
+    algorithm = settings.word("quant_algo", default="fp8")  # of NVIDIA's ModelOpt, which has others too
+    if not algorithm.startswith("fp8"):
+        raise settings.unsupported(f"is quantized by ModelOpt in {shown(algorithm)}, and edgeglm reads its FP8")
     block = settings.block("weight_block_size")
     matrices = {
         name: float_matrix(tensor, _scale(tensor, stored), block, "F32")
         for name, tensor in stored.items()
         if tensor.dtype in TABLES and name.endswith(".weight")
     }
-    return Found(matrices, _notes(settings))
+    is_active = any(settings.values.get(key) is not None for key in ("activation_scheme", "quant_algo"))
+    return Found(matrices, settings.notes(activations=is_active))
 
 
 def float_matrix(weight: Tensor, scale: Tensor, block: tuple[int, int] | None, rounded: str) -> Matrix:
@@ -43,23 +48,9 @@ def float_matrix(weight: Tensor, scale: Tensor, block: tuple[int, int] | None, r
     if scale.dtype not in SCALE_DTYPES:
         raise misfit(scale, f"holds scales, and is stored as {scale.dtype}")
     (rows, columns), codes = weight.shape, Numbers(weight, *weight.shape)
-    high, wide = block_of(weight, scale, block)
+    high, wide = block_of(weight.shape, scale, block)
     scales = Numbers(scale, rows, -(-columns // wide), block=high)
     return Matrix(weight.name, weight.dtype, codes, TABLES[weight.dtype], scales, None, wide, rounded)
-
-
-def block_of(weight: Tensor, scale: Tensor, block: tuple[int, int] | None) -> tuple[int, int]:
-    """Rows and columns that share a scale, as the scale's shape says it; `block` is what the config says of blocks."""
-    (rows, columns), shape = weight.shape, scale.shape
-    if all(extent == 1 for extent in shape):
-        return rows, columns
-    if shape in ((rows,), (rows, 1)) and (block is None or block[0] != 1):
-        return 1, columns
-    if block:
-        return block
-    if len(shape) == 2 and all(shape) and rows % shape[0] == 0 and columns % shape[1] == 0:
-        return rows // shape[0], columns // shape[1]
-    raise misfit(scale, f"has shape {list(shape)}, which does not fit a weight of {list(weight.shape)}")
 
 
 def _scale(weight: Tensor, stored: Mapping[str, Tensor]) -> Tensor:
@@ -68,11 +59,6 @@ def _scale(weight: Tensor, stored: Mapping[str, Tensor]) -> Tensor:
         if found := stored.get(module + suffix):
             return found
     raise lacking(weight, f"its {' or '.join(SCALES)}")
-
-
-def _notes(settings: Settings) -> tuple[str, ...]:
-    scheme: Any = settings.values.get("activation_scheme")
-    return ("quantizes activations too",) if scheme is not None else ()
 
 
 def _table(exponent_bits: int, mantissa_bits: int) -> tuple[float, ...]:

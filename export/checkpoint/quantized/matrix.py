@@ -34,7 +34,7 @@ class Numbers:
         bits: Of an integer that is packed into words, 0 if they are not packed.
         along_rows: Whether integers of one word are of one column, not of one row.
         order: As `packing.unpack` takes it.
-        added: What is added to each word, as GPTQ's first format wants it.
+        one_less: Whether integers are stored less one, as zero points in GPTQ's first format.
     """
 
     tensor: Tensor
@@ -45,7 +45,7 @@ class Numbers:
     bits: int = 0
     along_rows: bool = False
     order: tuple[int, ...] = ()
-    added: int = 0
+    one_less: bool = False
 
     def __post_init__(self) -> None:
         """Raises DamagedFileError where the tensor has another shape."""
@@ -91,7 +91,7 @@ class Numbers:
             found = raw.view(kind).reshape(last - first, self._stored[1])
         if self.bits:
             axis = 0 if self.along_rows != self.transposed else 1
-            found = unpack(found + np.uint32(self.added), self.bits, axis, self.order)
+            found = unpack(found, self.bits, axis, self.order, one_less=self.one_less)
         return (found.T if self.transposed else found)[:, : self.columns]
 
 
@@ -185,6 +185,8 @@ class Matrix:
         if isinstance(self.groups, int):
             return np.arange(columns) // self.groups
         found = self.groups.read(0, columns, keep_pages=True).view(np.int32)
+        if columns and found.max() < 0:  # none is set, so that they are in their order
+            return np.arange(columns) // -(-columns // count)
         if columns and not 0 <= found.min() <= found.max() < count:
             why = f"has groups beyond the {count} that have scales"
             raise DamagedFileError(f"{self.groups.file}: {self.groups.name}", why, AGAIN)

@@ -47,6 +47,11 @@ class Settings:
             case value:
                 raise self.wrong(key, value)
 
+    def notes(self, *, activations: bool) -> tuple[str, ...]:
+        """What of its quantization is not in the weights, in words."""
+        keys = any(self.values.get(key) for key in ("kv_cache_scheme", "kv_cache_quant_algo"))
+        return (*(["activations"] if activations else []), *(["keys and values"] if keys else []))
+
     def wrong(self, key: str, value: object) -> DamagedFileError:
         """The error for a value that none of the format's tools writes."""
         return DamagedFileError(self.file, f"its quantization_config has {reprlib.repr(value)} as {key}", AGAIN)
@@ -62,6 +67,43 @@ class Found:
 
     matrices: Mapping[str, Matrix]
     notes: tuple[str, ...] = ()
+
+
+def block_of(shape: tuple[int, ...], scale: Tensor, block: tuple[int, int] | None) -> tuple[int, int]:
+    """Rows and columns of a matrix that share a scale, as the scales' shape says it.
+
+    Args:
+        shape: The matrix's.
+        scale: Its scales.
+        block: What the config says of blocks; those at the edges may be smaller.
+
+    Raises:
+        DamagedFileError: They do not fit.
+    """
+    (rows, columns), found = shape, scale.shape
+    if all(extent == 1 for extent in found):
+        return rows, columns
+    if block and found == (-(-rows // block[0]), -(-columns // block[1])):
+        return block
+    if found in ((rows,), (rows, 1)):
+        return 1, columns
+    if len(found) == 2 and all(found) and rows % found[0] == 0 and columns % found[1] == 0:
+        return rows // found[0], columns // found[1]
+    raise misfit(scale, f"has shape {list(found)}, which does not fit a weight of shape {list(shape)}")
+
+
+def companion(stored: Mapping[str, Tensor], tensor: Tensor, module: str, suffix: str) -> Tensor:
+    """The tensor of a module that a quantized one cannot be read without. Raises DamagedFileError without it."""
+    if found := stored.get(module + suffix):
+        return found
+    raise lacking(tensor, f"its {suffix}")
+
+
+def check_matrix(tensor: Tensor, *dtypes: str) -> None:
+    """Raises DamagedFileError where a tensor is not a matrix of one of the dtypes."""
+    if tensor.dtype not in dtypes or len(tensor.shape) != 2 or not all(tensor.shape):
+        wanted = f"a matrix of {' or '.join(dtypes)} is needed"
+        raise misfit(tensor, f"is stored as {tensor.dtype} of shape {list(tensor.shape)}, where {wanted}")
 
 
 def lacking(tensor: Tensor, what: str) -> DamagedFileError:
