@@ -94,7 +94,13 @@ def check_peak(peak: int, budget: int, purpose: str, remedy: str = "") -> None:
 
 
 def export_peak(
-    modules: Sequence[ModuleSize], workers: int, engine_bytes: int, *, traced: bool, examples: int = 0
+    modules: Sequence[ModuleSize],
+    workers: int,
+    engine_bytes: int,
+    *,
+    traced: bool,
+    examples: int = 0,
+    decoding: int = 0,
 ) -> int:
     """Peak resident memory of an export's process tree.
 
@@ -104,12 +110,13 @@ def export_peak(
         engine_bytes: Up to which size of its weights a module is run as a whole.
         traced: Whether the tracing child runs, or its result is found in the cache.
         examples: Bytes of a picture's patches, which the child is given as an example.
+        decoding: Bytes that it takes to compute rows from what they are stored as.
     """
     streamed = max(_streaming(module, workers) for module in modules)
     run = max((int(2.5 * module.nbytes) for module in modules if module.nbytes <= engine_bytes), default=0)
     compiled = max((_compiling(module) for module in modules), default=0)
     child = TRACE_BYTES + max(0, examples - EXAMPLE_BYTES)
-    return max(EXPORT_BYTES + max(streamed, run, compiled), child if traced else 0)
+    return max(EXPORT_BYTES + max(streamed + decoding, run, compiled), child if traced else 0)
 
 
 def _compiling(module: ModuleSize) -> int:

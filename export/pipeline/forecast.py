@@ -67,7 +67,11 @@ class Forecast:
 def export_peak(opened: Opened, *, workers: int, traced: bool) -> int:
     """Peak resident memory of the export, from the headers alone; `traced` if its blocks must be traced first."""
     sizes = [_from_headers(opened, choice) for choice in opened.choices]
-    peak = plan.export_peak(sizes, workers, ENGINE_BYTES, traced=traced, examples=_example_bytes(opened))
+    # By each worker, and by the proof that follows them.
+    decoding = (workers + 1) * max((tensor.decoding_bytes for tensor in opened.checkpoint.tensors.values()), default=0)
+    peak = plan.export_peak(
+        sizes, workers, ENGINE_BYTES, traced=traced, examples=_example_bytes(opened), decoding=decoding
+    )
     return max(peak, conversion_peak(opened))
 
 

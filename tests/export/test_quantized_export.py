@@ -18,7 +18,7 @@ from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.pipeline.forecast import export_peak, forecast
 from edgeglm.export.pipeline.prepare import open_export
 from edgeglm.export.pipeline.prepared import Request
-from tests.export.quantized import Quantizer, fp8_blocks, save_quantized
+from tests.export.quantized import Quantizer, fp8_blocks, gptq, packed, save_quantized
 from tests.export.test_pipeline import LIMIT, Runner, error, make
 from tests.export.tiny import SHAPES, save
 
@@ -26,6 +26,15 @@ FORMATS: dict[str, tuple[dict[str, Any], Quantizer]] = {
     "fp8": (
         {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [32, 48]},
         fp8_blocks((32, 48)),
+    ),
+    "gptq": ({"quant_method": "gptq", "bits": 4, "desc_act": True}, gptq(4, 32, ordered=True)),
+    "packed": (
+        {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "config_groups": {"a": {"weights": {"num_bits": 4}}},
+        },
+        packed(4, 32, symmetric=False),
     ),
 }
 
