@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
@@ -12,7 +13,8 @@ import click
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from edgeglm.devices.loader import load_profile
-from edgeglm.export.locate import locate
+from edgeglm.devices.profile import Profile
+from edgeglm.export.locate import locate, locate_headers
 from edgeglm.export.picture import parse_image_size
 from edgeglm.export.pipeline.prepared import Request
 
@@ -46,7 +48,20 @@ def to_request(
     model: str | None, target: str, precision: str, context: int | None, image_size: Sequence[str]
 ) -> Request:
     """What the options ask of the exporter. Raises UsageError for a wrong one."""
-    profile = load_profile(target)
-    sizes = tuple(dict.fromkeys(map(parse_image_size, image_size)))
+    profile, sizes = _parse(target, image_size)
     folder, name = locate(model)
     return Request(folder, name, profile, precision, context, sizes, is_demo=model is None)
+
+
+@contextmanager
+def to_plan(
+    model: str | None, target: str, precision: str, context: int | None, image_size: Sequence[str]
+) -> Iterator[Request]:
+    """The same for who needs no weight: of a model on the hub, none is downloaded."""
+    profile, sizes = _parse(target, image_size)
+    with locate_headers(model) as (folder, name):
+        yield Request(folder, name, profile, precision, context, sizes, is_demo=model is None)
+
+
+def _parse(target: str, image_size: Sequence[str]) -> tuple[Profile, tuple[tuple[int, int], ...]]:
+    return load_profile(target), tuple(dict.fromkeys(map(parse_image_size, image_size)))

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from edgeglm.cli.checkpoint_options import checkpoint_options, to_request
+from edgeglm.cli.checkpoint_options import checkpoint_options, to_plan
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.devices.profile import Profile
 from edgeglm.export.pipeline.forecast import Forecast, forecast
@@ -24,8 +24,8 @@ def command(
 
     MODEL is a directory with config.json and the headers of the weights, or org/name on the hub; without it, the demo.
     """
-    request = to_request(model, target, precision, context, image_size)
-    result = forecast(request)
+    with to_plan(model, target, precision, context, image_size) as request:
+        result = forecast(request)
     if as_json:
         print_json(_summary(request.profile, result))
     else:

@@ -81,7 +81,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "architecture": (configure(architectures=["LlamaForCausalLM"]), 3, f"LlamaForCausalLM is not.*{SUPPORTED}"),
     "no object": (configure(text_config=3), 6, r"config\.json: its text_config is no object"),
     "missing weight": (edit(lambda tensors: tensors.pop(MATRIX)), 6, f"{MATRIX}: is missing, and the model needs it"),
-    "missing table": (edit(lambda tensors: tensors.pop(TABLE)), 6, "has no weight of the embedding"),
+    "missing table": (
+        edit(lambda tensors: tensors.pop(TABLE)),
+        6,
+        "no weight of the embedding is there, only of the decoder",
+    ),
     "short matrix": (shorten(MATRIX), 6, f"{MATRIX}: has not the 96 rows"),
     "short norm": (shorten(NORM), 6, f"{NORM}: has not the 96 rows"),
     "NaN": (put(TABLE, np.nan), 6, f"{TABLE}: the weight holds NaN or infinity; download it again"),

@@ -1,0 +1,73 @@
+"""``edgeglm plan`` of a model on the hub: the headers of its weights by ranges of bytes, and no weight."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from edgeglm.cli.main import main
+from tests.cli.hub import Hub
+from tests.export.tiny import Shape, save
+
+NAME = "someone/Tiny-GLM"
+# Large enough for a download to show, in two shards.
+SHAPE = Shape("glm4", layers=2, width=1024, heads=16, kv_heads=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save(SHAPE, folder).save_pretrained(folder, max_shard_size="15MB")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def plan(hub: Hub, home: Path, name: str = NAME) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, since the hub's address is read once."""
+    environment = os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-m", "edgeglm", "plan", name, "--target", "cpu", "--json"]
+    return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
+def test_no_weight_is_downloaded(
+    folder: Path, ranges: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert len(shards) == 2
+    hub = Hub(NAME, folder, ranges=ranges)
+    done = plan(hub, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert main(["plan", str(folder), "--target", "cpu", "--json"]) == 0
+    here, there = json.loads(capsys.readouterr().out), json.loads(done.stdout)
+    assert {**there, "notes": 0} == {**here, "notes": 0}
+    for shard in shards:
+        # Of a server without ranges, what was on its way when it was hung up on was sent too.
+        assert 0 < hub.sent[shard] <= (100_000 if ranges else 1 << 30)
+        assert (folder / shard).stat().st_size > 1_000_000
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_name_that_the_hub_does_not_have_is_one_line(folder: Path, tmp_path: Path) -> None:
+    done = plan(Hub(NAME, folder), tmp_path, "someone/other")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("edgeglm: someone/other: is no folder, and Hugging Face does not give it (")
+
+
+def test_a_shard_that_is_not_there_is_one_line(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in folder.iterdir():
+        if not file.name.endswith("00002-of-00002.safetensors"):
+            (copy / file.name).symlink_to(file)
+    done = plan(Hub(NAME, copy), tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (6, 1), done.stderr
+    assert f"{NAME}/model-00002-of-00002.safetensors: is missing, and 1 of the 2 files" in done.stderr
