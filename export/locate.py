@@ -58,7 +58,7 @@ def locate_headers(model: str | None) -> Iterator[tuple[Path, str]]:
     if model is None or not _is_on_hub(model):
         yield locate(model)
         return
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     disable_progress_bars()  # of small files
     snapshot = _download(model, SMALL_FILES)

@@ -84,7 +84,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "missing table": (
         edit(lambda tensors: tensors.pop(TABLE)),
         6,
-        "no weight of the embedding is there, only of the decoder",
+        "no weight of the embedding is there, only of",
     ),
     "short matrix": (shorten(MATRIX), 6, f"{MATRIX}: has not the 96 rows"),
     "short norm": (shorten(NORM), 6, f"{NORM}: has not the 96 rows"),
