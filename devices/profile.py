@@ -19,7 +19,7 @@ Architecture = Literal["aarch64", "x86_64"]
 Engine = Literal["tensorrt", "qnn", "ort", "litert"]
 Placement = Literal["npu", "gpu", "cpu"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
-Count = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 SOURCE = re.compile(
     r"https?://[^\s/]+\.\S+( .+)?"  # a page, and where on it

@@ -11,13 +11,13 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-from edgeglm.digest import READ_ONLY, KnownHashes
+from edgeglm.digest import READ_ONLY, Hashed, Identity, KnownHashes
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.manifest import (
     MANIFEST,
@@ -33,6 +33,9 @@ from edgeglm.manifest import (
 )
 
 MAX_MANIFEST_BYTES = 4 << 20
+# Folders of which whatever has the right name is read.
+READ_BY_NAME = ("tokenizer/",)
+AGAIN = "start again, with the bundle as it was exported"
 RESTORE = "copy the bundle again from where it was exported, or export it again"
 
 
@@ -42,6 +45,7 @@ class Bundle:
 
     folder: Path
     manifest: Manifest
+    _verified: dict[str, Hashed] = field(default_factory=dict, compare=False, repr=False)
 
     def path(self, relative: str) -> Path:
         """The path of a file of the bundle; another one is a KeyError."""
@@ -61,6 +65,48 @@ class Bundle:
         """The module of that name, if the bundle has it."""
         return next((module for module in self.manifest.modules if module.name == name), None)
 
+    def check(self, *folders: str) -> None:
+        """Check that the files of some folders are what the manifest says.
+
+        While nothing has changed since they were hashed, that takes a look at each file's status; else its hash.
+
+        Raises:
+            DamagedFileError: One was changed, or cannot be read.
+        """
+        for relative, file in self.manifest.files.items():
+            if relative.startswith(tuple(f"{folder}/" for folder in folders)) and not self._is_verified(relative):
+                self._verify(relative, file)
+
+    @contextmanager
+    def opening(self, folder: str) -> Iterator[None]:
+        """Have what is opened be what was checked: the files of a folder are the same ones before and after.
+
+        Raises:
+            DamagedFileError: One is not what the manifest says, or was changed meanwhile.
+        """
+        self.check(folder)
+        before = {name: self._verified[name].identity for name in self.manifest.files if name.startswith(f"{folder}/")}
+        yield
+        for name, identity in before.items():
+            if self._status(name) != identity:
+                raise DamagedFileError(self.folder / name, "was changed while it was opened", AGAIN)
+
+    def _verify(self, relative: str, file: File) -> None:
+        fault = _fault(self.folder, relative, file)
+        fault = fault or _hash_fault(self.folder, relative, file, KnownHashes(self.folder), self._verified)
+        if fault:
+            raise DamagedFileError(self.folder / relative, f"was changed since it was opened: it {fault}", AGAIN)
+
+    def _is_verified(self, relative: str) -> bool:
+        hashed = self._verified.get(relative)
+        return hashed is not None and hashed.is_settled and self._status(relative) == hashed.identity
+
+    def _status(self, relative: str) -> Identity | None:
+        try:
+            return Identity.of(os.stat(self.folder / relative))
+        except OSError:
+            return None
+
 
 @dataclass(frozen=True)
 class Damage:
@@ -78,7 +124,7 @@ class _Header(msgspec.Struct):
 
 def is_bundle(folder: Path) -> bool:
     """Whether a folder holds the manifest of a bundle, be it damaged or of another schema."""
-    with suppress(OSError, UsageError, DamagedFileError, msgspec.DecodeError, RecursionError):
+    with suppress(OSError, UsageError, DamagedFileError, msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         msgspec.json.decode(_manifest_bytes(folder), type=_Header)
         return True
     return False
@@ -112,7 +158,7 @@ def read_sealed(folder: Path) -> Manifest | GraphManifest:
     except msgspec.ValidationError as error:
         key, why = _explain(str(error))
         raise DamagedFileError(f"{path}: {key}", why, RESTORE) from error
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise DamagedFileError(path, f"is not valid JSON: {error}", RESTORE) from error
 
 
@@ -128,25 +174,32 @@ def load_bundle(folder: Path) -> Bundle:
     for relative, file in manifest.files.items():
         if fault := _fault(bundle.folder, relative, file):
             raise DamagedFileError(folder / relative, fault, RESTORE)
+    for relative in extra_files(bundle.folder, manifest):
+        if relative.startswith(READ_BY_NAME) and not Path(relative).name.startswith("."):
+            raise DamagedFileError(folder / relative, "is not part of the bundle, and would be read", "remove it")
     return bundle
 
 
 def verify_bundle(bundle: Bundle) -> None:
-    """Check the hash of every file; one that is unchanged since it was hashed last is not read again.
+    """Check the hash of every file; a large one that is unchanged since it was hashed last is not read again.
 
     Raises:
         DamagedFileError: A file is not as it was exported.
     """
-    for damage in find_damage(bundle.folder, bundle.manifest):
+    for damage in _damage(bundle.folder, bundle.manifest, KnownHashes(bundle.folder), bundle._verified):
         raise DamagedFileError(bundle.folder / damage.file, damage.why, RESTORE)
 
 
 def find_damage(folder: Path, manifest: Sealed, *, trust_memory: bool = True) -> Iterator[Damage]:
     """Every file that is not as the manifest says, in the manifest's order."""
     root = Path(os.path.realpath(folder))
-    hashes = KnownHashes(root, trust=trust_memory)
+    yield from _damage(root, manifest, KnownHashes(root, trust=trust_memory), {})
+
+
+def _damage(root: Path, manifest: Sealed, hashes: KnownHashes, verified: dict[str, Hashed]) -> Iterator[Damage]:
+    """The same; `verified` gets the identity of each file that is whole."""
     for relative, file in manifest.files.items():
-        if fault := _fault(root, relative, file) or _hash_fault(root, relative, file, hashes):
+        if fault := _fault(root, relative, file) or _hash_fault(root, relative, file, hashes, verified):
             yield Damage(relative, fault)
     hashes.save()
 
@@ -208,12 +261,16 @@ def _fault(root: Path, relative: str, file: File) -> str | None:
     return None
 
 
-def _hash_fault(root: Path, relative: str, file: File, hashes: KnownHashes) -> str | None:
+def _hash_fault(root: Path, relative: str, file: File, hashes: KnownHashes, verified: dict[str, Hashed]) -> str | None:
+    verified.pop(relative, None)
     try:
-        actual = hashes.sha256(Path(os.path.realpath(root / relative)))
+        hashed = hashes.hash_file(Path(os.path.realpath(root / relative)))
     except OSError as error:
         return _why(error)
-    return None if actual == file.sha256 else "is damaged or was changed: its SHA-256 is not the manifest's"
+    if hashed.sha256 != file.sha256:
+        return "is damaged or was changed: its SHA-256 is not the manifest's"
+    verified[relative] = hashed
+    return None
 
 
 def _why(error: Exception) -> str:

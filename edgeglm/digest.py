@@ -1,19 +1,23 @@
 """SHA-256 of files in bounded memory, and the memory of what was hashed before.
 
-A start-up must not hash gigabytes again. What was hashed is remembered in the user's cache folder under the file's
-identity: path, device, inode, size, and the times of its last change. The kernel alone sets the change time (ctime),
-so content that was replaced under its old modification time is hashed again too.
+A start-up must not hash gigabytes again, and must not believe what may have changed. So a file of up to 64 MiB is
+hashed every time. The hash of a larger one is remembered in the user's cache folder under the file's identity: path,
+device, inode, size, and the times of its last change. The kernel alone sets the change time (ctime), with one
+exception: a write through a shared map into a page that was dirty already. So the file is written back first, after
+which the next such write sets it too, and only file systems are trusted of which that is known.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import stat
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -23,6 +27,12 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 CHUNK = 1 << 20
+# Up to here a hash is computed at every start, in about a tenth of a second.
+ALWAYS_BYTES = 64 << 20
+# Where a write sets the change time of a file that was written back, also through a map; or where none is possible.
+TRUSTED = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "squashfs", "erofs"}
+# Behind its last change, when a file has been written back anyway, and to ask for it takes no time.
+WRITTEN_BACK_NS = 60 * 10**9
 MAX_CACHE_BYTES = 4 << 20
 # A second change within one tick of the file system's clock leaves the identity as it was.
 SETTLED_NS = 2 * 10**9
@@ -44,8 +54,36 @@ def hash_range(digest: _Hash, descriptor: int, start: int, end: int) -> None:
         start += count
 
 
+class Identity(NamedTuple):
+    """What is another as soon as a file changes, by all that the kernel says of it."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Identity:
+        """The identity of the file with that status."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether a change that comes now would be seen: two in one tick of the file system's clock are one."""
+        return abs(time.time_ns() - self.changed_ns) > SETTLED_NS
+
+
+class Hashed(NamedTuple):
+    """A file's hash and what the file was; a change of one that was not settled might not be seen."""
+
+    sha256: str
+    identity: Identity
+    is_settled: bool
+
+
 class KnownHashes:
-    """The hashes of one folder's files: looked up when the file is the one hashed before, else computed.
+    """The hashes of one folder's files: looked up when a large file is the one hashed before, else computed.
 
     Args:
         folder: The folder, whose resolved path names its cache file.
@@ -63,13 +101,19 @@ class KnownHashes:
         Raises:
             OSError: The file cannot be read, or changes while it is.
         """
+        return self.hash_file(path).sha256
+
+    def hash_file(self, path: Path) -> Hashed:
+        """The same, with what the file was. Raises as `sha256`."""
         descriptor = os.open(path, READ_ONLY)
         try:
-            identity = _identity(path, descriptor)
-            known = self._known.get(identity) or _hash(path, descriptor, identity)
-            if time.time_ns() - os.fstat(descriptor).st_ctime_ns > SETTLED_NS:
-                self._seen[identity] = known
-            return known
+            may_remember = _may_remember(path, descriptor)
+            identity = _identity(descriptor)
+            is_settled, key = identity.is_settled, f"{':'.join(map(str, identity))}:{path}"
+            known = (self._known.get(key) if may_remember else None) or _hash(descriptor, identity)
+            if may_remember and is_settled:
+                self._seen[key] = known
+            return Hashed(known, identity, is_settled)
         finally:
             os.close(descriptor)
 
@@ -80,20 +124,45 @@ class KnownHashes:
                 _write(self._cache, msgspec.json.encode(self._seen))
 
 
-def _identity(path: Path, descriptor: int) -> str:
+def _identity(descriptor: int) -> Identity:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise OSError("is not a regular file")
-    numbers = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    return f"{':'.join(map(str, numbers))}:{path}"
+    return Identity.of(status)
 
 
-def _hash(path: Path, descriptor: int, identity: str) -> str:
+def _hash(descriptor: int, identity: Identity) -> str:
     digest = hashlib.sha256()
-    hash_range(digest, descriptor, 0, os.fstat(descriptor).st_size)
-    if _identity(path, descriptor) != identity:
+    hash_range(digest, descriptor, 0, identity.size)
+    if _identity(descriptor) != identity:
         raise OSError("changes while it is read")
     return digest.hexdigest()
+
+
+def _may_remember(path: Path, descriptor: int) -> bool:
+    """Whether no change of the file goes unseen from now on; a large one is written back for that."""
+    identity = _identity(descriptor)
+    if identity.size <= ALWAYS_BYTES or abs(time.time_ns() - identity.changed_ns) < WRITTEN_BACK_NS:
+        return False
+    if _file_system(path) not in TRUSTED:
+        return False
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        return error.errno in (errno.EINVAL, errno.EROFS)  # nothing can be written there
+    return True
+
+
+def _file_system(path: Path) -> str:
+    """The type of the file system that a path is on, as Linux calls it; empty if that is not known."""
+    longest, kind = "", ""
+    with suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        for line in mounts:  # proc(5): the fifth field is the mount point, the first behind the dash its type
+            fields, _, rest = line.partition(" - ")
+            point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields.split()[4])
+            if len(point) >= len(longest) and path.is_relative_to(point):
+                longest, kind = point, rest.split()[0]
+    return kind
 
 
 def _cache_file(folder: Path) -> Path | None:

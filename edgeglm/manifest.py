@@ -8,7 +8,9 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from edgeglm.contract import graph_faults, model_faults
 from edgeglm.devices.profile import Count, Engine, Placement, Profile
+from edgeglm.strict_json import StrictJsonError, check_json
 
 SCHEMA: Final = 1
 MANIFEST = "manifest.json"
@@ -21,9 +23,12 @@ Dtype = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
 # Without control characters, which a terminal would obey.
 Text = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z", max_length=4096)]
 Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
-Natural = Annotated[int, Meta(ge=0)]
+Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+# Within these what is computed with them does not overflow.
+Mean = Annotated[float, Meta(ge=-1e6, le=1e6)]
+Spread = Annotated[float, Meta(ge=1e-6, le=1e6)]
 
 
 class Rope(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -45,8 +50,8 @@ class Vision(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     patch_size: Count
     temporal_patch_size: Count
     merge_size: Count
-    mean: tuple[float, float, float]
-    std: tuple[Positive, Positive, Positive]
+    mean: tuple[Mean, Mean, Mean]
+    std: tuple[Spread, Spread, Spread]
     image_start_token_id: Natural
     image_token_id: Natural
     image_end_token_id: Natural
@@ -107,7 +112,7 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Module(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """One part of the model, in the folder of its name: the file to open and how it runs.
 
-    ``rows`` is a table that is gathered from a memory map, without engine and dialect. ``parts`` has the precision of
+    ``rows`` is a table of which single rows are read, without engine and dialect. ``parts`` has the precision of
     every part of a module whose ``precision`` is ``mixed``. ``fp32_values`` names the weights and values of a module in
     half precision whose results are kept in fp32, since they are too large for fp16. ``tried`` has the errors of the
     precisions between which the export chose, against the module in fp32. ``tflite`` may have several files, in the
@@ -154,12 +159,12 @@ class Generation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
 
     eos_token_ids: tuple[Natural, ...]
     pad_token_id: Natural | None = None
-    temperature: Annotated[float, Meta(ge=0)] = 0.0
+    temperature: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
     top_k: Natural = 0
     top_p: Share = 1.0
     min_p: Share = 0.0
     typical_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    repetition_penalty: Positive = 1.0
+    repetition_penalty: Spread = 1.0
     no_repeat_ngram_size: Natural = 0
     suppress_tokens: tuple[Natural, ...] = ()
     begin_suppress_tokens: tuple[Natural, ...] = ()
@@ -302,27 +307,21 @@ def parse_manifest(data: bytes) -> Manifest | GraphManifest:
         msgspec.DecodeError: They are not JSON, or (`msgspec.ValidationError`) not what `Sealed.to_bytes` returned;
             the message ends with the place, ``at `$.key` ``.
     """
-    kind: type[Manifest | GraphManifest] = GraphManifest
-    if msgspec.json.decode(data, type=_Kind).graph is UNSET:
-        kind = Manifest
-    manifest = msgspec.json.decode(data, type=kind, dec_hook=_size)
-    for path in manifest.files:
-        if not _is_inside(path):
-            raise msgspec.ValidationError(f"{path!r} is not a path inside the bundle - at `$.files`")
-    for index, module in enumerate(manifest.modules):
-        if module.file not in manifest.files:
-            raise msgspec.ValidationError(f"{module.file!r} is not in files - at `$.modules[{index}].file`")
-        if module.compiled and module.compiled.file not in manifest.files:
-            where = f"`$.modules[{index}].compiled.file`"
-            raise msgspec.ValidationError(f"{module.compiled.file!r} is not in files - at {where}")
-        for number, shape in enumerate(module.shapes):
-            if shape.file not in manifest.files:
-                where = f"`$.modules[{index}].shapes[{number}].file`"
-                raise msgspec.ValidationError(f"{shape.file!r} is not in files - at {where}")
-        if (module.precision == "mixed") != bool(module.parts):
-            raise msgspec.ValidationError(f"does not fit the precision - at `$.modules[{index}].parts`")
-    if len({module.name for module in manifest.modules}) < len(manifest.modules):
-        raise msgspec.ValidationError("has a name twice - at `$.modules`")
+    is_graph = msgspec.json.decode(data, type=_Kind).graph is not UNSET
+    manifest: Manifest | GraphManifest = (
+        msgspec.json.decode(data, type=GraphManifest, dec_hook=_size)
+        if is_graph
+        else msgspec.json.decode(data, type=Manifest, dec_hook=_size)
+    )
+    try:
+        check_json(data)
+    except StrictJsonError as error:
+        raise msgspec.ValidationError(f"{error.why} - at `$.{error.key}`" if error.key else error.why) from error
+    faults = graph_faults(manifest) if isinstance(manifest, GraphManifest) else model_faults(manifest)
+    if MANIFEST in manifest.files:
+        raise msgspec.ValidationError(f"{MANIFEST!r} is not a path inside the bundle - at `$.files`")
+    for key, why in faults:
+        raise msgspec.ValidationError(f"{why} - at `$.{key}`")
     head, seal, tail = data.rpartition(manifest.seal.encode())
     if hashlib.sha256(head + b"0" * len(seal) + tail).hexdigest() != manifest.seal:
         raise msgspec.ValidationError("does not fit the content, which was changed after the export - at `$.seal`")
@@ -334,8 +333,3 @@ def _size(target: type, value: object) -> object:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return target(value)
     raise ValueError(f"{value!r} is not a number of bytes")
-
-
-def _is_inside(path: str) -> bool:
-    parts = path.split("/")
-    return path.isprintable() and path != MANIFEST and not any(part in ("", ".", "..") for part in parts)

@@ -15,6 +15,7 @@ SHARED = (
     "actions",
     "bundle",
     "cache",
+    "contract",
     "digest",
     "errors",
     "exits",
@@ -22,6 +23,7 @@ SHARED = (
     "manifest",
     "memory",
     "store",
+    "strict_json",
     "telemetry",
     "units",
 )

@@ -1,34 +1,58 @@
-"""Rows of the embedding table out of a memory map: a token costs a page or two, whatever the vocabulary."""
+"""Rows of the embedding table, read one by one: a token costs a page or two, whatever the vocabulary.
+
+They are read and not mapped: of a file that shrinks, a read comes back short, and a map ends the process.
+"""
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeglm.bundle import Bundle
+from edgeglm.bundle import AGAIN, Bundle
+from edgeglm.contract import scales_offset
+from edgeglm.digest import READ_ONLY
+from edgeglm.errors import DamagedFileError
 
 DTYPES = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
-# Where a part of the file begins: docs/bundle.md.
-PAGE, LINE = 4096, 64
 
 
 class EmbeddingRows:
-    """The table of a bundle."""
+    """The table of a bundle.
+
+    Raises:
+        DamagedFileError: It is not what the manifest says.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
-        module = bundle.module("embedding")
-        assert module is not None
-        path, model = bundle.path(module.file), bundle.manifest.model
-        shape = (model.vocabulary, model.hidden_size)
-        self.rows = np.memmap(path, DTYPES[module.precision], "r", 0, shape)
-        self.scale: NDArray[np.float32] | None = None
-        if module.precision == "int8":
-            align = PAGE if 4 * model.vocabulary >= PAGE else LINE
-            self.scale = np.memmap(path, np.float32, "r", -(-self.rows.nbytes // align) * align, model.vocabulary)
+        module, model = bundle.module("embedding"), bundle.manifest.model
+        assert module is not None  # the manifest's reader asks for it
+        self.bundle, self.path = bundle, bundle.path(module.file)
+        self.dtype, self.width = np.dtype(DTYPES[module.precision]), model.hidden_size
+        self.scales = scales_offset(model.vocabulary, model.hidden_size) if module.precision == "int8" else None
+        with bundle.opening("embedding"):
+            self._descriptor = os.open(os.path.realpath(self.path), READ_ONLY)
+        weakref.finalize(self, os.close, self._descriptor)
 
     def gather(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Embeddings (n, hidden)."""
-        rows: NDArray[np.float32] = self.rows[list(tokens)].astype(np.float32)
-        return rows if self.scale is None else rows * self.scale[list(tokens), None]
+        """Embeddings (n, hidden).
+
+        Raises:
+            DamagedFileError: The file was changed, or is shorter than it was.
+        """
+        stored, scales = np.empty((len(tokens), self.width), self.dtype), np.ones((len(tokens), 1), np.float32)
+        for row, token in enumerate(tokens):
+            self._read(stored[row], token * stored.strides[0])
+            if self.scales is not None:
+                self._read(scales[row], self.scales + token * scales.itemsize)
+        self.bundle.check("embedding")  # behind the reading: what was read before a change is right
+        rows: NDArray[np.float32] = stored.astype(np.float32)
+        return rows if self.scales is None else rows * scales
+
+    def _read(self, into: NDArray[Any], offset: int) -> None:
+        if os.preadv(self._descriptor, [into.view(np.uint8).data], offset) != into.nbytes:
+            raise DamagedFileError(self.path, f"ends before byte {offset + into.nbytes}", AGAIN)

@@ -26,13 +26,12 @@ from edgeglm.runtimes.embedding import EmbeddingRows
 from edgeglm.runtimes.generate import generate
 from edgeglm.runtimes.image import open_picture, picture_bytes, picture_name, squeezed, to_patches
 from edgeglm.runtimes.messages import Message
-from edgeglm.runtimes.ort import Decoder
 from edgeglm.runtimes.positions import Grid
 from edgeglm.runtimes.prepack import prepacked
 from edgeglm.runtimes.prompt import Key, Picture, Prompt, read_prompt, shared_length
 from edgeglm.runtimes.sampling import Sampler, Sampling
 from edgeglm.runtimes.session import DecoderSession, EncoderSession
-from edgeglm.runtimes.sessions import engine_of, note_of, open_decoder, open_encoder
+from edgeglm.runtimes.sessions import engine_of, note_of, open_decoder, open_encoder, open_ort_decoder
 from edgeglm.runtimes.window import Window
 
 Session = TypeVar("Session", EncoderSession, DecoderSession)
@@ -124,6 +123,7 @@ class Runner:
             self.window = Window(self.bundle.manifest, context, max_ram)
             self.chat = Chat(self.bundle.folder / "tokenizer", self.model.vision)
             self.rows = EmbeddingRows(self.bundle)
+            self.bundle.check("tokenizer")  # which is read by now
         self.resources.callback(self._release_decoder)
 
     def __enter__(self) -> Runner:
@@ -164,6 +164,7 @@ class Runner:
             UsageError: A picture cannot be read, or nothing is asked.
             UnsupportedError: The model sees no pictures.
             BudgetError: Prompt and answer are longer than the context, or a picture takes more than is left.
+            DamagedFileError: A file of the bundle is another by now.
         """
         self._begin()
         prompt = self.prompt(messages)
@@ -177,6 +178,10 @@ class Runner:
         sampler = Sampler(sampling or Sampling.of(self.bundle.manifest.generation), seed)
         try:
             return self._generate(decoder, prompt, hidden, sampler, max_new_tokens, show)
+        except DamagedFileError:
+            keys = []  # what the state was computed from is gone
+            self._generated.clear()
+            raise
         finally:
             self._known = (keys + self._generated)[: decoder.length]
 
@@ -215,6 +220,7 @@ class Runner:
                         with self._log.phase("encode image"):
                             features = encoder.run({"pixel_values": patches[index]})["features"]
                             found[index] = features.astype(np.float32)
+        self.bundle.check("vision")  # whose weights were mapped
         return [found[index] for index in range(len(pictures))]
 
     def _open_encoder(self, grid: Grid, module: Module) -> EncoderSession:
@@ -248,7 +254,7 @@ class Runner:
             path, files = self.bundle.path(module.file), self.bundle.manifest.files
             path = prepacked(path, {name: files[name] for name in files if name.startswith("decoder/")}, self.threads)
             _trim()
-            return Decoder(path, self.threads, capacity)
+            return open_ort_decoder(path, module, self.threads, capacity)
         return open_decoder(self.bundle, module, self.threads, capacity)
 
     def _release_decoder(self) -> None:
@@ -272,6 +278,7 @@ class Runner:
         first = self._log.ms()
         with self._log.phase("decode"):
             while True:
+                self.bundle.check("decoder")  # whose weights are mapped
                 self._generated.append(token)
                 if token not in ends:
                     show(stream.add(token))

@@ -6,12 +6,14 @@ So does one for an NPU, from the quantized ONNX that was compiled for it. One in
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from edgeglm.bundle import Bundle
 from edgeglm.devices.profile import Engine
-from edgeglm.errors import UnsupportedError
+from edgeglm.errors import DamagedFileError, UnsupportedError
 from edgeglm.manifest import Module
 from edgeglm.runtimes import litert, ort, qnn, tensorrt
 from edgeglm.runtimes.cuda import Gpu
@@ -20,6 +22,8 @@ from edgeglm.runtimes.litert_weights import litert_files
 from edgeglm.runtimes.progress import progress_line
 from edgeglm.runtimes.session import DecoderSession, EncoderSession
 from edgeglm.runtimes.tensorrt_library import Library, load_library
+
+OrtSession = TypeVar("OrtSession", ort.Encoder, ort.Decoder)
 
 
 def engine_of(module: Module) -> Engine:
@@ -44,23 +48,67 @@ def note_of(module: Module) -> str | None:
 
 
 def open_encoder(bundle: Bundle, module: Module, threads: int) -> EncoderSession:
-    """A module without a state. Raises as its engine does."""
+    """A module without a state. Raises as its engine does, and DamagedFileError where a file is another by now."""
+    with bundle.opening(module.name):
+        return _open_encoder(bundle, module, threads)
+
+
+def open_decoder(bundle: Bundle, module: Module, threads: int, capacity: int) -> DecoderSession:
+    """A decoder with room for `capacity` tokens. Raises as `open_encoder`."""
+    with bundle.opening(module.name):
+        return _open_decoder(bundle, module, threads, capacity)
+
+
+def open_ort_decoder(path: Path, module: Module, threads: int, capacity: int) -> ort.Decoder:
+    """A decoder on ONNX Runtime, from whatever file holds its graph. Raises DamagedFileError."""
+    return _as_described(path, module, lambda: ort.Decoder(path, threads, capacity))
+
+
+def _open_encoder(bundle: Bundle, module: Module, threads: int) -> EncoderSession:
     if module.engine == "qnn" and (npu := qnn.npu_for(module)[0]) and module.compiled:
         return qnn.Encoder(npu, bundle.path(module.compiled.file), qnn.chip_of(bundle.manifest.profile))
     if engine_of(module) == "tensorrt":
         return tensorrt.Encoder(*_built(bundle, module))
     if module.engine == "litert":
         return litert.Encoder(litert_files(bundle, module, threads))
-    return ort.Encoder(bundle.path(module.file), threads)
+    path = bundle.path(module.file)
+    return _as_described(path, module, lambda: ort.Encoder(path, threads))
 
 
-def open_decoder(bundle: Bundle, module: Module, threads: int, capacity: int) -> DecoderSession:
-    """A decoder with room for `capacity` tokens. Raises as its engine does."""
+def _open_decoder(bundle: Bundle, module: Module, threads: int, capacity: int) -> DecoderSession:
     if engine_of(module) == "tensorrt":
         return tensorrt.Decoder(*_built(bundle, module), capacity)
     if module.engine == "litert":
         return litert.Decoder(litert_files(bundle, module, threads), capacity)
-    return ort.Decoder(bundle.path(module.file), threads, capacity)
+    return open_ort_decoder(bundle.path(module.file), module, threads, capacity)
+
+
+def _as_described(path: Path, module: Module, open_: Callable[[], OrtSession]) -> OrtSession:
+    """A session whose inputs and outputs are those of the manifest."""
+    remedy = "export the bundle again"
+    try:
+        opened = open_()
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise DamagedFileError(path, f"is no {module.name}: {type(error).__name__}: {error}", remedy) from error
+    for kind, tensors, values in (
+        ("input", module.inputs, opened.session.get_inputs()),
+        ("output", module.outputs, opened.session.get_outputs()),
+    ):
+        shapes = {value.name: value.shape for value in values}
+        if shapes.keys() != {tensor.name for tensor in tensors}:
+            raise DamagedFileError(path, f"has not the {kind}s that the manifest lists", remedy)
+        for tensor in tensors:
+            if not _agree(shapes[tensor.name], tensor.shape):
+                why = f"its {kind} {tensor.name} is {shapes[tensor.name]}, and {list(tensor.shape)} in the manifest"
+                raise DamagedFileError(path, why, remedy)
+    return opened
+
+
+def _agree(shape: Sequence[object], described: Sequence[object]) -> bool:
+    """Whether two shapes have the same sizes; a name stands for any."""
+    pairs = zip(shape, described, strict=False)
+    sized = all(left == right for left, right in pairs if isinstance(left, int) and isinstance(right, int))
+    return len(shape) == len(described) and sized
 
 
 @cache

@@ -32,6 +32,7 @@ CONTENT = {
     "embedding/rows.bin": b"\x01\x02" * 512,
     "tokenizer/tokenizer.json": b"{}",
 }
+ROWS_BYTES = 1024  # of 16 rows of 32 in fp16, as the manifest says
 VISION = Vision(
     grid=(16, 8),
     patch_size=14,
@@ -50,7 +51,7 @@ EMBEDDING = Module(
     precision="fp16",
     placement="cpu",
     inputs=(Tensor("input_ids", "int64", ("sequence",)),),
-    outputs=(Tensor("inputs_embeds", "float32", ("sequence", 64)),),
+    outputs=(Tensor("hidden", "float32", ("sequence", 32)),),
 )
 DECODER = Module(
     name="decoder",
@@ -60,8 +61,8 @@ DECODER = Module(
     placement="cpu",
     engine="ort",
     dialect="ort",
-    inputs=(Tensor("inputs_embeds", "float32", (1, "sequence", 64)),),
-    outputs=(Tensor("logits", "float32", (1, 1024)),),
+    inputs=(Tensor("hidden", "float32", (1, "sequence", 32)),),
+    outputs=(Tensor("logits", "float32", (1, 1, 16)),),
     max_relative_error=0.0125,
 )
 
@@ -73,12 +74,12 @@ def sample_manifest(files: dict[str, File] | None = None) -> Manifest:
             name="demo",
             architecture="Glm4vForConditionalGeneration",
             family="glm4v",
-            hidden_size=64,
+            hidden_size=32,
             layers=2,
             heads=4,
             kv_heads=2,
             head_dim=16,
-            vocabulary=1024,
+            vocabulary=16,
             max_positions=4096,
             rope=Rope(theta=10000.0, partial_rotary_factor=0.5, mrope_sections=(2, 1, 1)),
             vision=VISION,

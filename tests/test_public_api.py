@@ -24,7 +24,8 @@ SHARED = {
         "read_sealed",
         "verify_bundle",
     },
-    "edgeglm.digest": {"KnownHashes", "hash_range"},
+    "edgeglm.contract": {"faults", "graph_faults", "model_faults", "scales_offset"},
+    "edgeglm.digest": {"Hashed", "Identity", "KnownHashes", "hash_range"},
     "edgeglm.errors": {
         "AccuracyError",
         "BudgetError",
@@ -60,6 +61,7 @@ SHARED = {
     "edgeglm.store": {"find", "keep", "making", "partial", "sweep"},
     "edgeglm.memory": {"MemoryCurve", "MemorySampler", "Phase", "PhaseLog", "current_rss", "peak_rss"},
     "edgeglm.process": {"at_fixed_addresses", "end_with_parent"},
+    "edgeglm.strict_json": {"StrictJsonError", "check_json"},
     "edgeglm.suggest": {"nearest_name"},
     "edgeglm.telemetry": {"disable_telemetry", "telemetry_is_off"},
     "edgeglm.units": {"format_size", "parse_percent", "parse_size"},

@@ -56,7 +56,7 @@ class Settings(Struct):
     top_p: Share | None = None
     min_p: Share | None = None
     typical_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=1e6)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=1e-6, le=1e6)] | None = None
     no_repeat_ngram_size: Token | None = None
     suppress_tokens: tuple[Token, ...] | None = None
     begin_suppress_tokens: tuple[Token, ...] | None = None

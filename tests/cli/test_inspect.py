@@ -15,7 +15,7 @@ from edgeglm.errors import UsageError
 from tests.bundles import DECODER, EMBEDDING, sample_manifest, write_bundle
 
 TEXT = """\
-model   demo (Glm4vForConditionalGeneration, 2 layers of 64)
+model   demo (Glm4vForConditionalGeneration, 2 layers of 32)
 target  cpu: x86-64 computer (reference: 2 cores, 24GB)
 size    5.01KiB in 4 files
 

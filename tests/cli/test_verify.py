@@ -74,7 +74,9 @@ def test_an_extra_file_is_said_and_passes(folder: Path, capsys: pytest.CaptureFi
 def test_what_was_remembered_is_read_again(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(digest, "SETTLED_NS", -1)
+    for name in ("SETTLED_NS", "WRITTEN_BACK_NS", "ALWAYS_BYTES"):
+        monkeypatch.setattr(digest, name, -1)
+    monkeypatch.setattr(digest, "TRUSTED", {digest._file_system(folder)})
     bundle = load_bundle(folder)
     (folder / "decoder/weights.bin").write_bytes(bytes(4096))
     assert run(capsys, folder)[0] == 6

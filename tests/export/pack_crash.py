@@ -18,7 +18,7 @@ from pathlib import Path
 from edgeglm.errors import EdgeglmError
 from edgeglm.export.pack import writer
 from edgeglm.export.pack.writer import BundleWriter
-from tests.bundles import sample_manifest, write_bundle
+from tests.bundles import ROWS_BYTES, sample_manifest, write_bundle
 
 JOBS, CHUNK = 3, 5000
 STRIDE = CHUNK + 120  # a padding follows each chunk
@@ -30,7 +30,7 @@ def export(target: Path, key: str = "key", pause: float = 0.0) -> None:
     """Write the bundle, or go on with it."""
     with BundleWriter(target, key) as bundle:
         weights = bundle.file("decoder/weights.bin", JOBS * STRIDE)
-        rows = bundle.file("embedding/rows.bin", 3000)
+        rows = bundle.file("embedding/rows.bin", ROWS_BYTES)
         for job in range(JOBS):
             if not bundle.done(f"layer {job}"):
                 for part in range(0, CHUNK, 1000):
@@ -38,7 +38,7 @@ def export(target: Path, key: str = "key", pause: float = 0.0) -> None:
                     time.sleep(pause)
                 bundle.complete(f"layer {job}")
         if not bundle.done("rows"):
-            rows.pwrite(0, b"rows" * 750)
+            rows.pwrite(0, b"rows" * (ROWS_BYTES // 4))
             bundle.complete("rows")
         bundle.small("decoder/model.onnx", b"graph")
         bundle.finish(sample_manifest())

@@ -26,7 +26,7 @@ from edgeglm.export.pack.journal import Journal, Record, job_statement, read_jou
 from edgeglm.export.pack.writer import BundleWriter
 from edgeglm.export.pack.written import Extents, Run, Written
 from edgeglm.manifest import MANIFEST
-from tests.bundles import sample_manifest, write_bundle
+from tests.bundles import ROWS_BYTES, sample_manifest, write_bundle
 from tests.export.pack_crash import JOBS, contents, export
 
 ROOT = Path(__file__).parents[2]
@@ -185,7 +185,7 @@ def test_any_byte_of_a_partial_may_be_damaged(tmp_path: Path, lines: list[range]
             file.pwrite(3000 * 40 + 200, b"half a job, or all of it")
             if stop:
                 raise KeyboardInterrupt
-            bundle.small("embedding/rows.bin", b"")
+            bundle.small("embedding/rows.bin", bytes(ROWS_BYTES))
             bundle.finish(sample_manifest())
 
     make(stop=False)
@@ -312,7 +312,7 @@ def test_the_hash_is_right_in_any_order(tmp_path: Path, order: list[int], part: 
         file = bundle.file("decoder/model.onnx", 3 * part)
         for turn, index in enumerate(order):
             file.pwrite(index * part, bytes([turn]) * part)
-        bundle.small("embedding/rows.bin", b"")
+        bundle.small("embedding/rows.bin", bytes(ROWS_BYTES))
         bundle.finish(sample_manifest())
     verify_bundle(load_bundle(tmp_path / "b"))
 
@@ -359,7 +359,7 @@ def test_what_was_written_is_spelled_and_read_again() -> None:
 def test_what_is_never_written_is_zeros(tmp_path: Path) -> None:
     with BundleWriter(tmp_path / "b", "key") as bundle:
         bundle.file("decoder/model.onnx", 10).pwrite(4, memoryview(b"ab"))
-        bundle.file("embedding/rows.bin", 0).pwrite(0, b"")
+        bundle.file("embedding/rows.bin", ROWS_BYTES).pwrite(0, b"")
         path = bundle.finish(sample_manifest())
     assert path == (tmp_path / "b").resolve()
     assert (path / "decoder/model.onnx").read_bytes() == b"\0\0\0\0ab\0\0\0\0"
@@ -474,7 +474,7 @@ def test_a_disk_that_fills_up_keeps_what_is_done(small_disk: Path) -> None:
     with BundleWriter(small_disk / "b", "key") as bundle:
         assert bundle.done("job")
         bundle.file("decoder/model.onnx", 1 << 20)
-        bundle.small("embedding/rows.bin", b"fits")
+        bundle.small("embedding/rows.bin", bytes(ROWS_BYTES))
         bundle.finish(sample_manifest())
     assert (small_disk / "b/decoder/model.onnx").read_bytes()[:5] == b"done\0"
 

@@ -14,7 +14,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from edgeglm.bundle import Bundle, load_bundle
 from edgeglm.devices.loader import load_profile
 from edgeglm.manifest import MANIFEST, File, Module, Tensor
-from tests.bundles import sample_manifest
+from tests.bundles import CONTENT, EMBEDDING, sample_manifest
 
 HALF, SINGLE, INT64 = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.INT64
 Value = tuple[str, int, list[int | str]]
@@ -46,10 +46,13 @@ def matmul(scale: float = 1.0) -> bytes:
 def write_bundle(
     folder: Path, model: bytes, shape: tuple[int | str, ...] = ("sequence", 8), context: int = 512
 ) -> Bundle:
-    """A bundle for a Jetson whose only module is a graph of one input x."""
+    """A bundle for a Jetson whose decoder is a graph of one input x."""
     path = folder / "decoder/model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model)
+    rows = CONTENT[EMBEDDING.file]
+    (folder / "embedding").mkdir(exist_ok=True)
+    (folder / EMBEDDING.file).write_bytes(rows)
     module = Module(
         name="decoder",
         file="decoder/model.onnx",
@@ -61,10 +64,13 @@ def write_bundle(
         inputs=(Tensor("x", "float16", shape),),
         outputs=(Tensor("y", "float16", shape),),
     )
-    manifest = sample_manifest({"decoder/model.onnx": File(hashlib.sha256(model).hexdigest(), len(model))})
+    files = {"decoder/model.onnx": model, EMBEDDING.file: rows}
+    manifest = sample_manifest(
+        {name: File(hashlib.sha256(data).hexdigest(), len(data)) for name, data in files.items()}
+    )
     manifest = msgspec.structs.replace(
         manifest,
-        modules=(module,),
+        modules=(EMBEDDING, module),
         profile=load_profile("jetson"),
         model=msgspec.structs.replace(manifest.model, max_positions=context),
     )

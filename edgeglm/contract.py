@@ -1,0 +1,168 @@
+"""What the parts of a manifest must agree on, so that nothing that runs a bundle need ask again.
+
+A manifest is typed before it comes here. What is compared here is what two of its keys say of one thing: a module's
+file and its folder, the embedding's rows and their bytes, tensors and the model's dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgeglm.manifest import GraphManifest, Manifest, Model, Module, Sealed, Tensor
+
+# Bytes of a value of the embedding's rows; of int8, behind them, a float32 for each row.
+ROW_VALUES = {"fp32": 4, "fp16": 2, "int8": 1}
+SCALE = 4
+# Where a part of a file begins: docs/bundle.md.
+PAGE, LINE = 4096, 64
+RGB = 3
+
+Fault = tuple[str, str]  # the dotted key, and what is wrong with it
+Shape = tuple[int | None, ...]  # None where any size may stand
+
+
+def scales_offset(vocabulary: int, hidden_size: int) -> int:
+    """Where in an int8 ``rows.bin`` the scales begin, in bytes."""
+    align = PAGE if SCALE * vocabulary >= PAGE else LINE
+    return -(-vocabulary * hidden_size // align) * align
+
+
+def faults(manifest: Sealed) -> Iterator[Fault]:
+    """Every disagreement between files and modules."""
+    yield from (("files", f"{path!r} is not a path inside the bundle") for path in manifest.files if not _inside(path))
+    for index, module in enumerate(manifest.modules):
+        for key, why in _module_faults(manifest, module):
+            yield f"modules[{index}].{key}", why
+    if len({module.name for module in manifest.modules}) < len(manifest.modules):
+        yield "modules", "has a name twice"
+
+
+def graph_faults(manifest: GraphManifest) -> Iterator[Fault]:
+    """Every disagreement in the manifest of a graph's bundle."""
+    yield from faults(manifest)
+    if [module.name for module in manifest.modules] != ["graph"]:
+        yield "modules", "is not one graph"
+
+
+def model_faults(manifest: Manifest) -> Iterator[Fault]:
+    """Every disagreement in the manifest of a language model's bundle."""
+    yield from faults(manifest)
+    modules = {module.name: module for module in manifest.modules}
+    for name in ("embedding", "decoder"):
+        if name not in modules:
+            yield "modules", f"has no {name}"
+    if "graph" in modules:
+        yield "modules", "has a graph beside a model"
+    if "vision" in modules and manifest.model.vision is None:
+        yield "model.vision", "is missing, and there is a vision module"
+    if embedding := modules.get("embedding"):
+        yield from _embedding_faults(manifest, embedding)
+    for index, module in enumerate(manifest.modules):
+        for tensor, why in _shape_faults(manifest.model, module):
+            yield f"modules[{index}]", f"{tensor} {why}"
+    yield from _model_faults(manifest.model)
+    vocabulary, generation = manifest.model.vocabulary, manifest.generation
+    if max(generation.eos_token_ids, default=0) >= vocabulary:
+        yield "generation.eos_token_ids", f"has a token that a vocabulary of {vocabulary} does not have"
+    if not manifest.predicted.device_peak_rss_bytes:
+        yield "predicted.device_peak_rss_bytes", "is empty"
+
+
+def _inside(path: str) -> bool:
+    parts = path.split("/")
+    return path.isprintable() and not any(part in ("", ".", "..") for part in parts)
+
+
+def _module_faults(manifest: Sealed, module: Module) -> Iterator[Fault]:
+    opened = [("file", module.file)]
+    opened += [("compiled.file", module.compiled.file)] if module.compiled else []
+    opened += [(f"shapes[{index}].file", shape.file) for index, shape in enumerate(module.shapes)]
+    for key, file in opened:
+        if file not in manifest.files:
+            yield key, f"{file!r} is not in files"
+        elif not file.startswith(f"{module.name}/"):
+            yield key, f"{file!r} is not in the folder of the {module.name}"
+    if (module.precision == "mixed") != bool(module.parts):
+        yield "parts", "does not fit the precision"
+    if (module.name == "embedding") != (module.format == "rows"):
+        yield "format", f"{module.format!r} is not one of the {module.name}'s"
+    if (module.engine == "litert") != (module.format == "tflite"):
+        yield "engine", f"{module.engine!r} does not read {module.format!r}"
+    if module.engine == "qnn" and manifest.profile.toolchain.qnn is None:
+        yield "engine", "is 'qnn', and the profile names no chip for it"
+
+
+def _embedding_faults(manifest: Manifest, embedding: Module) -> Iterator[Fault]:
+    model, value = manifest.model, ROW_VALUES.get(embedding.precision)
+    where = f"modules[{manifest.modules.index(embedding)}]"
+    if value is None:
+        yield f"{where}.precision", f"{embedding.precision!r} is not one of {', '.join(ROW_VALUES)}"
+    elif embedding.file in manifest.files:
+        needed = value * model.vocabulary * model.hidden_size
+        if embedding.precision == "int8":
+            needed = scales_offset(model.vocabulary, model.hidden_size) + SCALE * model.vocabulary
+        if (there := manifest.files[embedding.file].bytes) != needed:
+            rows = f"{model.vocabulary} rows of {model.hidden_size} in {embedding.precision}"
+            yield "model.vocabulary", f"{rows} take {needed} bytes, and {embedding.file} has {there}"
+
+
+def _model_faults(model: Model) -> Iterator[Fault]:
+    if model.heads % model.kv_heads:
+        yield "model.heads", f"{model.heads} is no multiple of kv_heads, {model.kv_heads}"
+    rotary = model.head_dim * model.rope.partial_rotary_factor
+    if model.rope.mrope_sections and 2 * sum(model.rope.mrope_sections) != round(rotary):
+        yield "model.rope.mrope_sections", f"sum to another number than half of the {rotary:g} that rotate"
+    if not (vision := model.vision):
+        return
+    if any(size % vision.merge_size for size in vision.grid):
+        yield "model.vision.grid", f"is no multiple of merge_size, {vision.merge_size}"
+    if max(vision.image_start_token_id, vision.image_token_id, vision.image_end_token_id) >= model.vocabulary:
+        yield "model.vision", f"has a token that a vocabulary of {model.vocabulary} does not have"
+
+
+def _shape_faults(model: Model, module: Module) -> Iterator[Fault]:
+    """The tensors of a module that do not have the model's dimensions."""
+    for tensor in (*module.inputs, *module.outputs):
+        if module.name in ("decoder", "embedding") and not _fits(tensor.shape, _expected(model, tensor)):
+            yield tensor.name, f"has the shape {list(tensor.shape)}, which is not the model's"
+    if module.name == "vision" and model.vision:
+        graphs = [(model.vision.grid, (*module.inputs, *module.outputs))]
+        graphs += [(shape.grid, (*shape.inputs, *shape.outputs)) for shape in module.shapes]
+        for grid, tensors in graphs:
+            yield from _vision_faults(model, grid, tensors)
+
+
+def _vision_faults(model: Model, grid: tuple[int, int], tensors: Sequence[Tensor]) -> Iterator[Fault]:
+    assert model.vision
+    patch = RGB * model.vision.temporal_patch_size * model.vision.patch_size**2
+    sizes = {
+        "pixel_values": prod(grid) * patch,
+        "features": prod(grid) // model.vision.merge_size**2 * model.hidden_size,
+    }
+    for tensor in tensors:
+        sized = [size for size in tensor.shape if isinstance(size, int)]
+        if tensor.name in sizes and len(sized) == len(tensor.shape) and prod(sized) != sizes[tensor.name]:
+            yield tensor.name, f"has the shape {list(tensor.shape)}, and not {sizes[tensor.name]} values"
+
+
+def _expected(model: Model, tensor: Tensor) -> Shape | None:
+    """The shape of a tensor, by its name; None of one that may have any."""
+    kind, _, _ = tensor.name.partition(".")
+    kind = "state" if kind.startswith(("past_", "present_", "key_", "value_")) else kind
+    shapes: dict[str, Shape] = {
+        "hidden": (None,) * (len(tensor.shape) - 1) + (model.hidden_size,),
+        "logits": (1, 1, model.vocabulary),
+        "position_ids": (3 if model.rope.mrope_sections else 1, 1, None),
+        "state": (1, model.kv_heads, None, model.head_dim),
+    }
+    return shapes.get(kind)
+
+
+def _fits(shape: Sequence[int | str], expected: Shape | None) -> bool:
+    if expected is None:
+        return True
+    pairs = zip(shape, expected, strict=False)
+    return len(shape) == len(expected) and all(wanted is None or size in (wanted,) for size, wanted in pairs)
