@@ -9,14 +9,18 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from edgeglm.bundle import Bundle
 from edgeglm.errors import EdgeglmError, UnsupportedError
 from edgeglm.manifest import Vision
 from edgeglm.runtimes.messages import Message, parts
 from edgeglm.runtimes.positions import Grid
-from edgeglm.runtimes.templates import read_templates
+from edgeglm.runtimes.sidecars import Sidecars
+from edgeglm.runtimes.templates import FILE, LEGACY, PROCESSOR, named_templates, read_templates
 from edgeglm.runtimes.tokenizer import REMEDY, BoundedTokenizer
 
 PROBE = "edgeglm"
+FOLDER = "tokenizer/"  # of a bundle
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", FILE, LEGACY, PROCESSOR)
 
 
 class Chat:
@@ -25,7 +29,7 @@ class Chat:
     A model without a chat template, such as a base model, completes the text of a single message.
 
     Args:
-        folder: The bundle's ``tokenizer/``, or a checkpoint.
+        sidecars: Of the bundle, or of a checkpoint.
         vision: The picture that the model sees, if it sees any.
         sees: Whether it sees any, where that alone is known.
 
@@ -34,12 +38,18 @@ class Chat:
         DamagedFileError: One of the files cannot be read.
     """
 
-    def __init__(self, folder: Path, vision: Vision | None, *, sees: bool = False) -> None:
-        self.folder, self.vision = folder, vision
-        self.bounded = BoundedTokenizer(folder)
+    def __init__(self, sidecars: Sidecars, vision: Vision | None, *, sees: bool = False) -> None:
+        self.sidecars, self.vision = sidecars, vision
+        self.bounded = BoundedTokenizer(sidecars)
         self.tokenizer = self.bounded.library
-        self.template = read_templates(folder, sees=sees or vision is not None)
+        self.template = read_templates(sidecars, sees=sees or vision is not None)
         self._knows: dict[str, bool] = {}
+
+    @classmethod
+    def of_bundle(cls, bundle: Bundle) -> Chat:
+        """Return the chat of a bundle, from the files that its manifest vouches for. Raises as the class."""
+        names = frozenset(name.removeprefix(FOLDER) for name in bundle.manifest.files if name.startswith(FOLDER))
+        return cls(Sidecars(bundle.folder / FOLDER, names), bundle.manifest.model.vision)
 
     def encode(
         self, messages: Sequence[Message], tools: Sequence[Any] | None = None, grids: Sequence[Grid] | None = None
@@ -81,6 +91,11 @@ class Chat:
         """The token that stands for a picture, if the model sees any."""
         return self.tokenizer.id_to_token(self.vision.image_token_id) if self.vision else None
 
+    def files(self) -> list[Path]:
+        """Return all files that speak of prompts."""
+        folder = self.sidecars.folder
+        return [path for name in (*FILES, *named_templates(folder)) if (path := folder / name).is_file()]
+
     def stream(self) -> TextStream:
         """Begin a new answer's text."""
         return TextStream(self.tokenizer)
@@ -111,7 +126,9 @@ class Chat:
         raise self._missing()
 
     def _missing(self) -> UnsupportedError:
-        return UnsupportedError(self.folder, "has no chat template, and so the model takes one text alone", REMEDY)
+        return UnsupportedError(
+            self.sidecars.folder, "has no chat template, and so the model takes one text alone", REMEDY
+        )
 
 
 class TextStream:

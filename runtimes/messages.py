@@ -87,8 +87,9 @@ def _normalized(where: str, each: object, room: list[int], files: bool) -> dict[
         raise UsageError(where, "has a content that is neither a text nor a list", "write it as a text")
     else:
         content = _plain(where, content, room)
-    rest = {str(key): _plain(where, value, room) for key, value in each.items() if key != "content"}
-    return {"role": rest.pop("role"), "content": content, **rest}
+    others = {str(key): _plain(where, value, room) for key, value in each.items() if key != "content"}
+    # In their order, which a template may print.
+    return {str(key): content if key == "content" else others[str(key)] for key in each}
 
 
 def _part(where: str, part: object, room: list[int], files: bool) -> dict[str, Any]:

@@ -121,7 +121,7 @@ class Runner:
             verify_bundle(self.bundle)
             self.model = self.bundle.manifest.model
             self.window = Window(self.bundle.manifest, context, max_ram)
-            self.chat = Chat(self.bundle.folder / "tokenizer", self.model.vision)
+            self.chat = Chat.of_bundle(self.bundle)
             self.rows = EmbeddingRows(self.bundle)
             self.bundle.check("tokenizer")  # which is read by now
         self.resources.callback(self._release_decoder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,48 +17,65 @@ MAX_BYTES = 100_000_000  # of a file; a tokenizer of GLM-4's has some 20 MB
 T = TypeVar("T")
 
 
-def read_file(file: Path) -> bytes | None:
-    """Return a file's bytes, or None where there is none of that name.
+@dataclass(frozen=True)
+class Sidecars:
+    """A folder of such files.
 
-    Raises:
-        DamagedFileError: It cannot be read, is no regular file, or larger than any such file is.
+    Attributes:
+        folder: A checkpoint's, or a bundle's ``tokenizer/``.
+        names: The files that count, relative to the folder: those that a bundle's manifest vouches for. All if None.
     """
-    try:
-        fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # else opening a FIFO would wait for a writer
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise damaged(file, f"cannot be read: {error.strerror}") from error
-    with os.fdopen(fd, "rb") as opened:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise damaged(file, "is not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise damaged(file, f"has {status.st_size} bytes, too many for such a file")
-        return opened.read(status.st_size)
 
+    folder: Path
+    names: frozenset[str] | None = None
 
-def read_text(file: Path) -> str | None:
-    """Return a file's text, with the line ends that Python's text files have. Raises as `read_file`."""
-    data = read_file(file)
-    try:
-        return None if data is None else data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        raise damaged(file, f"is not UTF-8: {error.reason} at byte {error.start}") from error
+    def file(self, name: str) -> Path:
+        """Return where a file of that name is, or would be."""
+        return self.folder / name
 
+    def bytes(self, name: str) -> bytes | None:
+        """Return a file's bytes, or None where there is none of that name.
 
-def read_object(file: Path) -> dict[str, Any]:
-    """Return the JSON object in a file, an empty one where there is no file. Raises as `read_file`."""
-    data = read_file(file)
-    if data is None:
-        return {}
-    try:
-        value = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise damaged(file, f"is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise damaged(file, "is not a JSON object")
-    return value
+        Raises:
+            DamagedFileError: It cannot be read, is no regular file, or larger than any such file is.
+        """
+        if self.names is not None and name not in self.names:
+            return None
+        file = self.file(name)
+        try:
+            fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # else opening a FIFO would wait for a writer
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise damaged(file, f"cannot be read: {error.strerror}") from error
+        with os.fdopen(fd, "rb") as opened:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise damaged(file, "is not a regular file")
+            if status.st_size > MAX_BYTES:
+                raise damaged(file, f"has {status.st_size} bytes, too many for such a file")
+            return opened.read(status.st_size)
+
+    def text(self, name: str) -> str | None:
+        """Return a file's text, with the line ends that Python's text files have. Raises as `bytes`."""
+        data = self.bytes(name)
+        try:
+            return None if data is None else data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+        except UnicodeDecodeError as error:
+            raise damaged(self.file(name), f"is not UTF-8: {error.reason} at byte {error.start}") from error
+
+    def object(self, name: str) -> dict[str, Any]:
+        """Return the JSON object in a file, an empty one where there is no file. Raises as `bytes`."""
+        data = self.bytes(name)
+        if data is None:
+            return {}
+        try:
+            value = json.loads(data.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise damaged(self.file(name), f"is not valid JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise damaged(self.file(name), "is not a JSON object")
+        return value
 
 
 def typed(file: Path, name: str, value: object, kind: type[T]) -> T:

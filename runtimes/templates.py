@@ -7,6 +7,7 @@ speaks, and what tokens it knows by name, follows ``PreTrainedTokenizerBase`` an
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,14 +23,16 @@ from jinja2.utils import Namespace
 from msgspec import Struct
 
 from edgeglm.errors import UnsupportedError
-from edgeglm.runtimes.sidecars import read_object, read_text, typed
+from edgeglm.runtimes.sidecars import Sidecars, typed
 from edgeglm.runtimes.template_limits import BoundedEnvironment
 from edgeglm.runtimes.template_prices import MAX_SOURCE, MAX_TEXT, TemplateLimitError, make, metered, spend, weigh
 
 FILE, FOLDER, LEGACY, PROCESSOR = (
     "chat_template.jinja", "additional_chat_templates", "chat_template.json", "processor_config.json",
 )  # fmt: skip
+SETTINGS, TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 DEFAULT, TOOLS = "default", "tool_use"
+SAFE = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # names of files that a bundle takes over
 MAX_INDENT = 1000  # of JSON
 MAX_SHOWN = 200  # characters of what a template says
 # Names that a message's reasoning goes by; templates read the first, and gpt-oss's the second.
@@ -70,6 +73,11 @@ class ChatTemplate:
         self.now: datetime | None = None  # what strftime_now takes the time to be, if not the present
         self.environment = _environment(self)
         self.compiled = {name: self._compile(template) for name, template in sources.items()}
+
+    @property
+    def file(self) -> Path:
+        """Where the one that speaks without tools is from."""
+        return self.sources.get(DEFAULT, next(iter(self.sources.values()))).file
 
     def _compile(self, template: Template) -> Any:  # noqa: ANN401
         if len(template.text) > MAX_SOURCE:
@@ -122,27 +130,32 @@ class ChatTemplate:
         return "".join(pieces)
 
 
-def read_templates(folder: Path, *, sees: bool) -> ChatTemplate | None:
-    """Return the chat templates of a checkpoint's or bundle's folder, or None where it has none.
+def read_templates(sidecars: Sidecars, *, sees: bool) -> ChatTemplate | None:
+    """Return the chat templates of a checkpoint or bundle, or None where it has none.
 
     Args:
-        folder: Where its tokenizer's files are.
+        sidecars: Where its tokenizer's files are.
         sees: Whether the model has a processor, whose files then go first.
 
     Raises:
         DamagedFileError: One of its files cannot be read.
         UnsupportedError: A template cannot be compiled, or files contradict one another.
     """
-    sources = (_of_processor(folder) if sees else {}) or _of_tokenizer(folder) or _legacy(folder)
-    return ChatTemplate(sources, special_tokens(folder)) if sources else None
+    sources = (_of_processor(sidecars) if sees else {}) or _of_tokenizer(sidecars) or _of_json(sidecars, LEGACY)
+    return ChatTemplate(sources, special_tokens(sidecars)) if sources else None
 
 
-def special_tokens(folder: Path) -> dict[str, str]:
+def named_templates(folder: Path) -> list[str]:
+    """Return the files of templates that go by names of their own, relative to the folder."""
+    found = sorted(path.name for path in (folder / FOLDER).glob("*.jinja") if path.is_file())
+    return [f"{FOLDER}/{name}" for name in found if SAFE.fullmatch(name)]
+
+
+def special_tokens(sidecars: Sidecars) -> dict[str, str]:
     """Return the tokens that ``tokenizer_config.json`` and ``special_tokens_map.json`` name, such as ``bos_token``."""
-    file = folder / "tokenizer_config.json"
-    settings = read_object(file)
+    settings = sidecars.object(SETTINGS)
     if "added_tokens_decoder" not in settings:
-        settings |= read_object(folder / "special_tokens_map.json")
+        settings |= sidecars.object(TOKENS)
     for key in ("model_specific_special_tokens", "extra_special_tokens"):
         if isinstance(more := settings.get(key), dict):
             settings = {**more, **settings}
@@ -154,29 +167,26 @@ def special_tokens(folder: Path) -> dict[str, str]:
     return found
 
 
-def _of_tokenizer(folder: Path) -> dict[str, Template]:
-    settings = folder / "tokenizer_config.json"
-    return _of_files(folder) or _sources(settings, read_object(settings).get("chat_template"))
+def _of_tokenizer(sidecars: Sidecars) -> dict[str, Template]:
+    return _of_files(sidecars) or _of_json(sidecars, SETTINGS)
 
 
-def _of_processor(folder: Path) -> dict[str, Template]:
-    settings = folder / PROCESSOR
-    if found := _sources(settings, read_object(settings).get("chat_template")):
+def _of_processor(sidecars: Sidecars) -> dict[str, Template]:
+    if found := _of_json(sidecars, PROCESSOR):
         return found
-    found, files = _legacy(folder), _of_files(folder)
+    found, files = _of_json(sidecars, LEGACY), _of_files(sidecars)
     if found and files.keys() - {DEFAULT}:
-        raise UnsupportedError(folder / LEGACY, f"contradicts {FOLDER}", f"put its template into {FILE}")
+        raise UnsupportedError(sidecars.file(LEGACY), f"contradicts {FOLDER}", f"put its template into {FILE}")
     return found or files
 
 
-def _legacy(folder: Path) -> dict[str, Template]:
-    file = folder / LEGACY
-    return _sources(file, read_object(file).get("chat_template"))
+def _of_json(sidecars: Sidecars, name: str) -> dict[str, Template]:
+    return _sources(sidecars.file(name), sidecars.object(name).get("chat_template"))
 
 
-def _of_files(folder: Path) -> dict[str, Template]:
-    files = {DEFAULT: folder / FILE, **{path.stem: path for path in sorted((folder / FOLDER).glob("*.jinja"))}}
-    texts = {name: (file, read_text(file)) for name, file in files.items()}
+def _of_files(sidecars: Sidecars) -> dict[str, Template]:
+    names = {DEFAULT: FILE, **{Path(name).stem: name for name in named_templates(sidecars.folder)}}
+    texts = {name: (sidecars.file(file), sidecars.text(file)) for name, file in names.items()}
     return {name: Template(file, text) for name, (file, text) in texts.items() if text is not None}
 
 

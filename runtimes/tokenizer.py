@@ -12,9 +12,10 @@ from msgspec import Struct
 from tokenizers import AddedToken, Tokenizer
 
 from edgeglm.errors import BudgetError, DamagedFileError, UnsupportedError
-from edgeglm.runtimes.sidecars import damaged, read_file, read_object
+from edgeglm.runtimes.sidecars import Sidecars, damaged
 from edgeglm.runtimes.template_prices import MAX_TEXT
 
+FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 SECONDS = 20.0  # that encoding may take, and...
 CHARACTERS_PER_SECOND = 20_000  # ... at least so much comes out of a second on a slow device
 REMEDY = "export a checkpoint that has one"
@@ -26,16 +27,15 @@ class BoundedTokenizer:
     """Encodes texts in bounded time, as transformers does with the same file.
 
     Args:
-        folder: A checkpoint's, or a bundle's ``tokenizer/``.
+        sidecars: Of a checkpoint or a bundle.
 
     Raises:
-        UnsupportedError: The folder has no tokenizer.json.
+        UnsupportedError: There is no tokenizer.json.
         DamagedFileError: It has one that cannot be a tokenizer.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.file = folder / "tokenizer.json"
-        data = read_file(self.file)
+    def __init__(self, sidecars: Sidecars) -> None:
+        self.file, data = sidecars.file(FILE), sidecars.bytes(FILE)
         if data is None:
             raise UnsupportedError(
                 self.file, "is not there, and so the model takes no text", "export a checkpoint that has one"
@@ -45,7 +45,7 @@ class BoundedTokenizer:
         # As transformers calls it; a length to be padded to may be any.
         self.library.no_padding()
         self.library.no_truncation()
-        self.library.add_tokens(list(self._missing_tokens(folder)))
+        self.library.add_tokens(list(self._missing_tokens(sidecars)))
         self._stuck: Thread | None = None
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
@@ -103,10 +103,10 @@ class BoundedTokenizer:
         why = f"takes more than {SECONDS:g} seconds for a text of {len(text)} characters"
         return UnsupportedError(self.file, why, "correct its patterns, or take another checkpoint")
 
-    def _missing_tokens(self, folder: Path) -> Iterator[AddedToken]:
+    def _missing_tokens(self, sidecars: Sidecars) -> Iterator[AddedToken]:
         """Yield the tokens that tokenizer_config.json adds to those of tokenizer.json, as transformers does."""
-        file, known = folder / "tokenizer_config.json", self.library.get_added_tokens_decoder()
-        added = read_object(file).get("added_tokens_decoder") or {}
+        file, known = sidecars.file(SETTINGS), self.library.get_added_tokens_decoder()
+        added = sidecars.object(SETTINGS).get("added_tokens_decoder") or {}
         have = {repr(token) for token in known.values()}
         for _, token in sorted(_numbered(file, added)):
             made = self._guarded(lambda token=token: AddedToken(**token))  # type: ignore[misc]

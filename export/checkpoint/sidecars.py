@@ -11,6 +11,7 @@ from edgeglm.export.checkpoint.files import AGAIN, read_json
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.messages import message
+from edgeglm.runtimes.sidecars import Sidecars
 
 PROMPT = "Open the settings, 打开设置. aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!  1234\n\n"
 T = TypeVar("T")
@@ -43,6 +44,6 @@ def open_chat(checkpoint: Checkpoint) -> Chat | None:
     """
     if checkpoint.sidecar("tokenizer.json") is None:
         return None
-    chat = Chat(checkpoint.folder, None, sees="vision_config" in checkpoint.config)
+    chat = Chat(Sidecars(checkpoint.folder), None, sees="vision_config" in checkpoint.config)
     chat.encode([message("user", PROMPT)])
     return chat

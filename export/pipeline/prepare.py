@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeglm import manifest
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
+from edgeglm.export.chat.compare import compare
 from edgeglm.export.checkpoint.files import shown
 from edgeglm.export.checkpoint.generation import KNOWN, SILENT, read_generation
 from edgeglm.export.checkpoint.processor import read_processor
@@ -34,10 +35,11 @@ from edgeglm.export.pyz import build_pyz
 from edgeglm.export.quantize.schemes import parse_scheme
 from edgeglm.export.trace.request import TraceRequest
 from edgeglm.export.trace.tracer import Traced, trace
+from edgeglm.runtimes.templates import named_templates
 
 # What a device needs beside the weights, where the checkpoint has it.
 SIDECARS = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
     "preprocessor_config.json", "processor_config.json", "generation_config.json",
 )  # fmt: skip
 # Rotary tables inside a graph have a row for each position, so a context without bound would be a file without bound.
@@ -95,6 +97,8 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
         notes.append(f"{request.folder} has no tokenizer.json: its bundle can be measured, but takes no text")
     elif chat.template is None:
         notes.append(f"{request.folder} has no chat template: its bundle completes a text, and does not converse")
+    elif note := compare(chat, sees=vision is not None):
+        notes.append(note)
     generation, said = read_generation(checkpoint, context, chat.tokenizer if chat else None)
     notes += [*said, *(note for choice in choices if (note := npu_note(choice, request.precision)))]
     shapes = tuple(_shape(choices, requests, probe, grid) for grid in more if grid)
@@ -119,7 +123,8 @@ def prepare(opened: Opened, calibration: Calibration | None = None) -> Prepared:
     )
     for module in modules:
         check_weights([job.stored for job in module.jobs if not is_position(job.stored)], checkpoint)
-    sidecars = {f"tokenizer/{name}": data for name in SIDECARS if (data := _sidecar(checkpoint, name)) is not None}
+    names = [*SIDECARS, *named_templates(checkpoint.folder)]
+    sidecars = {f"tokenizer/{name}": data for name in names if (data := _sidecar(checkpoint, name)) is not None}
     sidecars[RUNNER] = build_pyz()
     model, probe, *probes = (
         next(iter(traced.values())).model,

@@ -24,6 +24,7 @@ from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.image import to_patches
 from edgeglm.runtimes.messages import Message, message
 from edgeglm.runtimes.positions import prompt_positions
+from edgeglm.runtimes.sidecars import Sidecars
 
 DEMO_SCREENS = 4
 RANDOM_TOKENS = 16
@@ -84,7 +85,7 @@ def sample_prompts(prepared: Prepared, samples: Iterable[Sample], *, answered: b
     assert prepared.opened.processor is not None
     described = describe_vision(vision, checkpoint.config, prepared.opened.processor)
     grid = (vision.grid[0] // vision.merge, vision.grid[1] // vision.merge)
-    chat = Chat(checkpoint.folder, described)
+    chat = Chat(Sidecars(checkpoint.folder), described)
     prompts = []
     for sample in samples:
         tokens = chat.encode(sample.messages)
@@ -128,7 +129,7 @@ def _chat(prepared: Prepared) -> Chat | None:
     checkpoint, vision, processor = prepared.checkpoint, prepared.probe.model.vision, prepared.opened.processor
     described = describe_vision(vision, checkpoint.config, processor) if vision and processor else None
     try:
-        return Chat(checkpoint.folder, described)
+        return Chat(Sidecars(checkpoint.folder), described)
     except EdgeglmError:
         return None
 

@@ -72,7 +72,7 @@ def artifact_answers(
 
 def as_text(bundle: Bundle, answers: Sequence[Sequence[int]]) -> list[str]:
     """Answers as the runner prints them."""
-    chat, ends = Chat(bundle.folder / "tokenizer", bundle.manifest.model.vision), _ends(bundle)
+    chat, ends = Chat.of_bundle(bundle), _ends(bundle)
     streams = [chat.stream() for _ in answers]
     for stream, answer in zip(streams, answers, strict=True):
         for token in answer:
@@ -132,7 +132,7 @@ def _decode(
     pictures: Sequence[NDArray[Any]],
     begun: Sequence[Sequence[int]],
 ) -> Iterator[list[int]]:
-    model, rows, chat = bundle.manifest.model, EmbeddingRows(bundle), Chat(bundle.folder / "tokenizer", visions[0])
+    model, rows, chat = bundle.manifest.model, EmbeddingRows(bundle), Chat.of_bundle(bundle)
     asked = zip(samples, visions, strict=True)
     prompts = [chat.encode(sample.messages, grids=[vision.grid]) for sample, vision in asked]
     longest = max(map(len, prompts)) + MAX_NEW_TOKENS

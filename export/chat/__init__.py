@@ -1,0 +1,1 @@
+"""Proof that the device renders and encodes conversations as transformers does."""

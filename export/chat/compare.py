@@ -1,0 +1,147 @@
+"""Compare what the device makes of conversations with what transformers makes of them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+
+from edgeglm.cache import cache_folder
+from edgeglm.errors import EdgeglmError, UnsupportedError
+from edgeglm.export.chat.cases import cases
+from edgeglm.export.chat.request import NOW, Answer, Case, Rendered, Request
+from edgeglm.process import end_with_parent
+from edgeglm.runtimes.chat import Chat
+from edgeglm.runtimes.messages import normalize
+
+SECONDS = 180  # that transformers may take; our own limits were kept before it is asked
+LIBRARIES = ("transformers", "tokenizers", "jinja2")
+AROUND = 24  # characters that are shown of a difference
+HASH = 64
+
+
+def compare(chat: Chat, *, sees: bool) -> str | None:
+    """Render and encode conversations on both sides; returns a note where transformers cannot.
+
+    Args:
+        chat: The checkpoint's.
+        sees: Whether the model takes pictures.
+
+    Raises:
+        UnsupportedError: A text or its tokens differ: the model would be asked what it never learnt.
+    """
+    if chat.template is None:
+        return None
+    request = Request(str(chat.sidecars.folder), sees, cases(sees=sees))
+    ours = [_ours(chat, case) for case in request.cases]
+    answer = _theirs(request, chat)
+    if answer.error is not None:
+        return f"transformers does not load the tokenizer, so that prompts are not compared: {answer.error}"
+    for case, mine, theirs in zip(request.cases, ours, answer.rendered, strict=True):
+        if theirs.error is None and mine != theirs:
+            _refuse(chat, case, mine, theirs)
+    return None
+
+
+def _ours(chat: Chat, case: Case) -> Rendered:
+    assert chat.template is not None
+    chat.template.now = NOW
+    try:
+        text = chat.render(normalize(case.messages), case.tools)
+        return Rendered(text, chat.bounded.encode(text))
+    except EdgeglmError as error:
+        return Rendered(error=error.why)
+    finally:
+        chat.template.now = None
+
+
+def _refuse(chat: Chat, case: Case, mine: Rendered, theirs: Rendered) -> None:
+    assert chat.template is not None
+    version = f"transformers {metadata.version('transformers')}"
+    if mine.error is not None:
+        what, why = chat.template.file, f"{case.name}: {mine.error}, and {version} renders it"
+    elif mine.text != theirs.text:
+        what, why = chat.template.file, f"{case.name} is rendered as {_difference(mine.text or '', theirs.text or '')}"
+    else:
+        what, why = chat.bounded.file, f"{case.name} has other tokens than in {version}"
+    raise UnsupportedError(what, why, "report it: edgeglm would ask the model what it has not learnt")
+
+
+def _difference(mine: str, theirs: str) -> str:
+    pairs = enumerate(zip(mine, theirs, strict=False))
+    begin = next((index for index, (left, right) in pairs if left != right), min(len(mine), len(theirs)))
+    left, right = (ascii(text[begin : begin + AROUND]) for text in (mine, theirs))
+    return f"{left} at character {begin}, where transformers has {right}"
+
+
+def _theirs(request: Request, chat: Chat) -> Answer:
+    """What transformers makes of a request, kept in the cache by all that makes it."""
+    folder = cache_folder()
+    file = folder / "chats" / f"{_key(request, chat)}.json" if folder else None
+    if file and (kept := _kept(file)) is not None:
+        return kept
+    data = _ask(request)
+    answer = msgspec.json.decode(data, type=Answer)
+    if file and answer.error is None:
+        _keep(file, data)
+    return answer
+
+
+def _key(request: Request, chat: Chat) -> str:
+    digest = hashlib.sha256(msgspec.json.encode([request.sees, request.cases]))
+    digest.update(repr([(name, metadata.version(name)) for name in LIBRARIES]).encode())
+    files = [*chat.files(), *Path(__file__).parent.glob("*.py")]
+    for path in sorted(files, key=lambda path: path.name):
+        digest.update(f"{path.name}\n{path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _kept(file: Path) -> Answer | None:
+    """What was kept, behind its hash; a file that is not so is made again."""
+    with suppress(OSError, msgspec.DecodeError, ValueError):
+        data = file.read_bytes()
+        if hashlib.sha256(data[HASH:]).hexdigest().encode() == data[:HASH]:
+            return msgspec.json.decode(data[HASH:], type=Answer)
+    return None
+
+
+def _keep(file: Path, data: bytes) -> None:
+    with suppress(OSError):  # a cache that cannot be written is done without
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fd, partial = tempfile.mkstemp(dir=file.parent, suffix=".partial")
+        try:
+            with os.fdopen(fd, "wb") as opened:
+                opened.write(hashlib.sha256(data).hexdigest().encode() + data)
+            os.replace(partial, file)
+        except BaseException:
+            os.unlink(partial)
+            raise
+
+
+def _ask(request: Request) -> bytes:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgeglm.export.chat.child"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=end_with_parent,  # noqa: PLW1509
+    )
+    try:
+        data, _ = process.communicate(msgspec.json.encode(request), timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return msgspec.json.encode(Answer(error=f"it takes more than {SECONDS} seconds"))
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode:
+        return msgspec.json.encode(Answer(error=f"its process ended with {process.returncode}"))
+    return data
