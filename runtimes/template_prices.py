@@ -15,7 +15,7 @@ from jinja2.utils import Namespace
 MAX_SOURCE = 256 << 10  # characters of a template; those of models have up to some 20,000
 MAX_TEXT = 4 << 20  # characters of what is rendered, and of any value on the way
 BUDGET = 32 << 20  # characters that a rendering may touch or make
-STEP = 32  # what a call or a round of a loop costs, in characters
+STEP = 128  # what a call or a round of a loop costs, in characters
 MAX_INTEGER = 100_000  # of a filter's arguments, such as a width
 MAX_BITS = 100_000  # of a computed integer
 MAX_ITEMS = 1 << 18  # of a value with all that is in it

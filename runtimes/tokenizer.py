@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
@@ -14,8 +15,9 @@ from tokenizers import AddedToken, Tokenizer
 from edgeglm.errors import BudgetError, DamagedFileError, UnsupportedError
 from edgeglm.runtimes.sidecars import Sidecars, damaged
 from edgeglm.runtimes.template_prices import MAX_TEXT
+from edgeglm.runtimes.templates import SETTINGS, special_tokens
 
-FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+FILE = "tokenizer.json"
 SECONDS = 20.0  # that encoding may take, and...
 CHARACTERS_PER_SECOND = 20_000  # ... at least so much comes out of a second on a slow device
 REMEDY = "export a checkpoint that has one"
@@ -104,14 +106,19 @@ class BoundedTokenizer:
         return UnsupportedError(self.file, why, "correct its patterns, or take another checkpoint")
 
     def _missing_tokens(self, sidecars: Sidecars) -> Iterator[AddedToken]:
-        """Yield the tokens that tokenizer_config.json adds to those of tokenizer.json, as transformers does."""
+        """Yield the tokens that its settings add to those of tokenizer.json, as transformers does."""
         file, known = sidecars.file(SETTINGS), self.library.get_added_tokens_decoder()
         added = sidecars.object(SETTINGS).get("added_tokens_decoder") or {}
         have = {repr(token) for token in known.values()}
-        for _, token in sorted(_numbered(file, added)):
+        named = {token.content for token in known.values()}
+        for _, token in sorted(_numbered(file, added), key=itemgetter(0)):
             made = self._guarded(lambda token=token: AddedToken(**token))  # type: ignore[misc]
             if repr(made) not in have:
+                named.add(made.content)
                 yield made
+        for content in dict.fromkeys(special_tokens(sidecars).values()):
+            if content not in named:
+                yield AddedToken(content, special=True)
 
 
 def _numbered(file: Path, added: object) -> Iterator[tuple[int, dict[str, Any]]]:

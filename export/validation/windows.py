@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from edgeglm.bundle import Bundle
-from edgeglm.errors import DamagedFileError, UsageError
+from edgeglm.errors import UsageError
+from edgeglm.runtimes.sidecars import Sidecars
+from edgeglm.runtimes.tokenizer import BoundedTokenizer
 
 # Tokens of a window. Losses of neighbouring tokens are alike, so whole windows are drawn for an interval.
 WINDOW = 256
@@ -82,11 +84,8 @@ def bundle_tokenizer(bundle: Bundle) -> Tokenizer:
 
 
 def read_tokenizer(file: Path) -> Tokenizer:
-    """A ``tokenizer.json``. Raises DamagedFileError."""
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library has no narrower one
-        raise DamagedFileError(file, f"is not a tokenizer: {error}", "export the bundle again") from error
+    """Read the tokenizer of a checkpoint or bundle, as the runner does. Raises DamagedFileError."""
+    return BoundedTokenizer(Sidecars(file.parent)).library
 
 
 def _pieces(file: Path) -> Iterator[str]:
