@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
-import tempfile
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
 import msgspec
 
-from edgeglm.cache import cache_folder
 from edgeglm.errors import EdgeglmError, UnsupportedError
 from edgeglm.export.chat.cases import cases
 from edgeglm.export.chat.request import NOW, Answer, Case, Rendered, Request
 from edgeglm.process import end_with_parent
 from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.messages import normalize
+from edgeglm.store import find, keep, making
 
 SECONDS = 180  # that transformers may take; our own limits were kept before it is asked
 LIBRARIES = ("transformers", "tokenizers", "jinja2")
 AROUND = 24  # characters that are shown of a difference
-HASH = 64
+KIND = "chats"  # in the cache
 
 
 def compare(chat: Chat, *, sees: bool) -> str | None:
@@ -83,14 +80,13 @@ def _difference(mine: str, theirs: str) -> str:
 
 def _theirs(request: Request, chat: Chat) -> Answer:
     """What transformers makes of a request, kept in the cache by all that makes it."""
-    folder = cache_folder()
-    file = folder / "chats" / f"{_key(request, chat)}.json" if folder else None
-    if file and (kept := _kept(file)) is not None:
-        return kept
-    data = _ask(request)
-    answer = msgspec.json.decode(data, type=Answer)
-    if file and answer.error is None:
-        _keep(file, data)
+    key = _key(request, chat)
+    with making(KIND, key):
+        if (kept := find(KIND, key)) is not None:
+            return msgspec.json.decode(kept[KIND], type=Answer)
+        answer = msgspec.json.decode(data := _ask(request), type=Answer)
+        if answer.error is None:
+            keep(KIND, key, {KIND: data})
     return answer
 
 
@@ -102,28 +98,6 @@ def _key(request: Request, chat: Chat) -> str:
         digest.update(f"{path.name}\n{path.stat().st_size}\n".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:32]
-
-
-def _kept(file: Path) -> Answer | None:
-    """What was kept, behind its hash; a file that is not so is made again."""
-    with suppress(OSError, msgspec.DecodeError, ValueError):
-        data = file.read_bytes()
-        if hashlib.sha256(data[HASH:]).hexdigest().encode() == data[:HASH]:
-            return msgspec.json.decode(data[HASH:], type=Answer)
-    return None
-
-
-def _keep(file: Path, data: bytes) -> None:
-    with suppress(OSError):  # a cache that cannot be written is done without
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fd, partial = tempfile.mkstemp(dir=file.parent, suffix=".partial")
-        try:
-            with os.fdopen(fd, "wb") as opened:
-                opened.write(hashlib.sha256(data).hexdigest().encode() + data)
-            os.replace(partial, file)
-        except BaseException:
-            os.unlink(partial)
-            raise
 
 
 def _ask(request: Request) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from edgeglm.errors import BudgetError, UsageError
+from edgeglm.errors import BudgetError, UnsupportedError, UsageError
 from edgeglm.memory import current_rss
 from edgeglm.runtimes.conversation import Conversation
 from edgeglm.runtimes.messages import Message, message
@@ -142,3 +143,32 @@ def test_a_prompt_cannot_smuggle_a_picture_in(exact: Path) -> None:
             runner.answer([message("user", "Look: <|image|>")])
         with pytest.raises(UsageError, match=r"the prompt: is empty"):
             runner.answer([message("user", " ", SCREEN)])
+
+
+def test_a_picture_in_any_form_is_the_same_picture(exact: Path) -> None:
+    data = SCREEN.read_bytes()
+    question = {"type": "text", "text": "Select OK"}
+    with Runner(exact) as runner:
+        right = runner.answer([message("user", "Select OK", SCREEN)])
+        for part in (
+            {"type": "image_url", "image_url": {"url": f"data:image/webp;base64,{b64encode(data).decode()}"}},
+            {"type": "image_url", "image_url": SCREEN.as_uri()},
+            {"type": "image", "url": str(SCREEN)},
+        ):
+            answer = runner.answer([{"role": "user", "content": [part, question]}])
+            assert (answer.text, answer.prompt_tokens, answer.prefilled_tokens) == (right.text, right.prompt_tokens, 1)
+        with pytest.raises(UsageError, match="the picture: is not a picture that can be read: it is no WebP") as caught:
+            runner.answer([{"role": "user", "content": [{"type": "image", "url": "data:;base64,AAAA"}, question]}])
+        assert len(str(caught.value)) < 200
+        with pytest.raises(UnsupportedError, match="message 1: holds a part of type video, which no model here takes"):
+            runner.answer([{"role": "user", "content": [{"type": "video_url", "video_url": "a.mp4"}, question]}])
+
+
+def test_a_turn_without_content_is_an_empty_one(exact: Path) -> None:
+    before, after = message("user", "Open Maps"), message("user", "Go back")
+    with Runner(exact) as runner:
+        for turn in ({"role": "assistant", "content": None, "tool_calls": []}, {"role": "assistant"}):
+            assert (
+                runner.prompt([before, turn, after]).tokens
+                == runner.prompt([before, message("assistant", ""), after]).tokens
+            )
