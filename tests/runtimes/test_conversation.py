@@ -167,8 +167,7 @@ def test_a_picture_in_any_form_is_the_same_picture(exact: Path) -> None:
 def test_a_turn_without_content_is_an_empty_one(exact: Path) -> None:
     before, after = message("user", "Open Maps"), message("user", "Go back")
     with Runner(exact) as runner:
-        for turn in ({"role": "assistant", "content": None, "tool_calls": []}, {"role": "assistant"}):
-            assert (
-                runner.prompt([before, turn, after]).tokens
-                == runner.prompt([before, message("assistant", ""), after]).tokens
-            )
+        right = runner.prompt([before, message("assistant", ""), after]).tokens
+        turns: list[Message] = [{"role": "assistant", "content": None, "tool_calls": []}, {"role": "assistant"}]
+        for turn in turns:
+            assert runner.prompt([before, turn, after]).tokens == right
