@@ -32,6 +32,7 @@ from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.engines import engine_for
 from edgeglm.runtimes.messages import message
 from edgeglm.runtimes.positions import causal_mask, prompt_positions
+from edgeglm.runtimes.sidecars import Sidecars
 from edgeglm.runtimes.tensorrt_library import load_library
 from tests.export.tiny import SHAPES, Shape, build
 
@@ -86,7 +87,7 @@ def make(folder: Path, out: Path, precision: str = "fp16") -> tuple[manifest.Man
 
 
 def chat(folder: Path) -> list[int]:
-    return Chat(folder, None).encode([message("user", "Is it right?")])
+    return Chat(Sidecars(folder), None).encode([message("user", "Is it right?")])
 
 
 def logits(bundle: Path, model: Any, tokens: list[int], *, emulated: bool = False) -> tuple[Any, Any]:  # noqa: ANN401
