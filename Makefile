@@ -33,16 +33,19 @@ demo: $(INSTALLED) ## install, then evaluate the demo phone agent, export it, ru
 
 test: $(INSTALLED) ## install, then run the test suite
 	@echo '== test: the whole suite'
-	$(BIN)/python -m pytest
+	@start=$$(date +%s); $(BIN)/python -m pytest; status=$$?; seconds=$$(($$(date +%s) - start)); \
+		echo "== test: took $$((seconds / 60)) min $$((seconds % 60)) s"; exit $$status
 
 SECONDS ?= 60
 adversary: $(INSTALLED) ## the fuzzers, SECONDS=60 each, and the table of what they found
 	@echo '== adversary: damages, mutations, kills and streams, $(SECONDS) s each'
 	$(BIN)/python -m pytest tests/adversary --seconds $(SECONDS)
 
-test-arm: $(INSTALLED) ## the demo's bundle on emulated 64-bit Arm (a network the first time)
+test-arm: $(INSTALLED) ## the demo's bundle on emulated 64-bit Arm, INT8 on an emulated Haswell (a network the first time)
 	@echo '== test-arm: the same answers as here, under qemu'
 	$(BIN)/python -m pytest tests/arm
+	@echo '== test-arm: INT8 products and modules on an x86 CPU without VNNI, under qemu'
+	$(BIN)/python -m pytest tests/export/quantize/test_products.py tests/export/test_exact_modules.py
 
 lint: $(INSTALLED) ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """Keeps the libraries that edgeglm uses from reporting about the device.
 
 ONNX Runtime, from 1.29 on, looks up a collector's address, and keeps a device id and a store of events in the cache
-folder. It asks its environment once, when a process opens its first session.
+folder. It reads its environment once, when it is loaded: a program that imports it before edgeglm has to set the
+variable itself.
 """
 
 from __future__ import annotations

@@ -104,7 +104,8 @@ def _unpack_debian(folder: Path) -> None:
         _run(["dpkg", "--extract", package, folder / "root"])
     (emulator,) = (apt / "cache/archives").glob("qemu-user_*.deb")
     _run(["dpkg", "--extract", emulator, apt / "qemu"])
-    shutil.move(apt / "qemu/usr/bin/qemu-aarch64", folder)
+    for name in ("qemu-aarch64", "qemu-x86_64"):  # the latter is for CPUs without VNNI
+        shutil.move(apt / "qemu/usr/bin" / name, folder)
     shutil.rmtree(apt)
 
 
