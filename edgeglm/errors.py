@@ -14,6 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+# Of what is at fault, why, and what to do, each.
+MAX_LENGTH = 1000
+
 
 def printable(text: str) -> str:
     """The text with whatever a terminal would obey or could not show as its escape: control characters, surrogates."""
@@ -39,7 +42,13 @@ class EdgeglmError(Exception):
         self.why = why
         self.remedy = remedy
         self.more = tuple(more)
-        super().__init__(printable(" ".join(f"{what}: {why}; {remedy}".split())))
+        super().__init__("{}: {}; {}".format(*map(_plain, (self.what, why, remedy))))
+
+
+def _plain(text: str) -> str:
+    """A text on one line, without its middle where it is too long for one: a file may hold anything."""
+    line, half = printable(" ".join(text.split())), MAX_LENGTH // 2
+    return line if len(line) <= MAX_LENGTH else f"{line[:half]} … {line[-half:]}"
 
 
 class UsageError(EdgeglmError):

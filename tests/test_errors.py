@@ -36,3 +36,10 @@ def test_the_message_is_one_line_of_what_why_and_remedy() -> None:
 def test_what_a_terminal_would_obey_or_cannot_show_is_escaped() -> None:
     error = errors.DamagedFileError("a\x1b]0;pwned\x07b", "holds \x9b2J, \u202e and \udcff", "点一下")
     assert str(error) == r"a\x1b]0;pwned\x07b: holds \x9b2J, \u202e and \udcff; 点一下"
+
+
+def test_what_a_file_holds_makes_no_line_of_any_length() -> None:
+    error = errors.DamagedFileError("m.json", f"{'a' * 5000}' is not b", "copy it")
+    assert len(str(error)) < 1100
+    assert str(error).startswith("m.json: aaa")
+    assert str(error).endswith("aaa' is not b; copy it")
