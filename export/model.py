@@ -261,6 +261,10 @@ class Original(Rows, Protocol):
         """Its weights by their names."""
 
     @property
+    def adapter_sha256(self) -> str | None:
+        """The hash of the adapter that is merged into its weights, if one is."""
+
+    @property
     def is_plain(self) -> bool:
         """Whether transformers reads its weights as they lie in its folder, and gets the same ones."""
 

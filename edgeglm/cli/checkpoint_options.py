@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -30,6 +31,9 @@ def checkpoint_options(function: F) -> F:
             metavar="WxH",
             help="Picture of the vision module in pixels, such as 504x1008; once for each shape that it is to take.",
         ),
+        click.option(
+            "--adapter", metavar="DIR", help="A LoRA adapter of peft, merged into the weights as they stream."
+        ),
         click.option("--context", type=click.IntRange(min=1), metavar="N", help="Most tokens of a conversation."),
         click.option(
             "--precision",
@@ -45,23 +49,27 @@ def checkpoint_options(function: F) -> F:
 
 
 def to_request(
-    model: str | None, target: str, precision: str, context: int | None, image_size: Sequence[str]
+    model: str | None, target: str, precision: str, context: int | None, image_size: Sequence[str], adapter: str | None
 ) -> Request:
     """What the options ask of the exporter. Raises UsageError for a wrong one."""
     profile, sizes = _parse(target, image_size)
     folder, name = locate(model)
-    return Request(folder, name, profile, precision, context, sizes, is_demo=model is None)
+    return Request(folder, name, profile, precision, context, sizes, model is None, adapter=_folder(adapter))
 
 
 @contextmanager
 def to_plan(
-    model: str | None, target: str, precision: str, context: int | None, image_size: Sequence[str]
+    model: str | None, target: str, precision: str, context: int | None, image_size: Sequence[str], adapter: str | None
 ) -> Iterator[Request]:
     """The same for who needs no weight: of a model on the hub, none is downloaded."""
     profile, sizes = _parse(target, image_size)
     with locate_headers(model) as (folder, name):
-        yield Request(folder, name, profile, precision, context, sizes, is_demo=model is None)
+        yield Request(folder, name, profile, precision, context, sizes, model is None, adapter=_folder(adapter))
 
 
 def _parse(target: str, image_size: Sequence[str]) -> tuple[Profile, tuple[tuple[int, int], ...]]:
     return load_profile(target), tuple(dict.fromkeys(map(parse_image_size, image_size)))
+
+
+def _folder(adapter: str | None) -> Path | None:
+    return locate(adapter)[0] if adapter else None

@@ -62,6 +62,7 @@ def command(
     precision: str,
     context: int | None,
     image_size: tuple[str, ...],
+    adapter: str | None,
     out: Path | None,
     format_: str,
     max_ram: str | None,
@@ -78,10 +79,15 @@ def command(
     start = time.monotonic()
     budget = parse_budget(max_ram)
     if model is not None and is_graph(model):
-        unusable = {"--context": context, "--image-size": image_size or None, "--accuracy-drop": accuracy_drop}
+        unusable = {
+            "--context": context,
+            "--image-size": image_size or None,
+            "--accuracy-drop": accuracy_drop,
+            "--adapter": adapter,
+        }
         export_file(graph_request(model, target, precision, calibration), out, budget, unusable, as_json=as_json)
         return
-    request = replace(to_request(model, target, precision, context, image_size), format=format_)
+    request = replace(to_request(model, target, precision, context, image_size, adapter), format=format_)
     folder = out or Path(f"{request.name.rpartition('/')[2]}-{request.profile.name}")
     check_target(folder)
     samples = read_calibration(calibration, request.folder) if calibration else []

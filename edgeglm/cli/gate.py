@@ -47,8 +47,10 @@ def open_gate(
         raise UsageError("--accuracy-drop", why, "give samples with targets, or a text, by --calibration FILE")
     samples = samples or list(read_samples(DATA / "calibration.jsonl", SENSITIVITY_SAMPLES))
     if request.is_demo:
-        return Gate(request.name, Validation(allowed, budget), samples)
-    return Gate(request.name, Validation(allowed, budget, calibration, request.folder), samples)
+        return Gate(request.name, Validation(allowed, budget, adapter=request.adapter), samples)
+    return Gate(
+        request.name, Validation(allowed, budget, calibration, request.folder, adapter=request.adapter), samples
+    )
 
 
 def nothing_passed(folder: Path, ladder: Ladder) -> AccuracyError:

@@ -18,13 +18,19 @@ from edgeglm.units import format_size
 @checkpoint_options
 @json_option
 def command(
-    model: str | None, target: str, precision: str, context: int | None, image_size: tuple[str, ...], as_json: bool
+    model: str | None,
+    target: str,
+    precision: str,
+    context: int | None,
+    image_size: tuple[str, ...],
+    adapter: str | None,
+    as_json: bool,
 ) -> None:
     """Say what an export takes, and whether its bundle fits the device.
 
     MODEL is a directory with config.json and the headers of the weights, or org/name on the hub; without it, the demo.
     """
-    with to_plan(model, target, precision, context, image_size) as request:
+    with to_plan(model, target, precision, context, image_size, adapter) as request:
         result = forecast(request)
     if as_json:
         print_json(_summary(request.profile, result))

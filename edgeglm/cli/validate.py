@@ -11,6 +11,7 @@ from edgeglm.bundle import Bundle, load_bundle, verify_bundle
 from edgeglm.cli.budget import max_ram_option, parse_budget
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.errors import AccuracyError, UnsupportedError, UsageError
+from edgeglm.export.checkpoint.adapter import open_checkpoint
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.export.locate import DEMO, DEMO_NAME, locate
@@ -41,6 +42,7 @@ HEADINGS = ("METRIC", "SAMPLES", "REFERENCE", "ARTIFACT", "DROP", "95% OF IT", "
     help="Samples (.jsonl) or a text; of a demo bundle, its held-out screens.",
 )
 @click.option("--reference", metavar="MODEL", help="The original; of a demo bundle, the demo.")
+@click.option("--adapter", metavar="DIR", help="The adapter that the bundle was exported with, if it was.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N samples, or windows of text.")
 @max_ram_option
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write what was found as an HTML page.")
@@ -50,6 +52,7 @@ def command(
     accuracy_drop: str,
     data: Path | None,
     reference: str | None,
+    adapter: str | None,
     limit: int | None,
     max_ram: str | None,
     report: Path | None,
@@ -62,7 +65,7 @@ def command(
         raise UsageError(report, "its folder is not there", "make it, or give another file")
     opened = load_bundle(bundle)
     verify_bundle(opened)
-    original, file = _original(opened.manifest, reference), _data(opened.manifest, data)
+    original, file = _original(opened.manifest, reference, adapter), _data(opened.manifest, data)
     loaded = min(opened.manifest.predicted.device_peak_rss_bytes.values())
     peak = max(streamed_bytes(original), BASE_BYTES + loaded)
     check_peak(peak, budget, f"to compare {opened.manifest.model.name} with its original")
@@ -130,10 +133,18 @@ def _on_text(bundle: Bundle, original: Checkpoint, file: Path, limit: int | None
     return OnText(compare_texts(theirs, ours, allowed), windows, theirs, ours)
 
 
-def _original(manifest: Manifest, reference: str | None) -> Checkpoint:
+def _original(manifest: Manifest, reference: str | None, adapter: str | None) -> Checkpoint:
     if reference is None and manifest.model.name != DEMO_NAME:
         raise UsageError("--reference", f"is needed for {manifest.model.name}", "give the checkpoint it was made from")
-    checkpoint = Checkpoint.open(DEMO if reference is None else locate(reference)[0])
+    wanted = manifest.provenance.options.get("adapter_sha256")
+    if wanted and adapter is None:
+        raise UsageError("--adapter", "is needed: the bundle was exported with an adapter", "give its folder")
+    folder = DEMO if reference is None else locate(reference)[0]
+    checkpoint = open_checkpoint(folder, locate(adapter)[0] if adapter else None)
+    if wanted and checkpoint.adapter_sha256 != wanted:
+        raise UsageError(
+            f"--adapter {adapter}", "is not the adapter that the bundle was exported with", "give that one"
+        )
     checkpoint.check_architecture([manifest.model.architecture])
     return checkpoint
 

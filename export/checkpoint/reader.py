@@ -37,6 +37,7 @@ class Checkpoint:
     it says of quantization.
     ``weights`` is ``model.safetensors`` or the index of its shards. ``foreign`` holds the dtypes of the tensors that
     edgeglm cannot read, which matter only when a model needs one of them. ``notes`` say what the user should know.
+    ``adapter_sha256`` is the hash of the adapter that is merged into the weights, if one is.
     ``keep_pages`` leaves what is read in the page cache, for whoever reads it again soon.
     """
 
@@ -46,6 +47,7 @@ class Checkpoint:
     tensors: Mapping[str, Weight]
     foreign: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    adapter_sha256: str | None = None
     keep_pages: bool = False
 
     @classmethod
@@ -87,7 +89,7 @@ class Checkpoint:
     @property
     def is_plain(self) -> bool:
         """Whether every weight is one tensor, as transformers reads it too without a package of its own."""
-        return all(isinstance(tensor, Tensor) for tensor in self.tensors.values())
+        return self.adapter_sha256 is None and all(isinstance(tensor, Tensor) for tensor in self.tensors.values())
 
     @property
     def total_bytes(self) -> int:

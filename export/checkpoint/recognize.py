@@ -73,7 +73,7 @@ def check_kind(folder: Path) -> None:
     has_config, has_weights = (folder / "config.json").is_file(), any(folder.glob("*.safetensors*"))
     if (folder / "adapter_config.json").is_file() and not (has_config and any(folder.glob("model*.safetensors*"))):
         raise UnsupportedError(
-            folder, f"is an adapter{_base(folder)}, not a model", "give the model; peft can merge it"
+            folder, f"is an adapter{_base(folder)}, not a model", "give the model, and this folder by --adapter"
         )
     for name, (why, remedy) in KINDS.items():
         if (folder / name).is_file():

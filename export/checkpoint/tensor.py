@@ -49,6 +49,10 @@ class Weight(Protocol):
         """Bytes of all that it is stored as."""
 
     @property
+    def row_bytes(self) -> int:
+        """Of a row that `read` gives."""
+
+    @property
     def decoding_bytes(self) -> int:
         """The most that `decode` takes beside what it is given and gives, whatever the number of rows."""
 
@@ -85,22 +89,25 @@ class Tensor:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of what a row holds."""
+        return math.prod(self.shape[1:]) * ITEM_BYTES[self.dtype]
+
+    @property
     def decoding_bytes(self) -> int:
         """Nothing is needed."""
         return 0
 
     def read(self, start: int, stop: int, *, keep_pages: bool = False) -> NDArray[np.uint8]:
         """Rows as they are stored. Raises DamagedFileError where the file ends before."""
-        row_bytes = math.prod(self.shape[1:]) * ITEM_BYTES[self.dtype]
-        offset, size = self.offset + start * row_bytes, (stop - start) * row_bytes
+        offset, size = self.offset + start * self.row_bytes, (stop - start) * self.row_bytes
         with self._opened(offset, size, keep_pages) as fd:
             return self._checked(read(fd, offset, size), size)
 
     def decode(self, stored: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Whole rows that `read` gave, as fp32: (rows, …), in C order."""
-        row_bytes = math.prod(self.shape[1:]) * ITEM_BYTES[self.dtype]
         # Of rows without numbers none can be counted.
-        rows = len(stored) // row_bytes if row_bytes else 0
+        rows = len(stored) // self.row_bytes if self.row_bytes else 0
         return to_float32(stored, self.dtype).reshape(rows, *self.shape[1:])
 
     def columns(self, start: int, stop: int, *, keep_pages: bool = False) -> NDArray[np.uint8]:

@@ -24,6 +24,7 @@ class Validation:
     data: Path | None = None
     reference: Path | None = None
     limit: int | None = None
+    adapter: Path | None = None
 
     def metrics(self, bundle: Path) -> tuple[Metric, ...]:
         """All metrics of a bundle, whether they pass or not.
@@ -49,6 +50,7 @@ class Validation:
             "--data": self.data,
             "--reference": self.reference,
             "--limit": self.limit,
+            "--adapter": self.adapter,
         }
         return [text for name, value in given.items() if value is not None for text in (name, str(value))]
 

@@ -9,6 +9,7 @@ from typing import Any
 from edgeglm import manifest
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.chat.compare import compare
+from edgeglm.export.checkpoint.adapter import open_checkpoint
 from edgeglm.export.checkpoint.files import shown
 from edgeglm.export.checkpoint.generation import KNOWN, SILENT, read_generation
 from edgeglm.export.checkpoint.processor import read_processor
@@ -60,7 +61,7 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     Raises:
         UsageError, UnsupportedError, DamagedFileError: Of the checkpoint or the options, in a line.
     """
-    checkpoint = Checkpoint.open(request.folder, headers_only=headers_only)
+    checkpoint = open_checkpoint(request.folder, request.adapter, headers_only=headers_only)
     checkpoint.check_architecture(FAMILIES)
     _check_config(checkpoint)
     vision = checkpoint.config.get("vision_config")

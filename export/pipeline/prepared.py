@@ -45,6 +45,7 @@ class Request:
     image_sizes: tuple[tuple[int, int], ...] = ()
     is_demo: bool = False
     format: str = "onnx"
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,8 @@ class Prepared:
         """As the manifest keeps them."""
         asked = ",".join(f"{width}x{height}" for width, height in self.request.image_sizes) or None
         more = {} if self.request.format == "onnx" else {"format": self.request.format}
+        if self.checkpoint.adapter_sha256:
+            more["adapter_sha256"] = self.checkpoint.adapter_sha256
         return {"precision": self.request.precision, "context": self.opened.context, "image_size": asked, **more}
 
     def key(self) -> str:

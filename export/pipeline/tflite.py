@@ -101,6 +101,7 @@ def _convert(
             grid,
             {str(writer.path(file)): span for file, span in files.items()},
             _pictures(prepared, Path(scratch)) if choice.name == "vision" and len(files) == 1 else None,
+            str(prepared.request.adapter) if prepared.request.adapter else None,
         )
         return _run(task, share)
 

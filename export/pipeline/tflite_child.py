@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgeglm.export.checkpoint.adapter import open_checkpoint
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.emit.tflite import ENCODE, convert, quantize
 from edgeglm.export.model import Span
@@ -55,7 +56,7 @@ class Conversion:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        checkpoint = Checkpoint.open(Path(task.checkpoint))
+        checkpoint = open_checkpoint(Path(task.checkpoint), Path(task.adapter) if task.adapter else None)
         self.source = Hashed(checkpoint)
         self.builder = Builder(checkpoint.config, task.grid, self.source)
         self.precision, self.errors = task.precision, dict[str, float]()

@@ -22,6 +22,7 @@ class Task:
         grid: Patches of the picture.
         files: What to write, in the order of computation, and what each holds.
         pictures: A ``.npy`` of patches (pictures, count, values) that ranges are taken from, if there are any.
+        adapter: The folder of an adapter that is merged into the weights, if one is.
     """
 
     checkpoint: str
@@ -33,6 +34,7 @@ class Task:
     grid: Grid | None
     files: dict[str, Span]
     pictures: str | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -188,7 +187,7 @@ def reference_answers(
             show(len(answers) / len(samples))
         return answers
 
-    return cached(_key(original.folder, samples), list[str], compute)
+    return cached(_key(original, samples), list[str], compute)
 
 
 def _answer(agent: Agent, samples: Sequence[Sample]) -> Iterator[str]:
@@ -201,9 +200,9 @@ def _batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
         yield some
 
 
-def _key(checkpoint: Path, samples: Sequence[Sample]) -> Iterator[bytes]:
+def _key(original: Original, samples: Sequence[Sample]) -> Iterator[bytes]:
     yield f"screens {MAX_NEW_TOKENS}".encode()
-    yield checkpoint_key(checkpoint)
+    yield checkpoint_key(original.folder, original.adapter_sha256)
     for sample in samples:
         yield repr(sample.messages).encode()
         yield sample.image.tobytes()

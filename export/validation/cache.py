@@ -34,13 +34,15 @@ def cached(key: Iterable[bytes], kind: type[T], compute: Callable[[], T]) -> T:
     return result
 
 
-def checkpoint_key(folder: Path) -> bytes:
-    """What identifies a checkpoint: the names and hashes of its files; hashes of files that did not change are known.
+def checkpoint_key(folder: Path, adapter_sha256: str | None = None) -> bytes:
+    """Identify a checkpoint by the names and hashes of its files, and its adapter by its hash.
+
+    Hashes of files that did not change are known.
 
     Raises:
         UsageError: A file cannot be read.
     """
-    known, digest = KnownHashes(folder), hashlib.sha256()
+    known, digest = KnownHashes(folder), hashlib.sha256((adapter_sha256 or "").encode())
     for file in sorted(path for path in folder.iterdir() if path.is_file()):
         try:
             # A download from the hub is a folder of links.

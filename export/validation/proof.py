@@ -93,6 +93,7 @@ class Cut:
         self.folder, self.parameters, self.tensors = original.folder, original.parameters, original.tensors
         self.find, self.rows = original.find, original.rows
         self.read_bytes, self.decode, self.is_plain = original.read_bytes, original.decode, original.is_plain
+        self.adapter_sha256 = original.adapter_sha256
         self.config: Mapping[str, Any] = cut_config(original.config)
 
 

@@ -63,7 +63,8 @@ def reference_scores(source: Original, windows: Windows) -> Scores:
         log_probabilities, top = StreamedDecoder(source).score(windows.sequences, windows.count)
         return Scores(log_probabilities.tolist(), top.tolist())
 
-    key = (b"text", checkpoint_key(source.folder), f"{windows.sequences.shape} {windows.count}".encode())
+    which = checkpoint_key(source.folder, source.adapter_sha256)
+    key = (b"text", which, f"{windows.sequences.shape} {windows.count}".encode())
     return cached((*key, windows.sequences.tobytes()), Scores, compute)
 
 

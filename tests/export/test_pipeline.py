@@ -39,8 +39,12 @@ from tests.export.tiny import SHAPES, save
 LIMIT = 1e-5
 
 
-def make(folder: Path, target: str, precision: str, out: Path, *, demo: bool = False) -> manifest.Manifest:
-    request = Request(folder, DEMO_NAME if demo else "tiny", load_profile(target), precision, is_demo=demo)
+def make(
+    folder: Path, target: str, precision: str, out: Path, *, demo: bool = False, adapter: Path | None = None
+) -> manifest.Manifest:
+    request = Request(
+        folder, DEMO_NAME if demo else "tiny", load_profile(target), precision, is_demo=demo, adapter=adapter
+    )
     if not demo and "vision_config" in (folder / "config.json").read_text():
         request = Request(folder, "tiny", load_profile(target), precision, image_sizes=((84, 112),))
     prepared = prepare(open_export(request))

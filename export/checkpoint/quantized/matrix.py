@@ -153,6 +153,12 @@ class Matrix:
         return sum(tensor.nbytes for tensor in self._tensors)
 
     @property
+    def row_bytes(self) -> int:
+        """Of a row that `read` gives."""
+        zeros = self.zeros.columns if self.zeros else 0
+        return self.codes.columns + zeros + self.scales.columns * self.scales.item_bytes
+
+    @property
     def decoding_bytes(self) -> int:
         """Of the rows that are computed at once."""
         return 3 * 4 * ROWS * self.shape[1]
@@ -166,7 +172,7 @@ class Matrix:
         """Whole rows that `read` gave, as fp32: (rows, columns), in C order. Raises DamagedFileError for odd groups."""
         columns, groups = self.codes.columns, self.scales.columns
         zeros = groups if self.zeros else 0
-        records = stored.reshape(-1, columns + zeros + groups * self.scales.item_bytes)
+        records = stored.reshape(-1, self.row_bytes)
         table, group_of = np.array(self.table, np.float32), self._group_of()
         values = np.empty((len(records), columns), np.float32)
         for start in range(0, len(records), ROWS):
