@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -13,9 +14,14 @@ from numpy.typing import NDArray
 
 from edgeglm.errors import UsageError
 from edgeglm.export.model import Input
+from edgeglm.files import opened
+from edgeglm.units import format_size
 
 SUFFIX = ".npz"
+MAX_BYTES = 1 << 30  # of all samples, which are in memory together
 FORM = f"give a {SUFFIX} file, or a folder of them, with one array for each input"
+LESS = f"give fewer samples, up to {format_size(MAX_BYTES)} of them"
+ARRAY = b"\x93NUMPY"  # how a file of a single array begins (numpy.lib.format)
 MADE_UP = 4  # samples, where none are given
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -29,7 +35,12 @@ def read_samples(path: Path, inputs: Sequence[Input]) -> list[Arrays]:
     files = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
     if not files:
         raise UsageError(path, f"has no {SUFFIX} file in it", FORM)
-    return [_checked(file, _read(file), inputs) for file in files]
+    samples: list[Arrays] = []
+    room = MAX_BYTES
+    for file in files:
+        samples.append(_checked(file, _read(file, room), inputs))
+        room -= sum(array.nbytes for array in samples[-1].values())
+    return samples
 
 
 def make_samples(inputs: Sequence[Input]) -> list[Arrays]:
@@ -54,16 +65,24 @@ def hash_samples(samples: Sequence[Arrays]) -> str:
     return digest.hexdigest()
 
 
-def _read(file: Path) -> dict[str, NDArray[Any]]:
-    try:
-        archive = np.load(file, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
+def _read(file: Path, room: int) -> dict[str, NDArray[Any]]:
+    """The arrays of a file that take no more than `room` bytes."""
+    with opened(file, FORM) as stream:
+        start = stream.read(len(ARRAY))
+        if start == ARRAY:
             raise UsageError(file, f"is one array, not a {SUFFIX} file of several by name", FORM)
-        with archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else f"is no {SUFFIX} file"
-        raise UsageError(file, why, FORM) from error
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                size = sum(member.file_size for member in archive.infolist())
+                if size > room:
+                    raise UsageError(file, f"takes {format_size(size)}, where {format_size(room)} are left", LESS)
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except (ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+            raise UsageError(file, f"is no {SUFFIX} file", FORM) from error
+        except MemoryError as error:
+            raise UsageError(file, "has an array that is larger than memory", LESS) from error
 
 
 def _checked(file: Path, arrays: dict[str, NDArray[Any]], inputs: Sequence[Input]) -> Arrays:

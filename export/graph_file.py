@@ -15,6 +15,7 @@ from onnx.external_data_helper import load_external_data_for_model
 
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.model import Input
+from edgeglm.files import open_regular, opened, read_bytes
 from edgeglm.units import format_size
 
 SUFFIX = ".onnx"
@@ -48,15 +49,14 @@ def read_graph(file: Path) -> Source:
         DamagedFileError: It is cut off, not valid, or its weights are not all there.
         UnsupportedError: An input has no shape, or a type that no engine here is fed.
     """
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise UsageError(file, f"cannot be read: {error.strerror}", f"give a {SUFFIX} file") from error
-    # The first field of every ONNX file is the version of its format.
-    if data[:1] != b"\x08":
-        raise UsageError(file, "is not an ONNX file", f"give a {SUFFIX} file, or a checkpoint's folder")
+    with opened(file, f"give a {SUFFIX} file", MAX_BYTES) as stream:
+        # The first field of every ONNX file is the version of its format.
+        if stream.read(1) != b"\x08":
+            raise UsageError(file, "is not an ONNX file", f"give a {SUFFIX} file, or a checkpoint's folder")
+        data = b"\x08" + stream.read(MAX_BYTES)
     try:
         proto = onnx.load_from_string(data)
+        _check_external(file, proto)
         load_external_data_for_model(proto, str(file.parent))
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
@@ -73,6 +73,24 @@ def read_graph(file: Path) -> Source:
     return Source(file, proto, _inputs(file, proto), hashlib.sha256(data).hexdigest(), weights)
 
 
+def _check_external(file: Path, proto: onnx.ModelProto) -> None:
+    """Check that what lies beside a graph as its weights is in regular files, before any is read.
+
+    Raises:
+        OSError: It is not.
+    """
+    names = {entry.value for tensor in _tensors(proto) for entry in tensor.external_data if entry.key == "location"}
+    total = sum((file.parent / name).stat().st_size for name in names)
+    for name in names:
+        open_regular(file.parent / name).close()
+    if total > MAX_BYTES:
+        raise OSError(f"{format_size(total)} are beside it, and up to {format_size(MAX_BYTES)} are read")
+
+
+def _tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    return [tensor for tensor in proto.graph.initializer if tensor.external_data]
+
+
 def _first_line(error: Exception) -> str:
     text = str(error).strip().splitlines() or [type(error).__name__]
     return f"is not valid ONNX: {text[0]}"
@@ -81,8 +99,8 @@ def _first_line(error: Exception) -> str:
 def graph_bytes(file: Path) -> int:
     """Of the graph and what lies beside it as its weights; a missing file is for `read_graph` to tell."""
     try:
+        proto = onnx.load_from_string(read_bytes(file, "", MAX_BYTES))
         total = file.stat().st_size
-        proto = onnx.load(file, load_external_data=False)
     except Exception:
         return 0
     for tensor in proto.graph.initializer:

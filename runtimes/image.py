@@ -127,7 +127,7 @@ def to_patches(image: Image.Image, vision: Vision) -> NDArray[np.float32]:
         ``Glm4vImageProcessorPil``).
     """
     (rows, columns), size, merge = vision.grid, vision.patch_size, vision.merge_size
-    resized = _to_rgb(image).resize((columns * size, rows * size), Image.Resampling(vision.resample))
+    resized = to_rgb(image).resize((columns * size, rows * size), Image.Resampling(vision.resample))
     mean, std = np.array(vision.mean, np.float32), np.array(vision.std, np.float32)
     pixels: NDArray[np.float32] = (np.asarray(resized, np.float32) / np.float32(255) - mean) / std
     blocks = pixels.reshape(rows // merge, merge, size, columns // merge, merge, size, 3)
@@ -186,8 +186,8 @@ def _load(source: Source, room: int | None) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """In strips, so that no more than the picture and its copy are in memory."""
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a picture in strips, so that no more than it and its copy are in memory; transparency becomes white."""
     if image.mode == "RGB" and image.info.get("transparency") is None:
         return image
     rgb = Image.new("RGB", image.size)

@@ -36,6 +36,7 @@ SHARED = {
         "printable",
     },
     "edgeglm.exits": {"installed", "run_program"},
+    "edgeglm.files": {"open_regular", "opened", "read_bytes"},
     "edgeglm.machine": {"Machine", "describe_kernels", "read_machine"},
     "edgeglm.manifest": {
         "Compiled",

@@ -17,12 +17,14 @@ from edgeglm.cli.matrix_cells import DEMO, cells_of, export_formats, has_format_
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.cli.progress import Display
 from edgeglm.devices.loader import profile_names
+from edgeglm.digest import hash_range
 from edgeglm.errors import UsageError
 from edgeglm.export.matrix.fill import Matrix
 from edgeglm.export.matrix.measure import Measurement, Plan
 from edgeglm.export.matrix.outcome import Outcome, read_outcomes, replace_file, write_outcomes
 from edgeglm.export.matrix.page import page, stage_text
 from edgeglm.export.pipeline.forecast import LADDER
+from edgeglm.files import opened
 from edgeglm.memory import MemorySampler
 from edgeglm.units import format_size
 
@@ -108,11 +110,11 @@ def _beside(out: Path) -> Path:
 
 def _measured(data: Path | None, limit: int) -> bytes:
     """What decides an accuracy besides model and versions. Raises UsageError for a file that cannot be read."""
-    try:
-        content = data.read_bytes() if data else b""
-    except OSError as error:
-        raise UsageError(f"--data {data}", f"cannot be read: {error.strerror}", "give samples or a text") from error
-    return f"{limit} {hashlib.sha256(content).hexdigest()}".encode()
+    digest = hashlib.sha256()
+    if data:
+        with opened(data, "give samples or a text") as stream:
+            hash_range(digest, stream.fileno(), 0, os.fstat(stream.fileno()).st_size)
+    return f"{limit} {digest.hexdigest()}".encode()
 
 
 def _brief(outcome: Outcome) -> str:

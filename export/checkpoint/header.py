@@ -15,11 +15,13 @@ from typing import NamedTuple, TypeGuard
 
 from edgeglm.errors import DamagedFileError
 from edgeglm.export.checkpoint.files import AGAIN, MAX_JSON_BYTES, opened, parse, read, shown
+from edgeglm.units import format_size
 
 # Of the dtypes that weights are stored as, and their scales, zero points and packed numbers.
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1}
 ITEM_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
 
+LIBRARY_BYTES = 100_000_000  # the safetensors library's own limit for a header
 MAX_DIMENSIONS = 32
 # Keeps every size within 64 bits, in numpy too, which multiplies the other extents of an empty tensor.
 MAX_ELEMENTS = 1 << 60
@@ -39,11 +41,11 @@ class Entry(NamedTuple):
     file: Path
 
 
-def read_header(file: Path, *, headers_only: bool) -> list[Entry]:
-    """Return a file's tensors in the order of their data."""
+def read_header(file: Path, *, headers_only: bool, limit: int = MAX_JSON_BYTES) -> list[Entry]:
+    """Return a file's tensors in the order of their data; `limit` is that of the header's bytes."""
     with opened(file) as fd:
         size = os.fstat(fd).st_size
-        data = 8 + _header_bytes(file, read(fd, 0, 8 + len(LFS)).tobytes(), size)
+        data = 8 + _header_bytes(file, read(fd, 0, 8 + len(LFS)).tobytes(), size, limit)
         header = parse(file, "header", read(fd, 8, data - 8).tobytes())
     if not isinstance(header.pop("__metadata__", {}), dict):
         raise DamagedFileError(file, "its __metadata__ is not an object", AGAIN)
@@ -54,14 +56,17 @@ def read_header(file: Path, *, headers_only: bool) -> list[Entry]:
     return entries
 
 
-def _header_bytes(file: Path, start: bytes, size: int) -> int:
+def _header_bytes(file: Path, start: bytes, size: int, limit: int) -> int:
     if start[8:] == LFS:
         raise DamagedFileError(file, "is a Git LFS pointer, not the file itself", "run git lfs pull there")
     length = int.from_bytes(start[:8], "little")
-    if size < 8 or length > MAX_JSON_BYTES:
+    if size < 8 or length > LIBRARY_BYTES:
         raise DamagedFileError(file, "is not a safetensors file", AGAIN)
     if 8 + length > size:
         raise DamagedFileError(file, f"ends within its header, at {size} of {8 + length} bytes", AGAIN)
+    if length > limit:
+        why = f"has a header of {format_size(length)}, and up to {format_size(MAX_JSON_BYTES)} of headers are read"
+        raise DamagedFileError(file, why, "take a checkpoint that transformers' save_pretrained wrote")
     return length
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
-from edgeglm.export.checkpoint.files import AGAIN, read_json, shown
+from edgeglm.export.checkpoint.files import AGAIN, MAX_JSON_BYTES, read_json, shown
 from edgeglm.export.checkpoint.header import ITEM_BYTES, Entry, read_header
 from edgeglm.export.checkpoint.quantized.formats import find_quantized
 from edgeglm.export.checkpoint.recognize import check_config_kind, check_kind, check_shards, missing_weight
@@ -66,8 +66,10 @@ class Checkpoint:
         config = _read_config(folder)
         weights, shards = _find_shards(folder, config)
         entries: dict[str, Entry] = {}
+        room = MAX_JSON_BYTES  # of all headers
         for file, indexed in shards.items():
-            found = {entry.name: entry for entry in read_header(file, headers_only=headers_only)}
+            found = {entry.name: entry for entry in read_header(file, headers_only=headers_only, limit=room)}
+            room -= min((entry.begin for entry in found.values()), default=0)
             _check_shard(file, indexed, found, entries)
             entries |= found
         stored = {name: Tensor.of(entry) for name, entry in entries.items() if entry.dtype in ITEM_BYTES}

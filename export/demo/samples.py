@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import click
 import msgspec
 from msgspec import Meta, Struct
-from PIL import Image, ImageOps
+from PIL import Image
 
 from edgeglm.actions import parse_action
 from edgeglm.errors import DamagedFileError, UsageError
@@ -27,11 +27,15 @@ from edgeglm.export.demo.metrics import Expected, Units
 from edgeglm.export.demo.render import render
 from edgeglm.export.demo.screens import HEIGHT, WIDTH, Box, sample_scene
 from edgeglm.export.demo.tasks import sample_step
+from edgeglm.files import opened
+from edgeglm.runtimes.image import open_picture, to_rgb
 
 DATA = Path(__file__).parent / "data"
 SHIPPED = {"evaluation": 1024, "calibration": 192}
 WEBP_QUALITY = 80
 FORMAT = "docs/validate.md"
+JSONL = "give a JSONL file of samples"
+MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,10 @@ class Sample:
 
     @property
     def image(self) -> Image.Image:
-        """The pixels, in RGB; of a file they are read anew each time, so that a thousand are not in memory."""
+        """The pixels, in RGB as the runner reads them; of a file anew each time: a thousand are not in memory."""
         if isinstance(self.screen, Image.Image):
             return self.screen
-        with Image.open(self.screen) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+        return to_rgb(open_picture(self.screen))
 
 
 def make_sample(split: str, index: int) -> Sample:
@@ -109,12 +112,10 @@ def read_samples(file: Path, limit: int | None = None) -> Iterator[Sample]:
         UsageError: The file cannot be read or holds no sample, or a line is not a sample.
         DamagedFileError: What a line calls its picture is none.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise UsageError(file, f"cannot be read ({error})", "give a JSONL file of samples") from error
+    with opened(file, JSONL, MAX_BYTES) as stream:
+        lines = stream.readlines()
     if not lines:
-        raise UsageError(file, "holds no samples", "give a JSONL file of samples")
+        raise UsageError(file, "holds no samples", JSONL)
     for number, line in enumerate(islice(lines, limit), start=1):
         where = f"{file}:{number}"
         try:
@@ -123,8 +124,8 @@ def read_samples(file: Path, limit: int | None = None) -> Iterator[Sample]:
             raise UsageError(where, f"is not a sample: {error}", f"write it as {FORMAT} says") from error
         try:
             _ = sample.image
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise DamagedFileError(where, f"its picture cannot be read: {error}", "give a WebP, PNG or JPEG") from error
+        except UsageError as error:
+            raise DamagedFileError(where, f"its picture cannot be read: it {error.why}", error.remedy) from error
         yield sample
 
 

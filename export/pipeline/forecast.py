@@ -27,6 +27,8 @@ from edgeglm.units import format_size
 
 # Where a plan asks whether it fits, unless told otherwise: a phone agent's screenshot, history and answer.
 USUAL_CONTEXT = 4096
+# What a tensor of a header takes: its JSON as Python's objects, and what is kept of it.
+TENSOR_BYTES = 1000
 # From the most accurate to the smallest.
 LADDER = ("fp16", "int8", "int4")
 
@@ -72,7 +74,8 @@ def export_peak(opened: Opened, *, workers: int, traced: bool) -> int:
     peak = plan.export_peak(
         sizes, workers, ENGINE_BYTES, traced=traced, examples=_example_bytes(opened), decoding=decoding
     )
-    return max(peak, conversion_peak(opened))
+    tensors = len(opened.checkpoint.tensors) + len(opened.checkpoint.foreign)
+    return max(peak, conversion_peak(opened)) + TENSOR_BYTES * tensors
 
 
 def _example_bytes(opened: Opened) -> int:

@@ -36,6 +36,7 @@ from edgeglm.export.pyz import build_pyz
 from edgeglm.export.quantize.schemes import parse_scheme
 from edgeglm.export.trace.request import TraceRequest
 from edgeglm.export.trace.tracer import Traced, trace
+from edgeglm.runtimes.sidecars import read_file
 from edgeglm.runtimes.templates import named_templates
 
 # What a device needs beside the weights, where the checkpoint has it.
@@ -204,4 +205,4 @@ def _context(request: Request, checkpoint: Checkpoint) -> int:
 
 def _sidecar(checkpoint: Checkpoint, name: str) -> bytes | None:
     path = checkpoint.sidecar(name)
-    return path.read_bytes() if path else None
+    return read_file(path) if path else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from tokenizers import Tokenizer
 
 from edgeglm.bundle import Bundle
 from edgeglm.errors import UsageError
+from edgeglm.files import opened
 from edgeglm.runtimes.sidecars import Sidecars
 from edgeglm.runtimes.tokenizer import BoundedTokenizer
 
@@ -21,6 +24,9 @@ WINDOW = 256
 FEWEST = 8
 # Characters that are tokenized at once, up to the end of a line.
 PIECE = 1 << 16
+# Of a text that is read to its end; of a longer one, so many windows as are asked for.
+MAX_BYTES = 64 << 20
+TEXT = "give a text file in UTF-8, of a long one with --limit"
 
 
 @dataclass(frozen=True)
@@ -60,18 +66,18 @@ def cut_windows(tokenizer: Tokenizer, file: Path, length: int, context: int, lim
     prefix = tokenizer.encode("").ids
     scored = min(length, context - len(prefix))
     wanted = None if limit is None else limit * scored
-    tokens: list[int] = []
-    for piece in _pieces(file):
-        tokens += tokenizer.encode(piece, add_special_tokens=False).ids
+    tokens = array("q")
+    for piece in _pieces(file, MAX_BYTES if wanted is None else None):
+        tokens.extend(tokenizer.encode(piece, add_special_tokens=False).ids)
         if wanted is not None and len(tokens) >= wanted:
             break
-    count = len(tokens[:wanted]) // scored
+    count = (len(tokens) if wanted is None else min(wanted, len(tokens))) // scored
     if limit is not None and limit < FEWEST:
         raise UsageError("--limit", f"{limit} windows of text say nothing", f"give at least {FEWEST}")
     if count < FEWEST:
         why = f"has {len(tokens)} tokens, {count} windows of {scored}"
         raise UsageError(file, why, f"give a text of at least {FEWEST * scored} tokens")
-    windows = np.array(tokens[: count * scored], np.int64).reshape(count, scored)
+    windows = np.frombuffer(tokens, np.int64)[: count * scored].reshape(count, scored)
     begin = np.tile(np.array(prefix, np.int64), (count, 1))
     return Windows(np.concatenate([begin, windows], axis=1), scored if prefix else scored - 1)
 
@@ -88,13 +94,23 @@ def read_tokenizer(file: Path) -> Tokenizer:
     return BoundedTokenizer(Sidecars(file.parent)).library
 
 
-def _pieces(file: Path) -> Iterator[str]:
-    """Whole lines, some at a time, so that a long text is not in memory as a whole."""
+def _pieces(file: Path, limit: int | None) -> Iterator[str]:
+    """Yield whole lines, some at a time, and a longer line in parts, so that no text is in memory as a whole.
+
+    A part ends before a space where it has one: a word is not cut.
+    """
     try:
-        with file.open(encoding="utf-8", newline="") as opened:
-            while lines := opened.readlines(PIECE):
-                yield "".join(lines)
+        with opened(file, TEXT, limit) as stream, io.TextIOWrapper(stream, "utf-8", newline="") as text:
+            lines, size, rest = [], 0, ""
+            while line := rest + text.readline(PIECE):
+                rest = ""
+                if len(line) >= PIECE and not line.endswith("\n") and (cut := line.rfind(" ")) > 0:
+                    line, rest = line[:cut], line[cut:]
+                lines.append(line)
+                size += len(line)
+                if size >= PIECE:
+                    yield "".join(lines)
+                    lines, size = [], 0
+            yield "".join(lines)
     except UnicodeDecodeError as error:
-        raise UsageError(file, f"is not UTF-8 text: {error.reason}", "give a text file in UTF-8") from error
-    except (OSError, ValueError) as error:
-        raise UsageError(file, f"cannot be read: {error}", "give a text file in UTF-8") from error
+        raise UsageError(file, f"is not UTF-8 text: {error.reason}", TEXT) from error
