@@ -1,9 +1,19 @@
-"""Which module and which part of it a tensor belongs to, as its name in the checkpoint says."""
+"""What headers show: the module and part of a tensor, by its name, and whether config.json is that of the weights."""
 
 from __future__ import annotations
 
+import math
 import re
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from edgeglm.errors import DamagedFileError
+from edgeglm.export.checkpoint.reader import Checkpoint
+
+REMEDY = "take the config.json of these weights, or download the whole checkpoint again"
 LAYER = re.compile(r"\.(?:layers|blocks)\.(\d+)\.")
 
 
@@ -19,3 +29,81 @@ def part_of(tensor: str) -> str:
     if found := LAYER.search(tensor):
         return f"layer.{found[1]}"
     return "front" if "embed" in tensor else "back"
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What a key of the config must be: an extent of a weight, by the end of its name, over the product of others."""
+
+    key: str
+    weight: str
+    axis: int
+    over: tuple[str, ...] = ()
+
+
+TEXT = (
+    Extent("vocab_size", "embed_tokens.weight", 0),
+    Extent("hidden_size", "embed_tokens.weight", 1),
+    Extent("intermediate_size", ".layers.0.mlp.down_proj.weight", 1),
+    Extent("num_attention_heads", ".layers.0.self_attn.q_proj.weight", 0, ("head_dim",)),
+    Extent("num_key_value_heads", ".layers.0.self_attn.k_proj.weight", 0, ("head_dim",)),
+)
+VISION = (
+    Extent("hidden_size", ".visual.patch_embed.proj.weight", 0),
+    Extent("in_channels", ".visual.patch_embed.proj.weight", 1),
+    Extent("temporal_patch_size", ".visual.patch_embed.proj.weight", 2),
+    Extent("patch_size", ".visual.patch_embed.proj.weight", 3),
+    Extent("out_hidden_size", ".visual.downsample.weight", 0),
+    Extent("spatial_merge_size", ".visual.downsample.weight", 2),
+    Extent("intermediate_size", ".visual.merger.down_proj.weight", 1),
+)
+# Layers behind the last, which guess further tokens and are no part of the model (multi-token prediction).
+GUESSING = "num_nextn_predict_layers"
+
+
+def check_counts(checkpoint: Checkpoint) -> None:
+    """Compare the counts and sizes of config.json with the headers, before anything is made as often or as large.
+
+    Raises:
+        DamagedFileError: One is no count, or not what the weights have.
+    """
+    config, file = checkpoint.config, checkpoint.folder / "config.json"
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    names = [*checkpoint.tensors, *checkpoint.foreign]
+    text, vision = config.get("text_config", config), config.get("vision_config") or {}
+    for part, extents, layers in ((text, TEXT, "num_hidden_layers"), (vision, VISION, "depth")):
+        inside = [name for name in names if (".visual." in name) == (extents is VISION)]
+        _check_layers(file, part, layers, inside)
+        for extent in extents:
+            shape = next((shapes[name] for name in inside if name in shapes and name.endswith(extent.weight)), ())
+            if len(shape) > extent.axis:
+                _check_extent(file, part, extent, shape[extent.axis])
+
+
+def _check_layers(file: Path, part: Mapping[str, Any], key: str, names: Sequence[str]) -> None:
+    asked = _count(file, part, key)
+    there = 1 + max((int(found[1]) for name in names if (found := LAYER.search(name))), default=-1)
+    guessing = _count(file, part, GUESSING) or 0
+    if asked is not None and there and there not in (asked, asked + guessing):
+        raise _contradicts(file, key, asked, f"{there} layers")
+
+
+def _check_extent(file: Path, part: Mapping[str, Any], extent: Extent, there: int) -> None:
+    asked, factors = _count(file, part, extent.key), [_count(file, part, key) for key in extent.over]
+    if asked is None or None in factors:  # left to transformers' default
+        return
+    needed = asked * math.prod(factor for factor in factors if factor is not None)
+    if needed != there:
+        also = "".join(f" and {key} {part[key]}" for key in extent.over)
+        raise _contradicts(file, extent.key, f"{asked}{also}", f"{there} there ({extent.weight.strip('.')})")
+
+
+def _count(file: Path, part: Mapping[str, Any], key: str) -> int | None:
+    value = part.get(key)
+    if value is not None and (type(value) is not int or value < 0):
+        raise DamagedFileError(file, f"its {key} is {reprlib.repr(value)}, which is no count", REMEDY)
+    return value
+
+
+def _contradicts(file: Path, key: str, asked: object, there: str) -> DamagedFileError:
+    return DamagedFileError(file, f"its {key} is {asked}, and the weights have {there}", REMEDY)

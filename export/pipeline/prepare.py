@@ -24,6 +24,7 @@ from edgeglm.export.model import Choice, Dialect, Grid, ImageProcessor
 from edgeglm.export.modules import check_weights
 from edgeglm.export.picture import Picture, choose_picture
 from edgeglm.export.pipeline.device_limits import check_limits
+from edgeglm.export.pipeline.headers import check_counts
 from edgeglm.export.pipeline.module import TRACED, is_position, prepare_module
 from edgeglm.export.pipeline.prepared import (
     Calibration,
@@ -65,6 +66,7 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     checkpoint = open_checkpoint(request.folder, request.adapter, headers_only=headers_only)
     checkpoint.check_architecture(FAMILIES)
     _check_config(checkpoint)
+    check_counts(checkpoint)
     vision = checkpoint.config.get("vision_config")
     names: tuple[manifest.ModuleName, ...] = (
         ("embedding", "decoder") if vision is None else ("embedding", "vision", "decoder")
