@@ -37,7 +37,7 @@ from edgeglm.export.pyz import build_pyz
 from edgeglm.export.quantize.schemes import parse_scheme
 from edgeglm.export.trace.request import TraceRequest
 from edgeglm.export.trace.tracer import Traced, trace
-from edgeglm.runtimes.sidecars import read_file
+from edgeglm.runtimes.sidecars import Sidecars
 from edgeglm.runtimes.templates import named_templates
 
 # What a device needs beside the weights, where the checkpoint has it.
@@ -206,5 +206,4 @@ def _context(request: Request, checkpoint: Checkpoint) -> int:
 
 
 def _sidecar(checkpoint: Checkpoint, name: str) -> bytes | None:
-    path = checkpoint.sidecar(name)
-    return read_file(path) if path else None
+    return Sidecars(checkpoint.folder).bytes(name)
