@@ -22,10 +22,10 @@ DTYPES: dict[str, type[np.generic]] = {
 
 
 class Encoder:
-    """A module without a state."""
+    """A module without a state; `graph` is as `open_session` takes it."""
 
-    def __init__(self, path: Path, threads: int) -> None:
-        self.session = open_session(path, threads)
+    def __init__(self, path: Path, threads: int, graph: bytes | None = None) -> None:
+        self.session = open_session(path, threads, graph=graph)
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """Outputs by name."""
@@ -44,11 +44,12 @@ class Decoder:
     """A decoder with room for `capacity` tokens.
 
     In the ``ort`` dialect past and present keys are one buffer of that size, in which the engine fills row after row.
-    In the ``portable`` dialect they grow with each step, and stay in the engine's memory in between.
+    In the ``portable`` dialect they grow with each step, and stay in the engine's memory in between. `graph` is as
+    `open_session` takes it.
     """
 
-    def __init__(self, path: Path, threads: int, capacity: int) -> None:
-        self.session, self.capacity, self.length = open_session(path, threads), capacity, 0
+    def __init__(self, path: Path, threads: int, capacity: int, graph: bytes | None = None) -> None:
+        self.session, self.capacity, self.length = open_session(path, threads, graph=graph), capacity, 0
         inputs = self.session.get_inputs()
         self.types = {each.name: DTYPES[each.type] for each in inputs}
         self.shapes: dict[str, list[int | str]] = {

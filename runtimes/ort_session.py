@@ -29,12 +29,18 @@ PRODUCT = (
     b"Z\t\n\x01w\x12\x04\n\x02\x08\x03b\t\n\x01y\x12\x04\n\x02\x08\x06B\x04\n\x00\x10\r"
 )
 CHUNK = 1 << 20
+# Where a graph that is given as bytes has its weights.
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 # Pieces of the names of operators after which activations are integers.
 INTEGERS = (b"QuantizeLinear", b"DynamicQuantize", b"Integer", b"QLinear", b"QGemm", b"QAttention")
 
 
 def open_session(
-    path: Path, threads: int, entries: Mapping[str, str] | None = None, save_to: Path | None = None
+    path: Path,
+    threads: int,
+    entries: Mapping[str, str] | None = None,
+    save_to: Path | None = None,
+    graph: bytes | None = None,
 ) -> onnxruntime.InferenceSession:
     """A session of a module's file.
 
@@ -43,15 +49,18 @@ def open_session(
         threads: Of each operator.
         entries: Of ONNX Runtime's session configuration.
         save_to: Where to write the graph as the engine has optimized it.
+        graph: Another one over the weights that are beside the file.
 
     Raises:
         DamagedFileError: The engine cannot load it.
     """
-    options = session_options(path, threads, entries)
+    options = session_options(graph or path, threads, entries)
+    if graph:
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     if save_to:
         options.optimized_model_filepath = str(save_to)
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(graph or path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the engine's own exceptions have no common base
         why = f"ONNX Runtime {onnxruntime.__version__} cannot load it: {str(error).splitlines()[0]}"
         raise DamagedFileError(path, why, "export the bundle again") from error

@@ -17,6 +17,7 @@ from edgeglm.export.demo.agent import MAX_NEW_TOKENS, Agent
 from edgeglm.export.demo.samples import Sample
 from edgeglm.export.model import Original
 from edgeglm.export.validation.cache import cached, checkpoint_key
+from edgeglm.export.validation.half import is_emulated, open_decoder, open_encoder
 from edgeglm.export.validation.memory import is_streamed
 from edgeglm.export.validation.streamed import Drafter, streamed_answers
 from edgeglm.manifest import Module, Vision
@@ -29,7 +30,7 @@ from edgeglm.runtimes.positions import prompt_positions
 from edgeglm.runtimes.qnn import npu_for
 from edgeglm.runtimes.sampling import Sampler, Sampling
 from edgeglm.runtimes.session import EncoderSession
-from edgeglm.runtimes.sessions import engine_of, open_decoder, open_encoder
+from edgeglm.runtimes.sessions import engine_of
 from edgeglm.runtimes.window import capacity_for
 
 # Features of the pictures that wait for the decoder; then the vision module is loaded again.
@@ -83,7 +84,7 @@ def as_text(bundle: Bundle, answers: Sequence[Sequence[int]]) -> list[str]:
 def where_run(bundle: Bundle, samples: int) -> dict[str, str]:
     """What runs each module in `artifact_answers` to so many samples, in words."""
     found: dict[str, str] = {
-        module.name: ENGINES.get(engine_of(module), ENGINES["ort"])
+        module.name: ENGINES.get(engine_of(module), ENGINES["ort"]) + (", in fp16" if is_emulated(module) else "")
         for module in bundle.manifest.modules
         if module.engine
     }

@@ -12,12 +12,12 @@ from edgeglm.bundle import Bundle
 from edgeglm.export.metric import PERPLEXITY, SHARE, Metric
 from edgeglm.export.model import Original
 from edgeglm.export.validation.cache import cached, checkpoint_key
+from edgeglm.export.validation.half import open_decoder
 from edgeglm.export.validation.reference import StreamedDecoder
 from edgeglm.export.validation.statistics import RULE_OF_THREE, Values, compare, mean
 from edgeglm.export.validation.windows import Windows, bundle_tokenizer
 from edgeglm.runtimes.embedding import EmbeddingRows
 from edgeglm.runtimes.positions import prompt_positions
-from edgeglm.runtimes.sessions import open_decoder
 from edgeglm.runtimes.window import capacity_for
 
 

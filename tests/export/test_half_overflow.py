@@ -34,6 +34,7 @@ from edgeglm.runtimes.messages import message
 from edgeglm.runtimes.positions import causal_mask, prompt_positions
 from edgeglm.runtimes.sidecars import Sidecars
 from edgeglm.runtimes.tensorrt_library import load_library
+from tests.cli.commands import run
 from tests.export.tiny import SHAPES, Shape, build
 
 FIRST = ["[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|system|>"]
@@ -57,11 +58,15 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(TEMPLATE)
 
 
+def token_of(piece: str) -> int:
+    return 256 + FIRST.index(piece) if piece in FIRST else sorted(pre_tokenizers.ByteLevel.alphabet()).index(piece)
+
+
 def write(family: str, token: str, folder: Path, change: str = "mlp.down_proj") -> Any:  # noqa: ANN401
     """A checkpoint in which one token makes the first layer's MLP, or another product, larger than fp16 holds."""
     shape: Shape = replace(SHAPES[family], layers=2, vocabulary=264)
     model = build(shape)
-    first, layer = 256 + FIRST.index(token), model.model.layers[0]
+    first, layer = token_of(token), model.model.layers[0]
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         model.model.embed_tokens.weight[:, CHANNEL] = 0
@@ -164,6 +169,19 @@ def test_what_cannot_be_mended_ends_with_exit_code_4(tmp_path: Path) -> None:
     with pytest.raises(AccuracyError, match=r"layer\.0\.") as caught:
         make(tmp_path / "model", tmp_path / "bundle")
     assert caught.value.exit_code == 4
+
+
+def test_validate_does_not_pass_what_only_its_text_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A letter that no probe has."""
+    write("glm4", "q", tmp_path / "model")
+    made, _ = make(tmp_path / "model", tmp_path / "bundle")
+    assert made.modules[1].fp32_values == ()
+    (tmp_path / "text").write_text("one of the words is quick. " * 90)
+    arguments = [tmp_path / "bundle", "--reference", tmp_path / "model", "--data", tmp_path / "text", "--limit", 8]
+    status, _, error = run(capsys, "validate", *arguments)
+    assert status == 4, error
+    assert "decoder: computes NaN or infinity in fp16" in error
+    assert "--precision decoder=fp32" in error
 
 
 def test_a_healthy_checkpoint_has_nothing_in_fp32_and_errs_as_before(tmp_path: Path) -> None:
