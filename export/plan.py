@@ -20,7 +20,7 @@ TRACE_BYTES = 660 * MIB
 # The exporter's own code, ONNX Runtime and a stamped graph of some dozen layers.
 EXPORT_BYTES = 197 * MIB
 # Example inputs of a picture's patches, of which the child's figure has room for so many.
-EXAMPLE_BYTES = 32 * MIB
+EXAMPLE_BYTES = 24 * MIB
 CHUNK_BYTES = 16 * MIB
 # Encoding threads of the prediction that a bundle keeps, whichever machine made it.
 USUAL_WORKERS = 2

@@ -9,7 +9,7 @@ import re
 import reprlib
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from edgeglm.export.checkpoint.header import ITEM_BYTES, Entry, read_header
 from edgeglm.export.checkpoint.quantized.formats import find_quantized
 from edgeglm.export.checkpoint.recognize import check_config_kind, check_kind, check_shards, missing_weight
 from edgeglm.export.checkpoint.tensor import FLOATS, Tensor, Weight
-from edgeglm.export.families.configs import normalize
+from edgeglm.export.families.configs import HEAD, embedding_in_head, normalize
 
 SHARD_NAME = re.compile(r"[\w.+ -]{1,200}\.safetensors")
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth")
@@ -80,6 +80,8 @@ class Checkpoint:
         plain = {name: stored[name] for name in alone if entries[name].dtype in FLOATS}
         foreign = {name: entries[name].dtype for name in alone if name not in plain}
         tensors: dict[str, Weight] = {**plain, **quantized.matrices}
+        if (embedding := embedding_in_head(config, tensors)) and (head := stored.get(HEAD)):
+            tensors[embedding] = replace(head, name=embedding)
         config = normalize(config, [*tensors, *foreign])
         return cls(folder, config, weights, tensors, foreign, quantized.notes)
 

@@ -42,3 +42,14 @@ def normalize(config: Mapping[str, Any], tensors: Collection[str]) -> dict[str, 
 
 def _without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != "quantization_config"}
+
+
+def embedding_in_head(config: Mapping[str, Any], tensors: Collection[str]) -> str | None:
+    """The name of an embedding that the head stands for: they are tied, and the head alone was saved.
+
+    transformers 5 ties either to the one that is there (`PreTrainedModel.tie_weights`).
+    """
+    text = config.get("text_config")
+    tied = config.get("tie_word_embeddings") or (isinstance(text, Mapping) and text.get("tie_word_embeddings"))
+    name = f"model.{'language_model.' if config.get('model_type') == 'glm4v' else ''}embed_tokens.weight"
+    return name if tied and HEAD in tensors and name not in tensors else None

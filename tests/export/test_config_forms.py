@@ -45,6 +45,15 @@ def head_of_its_own(folder: Path) -> PreTrainedModel:
     return GlmForCausalLM.from_pretrained(folder)
 
 
+def head_alone(folder: Path) -> PreTrainedModel:
+    """The embedding is tied to a head that was saved in its place."""
+    model = save(SHAPES["glm-tied-one-head"], folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return model
+
+
 def rescaled(**rope: object) -> Callable[[Path], PreTrainedModel]:
     """The old form, as it is added to a config by hand."""
 
@@ -80,6 +89,7 @@ YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
 LLAMA = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 FORMS: dict[str, Callable[[Path], PreTrainedModel]] = {
     "head of its own": head_of_its_own,
+    "head alone": head_alone,
     "flat": flat,
     "yarn": rescaled(**YARN),
     "yarn with mscale": rescaled(**YARN, mscale=0.7, mscale_all_dim=0.3, beta_fast=16),
