@@ -130,17 +130,22 @@ def _report(error: BaseException, debug: bool, again: str) -> int:
 
 
 def _explain(error: BaseException, again: str) -> EdgeglmError:
-    if isinstance(error, EdgeglmError):
+    if isinstance(error, EdgeglmError) and not _is_of_memory(error.__cause__):
         return error
     if _is_of_disk(error):
         return BudgetError(getattr(error, "filename", None) or "disk", "no space is left", "free some")
-    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+    if _is_of_memory(error) or _is_of_memory(error.__cause__):
         return BudgetError("memory", "is not enough for this", "free some, or allow the process more")
     if type(error).__module__.startswith("onnxruntime"):
         why = f"ONNX Runtime cannot run a module: {next(iter(str(error).splitlines()), '')}"
         return DamagedFileError("bundle", why, "export it again with this version of edgeglm")
     why = f"{type(error).__name__}: {error}"
     return EdgeglmError("internal error", why, f"this is a bug in edgeglm, {again} for the traceback")
+
+
+def _is_of_memory(error: BaseException | None) -> bool:
+    """Whether memory was short, also where an engine could not load a file for want of it."""
+    return isinstance(error, MemoryError) or bool(error and NO_MEMORY.search(str(error)))
 
 
 def _is_of_disk(error: BaseException) -> bool:

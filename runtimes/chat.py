@@ -12,11 +12,14 @@ from tokenizers.decoders import DecodeStream
 from edgeglm.bundle import Bundle
 from edgeglm.errors import EdgeglmError, UnsupportedError
 from edgeglm.manifest import Vision
-from edgeglm.runtimes.messages import Message, parts
+from edgeglm.runtimes.messages import Message, message, parts
 from edgeglm.runtimes.positions import Grid
 from edgeglm.runtimes.sidecars import Sidecars
 from edgeglm.runtimes.templates import FILE, LEGACY, PROCESSOR, named_templates, read_templates
 from edgeglm.runtimes.tokenizer import REMEDY, BoundedTokenizer
+
+# What programs that ask a `Runner` import from here, `message` among it.
+__all__ = ["Chat", "Message", "TextStream", "message"]
 
 PROBE = "edgeglm"
 FOLDER = "tokenizer/"  # of a bundle

@@ -15,7 +15,7 @@ import click
 import pytest
 
 from edgeglm.cli import main as cli
-from edgeglm.errors import BudgetError, UnsupportedError
+from edgeglm.errors import BudgetError, DamagedFileError, UnsupportedError
 
 EDGEGLM = [sys.executable, "-m", "edgeglm"]
 
@@ -134,6 +134,16 @@ def test_an_unexpected_exception_is_one_line_that_owns_the_bug(
     assert status == 1
     assert err.startswith("edgeglm: internal error: KeyError: 'x'; this is a bug in edgeglm")
     assert err.count("\n") == 1
+
+
+def test_a_file_that_memory_was_too_short_for_is_not_called_damaged(
+    capsys: pytest.CaptureFixture[str], fails: list[BaseException]
+) -> None:
+    error = DamagedFileError("decoder/model.onnx", "cannot be loaded", "export it again")
+    error.__cause__ = RuntimeError("std::bad_alloc")
+    fails.append(error)
+    status, _, err = run(capsys, "fails")
+    assert (status, err) == (5, "edgeglm: memory: is not enough for this; free some, or allow the process more\n")
 
 
 def test_an_interrupt_ends_with_its_own_code(capsys: pytest.CaptureFixture[str], fails: list[BaseException]) -> None:
