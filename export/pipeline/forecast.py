@@ -81,9 +81,8 @@ def export_peak(opened: Opened, *, workers: int, traced: bool) -> int:
 def _example_bytes(opened: Opened) -> int:
     """Of the largest picture's patches in fp32; sizes that the config leaves out are transformers' (5.23)."""
     vision = opened.checkpoint.config.get("vision_config") or {}
-    values: int = (
-        vision.get("in_channels", 3) * vision.get("temporal_patch_size", 2) * vision.get("patch_size", 14) ** 2
-    )
+    sizes = (vision.get("in_channels", 3), vision.get("temporal_patch_size", 2), vision.get("patch_size", 14) ** 2)
+    values = math.prod(size for size in sizes if isinstance(size, int))  # transformers says what is wrong with others
     patches = max((request.grid[0] * request.grid[1] for request in opened.traces if request.grid), default=0)
     return 4 * values * patches
 
