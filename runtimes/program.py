@@ -18,6 +18,7 @@ from edgeglm.runtimes.conversation import Conversation
 from edgeglm.runtimes.memory_plot import check_format, draw_memory
 from edgeglm.runtimes.runner import Answer, Loaded, Runner
 from edgeglm.runtimes.sampling import Sampling
+from edgeglm.runtimes.self_test import check, describe, run_self_test, summarize
 from edgeglm.units import format_size, parse_size
 
 # More than any device has cores; each is a thread with a stack of its own.
@@ -44,6 +45,9 @@ def run(arguments: Sequence[str] | None = None, bundle: Path | None = None) -> N
             low_rss=options.low_rss,
         )
         with runner:
+            if options.self_test:
+                _self_test(runner, as_json=options.json)
+                return
             answer = _converse(runner, options)
     if answer and options.json:
         print(json.dumps(summary(answer), indent=2))
@@ -57,6 +61,13 @@ def _check(options: argparse.Namespace) -> None:
     """What can be refused before anything is loaded."""
     if options.memory_plot:
         check_format(options.memory_plot)
+    if options.self_test:
+        for name in ("prompt", "image", "memory_plot"):
+            if getattr(options, name) is not None:
+                raise UsageError(
+                    "--self-test", f"asks prompts of its own, without --{name}".replace("_", "-"), "leave it out"
+                )
+        return
     if options.prompt is not None:
         return
     if options.json or options.memory_plot or not sys.stdin.isatty():
@@ -93,6 +104,16 @@ def _chat(conversation: Conversation, image: Path | None) -> Answer | None:
     return answer
 
 
+def _self_test(runner: Runner, *, as_json: bool) -> None:
+    """Print the verdict. Raises AccuracyError where it is bad."""
+    verdict = run_self_test(runner)
+    if as_json:
+        print(json.dumps(summarize(runner.bundle, verdict), indent=2))
+    else:
+        print("\n".join(describe(verdict)))
+    check(runner.bundle, verdict)
+
+
 def _show(text: str) -> None:
     """A terminal obeys control characters, and nobody has checked what a model says."""
     plain = "".join(each if each in "\n\t" else printable(each) for each in text) if sys.stdout.isatty() else text
@@ -117,6 +138,7 @@ def _parser(bundle: Path | None) -> argparse.ArgumentParser:
     else:
         parser.add_argument("bundle", type=Path, help="the bundle's folder")
     parser.add_argument("--prompt", help="what to ask (default: a chat, on a terminal)")
+    parser.add_argument("--self-test", action="store_true", help="ask the bundle's own prompts, and compare")
     parser.add_argument("--image", type=Path, help="a picture: WebP, PNG or JPEG")
     parser.add_argument("--max-new-tokens", type=_count, default=128, metavar="N", help="longest answer (default: 128)")
     parser.add_argument(

@@ -147,7 +147,7 @@ class Runner:
         messages: Sequence[Message],
         *,
         max_new_tokens: int = 128,
-        sampling: Sampling | None = None,
+        sampling: Sampling | Sampler | None = None,
         seed: int = 0,
         show: Callable[[str], object] = lambda _: None,
     ) -> Answer:
@@ -156,7 +156,7 @@ class Runner:
         Args:
             messages: Text, and pictures by their paths, as data URLs or as bytes.
             max_new_tokens: Of the answer.
-            sampling: How tokens are chosen; as the bundle says if None.
+            sampling: How tokens are chosen, or what chooses them; as the bundle says if None.
             seed: Of the sampling.
             show: Gets the text as it is generated.
 
@@ -175,9 +175,10 @@ class Runner:
         shared = shared_length(self._known, keys)
         hidden = self._embed(prompt, shared)
         decoder = self._prepare(capacity, shared)
-        sampler = Sampler(sampling or Sampling.of(self.bundle.manifest.generation), seed)
+        if not isinstance(sampling, Sampler):
+            sampling = Sampler(sampling or Sampling.of(self.bundle.manifest.generation), seed)
         try:
-            return self._generate(decoder, prompt, hidden, sampler, max_new_tokens, show)
+            return self._generate(decoder, prompt, hidden, sampling, max_new_tokens, show)
         except DamagedFileError:
             keys = []  # what the state was computed from is gone
             self._generated.clear()

@@ -177,7 +177,9 @@ class Ladder:
     def _rung(self, prepared: Prepared, folder: Path) -> manifest.Rung:
         precision, size = spell(precisions(prepared)), prepared.bundle_bytes
         try:
-            export(prepared, folder, predict(prepared), self.means.report, resume=False, reuse=self.reuse)
+            export(
+                prepared, folder, predict(prepared), self.means.report, resume=False, reuse=self.reuse, carry_test=False
+            )
         except AccuracyError as error:
             return manifest.Rung(precision, size, passed=False, refused=f"{error.what}: {error.why}")
         metrics = self.means.measure(folder)

@@ -33,6 +33,7 @@ from edgeglm.export.pipeline.prepared import (
     PreparedModule,
     Request,
 )
+from edgeglm.export.pipeline.self_test import demo_assets
 from edgeglm.export.pyz import build_pyz
 from edgeglm.export.quantize.schemes import parse_scheme
 from edgeglm.export.trace.request import TraceRequest
@@ -130,6 +131,7 @@ def prepare(opened: Opened, calibration: Calibration | None = None) -> Prepared:
     names = [*SIDECARS, *named_templates(checkpoint.folder)]
     sidecars = {f"tokenizer/{name}": data for name in names if (data := _sidecar(checkpoint, name)) is not None}
     sidecars[RUNNER] = build_pyz()
+    sidecars |= demo_assets(opened)
     model, probe, *probes = (
         next(iter(traced.values())).model,
         *(_with_half(request, found) for request in opened.probes),

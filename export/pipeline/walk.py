@@ -43,7 +43,7 @@ class Walk:
         """
         probe, part = self.prepared.probe, "decoder.back"
         branches: Branches = {ORIGINAL: [{} for _ in self.prompts]}
-        if probe.vision and probe.model.vision:
+        if probe.vision and probe.model.vision and all(prompt.patches is not None for prompt in self.prompts):
             branches = {ORIGINAL: [vision_inputs(self.prepared, prompt) for prompt in self.prompts]}
             stack = vision_stack(probe.vision, probe.model.vision)
             branches = self._pass("vision", segments(stack, "portable"), branches)
