@@ -187,7 +187,7 @@ def _inside(folder: Path, url: str) -> Path:
     path, root = Path(os.path.realpath(folder / url)), Path(os.path.realpath(folder))
     if not path.is_relative_to(root):
         raise ValueError(f"its picture {url!r} is not in the folder of the file")
-    if not path.is_file():
+    if not os.path.isfile(path):  # of a name that no file can have too
         raise ValueError(f"its picture {url!r} is not there")
     return path
 

@@ -31,6 +31,16 @@ def checkpoint(tmp_path: Path) -> Path:
 SIDECARS = sorted(path.name for path in DEMO.glob("*.json") if path.name != "tokenizer.json")
 
 
+def test_any_sidecar_is_taken_or_refused(checkpoint: Path, fuzz: Callable[[str], Fuzzer]) -> None:
+    fuzzer, profile = fuzz("a value of a checkpoint's JSON replaced"), load_profile("cpu")
+    for _ in fuzzer.attempts():
+        name = fuzzer.random.choice(SIDECARS)
+        tree, what = mutate(json.loads((DEMO / name).read_text()), fuzzer.random)
+        (checkpoint / name).write_text(json.dumps(tree))
+        fuzzer.call(f"{name}: {what}", lambda: open_export(Request(checkpoint, "copy", profile)))
+        shutil.copy(DEMO / name, checkpoint / name)
+
+
 def test_any_bytes_of_a_sidecar_are_taken_or_refused(checkpoint: Path, fuzz: Callable[[str], Fuzzer]) -> None:
     fuzzer, profile = fuzz("a byte of a checkpoint's sidecar changed"), load_profile("cpu")
     for _ in fuzzer.attempts():
