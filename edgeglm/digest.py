@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from edgeglm.cache import cache_folder
+from edgeglm import store
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -33,7 +33,7 @@ ALWAYS_BYTES = 64 << 20
 TRUSTED = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "squashfs", "erofs"}
 # Behind its last change, when a file has been written back anyway, and to ask for it takes no time.
 WRITTEN_BACK_NS = 60 * 10**9
-MAX_CACHE_BYTES = 4 << 20
+KIND, HASHES = "verified", "hashes.json"
 # A second change within one tick of the file system's clock leaves the identity as it was.
 SETTLED_NS = 2 * 10**9
 READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -91,8 +91,8 @@ class KnownHashes:
     """
 
     def __init__(self, folder: Path, *, trust: bool = True) -> None:
-        self._cache = _cache_file(folder)
-        self._known = _read(self._cache) if trust and self._cache else {}
+        self._name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()
+        self._known = _remembered(self._name) if trust else {}
         self._seen: dict[str, str] = {}
 
     def sha256(self, path: Path) -> str:
@@ -119,9 +119,8 @@ class KnownHashes:
 
     def save(self) -> None:
         """Remember the hashes for the next time; where that is not possible, do without."""
-        if self._cache and self._seen != self._known:
-            with suppress(OSError):
-                _write(self._cache, msgspec.json.encode(self._seen))
+        if self._seen != self._known:
+            store.keep(KIND, self._name, {HASHES: msgspec.json.encode(self._seen)})
 
 
 def _identity(descriptor: int) -> Identity:
@@ -165,31 +164,8 @@ def _file_system(path: Path) -> str:
     return kind
 
 
-def _cache_file(folder: Path) -> Path | None:
-    """The cache file of a folder, or None where the user has no home."""
-    cache = cache_folder()
-    name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()
-    return cache / "verified" / f"{name}.json" if cache else None
-
-
-def _read(cache: Path) -> dict[str, str]:
-    """What the cache file says, or nothing if it is damaged or anyone else could have written it."""
-    with suppress(OSError, msgspec.DecodeError):
-        descriptor = os.open(cache, READ_ONLY)
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            private = status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-            if private and stat.S_ISREG(status.st_mode) and status.st_size <= MAX_CACHE_BYTES:
-                return msgspec.json.decode(file.read(MAX_CACHE_BYTES), type=dict[str, str])
+def _remembered(name: str) -> dict[str, str]:
+    found = store.find(KIND, name)
+    with suppress(msgspec.DecodeError):
+        return msgspec.json.decode((found or {}).get(HASHES, b"{}"), type=dict[str, str])
     return {}
-
-
-def _write(cache: Path, data: bytes) -> None:
-    cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = cache.with_suffix(f".{os.getpid()}")
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
-            file.write(data)
-        os.replace(temporary, cache)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from edgeglm import digest
+from edgeglm import digest, store
 from edgeglm.bundle import (
     MAX_MANIFEST_BYTES,
     extra_files,
@@ -326,9 +326,10 @@ def test_a_file_that_has_just_changed_is_not_remembered(
 
 def forge(cache_file: Path) -> None:
     """Remember the damaged file under the right hash."""
-    known = json.loads(cache_file.read_bytes())
+    known = json.loads((store.find("verified", cache_file.name) or {})["hashes.json"])
     right = hashlib.sha256(CONTENT["decoder/weights.bin"]).hexdigest()
-    cache_file.write_text(json.dumps({key: right if "weights" in key else value for key, value in known.items()}))
+    forged = {key: right if "weights" in key else value for key, value in known.items()}
+    store.keep("verified", cache_file.name, {"hashes.json": json.dumps(forged).encode()})
 
 
 def damaged_and_remembered(folder: Path, cache: Path) -> Path:
@@ -338,6 +339,16 @@ def damaged_and_remembered(folder: Path, cache: Path) -> Path:
     assert cache_file.stat().st_mode & 0o777 == 0o600
     assert cache.stat().st_mode & 0o777 == 0o700
     return cache_file
+
+
+def test_memory_with_a_flipped_bit_blames_no_bundle(folder: Path, cache: Path) -> None:
+    bundle = load_bundle(folder)
+    verify_bundle(bundle)
+    (cache_file,) = cache.iterdir()
+    whole = cache_file.read_bytes()
+    for place in range(0, len(whole), 41):
+        cache_file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        verify_bundle(bundle)
 
 
 def test_memory_is_believed_from_this_user_only(folder: Path, cache: Path) -> None:

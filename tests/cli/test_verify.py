@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeglm import digest
+from edgeglm import digest, store
 from edgeglm.bundle import load_bundle, verify_bundle
 from edgeglm.cli.main import main
 from tests.bundles import CONTENT, write_bundle
@@ -82,6 +82,8 @@ def test_what_was_remembered_is_read_again(
     assert run(capsys, folder)[0] == 6
     (cache,) = (folder.parent / "cache/edgeglm/verified").iterdir()
     wrong, right = hashlib.sha256(bytes(4096)), hashlib.sha256(CONTENT["decoder/weights.bin"])
-    cache.write_text(cache.read_text().replace(wrong.hexdigest(), right.hexdigest()))
+    files = store.find("verified", cache.name) or {}
+    known = {name: data.replace(wrong.hexdigest().encode(), right.hexdigest().encode()) for name, data in files.items()}
+    store.keep("verified", cache.name, known)
     verify_bundle(bundle)  # believes it
     assert run(capsys, folder)[0] == 6
