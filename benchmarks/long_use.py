@@ -1,9 +1,9 @@
 """Many requests to one runner: how resident memory and latency drift.
 
-``python benchmarks/long_use.py BUNDLE`` asks a bundle 1,000 times: 50 of the demo's held-out screens with their
-questions, every fifth without its picture, again and again. It prints memory and latency (the median of 50 requests)
-after 50, 250, 500 and 1,000 of them. Then the old runner and a new one, which has answered the 50 once, answer them in
-turn, question by question, so that what else the machine does is in both latencies.
+``python benchmarks/long_use.py BUNDLE`` asks a bundle 1,000 times, or ``--requests``: 50 of the demo's held-out screens
+with their questions, every fifth without its picture, again and again. It prints memory and latency (the median of 50
+requests) after 50 of them, a quarter, a half, and all. Then the old runner and a new one, which has answered the 50
+once, answer them in turn, question by question, so that what else the machine does is in both latencies.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edgeglm.units import format_size
 DATA = Path(__file__).parents[1] / "export" / "demo" / "data"
 ROUND = 50
 COMPARED = 4  # rounds in which the old runner and the new one take turns
-MARKS = (50, 250, 500, 1000)
+REQUESTS = 1000
 BLIND = 5  # every fifth question comes without its picture
 MAX_NEW_TOKENS = 32
 
@@ -40,13 +40,14 @@ class Mark:
     latency_ms: float
 
 
-def age(runner: Runner) -> list[Mark]:
-    """Ask as often as the last mark says."""
+def age(runner: Runner, requests: int) -> list[Mark]:
+    """Ask so often; a mark stands behind the first round, a quarter, a half, and the end."""
+    marks = {ROUND, requests // 4, requests // 2, requests}
     found: list[Mark] = []
     latencies: list[float] = []
-    for question in islice(cycle(_questions()), MARKS[-1]):
+    for question in islice(cycle(_questions()), requests):
         latencies.append(_ask(runner, question))
-        if len(latencies) in MARKS:
+        if len(latencies) in marks:
             found.append(Mark(len(latencies), current_rss(), peak_rss(), statistics.median(latencies[-ROUND:])))
     return found
 
@@ -87,14 +88,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--threads", type=int, help="of the engine (default: all cores)")
+    parser.add_argument("--requests", type=int, default=REQUESTS, help="to the old runner (default: %(default)s)")
     options = parser.parse_args()
     with Runner(options.bundle, options.threads) as old:
-        print("\n".join(_table(age(old))), flush=True)
+        print("\n".join(_table(age(old, options.requests))), flush=True)
         with Runner(options.bundle, options.threads) as new:
             after, before = compare(old, new)
-    print(
-        f"in turn  after {MARKS[-1]} requests {after:.1f} ms, after {ROUND} {before:.1f} ms: {after / before - 1:+.2%}"
-    )
+    between = f"after {options.requests} requests {after:.1f} ms, after {ROUND} {before:.1f} ms"
+    print(f"in turn  {between}: {after / before - 1:+.2%}")
 
 
 if __name__ == "__main__":
