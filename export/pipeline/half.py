@@ -34,12 +34,13 @@ class Magnitudes:
         self.segments = segments(stack_of(module.choice.name, prepared.probe.half), "portable")
         self.largest: dict[str, float] = {}
         self.labels: dict[str, str] = {}
+        self.origins: dict[str, str] = {}  # what computed a value, where it was only moved since
         self.names: dict[str, str] = {}
 
     def next_segment(self, single: ir.Model) -> None:
         """Go on with the segment whose graph in single precision this is."""
         name, half = next(self.segments)
-        self.names = {}
+        self.names, computed = {}, dict[ir.Value | None, str]()
         for value, source in _aligned(half, single).items():
             producer = value.producer()
             assert producer is not None
@@ -53,6 +54,8 @@ class Magnitudes:
                 self.labels[full] = producer.attributes["weights"].as_strings()[0]
             elif producer.op_type not in MOVES | {"Cast"}:
                 self.labels[full] = full
+            moved = next((computed[each] for each in producer.inputs if each in computed), full)
+            computed[value] = self.origins[full] = self.labels.get(full, moved)
 
     def see(self, values: Values) -> None:
         """Take the values of the segment on one prompt."""

@@ -250,8 +250,8 @@ class HalfProof(StackProof):
 
     def _refuse_infinite(self) -> None:
         name = self.module.choice.name
-        where = self.magnitudes.labels.get(f"{self.overflow}", self.overflow)
-        why = f"the result of {where} is too large for fp16, and the original's are finite"
+        where = self.magnitudes.origins.get(f"{self.overflow}", self.overflow)
+        why = f"the result of {where} overflows in fp16, where the original does not"
         raise AccuracyError(self.module.file, why, f"export it with --precision {name}=fp32")
 
 
