@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import msgspec
 
-from edgeglm.errors import DamagedFileError
+from edgeglm.errors import DamagedFileError, EdgeglmError
 from edgeglm.export.checkpoint.files import AGAIN, read_json
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.runtimes.chat import Chat
@@ -14,6 +14,7 @@ from edgeglm.runtimes.messages import message
 from edgeglm.runtimes.sidecars import Sidecars
 
 PROMPT = "Open the settings, 打开设置. aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!  1234\n\n"
+IMAGE_TOKEN = 151343  # where a config names none (transformers 5.23, Glm4vConfig)
 T = TypeVar("T")
 
 
@@ -47,3 +48,17 @@ def open_chat(checkpoint: Checkpoint) -> Chat | None:
     chat = Chat(Sidecars(checkpoint.folder), None, sees="vision_config" in checkpoint.config)
     chat.encode([message("user", PROMPT)])
     return chat
+
+
+def picture_note(chat: Chat, checkpoint: Checkpoint) -> str | None:
+    """Return what is to be said where a picture has no place in a prompt, although the model sees."""
+    if chat.template is None or "vision_config" not in checkpoint.config:
+        return None
+    token = checkpoint.config.get("image_token_id", IMAGE_TOKEN)
+    try:
+        tokens = chat.encode([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}])
+    except EdgeglmError as error:
+        return f"{chat.template.file}: {error.why}: no prompt has a place for a picture"
+    count = tokens.count(token)
+    why = f"a prompt has {count} places for one picture, and so takes none"
+    return None if count == 1 else f"{chat.template.file}: {why}"

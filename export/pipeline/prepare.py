@@ -14,7 +14,7 @@ from edgeglm.export.checkpoint.files import shown
 from edgeglm.export.checkpoint.generation import KNOWN, SILENT, read_generation
 from edgeglm.export.checkpoint.processor import read_processor
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.checkpoint.sidecars import open_chat
+from edgeglm.export.checkpoint.sidecars import open_chat, picture_note
 from edgeglm.export.choices import choose, npu_note
 from edgeglm.export.families import FAMILIES
 from edgeglm.export.families.keys import unknown_keys
@@ -102,8 +102,8 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
         notes.append(f"{request.folder} has no tokenizer.json: its bundle can be measured, but takes no text")
     elif chat.template is None:
         notes.append(f"{request.folder} has no chat template: its bundle completes a text, and does not converse")
-    elif note := compare(chat, sees=vision is not None):
-        notes.append(note)
+    else:
+        notes += filter(None, [picture_note(chat, checkpoint), compare(chat, sees=vision is not None)])
     generation, said = read_generation(checkpoint, context, chat.tokenizer if chat else None)
     notes += [*said, *(note for choice in choices if (note := npu_note(choice, request.precision)))]
     shapes = tuple(_shape(choices, requests, probe, grid) for grid in more if grid)

@@ -82,6 +82,14 @@ def test_a_tokenizer_that_transformers_does_not_load_is_a_note(folder: Path) -> 
     assert said.startswith("transformers does not load the tokenizer, so that prompts are not compared: TypeError")
 
 
+def test_a_template_without_a_place_for_pictures_is_a_note(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    shutil.copytree(DEMO, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}{% endfor %}")
+    status, out, err = run(capsys, "plan", str(tmp_path / "model"), "--target", "cpu")
+    assert (status, err) == (0, "")
+    assert "chat_template.jinja: a prompt has 0 places for one picture, and so takes none" in out
+
+
 @pytest.mark.parametrize("command", ["plan", "export"])
 @pytest.mark.parametrize(
     ("name", "data", "status", "why"),
