@@ -7,7 +7,7 @@ counting, in any thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from typing import Any
 
@@ -99,25 +99,28 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             if name == "join":
                 arguments = tuple(map(listed, arguments))
             price_method(owner, name, [*arguments, *named.values()])
-        elif isinstance(owner, int) and name.endswith("_bytes"):
-            raise TemplateLimitError(f"it calls {name} of a number")
+        elif (isinstance(owner, int) and name.endswith("_bytes")) or isinstance(owner, bytes):
+            raise TemplateLimitError(f"it calls {name}, which makes bytes or is of bytes")
         elif name == "generate_lorem_ipsum":
             price_lorem(*arguments, **named)
         else:
-            weigh([owner, *arguments] if name in ("index", "count") else [])
-            spend(sum(map(size, [*arguments, *named.values()])))
+            weigh([owner if name in ("index", "count") else None, *arguments, *named.values()])
         result = super().call(__context, __obj, *arguments, **named)
         spend(size(result))
         return result
 
     # What `_Pricing` puts around parts of a template.
 
-    def counted(self, items: Any) -> Any:
-        """Pay for the rounds of a loop before its first."""
+    def paid(self, characters: int) -> None:
+        """Pay for a round of a loop, or a macro."""
+        spend(characters)
+
+    def counted(self, items: Any, condition: int) -> Any:
+        """Pay for what a loop goes through before its first round, each by the size of its condition."""
         if isinstance(items, Undefined):
             return items
         found = listed(items)
-        spend(STEP * len(found))
+        spend((8 + condition) * len(found))
         return found
 
     def touched(self, value: Any) -> Any:
@@ -144,8 +147,24 @@ class _Pricing(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
-        node.iter = _call("counted", node.iter)
+        node.iter = _call("counted", node.iter, nodes.Const(_count([node.test] if node.test else [])))
+        node.body.insert(0, _payment(node))
         return node
+
+    def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
+        self.generic_visit(node)
+        node.body.insert(0, _payment(node))
+        return node
+
+    def visit_List(self, node: nodes.List) -> nodes.Node:
+        self.generic_visit(node)
+        made: nodes.Expr = _call("made", node)
+        return made
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
+        self.generic_visit(node)
+        made: nodes.Expr = _call("made", node) if node.ctx == "load" else node
+        return made
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
@@ -170,7 +189,20 @@ class _Pricing(NodeTransformer):
         for pair in node.items:
             if not isinstance(pair.key, nodes.Const):
                 pair.key = _call("touched", pair.key)
-        return node
+        made: nodes.Expr = _call("made", node)
+        return made
+
+
+def _count(parts: Iterable[nodes.Node]) -> int:
+    """Return what one round of a part of a template costs, by its nodes."""
+    return 8 * sum(1 + sum(1 for _ in part.find_all(nodes.Node)) for part in parts)
+
+
+def _payment(node: nodes.For | nodes.Macro) -> nodes.ExprStmt:
+    cost = nodes.Const(STEP + _count(node.body)).set_lineno(node.lineno)
+    statement = nodes.ExprStmt(_call("paid", cost))
+    statement.set_lineno(node.lineno)
+    return statement
 
 
 def _call(name: str, *arguments: Any) -> Any:
@@ -180,7 +212,7 @@ def _call(name: str, *arguments: Any) -> Any:
 
 def _output(value: Any) -> Any:
     """Pay for what ``{{ }}`` writes."""
-    make(len(value) if isinstance(value, str) else weigh(value))
+    make(8 + (len(value) if isinstance(value, str) else weigh(value)))
     return value
 
 
@@ -203,13 +235,20 @@ def _priced(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             price(value, *others, **named)
         if name in MEASURED:
             check_integers(more)
-        if name in SLOW and size(value) > MAX_SLOW:
+        if name in SLOW and weigh(value) > MAX_SLOW:
             raise TemplateLimitError(f"it gives {name} more than {MAX_SLOW} characters")
         result = function(*arguments, **named)
         spend(size(result))
-        return result
+        return _paying(result) if isinstance(result, Iterator) else result
 
     return priced
+
+
+def _paying(items: Iterator[Any]) -> Iterator[Any]:
+    """Yield what a filter makes when it is asked for, at a price."""
+    for item in items:
+        spend(STEP)
+        yield item
 
 
 def _priced_join(function: Callable[..., Any]) -> Callable[..., Any]:

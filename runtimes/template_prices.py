@@ -20,6 +20,7 @@ MAX_INTEGER = 100_000  # of a filter's arguments, such as a width
 MAX_BITS = 100_000  # of a computed integer
 MAX_ITEMS = 1 << 18  # of a value with all that is in it
 
+ENCODINGS = ("utf-8", "utf8", "UTF-8", "ascii", "latin-1")
 NUMBER = re.compile(r"\d+")
 NESTED_WIDTH = re.compile(r"\*|:[^{}]*\{")
 
@@ -86,6 +87,8 @@ def weigh(value: object) -> int:
 def _own_size(item: object) -> int:
     if isinstance(item, (str, bytes)):
         return len(item)
+    if isinstance(item, range):
+        return 8 * len(item)
     return item.bit_length() // 3 + 1 if isinstance(item, int) else 8
 
 
@@ -101,7 +104,7 @@ def _parts(item: object) -> Iterable[object]:
 
 def size(value: object) -> int:
     """Return the characters or items of the outermost of a value."""
-    return len(value) if isinstance(value, (str, bytes, list, tuple, dict, set)) else 1
+    return len(value) if isinstance(value, (str, bytes, list, tuple, dict, set, range)) else 1
 
 
 def listed(items: Any) -> Any:
@@ -126,6 +129,8 @@ def price_operator(operator: str, left: Any, right: Any) -> None:
         bits = max(left.bit_length(), 1)
         if {"*": bits + right.bit_length(), "**": bits * max(right, 1)}.get(operator, bits) > MAX_BITS:
             raise TemplateLimitError("it computes a number that is too large")
+    elif operator == "%" and isinstance(left, bytes):
+        raise TemplateLimitError("it formats bytes")
     elif operator == "%" and isinstance(left, str):
         price_format(left, *(right if isinstance(right, tuple) else [right]))
     elif operator == "*":
@@ -138,17 +143,29 @@ def price_operator(operator: str, left: Any, right: Any) -> None:
 def price_method(text: str, name: str, arguments: Sequence[Any]) -> None:
     """Pay for a method of a text."""
     spend(len(text) + sum(map(weigh, arguments)))
+    if name == "encode" and arguments and arguments[0] not in ENCODINGS:
+        raise TemplateLimitError("it encodes a text in another way than UTF-8")  # some take time by its square
     if price := METHODS.get(name):
         price(text, *arguments)
+
+
+def _flat(value: object) -> Iterator[object]:
+    """Yield a value and all that is in it; `weigh` has said that it is not too much."""
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        yield item
+        stack.extend(_parts(item))
 
 
 def price_format(text: str, *values: Any, **named: Any) -> None:
     """Each field has at most all values in it, and is as wide as a number in the text, or in the values, says."""
     fields, found = text.count("{") + text.count("%"), [*values, *named.values()]
     widths = [min(int(digits[:9]), MAX_TEXT + 1) for digits in NUMBER.findall(text)]
+    weight = sum(map(weigh, found))
     if NESTED_WIDTH.search(text):
-        widths += [abs(value) for value in found if isinstance(value, int)]
-    make(len(text) + fields * (sum(map(weigh, found)) + max(widths, default=0)))
+        widths += [abs(value) for value in _flat(found) if isinstance(value, int)]
+    make(len(text) + fields * (weight + max(widths, default=0)))
 
 
 def _price_padding(text: Any, width: int = 80, *_: Any) -> None:

@@ -151,6 +151,19 @@ ENDLESS = {
     "lipsum": "{{ lipsum(10**6) }}",
     "translate": "{{ ('a' * 10000).translate({97: 'b' * 10000}) }}",
     "recursive macros": "{% macro f(n) %}{{ f(n - 1) ~ f(n - 1) if n else 'x' }}{% endmacro %}{{ f(40) }}",
+    "a filter in a loop": "{% for i in range(99999) %}{% if range(99999) | sum %}{% endif %}{% endfor %}",
+    "filters behind one another": "{% for i in range(99999) %}{{ range(99999)" + " | select" * 60 + " | first }}{% endfor %}",
+    "filters of ranges": "{% for i in range(99) %}{{ range(99999)" + " | select" * 60 + " | last }}{% endfor %}",
+    "a long body": "{% for i in range(99999) %}" + "{% if x %}{% endif %}" * 1000 + "{% endfor %}",
+    "a long body of nothing": "{% set x = '' %}{% for i in range(99999) %}" + "{{ x }}" * 2000 + "{% endfor %}",
+    "a long condition": "{% for i in range(99) %}{% for j in range(99999) if " + "x or " * 2000 + "x %}{% endfor %}{% endfor %}",
+    "a long list in a loop": "{% for i in range(99999) %}{% if [i" + ", 1" * 5000 + "] %}{% endif %}{% endfor %}",
+    "lists that change": "{% set n = namespace(x=[1], y=[1]) %}{% for i in range(64) %}{% set n.x = [n.x, n.x] %}{% set n.y = [n.y, n.y] %}"
+    "{% endfor %}{% for i in [0, 1] %}{{ loop.changed(n.x if i else n.y) }}{% endfor %}",
+    "bytes": "{{ 'a'.encode().ljust(10**9) | length }}",
+    "a slow encoding": "{{ ('ä' * 4000000).encode('punycode') | length }}",
+    "a width in a mapping": "{{ '{a:{w}}'.format_map({'a': 1, 'w': 10**9}) }}",
+    "a width in an argument": "{{ '{0:{1[w]}}'.format(1, {'w': 10**9}) }}",
     "a macro without end": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "long output": "{% for i in range(5000) %}" + "a" * 1000 + "{% endfor %}",
     "comparisons of long texts": "{% set a = 'a' * 4000000 %}{% for i in range(99999) %}{% if a == a ~ '' %}{% endif %}{% endfor %}",
@@ -181,7 +194,7 @@ def test_a_template_without_end_is_a_line(name: str) -> None:
     start = time.monotonic()
     with pytest.raises(UnsupportedError) as caught:
         ours(ENDLESS[name])
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60
     assert len(str(caught.value)) < 400
     assert "chat_template.jinja of the checkpoint" in str(caught.value)
 
