@@ -205,7 +205,7 @@ class Prepared:
 
     @property
     def bundle_bytes(self) -> int:
-        """Of all files but the manifest and the report, which hold what is measured."""
+        """Of all files but the manifest, the report and a user's self-test, which hold what is measured."""
         return sum(module.nbytes for module in self.modules) + sum(map(len, self.sidecars.values()))
 
     def manifest_model(self) -> manifest.Model:
