@@ -19,6 +19,7 @@ from edgeglm.export.checkpoint.header import ITEM_BYTES, Entry
 
 # What a model's weight may be stored as by itself; all else takes scales.
 FLOATS = ("F32", "F16", "BF16")
+PAGE, BAND_BYTES = 4096, 1 << 20
 
 
 class Weight(Protocol):
@@ -118,10 +119,16 @@ class Tensor:
         (rows, width), item = self.shape, ITEM_BYTES[self.dtype]
         if (start, stop) == (0, width):
             return self.read(0, rows, keep_pages=keep_pages).reshape(rows, width * item)
-        size, strip = (stop - start) * item, np.empty((rows, (stop - start) * item), np.uint8)
+        strip = np.empty((rows, (stop - start) * item), np.uint8)
+        # A call for each row costs more than whole rows do, where a page holds more than one row's piece.
+        first, last = (start * item, stop * item) if strip.shape[1] >= PAGE else (0, width * item)
+        step = 1 if first or last < width * item else max(1, BAND_BYTES // (width * item))
         with self._opened(self.offset, self.nbytes, keep_pages or stop < width) as fd:
-            for row in range(rows):
-                strip[row] = self._checked(read(fd, self.offset + (row * width + start) * item, size), size)
+            for row in range(0, rows, step):
+                count, offset = min(step, rows - row), self.offset + row * width * item + first
+                size = (count - 1) * width * item + last - first
+                band = self._checked(read(fd, offset, size), size).reshape(count, -1)
+                strip[row : row + count] = band[:, start * item - first : stop * item - first]
         return strip
 
     @contextmanager
