@@ -7,6 +7,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip("torch", reason="the host side's Python")
+
 from edgeglm.export.demo.samples import DATA, read_samples
 from tests.adversary.fuzzer import Fuzzer
 from tests.adversary.mutate import mutate
