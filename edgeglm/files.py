@@ -23,7 +23,8 @@ def opened(file: Path, remedy: str, limit: int | None = None) -> Iterator[Binary
         limit: Of its size in bytes.
 
     Raises:
-        UsageError: It is not there, no regular file (a pipe or a device never ends), too large, or cannot be read.
+        UsageError: It is not there, no regular file (a pipe or a device never ends), too large, not the
+            text in UTF-8 that it is read as, or cannot be read.
     """
     try:
         with open_regular(file) as stream:
@@ -32,6 +33,8 @@ def opened(file: Path, remedy: str, limit: int | None = None) -> Iterator[Binary
                 why = f"has {format_size(size)}, and up to {format_size(limit)} are read"
                 raise UsageError(file, why, remedy)
             yield stream
+    except UnicodeDecodeError as error:
+        raise UsageError(file, "is not UTF-8 text", remedy) from error
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UsageError(file, f"cannot be read: {why}", remedy) from error

@@ -192,7 +192,7 @@ def test_temperature_zero_is_greedy_and_said(tmp_path: Path) -> None:
         (b'{"top_k": 99999999999}', "top_k: Expected"),
         (b'{"min_p": 2}', "min_p: Expected"),
         (b'{"typical_p": 0}', "typical_p: Expected"),
-        (b'{"repetition_penalty": -1}', "repetition_penalty: Expected `float` > 0.0"),
+        (b'{"repetition_penalty": -1}', "repetition_penalty: Expected `float` >= 1e-06"),
         (b'{"repetition_penalty": 0}', "repetition_penalty: Expected"),
         (b'{"no_repeat_ngram_size": true}', "no_repeat_ngram_size: Expected"),
         (b'{"suppress_tokens": [-1]}', r"suppress_tokens\[0\]: Expected"),

@@ -137,9 +137,9 @@ def test_a_file_that_is_exchanged_while_it_is_opened_is_not_used(
 def test_a_tokenizer_that_changes_as_it_is_read_is_not_used(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = chat.Chat
 
-    def exchange(folder: Path, *more: object) -> object:
+    def exchange(folder: Path, *more: object, **names: object) -> object:
         (folder / "chat_template.jinja").write_text("{{ 'another' }}")
-        return original(folder, *more)  # type: ignore[arg-type]
+        return original(folder, *more, **names)  # type: ignore[arg-type]
 
     monkeypatch.setattr(runners, "Chat", exchange)
     with pytest.raises(DamagedFileError, match=r"chat_template\.jinja: was changed since it was opened"):
