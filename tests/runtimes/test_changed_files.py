@@ -19,10 +19,9 @@ pytest.importorskip("transformers")
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeglm.bundle import load_bundle, verify_bundle
+from edgeglm.bundle import Bundle, load_bundle, verify_bundle
 from edgeglm.errors import DamagedFileError
 from edgeglm.runtimes import chat, ort
-from edgeglm.runtimes import runner as runners
 from edgeglm.runtimes.embedding import DTYPES, EmbeddingRows
 from edgeglm.runtimes.messages import message
 from edgeglm.runtimes.runner import Runner
@@ -135,13 +134,13 @@ def test_a_file_that_is_exchanged_while_it_is_opened_is_not_used(
 
 
 def test_a_tokenizer_that_changes_as_it_is_read_is_not_used(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = chat.Chat
+    original = chat.Chat.of_bundle
 
-    def exchange(folder: Path, *more: object, **names: object) -> object:
-        (folder / "chat_template.jinja").write_text("{{ 'another' }}")
-        return original(folder, *more, **names)  # type: ignore[arg-type]
+    def exchange(bundle: Bundle) -> chat.Chat:
+        (bundle.folder / "tokenizer/chat_template.jinja").write_text("{{ 'another' }}")
+        return original(bundle)
 
-    monkeypatch.setattr(runners, "Chat", exchange)
+    monkeypatch.setattr(chat.Chat, "of_bundle", exchange)
     with pytest.raises(DamagedFileError, match=r"chat_template\.jinja: was changed since it was opened"):
         Runner(copy)
 
