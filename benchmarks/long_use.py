@@ -2,8 +2,8 @@
 
 ``python benchmarks/long_use.py BUNDLE`` asks a bundle 1,000 times, or ``--requests``: 50 of the demo's held-out screens
 with their questions, every fifth without its picture, again and again. It prints memory and latency (the median of 50
-requests) after 50 of them, a quarter, a half, and all. Then the old runner and a new one, which has answered the 50
-once, answer them in turn, question by question, so that what else the machine does is in both latencies.
+requests) after 50 of them, a tenth, a quarter, a half, and all. Then the old runner and a new one, which has answered
+the 50 once, answer them in turn, question by question, so that what else the machine does is in both latencies.
 """
 
 from __future__ import annotations
@@ -40,16 +40,14 @@ class Mark:
     latency_ms: float
 
 
-def age(runner: Runner, requests: int) -> list[Mark]:
-    """Ask so often; a mark stands behind the first round, a quarter, a half, and the end."""
-    marks = {ROUND, requests // 4, requests // 2, requests}
-    found: list[Mark] = []
+def age(runner: Runner, requests: int) -> Iterator[Mark]:
+    """Ask so often; a mark stands behind the first round, a tenth, a quarter, a half, and the end."""
+    marks = {ROUND, requests // 10, requests // 4, requests // 2, requests}
     latencies: list[float] = []
     for question in islice(cycle(_questions()), requests):
         latencies.append(_ask(runner, question))
         if len(latencies) in marks:
-            found.append(Mark(len(latencies), current_rss(), peak_rss(), statistics.median(latencies[-ROUND:])))
-    return found
+            yield Mark(len(latencies), current_rss(), peak_rss(), statistics.median(latencies[-ROUND:]))
 
 
 def compare(old: Runner, new: Runner) -> tuple[float, float]:
@@ -74,12 +72,14 @@ def _questions() -> Iterator[tuple[str, Path | None]]:
             yield text["text"], None if number % BLIND == 0 else DATA / picture["image_url"]["url"]
 
 
-def _table(marks: list[Mark]) -> Iterator[str]:
+def _table(marks: Iterator[Mark]) -> Iterator[str]:
     yield f"{'REQUEST':<9}{'RSS':<12}{'PEAK RSS':<12}LATENCY"
+    found: list[Mark] = []
     for mark in marks:
+        found.append(mark)
         sizes = f"{format_size(mark.rss_bytes):<12}{format_size(mark.peak_bytes):<12}"
         yield f"{mark.requests:<9}{sizes}{mark.latency_ms:.1f} ms"
-    first, last = marks[0], marks[-1]
+    first, last = found[0], found[-1]
     yield f"{'drift':<9}{last.rss_bytes / first.rss_bytes - 1:<+12.2%}{last.peak_bytes / first.peak_bytes - 1:+.2%}"
 
 
@@ -91,7 +91,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=REQUESTS, help="to the old runner (default: %(default)s)")
     options = parser.parse_args()
     with Runner(options.bundle, options.threads) as old:
-        print("\n".join(_table(age(old, options.requests))), flush=True)
+        for line in _table(age(old, options.requests)):
+            print(line, flush=True)
         with Runner(options.bundle, options.threads) as new:
             after, before = compare(old, new)
     between = f"after {options.requests} requests {after:.1f} ms, after {ROUND} {before:.1f} ms"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from edgeglm.memory import Phase, PhaseLog, current_rss, peak_rss
 from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.embedding import EmbeddingRows
 from edgeglm.runtimes.generate import generate
+from edgeglm.runtimes.heap import bound_heap, trim
 from edgeglm.runtimes.image import open_picture, picture_bytes, picture_name, squeezed, to_patches
 from edgeglm.runtimes.messages import Message
 from edgeglm.runtimes.positions import Grid
@@ -108,6 +108,7 @@ class Runner:
         low_rss: bool = False,
     ) -> None:
         self._start, self._log = time.perf_counter(), PhaseLog()
+        bound_heap()
         self.threads = min(threads, os.cpu_count() or 1) if threads else len(os.sched_getaffinity(0))
         self.max_ram, self.low_rss = max_ram, low_rss
         self.resources = ExitStack()
@@ -254,7 +255,7 @@ class Runner:
         if self.low_rss and engine_of(module) == "ort":
             path, files = self.bundle.path(module.file), self.bundle.manifest.files
             path = prepacked(path, {name: files[name] for name in files if name.startswith("decoder/")}, self.threads)
-            _trim()
+            trim()
             return open_ort_decoder(path, module, self.threads, capacity)
         return open_decoder(self.bundle, module, self.threads, capacity)
 
@@ -323,12 +324,6 @@ class Runner:
             finally:
                 with self._log.phase(f"release {name}"):
                     session.close()
-                    _trim()
+                    trim()
         finally:
             stay.unloaded = self._ms()
-
-
-def _trim() -> None:
-    """Let the C library give freed memory back to the system, where it can."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
