@@ -49,7 +49,7 @@ def request(model: Path, precision: str) -> Request:
 def int4(model: Path) -> None:
     """Round to nearest, and with errors weighed."""
     prepared = prepare(open_export(request(model, "int4")))
-    found = calibrate(prepared, read_calibration(DATA / "calibration.jsonl", DEMO))
+    found = calibrate(prepared, read_calibration(DATA / "calibration.jsonl", DEMO)[0])
     prompts = sample_prompts(prepared, read_samples(DATA / "evaluation.jsonl", SCREENS), answered=True)
     source = prepared.checkpoint
     original = [logits for _, logits in Walk(prepared, prompts, OriginalWeights(source), {}).logits()]
@@ -65,7 +65,7 @@ def int4(model: Path) -> None:
 def static(model: Path, work: Path) -> None:
     """Vision and decoder, with each of the ranges; dynamic INT8 beside them."""
     prepared = prepare(open_export(request(model, "int8-static")))
-    samples = read_calibration(DATA / "calibration.jsonl", DEMO)
+    samples, _ = read_calibration(DATA / "calibration.jsonl", DEMO)
     seen, found = observe(prepared, samples).histograms, calibrate(prepared, samples)
     print("INT8           VISION  DECODER")
     print(f"{'dynamic':<13}  {errors(request(model, 'int8'), None, work)}")

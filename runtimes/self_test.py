@@ -28,6 +28,8 @@ from edgeglm.units import format_size
 SCHEMA: Final = 1
 FILE = "assets/self-test.json"
 MAX_BYTES = 1 << 20
+# Of a text in characters, and of an answer.
+MAX_TEXT, MAX_TOKENS = 1 << 14, 512
 # Of the tokens that the original is sure of, the share that must be the device's likeliest too.
 LEAST = 0.9
 # Points of an action are alike within so many thousandths of the screen.
@@ -35,21 +37,24 @@ NEAR = 50
 SHOWN = 40
 
 Token = Annotated[int, Meta(ge=0, lt=2**31)]
-Tokens = Annotated[tuple[Token, ...], Meta(min_length=1, max_length=512)]
+Tokens = Annotated[tuple[Token, ...], Meta(min_length=1, max_length=MAX_TOKENS)]
+Role = Annotated[str, Meta(pattern="^(system|user|assistant)$")]
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 
 
 class Probe(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A prompt, tokens behind it, and for each what the original found the likeliest before it, and whether surely.
 
     Where the likeliest are the tokens themselves up to an end token, they are the original's own greedy answer.
-    ``image`` is the picture's path in the bundle.
+    ``image`` is the picture's path in the bundle. ``before`` are role and text of the messages before the prompt.
     """
 
-    prompt: Annotated[str, Meta(max_length=4096)]
+    prompt: Text
     tokens: Tokens
     likeliest: Tokens
     sure: tuple[bool, ...]
     image: str | None = None
+    before: tuple[tuple[Role, Text], ...] = ()
 
 
 class SelfTest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -156,7 +161,8 @@ def run_self_test(runner: Runner) -> Verdict:
 
 def _ask(runner: Runner, probe: Probe, sampler: Sampler, limit: int) -> Answer:
     image = runner.bundle.path(probe.image) if probe.image else None
-    return runner.answer([message("user", probe.prompt, image)], max_new_tokens=limit, sampling=sampler)
+    messages = [*(message(role, text) for role, text in probe.before), message("user", probe.prompt, image)]
+    return runner.answer(messages, max_new_tokens=limit, sampling=sampler)
 
 
 def _judge(runner: Runner, probe: Probe, likeliest: Sequence[int], answers: list[Answer]) -> Outcome:
@@ -165,7 +171,8 @@ def _judge(runner: Runner, probe: Probe, likeliest: Sequence[int], answers: list
     same = len(own) == len(probe.tokens) and all(here == there for here, there, _ in own)
     sure = [here == there for here, there, surely in own if surely]
     original = here = answers[-1].text
-    action = parse_action(original) if probe.tokens == probe.likeliest else None
+    whole = probe.tokens == probe.likeliest and probe.tokens[-1] in runner.bundle.manifest.generation.eos_token_ids
+    action = parse_action(original) if whole else None
     passed = True
     if not same:
         answers.append(_ask(runner, probe, Sampler(Sampling()), 2 * len(probe.tokens)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,11 +12,12 @@ from edgeglm.bundle import Bundle, load_bundle, verify_bundle
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.errors import AccuracyError, BudgetError, UsageError
 from edgeglm.export.burn.adb import Adb
-from edgeglm.export.burn.answers import RUNNER, Pair, ask, check_runner, files, questions
+from edgeglm.export.burn.answers import RUNNER, Pair, ask, check_runner, files, prove, questions
 from edgeglm.export.burn.device import BUNDLE, Device
 from edgeglm.export.burn.qemu import Qemu
 from edgeglm.export.burn.ssh import Ssh
 from edgeglm.export.pyz import WHEELS
+from edgeglm.machine import describe_kernels
 from edgeglm.runtimes.progress import progress_line
 from edgeglm.suggest import nearest_name
 from edgeglm.units import format_size, parse_size
@@ -25,6 +27,7 @@ ENGINE_WHEELS = {"litert": "ai-edge-litert"}
 WAYS = ("adb", "qemu", "ssh")
 HEADINGS = ("SCREEN", "HERE", "THERE", "SAME", "FIRST TOKEN", "TOKENS/S", "PEAK RSS")
 WIDTH = 48  # of an answer
+Proof = dict[str, Any] | None  # what the self-test printed
 
 
 class _Command(click.Command):
@@ -48,7 +51,7 @@ class _Command(click.Command):
 @click.option("--python", default="python3", show_default=True, metavar="COMMAND", help="Python on the device.")
 @json_option
 def command(bundle: Path, via: str, limit: int, max_ram: str | None, python: str, as_json: bool) -> None:
-    """Run a bundle on a device, and compare its answers with this machine's."""
+    """Run a bundle on a device: its self-test, and its answers beside this machine's."""
     opened = load_bundle(bundle)
     verify_bundle(opened)
     profile = opened.manifest.profile
@@ -68,11 +71,12 @@ def command(bundle: Path, via: str, limit: int, max_ram: str | None, python: str
             for pair in ask(device, opened, asked, memory):
                 pairs.append(pair)
                 show(len(pairs) / len(asked))
+            proof = prove(device, opened, memory)
     if as_json:
-        print_json(_summary(bundle, opened, device, memory, pairs))
+        print_json(_summary(bundle, opened, device, memory, pairs, proof))
     else:
-        click.echo("\n".join(_lines(device, profile.name, memory, pairs)))
-    _judge(bundle, device, memory, pairs)
+        click.echo("\n".join(_lines(device, profile.name, memory, pairs, proof)))
+    _judge(bundle, device, memory, pairs, proof)
 
 
 def _device(via: str, python: str, bundle: Bundle) -> Device:
@@ -87,25 +91,34 @@ def _device(via: str, python: str, bundle: Bundle) -> Device:
     raise UsageError(f"--via {way}", "is no way to a device", nearest_name(way, WAYS))
 
 
-def _judge(bundle: Path, device: Device, memory: int, pairs: Sequence[Pair]) -> None:
-    """Raise AccuracyError for the first answer that differs, BudgetError for too high a peak."""
+def _judge(bundle: Path, device: Device, memory: int, pairs: Sequence[Pair], proof: Proof = None) -> None:
+    """Raise AccuracyError for the first answer that differs or a failed self-test, BudgetError for too high a peak."""
     for number, pair in enumerate(pairs, start=1):
         if not pair.same:
             there, here = _brief(pair.there.said), _brief(pair.here.said)
             why = f"answers {_screen(number, pair)} by {there} on {device.title}, and by {here} here"
             raise AccuracyError(bundle, why, "export it in a milder precision, or validate it there")
-    peak = _peak(pairs)
+    if proof and not proof["passed"]:
+        why = f"fails its self-test on {device.title}: {_agreed(proof)}"
+        raise AccuracyError(bundle, why, "export it in a milder precision, or validate it there")
+    peak = _peak(pairs, proof)
     if not device.emulated and peak > memory:
         why = f"took {format_size(peak)}, more than {format_size(memory)}"
         raise BudgetError(device.title, why, "export it in a smaller precision, or for a shorter context")
 
 
-def _peak(pairs: Sequence[Pair]) -> int:
-    return max(int(pair.there.result["peak_rss_bytes"]) for pair in pairs)
+def _peak(pairs: Sequence[Pair], proof: Proof) -> int:
+    return max(int(each["peak_rss_bytes"]) for each in (*(pair.there.result for pair in pairs), proof) if each)
 
 
-def _summary(bundle: Path, opened: Bundle, device: Device, memory: int, pairs: Sequence[Pair]) -> dict[str, object]:
-    peak = _peak(pairs)
+def _agreed(proof: dict[str, Any]) -> str:
+    return f"{proof['agreement']:.1%} of the sure tokens are the original's"
+
+
+def _summary(
+    bundle: Path, opened: Bundle, device: Device, memory: int, pairs: Sequence[Pair], proof: Proof
+) -> dict[str, object]:
+    peak, right = _peak(pairs, proof), all(pair.same for pair in pairs) and (proof is None or proof["passed"])
     return {
         "bundle": str(bundle),
         "target": opened.manifest.profile.name,
@@ -113,6 +126,7 @@ def _summary(bundle: Path, opened: Bundle, device: Device, memory: int, pairs: S
         "emulated": device.emulated,
         "memory_limit_bytes": memory,
         "peak_rss_bytes": peak,
+        "self_test": proof and {**proof, "bundle": str(bundle)},
         "answers": [
             {
                 "prompt": pair.question.prompt,
@@ -123,19 +137,22 @@ def _summary(bundle: Path, opened: Bundle, device: Device, memory: int, pairs: S
             }
             for pair in pairs
         ],
-        "passed": all(pair.same for pair in pairs) and (device.emulated or peak <= memory),
+        "passed": right and (device.emulated or peak <= memory),
     }
 
 
-def _lines(device: Device, profile: str, memory: int, pairs: Sequence[Pair]) -> Iterator[str]:
+def _lines(device: Device, profile: str, memory: int, pairs: Sequence[Pair], proof: Proof) -> Iterator[str]:
     rows = [HEADINGS, *(_row(number, pair) for number, pair in enumerate(pairs, start=1))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     yield from ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
     yield ""
     yield f"device   {device.title}"
     yield f"answers  {sum(pair.same for pair in pairs)} of {len(pairs)} as on this machine"
+    if proof:
+        yield f"proof    self-test {'passed' if proof['passed'] else 'FAILED'}: {_agreed(proof)}"
+        yield f"int8     {describe_kernels(proof['int8_kernels'])}"
     of_what = " with the emulator's own" if device.emulated else ""
-    yield f"memory   peak RSS {format_size(_peak(pairs))}{of_what}; limit {format_size(memory)} for {profile}"
+    yield f"memory   peak RSS {format_size(_peak(pairs, proof))}{of_what}; limit {format_size(memory)} for {profile}"
 
 
 def _row(number: int, pair: Pair) -> tuple[str, ...]:

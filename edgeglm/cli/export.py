@@ -90,9 +90,9 @@ def command(
     request = replace(to_request(model, target, precision, context, image_size, adapter), format=format_)
     folder = out or Path(f"{request.name.rpartition('/')[2]}-{request.profile.name}")
     check_target(folder)
-    samples = read_calibration(calibration, request.folder) if calibration else []
+    samples, held_out = read_calibration(calibration, request.folder) if calibration else ([], [])
     gate = open_gate(request, accuracy_drop, calibration, samples, budget) if accuracy_drop else None
-    job = _Job(request, folder, samples, gate, budget, as_json=as_json)
+    job = _Job(request, folder, samples, held_out, gate, budget, as_json=as_json)
     expected = job.expected()
     with MemorySampler() as memory, Display(memory, budget, start) as display:
         made = job.run(display, resume=not no_resume)
@@ -135,6 +135,7 @@ class _Job:
     request: Request
     folder: Path
     samples: Sequence[Example]
+    held_out: Sequence[Example]
     gate: Gate | None
     budget: int
     as_json: bool
@@ -171,6 +172,7 @@ class _Job:
                 resume=resume,
                 reuse=ladder.reuse if ladder else None,
                 measured=ladder.measured if ladder else None,
+                held_out=self.held_out,
             )
         return _Made(manifest, [*prepared.notes, *notes], ladder.rungs if ladder else [])
 

@@ -1,4 +1,4 @@
-"""The test itself: the same prompts to the shipped runner here and on the device, and the answers side by side."""
+"""The test itself: the bundle's self-test on the device, and the same prompts to the shipped runner here and there."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeglm.bundle import Bundle
-from edgeglm.errors import BudgetError, EdgeglmError, UnsupportedError
+from edgeglm.errors import AccuracyError, BudgetError, EdgeglmError, UnsupportedError
 from edgeglm.export.burn.device import BUNDLE, SCREENS, Device, Ran
 from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.manifest import MANIFEST
+from edgeglm.runtimes.self_test import FILE
 from edgeglm.units import format_size
 
 RUNNER = "run.pyz"
@@ -101,15 +102,31 @@ def ask(device: Device, bundle: Bundle, asked: Sequence[Question], memory: int) 
         BudgetError: It is not enough.
         UnsupportedError: The runner does not work there.
     """
-    on_gpu = any(module.placement == "gpu" for module in bundle.manifest.modules)
     for question in asked:
         here = _here(bundle, question)
         picture = f"{SCREENS}/{question.picture.name}" if question.picture else None
-        arguments = [f"{BUNDLE}/{RUNNER}", *_arguments(question, picture), "--max-ram", str(memory)]
-        ran = device.python(arguments, None if on_gpu else memory)
-        if ran.code:
-            raise _failure(device, ran, memory)
-        yield Pair(question, here, Reply(json.loads(ran.out)))
+        yield Pair(question, here, Reply(_run(device, bundle, _arguments(question, picture), memory)))
+
+
+def prove(device: Device, bundle: Bundle, memory: int) -> dict[str, Any] | None:
+    """Return what ``run.pyz --self-test --json`` prints there; None where the bundle carries no self-test.
+
+    Takes and raises what `ask` does.
+    """
+    if FILE not in bundle.manifest.files:
+        return None
+    return _run(device, bundle, ["--self-test", "--json"], memory, AccuracyError.exit_code)
+
+
+def _run(device: Device, bundle: Bundle, arguments: Sequence[str], memory: int, allowed: int = 0) -> dict[str, Any]:
+    """Return the object that the runner prints there, if it ends with 0 or the `allowed` exit code."""
+    on_gpu = any(module.placement == "gpu" for module in bundle.manifest.modules)
+    command = [f"{BUNDLE}/{RUNNER}", *arguments, "--max-ram", str(memory)]
+    ran = device.python(command, None if on_gpu else memory)
+    if ran.code not in (0, allowed):
+        raise _failure(device, ran, memory)
+    result: dict[str, Any] = json.loads(ran.out)
+    return result
 
 
 def _here(bundle: Bundle, question: Question) -> Reply:

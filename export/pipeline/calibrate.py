@@ -25,33 +25,39 @@ from edgeglm.export.validation.windows import cut_windows, read_tokenizer
 SAMPLES = 32
 # With less, what a channel never showed would count as nothing.
 FEWEST = 4
+# Behind those, kept for the bundle's self-test.
+HELD_OUT = 4
 # Tokens of a window of text, and those of its end that a sensitivity compares.
 PASSAGE, COMPARED = 128, 16
 REMEDY = "write it as docs/validate.md says"
 
 
-def read_calibration(file: Path, checkpoint: Path) -> Sequence[Example]:
-    """The first samples of a calibration set, or windows of a text.
+def read_calibration(file: Path, checkpoint: Path) -> tuple[Sequence[Example], Sequence[Example]]:
+    """The first samples of a calibration set, or windows of a text, and a few for the bundle's self-test.
+
+    Those are the next ones, or the last where the set has no more.
 
     Raises:
         UsageError: It is empty, too small, or holds what is no sample; the checkpoint has no tokenizer for a text.
     """
-    return read_screens(file) if file.suffix == ".jsonl" else _passages(file, checkpoint)
+    count = SAMPLES + HELD_OUT
+    found = read_screens(file, count) if file.suffix == ".jsonl" else _passages(file, checkpoint, count)
+    return found[:SAMPLES], found[SAMPLES:] or found[-HELD_OUT:]
 
 
-def _passages(file: Path, checkpoint: Path) -> list[Passage]:
+def _passages(file: Path, checkpoint: Path, limit: int) -> list[Passage]:
     source = checkpoint / "tokenizer.json"
     if not source.is_file():
         raise UsageError(checkpoint, "has no tokenizer.json, and reads no text", "give a checkpoint that has one")
-    windows = cut_windows(read_tokenizer(source), file, PASSAGE, PASSAGE, SAMPLES)
+    windows = cut_windows(read_tokenizer(source), file, PASSAGE, PASSAGE, limit)
     answer = min(COMPARED, windows.count)
     return [Passage(tuple(sequence), answer) for sequence in windows.sequences.tolist()]
 
 
-def read_screens(file: Path) -> list[Sample]:
+def read_screens(file: Path, limit: int = SAMPLES) -> list[Sample]:
     """The first samples of a calibration set. Raises UsageError."""
     try:
-        samples = list(read_samples(file, SAMPLES))
+        samples = list(read_samples(file, limit))
     except DamagedFileError as error:
         raise UsageError(error.what, error.why, error.remedy) from error
     if len(samples) < FEWEST:

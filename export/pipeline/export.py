@@ -26,14 +26,14 @@ from edgeglm.export.pack.writer import BundleWriter
 from edgeglm.export.pipeline.module import serialize
 from edgeglm.export.pipeline.npu import finish_on_npu
 from edgeglm.export.pipeline.prepared import Prepared, PreparedModule
+from edgeglm.export.pipeline.probes import Example
 from edgeglm.export.pipeline.prove import Prover, prove_shape
 from edgeglm.export.pipeline.reuse import Found, Reuse
-from edgeglm.export.pipeline.self_test import UNSURE, sentence_test
+from edgeglm.export.pipeline.self_test import UNSURE, own_assets
 from edgeglm.export.pipeline.tflite import export_tflite
 from edgeglm.export.pipeline.weights import Unchanged, identify, is_source_of, job_name
 from edgeglm.export.report.data import Report as PageData
 from edgeglm.export.report.page import render
-from edgeglm.runtimes.self_test import FILE as SELF_TEST
 
 # Pieces that are encoded before their turn to be written comes.
 AHEAD = 2
@@ -62,12 +62,13 @@ def export(
     reuse: Reuse | None = None,
     measured: manifest.Measured | None = None,
     carry_test: bool = True,
+    held_out: Sequence[Example] = (),
 ) -> tuple[manifest.Manifest, tuple[str, ...]]:
     """Write the bundle to `target`; returns its manifest and what the user should know.
 
     What earlier exports have stored alike is copied from them, and `reuse` learns what this one has. `measured` is what
     the manifest says of the bundle's accuracy. `carry_test` is whether it gets a self-test, which costs a pass over the
-    original.
+    original, and `held_out` what that is made of.
 
     Raises:
         UsageError, BudgetError: Of the target or its disk.
@@ -103,7 +104,7 @@ def export(
             modules.append(_export_module(prepared, module, output, writer, pool, prover, report))
         notes += [_wide_note(module) for module in modules if module.fp32_values]
         if carry_test and not prepared.request.is_demo:
-            notes += _write_self_test(prepared, modules, writer)
+            notes += _write_self_test(prepared, modules, writer, held_out)
         unchanged.check(writer.notes)
         made = _manifest(prepared, tuple(modules), predicted, writer, config)
         if measured:
@@ -122,15 +123,16 @@ def _wide_note(module: manifest.Module) -> str:
     return f"{module.name}: {first}{others} in fp32, since their values are too large for fp16"
 
 
-def _write_self_test(prepared: Prepared, modules: Sequence[manifest.Module], writer: BundleWriter) -> list[str]:
+def _write_self_test(
+    prepared: Prepared, modules: Sequence[manifest.Module], writer: BundleWriter, held_out: Sequence[Example]
+) -> list[str]:
     """Write what the bundle proves itself by; returns a note where it cannot."""
     if prepared.opened.checkpoint.sidecar("tokenizer.json") is None:
         return []
-    test = sentence_test(prepared, sum(module.max_relative_error or 0.0 for module in modules))
-    if test is None:
-        return [UNSURE]
-    writer.small(SELF_TEST, test.to_bytes())
-    return []
+    assets = own_assets(prepared, sum(module.max_relative_error or 0.0 for module in modules), held_out)
+    for name, data in assets.items():
+        writer.small(name, data)
+    return [] if assets else [UNSURE]
 
 
 def _report(report: Report, module: PreparedModule, share: float) -> None:

@@ -1,23 +1,29 @@
-"""The self-test that a bundle carries: of the demo its held-out screens, of any other model a sentence to repeat.
+"""The self-test that a bundle carries: of the demo its held-out screens, of any other model samples or two sentences.
 
-The original is asked in one pass, segment by segment, what it finds the likeliest before every token of the sentence.
+The original is asked in one pass, segment by segment, what it finds the likeliest before every token of the answers.
 """
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from edgeglm.export.checkpoint.sidecars import open_chat
-from edgeglm.export.demo.samples import DATA
+from edgeglm.export.demo.samples import DATA, Sample
 from edgeglm.export.pipeline.prepared import Opened, Prepared
-from edgeglm.export.pipeline.probes import Prompt
+from edgeglm.export.pipeline.probes import Example, Passage, Prompt, sample_prompts
 from edgeglm.export.pipeline.walk import Walk
 from edgeglm.export.prove.reference import OriginalWeights
 from edgeglm.runtimes.chat import Chat
+from edgeglm.runtimes.image import open_picture
 from edgeglm.runtimes.messages import message, normalize
-from edgeglm.runtimes.self_test import FILE, Probe, SelfTest
+from edgeglm.runtimes.self_test import FILE, MAX_TEXT, MAX_TOKENS, Probe, SelfTest
 
 DEMO = DATA / "self-test.json"
 # What a probe of the demo takes, prompt and answer.
@@ -25,12 +31,12 @@ DEMO_CONTEXT = 256
 SENTENCES = ("The quick brown fox jumps over the lazy dog.", "敏捷的棕色狐狸跳过了那只懒狗。")
 ASK = "Repeat: {}"
 MOST_TOKENS = 16
+# Of all pictures together, and the qualities of WebP that are tried for that.
+PICTURES_BYTES, QUALITIES = 190_000, (80, 60, 40, 20)
 # The original is sure of a token that is so many times ahead of the next one as the recorded errors change a logit.
 # They count as LEAST at least, for what differs from one processor to the other.
 ERRORS, LEAST = 4.0, 0.01
-UNSURE = (
-    "no self-test: of the sentence that it would repeat, the original is surer of no token than the errors are large"
-)
+UNSURE = "no self-test: of what it would answer, the original is surer of no token than the errors are large"
 
 
 def demo_assets(opened: Opened) -> dict[str, bytes]:
@@ -48,36 +54,117 @@ def _asset(image: str) -> str:
     return f"assets/{image.rpartition('/')[2]}"
 
 
-def sentence_test(prepared: Prepared, error: float) -> SelfTest | None:
-    """Ask the original for the sentences; None where it is sure of no token, or there is no room or tokenizer for one.
+@dataclass(frozen=True)
+class _Question:
+    """What the original is to judge, and the probe that it becomes."""
+
+    prompt: Prompt
+    text: str
+    before: tuple[tuple[str, str], ...] = ()
+    picture: bytes | None = None
+
+
+def own_assets(prepared: Prepared, error: float, held_out: Sequence[Example] = ()) -> dict[str, bytes]:
+    """Ask the original; return the files of its self-test, or none where it is sure of no token.
+
+    The probes are the held-out samples. Where there are none, or the original is sure of nothing in them, they are the
+    sentences, as far as there is a tokenizer and room for them.
 
     Args:
         prepared: The export of any model.
         error: What the modules' recorded relative errors are together.
+        held_out: Samples that calibration did not use, where there are enough.
     """
+    for questions in (_samples(prepared, held_out), _sentences(prepared)):
+        probes = list(_judged(prepared, questions, error))
+        if any(any(probe.sure) for probe in probes):
+            pictures = {_picture(index): each.picture for index, each in enumerate(questions) if each.picture}
+            return {FILE: SelfTest(tuple(probes)).to_bytes(), **pictures}
+    return {}
+
+
+def _samples(prepared: Prepared, held_out: Sequence[Example]) -> list[_Question]:
+    screens = [each for each in held_out if isinstance(each, Sample)]
+    passages = [each for each in held_out if isinstance(each, Passage)]
+    return _screens(prepared, screens) if screens else _passages(prepared, passages)
+
+
+def _screens(prepared: Prepared, samples: Sequence[Sample]) -> list[_Question]:
+    """Take screens as the vision module sees them; none where the original is computed for another size."""
+    vision, probe, processor = prepared.model.vision, prepared.probe.model.vision, prepared.opened.processor
+    if not (vision and probe and processor) or vision.grid != probe.grid or prepared.opened.shapes:
+        return []
+    size = (vision.grid[1] * vision.patch, vision.grid[0] * vision.patch)
+    questions = []
+    for sample in samples:
+        picture = sample.image.resize(size, Image.Resampling(processor.resample))
+        if data := _webp(picture, PICTURES_BYTES // len(samples)):
+            seen = replace(sample, screen=open_picture(data))
+            (prompt,) = sample_prompts(prepared, [seen], answered=True)
+            questions.append(_Question(prompt, sample.prompt, sample.before, data))
+    return [each for each in questions if _fits(prepared, each)]
+
+
+def _webp(picture: Image.Image, most: int) -> bytes | None:
+    """Return a picture's file in the best quality that takes at most so many bytes, if any does."""
+    for quality in QUALITIES:
+        file = io.BytesIO()
+        picture.save(file, "WEBP", quality=quality, method=6)
+        if file.tell() <= most:
+            return file.getvalue()
+    return None
+
+
+def _passages(prepared: Prepared, passages: Sequence[Passage]) -> list[_Question]:
+    """Take the beginning of each as the prompt, and its end as the answer."""
     chat = open_chat(prepared.checkpoint)
-    asked = [pair for sentence in SENTENCES if chat and (pair := _prompt(prepared, chat, sentence))]
-    prompts = [prompt for _, prompt in asked]
-    walk = Walk(prepared, prompts, OriginalWeights(prepared.checkpoint), {}) if prompts else None
+    if chat is None:
+        return []
+    prefix = len(chat.tokenizer.encode("").ids)  # which stands before every text, so before the prompt too
+    cut = ((each.tokens[prefix : -each.answer], each.tokens[-each.answer :]) for each in passages)
+    return _texts(prepared, chat, [(chat.tokenizer.decode(list(begin)), list(end)) for begin, end in cut])
+
+
+def _sentences(prepared: Prepared) -> list[_Question]:
+    chat = open_chat(prepared.checkpoint)
+    if chat is None:
+        return []
+    encoded = ((each, chat.tokenizer.encode(each, add_special_tokens=False).ids) for each in SENTENCES)
+    return _texts(prepared, chat, [(ASK.format(sentence), tokens[:MOST_TOKENS]) for sentence, tokens in encoded])
+
+
+def _texts(prepared: Prepared, chat: Chat, pairs: Sequence[tuple[str, list[int]]]) -> list[_Question]:
+    """Texts with the tokens of their answers, in the checkpoint's chat form."""
+    questions = []
+    for text, answer in pairs:
+        tokens = [*chat.encode(normalize([message("user", text)])), *answer]
+        questions.append(_Question(Prompt(tokens, np.zeros(len(tokens), bool), answer=len(answer)), text))
+    return [each for each in questions if _fits(prepared, each)]
+
+
+def _fits(prepared: Prepared, question: _Question) -> bool:
+    """Whether the device takes it, and may answer freely at twice the length."""
+    count, tokens = question.prompt.answer, question.prompt.tokens
+    answer, ends = tokens[len(tokens) - count :], prepared.opened.generation.eos_token_ids
+    short = 0 < count <= MAX_TOKENS and max(map(len, (question.text, *sum(question.before, ())))) <= MAX_TEXT
+    return short and len(tokens) + count <= prepared.opened.context and not any(token in ends for token in answer)
+
+
+def _judged(prepared: Prepared, questions: Sequence[_Question], error: float) -> Iterator[Probe]:
+    """Yield the probes, of which the original is asked in one pass, segment by segment."""
+    if not questions:
+        return
+    walk = Walk(prepared, [each.prompt for each in questions], OriginalWeights(prepared.checkpoint), {})
     with np.errstate(all="ignore"):  # the proof has said what is not finite
-        found = [logits[:, 0] for _, logits in walk.logits()] if walk else []
-    probes = [
-        Probe(text, tuple(prompt.tokens[-prompt.answer :]), *_likeliest(logits, error))
-        for (text, prompt), logits in zip(asked, found, strict=True)
-    ]
-    return SelfTest(tuple(probes)) if any(any(probe.sure) for probe in probes) else None
+        found = [logits[:, 0] for _, logits in walk.logits()]
+    for index, (each, logits) in enumerate(zip(questions, found, strict=True)):
+        answer = tuple(each.prompt.tokens[-each.prompt.answer :])
+        image = _picture(index) if each.picture else None
+        yield Probe(each.text, answer, *_likeliest(logits, error), image, each.before)
 
 
-def _prompt(prepared: Prepared, chat: Chat, sentence: str) -> tuple[str, Prompt] | None:
-    text = ASK.format(sentence)
-    tokens = chat.encode(normalize([message("user", text)]))
-    answer = chat.tokenizer.encode(sentence, add_special_tokens=False).ids[:MOST_TOKENS]
-    ends = prepared.opened.generation.eos_token_ids
-    fits = len(tokens) + 2 * len(answer) <= prepared.opened.context
-    if not answer or not fits or any(token in ends for token in answer):
-        return None
-    everything = [*tokens, *answer]
-    return text, Prompt(everything, np.zeros(len(everything), bool), answer=len(answer))
+def _picture(index: int) -> str:
+    return f"assets/{index:04d}.webp"
 
 
 def _likeliest(logits: NDArray[np.float32], error: float) -> tuple[tuple[int, ...], tuple[bool, ...]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,19 +13,25 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from edgeglm.bundle import read_manifest
 from edgeglm.cli.burn_test import _judge
 from edgeglm.errors import AccuracyError, BudgetError
 from edgeglm.export.burn.answers import Pair, Question, Reply
 from edgeglm.export.burn.qemu import Qemu
 from edgeglm.export.burn.ssh import Ssh
+from edgeglm.machine import describe_kernels, read_machine
+from edgeglm.manifest import MANIFEST
+from edgeglm.runtimes.self_test import FILE, SelfTest
 from tests.cli.commands import check_failure, end, run, start
 from tests.export.burn.sshd import HOST, Server, free_port, missing, serve
 from tests.runtimes.demo import demo_bundle
+from tests.runtimes.test_self_test import sealed
 
 Capture = pytest.CaptureFixture[str]
 
@@ -75,25 +83,31 @@ def test_a_board_answers_as_this_machine_within_its_memory(bundle: Path, board: 
         assert answer["here"]["text"] == answer["there"]["text"]
         assert answer["there"]["action"]["action"] == "Tap"
         assert answer["there"]["decode_tokens_per_second"] > 0
-    assert result["peak_rss_bytes"] == max(answer["there"]["peak_rss_bytes"] for answer in result["answers"])
+    proof = result["self_test"]
+    assert (proof["passed"], proof["bundle"], len(proof["probes"])) == (True, str(bundle), 8)
+    assert proof["int8_kernels"] == read_machine().int8_kernels
+    peaks = [answer["there"]["peak_rss_bytes"] for answer in result["answers"]]
+    assert result["peak_rss_bytes"] == max(*peaks, proof["peak_rss_bytes"])
 
 
 def test_the_table_and_the_host_before_the_bundle(bundle: Path, board: Server, capsys: Capture) -> None:
     options = ["--via", "ssh", HOST, "--limit", 1, "--python", sys.executable]
     status, out, err = run(capsys, "burn-test", *options, bundle)
     assert (status, err) == (0, "")
-    heading, row, _, device, answers, memory = out.splitlines()
+    heading, row, _, device, answers, proof, kernels, memory = out.splitlines()
     assert heading.split()[:4] == ["SCREEN", "HERE", "THERE", "SAME"]
     assert row.startswith("0000.webp  Tap element=[")
     assert device == f"device   ssh {HOST}"
     assert answers == "answers  1 of 1 as on this machine"
+    assert re.fullmatch(r"proof    self-test passed: [\d.]+% of the sure tokens are the original's", proof)
+    assert kernels == f"int8     {describe_kernels(read_machine().int8_kernels)}"
     assert memory.endswith("limit 6GiB for rpi5")
 
 
 def test_another_answer_ends_with_4_and_says_both(bundle: Path, board: Server, tmp_path: Path, capsys: Capture) -> None:
     """A board whose Python hands the runner another prompt: of two, argparse takes the last."""
     other = tmp_path / "python"
-    other.write_text(f'#!/bin/sh\n[ "$2" = --help ] || set -- "$@" --prompt "Go back"\nexec {sys.executable} "$@"\n')
+    other.write_text(f'#!/bin/sh\n[ "$2" = --prompt ] && set -- "$@" --prompt "Go back"\nexec {sys.executable} "$@"\n')
     other.chmod(0o755)
     status, out, err = run(capsys, *via_ssh(bundle, "--limit", 1, python=str(other)))
     assert status == 4
@@ -204,6 +218,30 @@ def test_without_ssh_or_adb_the_line_says_how_to_get_them(
 def pair(there: str, peak: int) -> Pair:
     here = Reply({"action": None, "text": "the same", "peak_rss_bytes": 1})
     return Pair(Question("Hello", None), here, Reply({"action": None, "text": there, "peak_rss_bytes": peak}))
+
+
+def test_a_bundle_without_a_self_test_is_compared_all_the_same(
+    bundle: Path, board: Server, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = shutil.copytree(bundle, tmp_path / "bundle")
+    manifest = read_manifest(folder)
+    files = {name: file for name, file in manifest.files.items() if not name.startswith("assets/")}
+    (folder / MANIFEST).write_bytes(msgspec.structs.replace(manifest, files=files).to_bytes())
+    status, out, _ = run(capsys, *via_ssh(folder, "--limit", 1, "--json"))
+    result = json.loads(out)
+    assert (status, result["self_test"], result["passed"]) == (0, None, True)
+
+
+def test_a_failed_self_test_ends_with_4_and_is_printed(
+    bundle: Path, board: Server, tmp_path: Path, capsys: Capture
+) -> None:
+    test = msgspec.json.decode((bundle / FILE).read_bytes(), type=SelfTest)
+    probes = [msgspec.structs.replace(probe, likeliest=probe.tokens[::-1]) for probe in test.probes]
+    folder = sealed(bundle, tmp_path / "bundle", SelfTest(tuple(probes)).to_bytes())
+    status, out, err = run(capsys, *via_ssh(folder, "--limit", 1))
+    assert status == 4
+    assert "\nproof    self-test FAILED: " in out
+    assert re.search(rf"fails its self-test on ssh {HOST}: [\d.]+% of the sure tokens are the original's; ", err)
 
 
 def test_a_peak_above_the_limit_fails_but_for_an_emulator() -> None:

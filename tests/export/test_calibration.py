@@ -19,7 +19,7 @@ from edgeglm import manifest
 from edgeglm.bundle import read_manifest
 from edgeglm.devices.loader import load_profile
 from edgeglm.export.demo.agent import Agent
-from edgeglm.export.demo.samples import DATA, read_samples
+from edgeglm.export.demo.samples import DATA, read_samples, write_samples
 from edgeglm.export.locate import DEMO
 from edgeglm.export.model import Dialect
 from edgeglm.export.pipeline.calibrate import calibrate, read_calibration
@@ -212,4 +212,12 @@ def test_a_model_without_eyes_is_refused(tmp_path: Path, capsys: Capture) -> Non
 
 
 def test_a_set_is_read_no_further_than_it_is_used() -> None:
-    assert len(read_calibration(SET, DEMO)) == 32
+    samples, held_out = read_calibration(SET, DEMO)
+    assert [*samples, *held_out] == list(read_samples(SET, 36))
+    assert len(samples) == 32
+
+
+def test_of_a_small_set_the_last_samples_are_the_self_test(tmp_path: Path) -> None:
+    samples, held_out = read_calibration(write_samples("small", 5, tmp_path), DEMO)
+    assert len(samples) == 5
+    assert held_out == samples[1:]

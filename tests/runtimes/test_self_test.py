@@ -21,6 +21,7 @@ from edgeglm.cli.main import main
 from edgeglm.errors import DamagedFileError
 from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.export.demo.self_test import answer_screens
+from edgeglm.machine import read_machine
 from edgeglm.manifest import MANIFEST, File
 from edgeglm.runtimes.self_test import FILE, Probe, SelfTest, are_alike, read_self_test
 from tests.runtimes.demo import demo_bundle
@@ -77,9 +78,14 @@ def test_other_answers_than_the_originals_fail(exact: Path, tmp_path: Path, caps
         return msgspec.structs.replace(probe, likeliest=tuple((token + 1) % 1000 for token in probe.likeliest))
 
     folder = changed(exact, tmp_path / "bundle", shifted)
-    assert main(["run", str(folder), "--self-test"]) == 4
+    assert main(["run", str(folder), "--self-test", "--max-ram", "400MiB"]) == 4
     printed = capsys.readouterr()
     assert "verdict  FAILED" in printed.out
+    assert main(["run", str(folder), "--self-test", "--json", "--max-ram", "400MiB"]) == 4
+    verdict = json.loads(capsys.readouterr().out)
+    assert (verdict["passed"], verdict["int8_kernels"]) == (False, read_machine().int8_kernels)
+    assert main(["run", str(folder), "--self-test", "--max-ram", "60MiB"]) == 5
+    capsys.readouterr()
     assert printed.err.startswith(f"edgeglm: {folder}: its self-test failed here: ")
 
 
