@@ -25,7 +25,7 @@ PREFIX = re.compile(rf"edgeglm: (?:{re.escape(RUNNER)}: )?(?P<why>.*)")
 # How Python, C++, the C library, the loader and OpenBLAS say that an address space is full.
 NO_MEMORY = re.compile(
     r"MemoryError|bad_alloc|[Cc]annot allocate memory|failed to map segment|[Ff]ailed to allocate memory|out of memory"
-    r"|Memory allocation still failed|pthread_create failed"
+    r"|memory: is not enough|Memory allocation still failed|pthread_create failed"
 )
 KILLED = (-9, 137)  # by the kernel, when memory is short
 
@@ -145,11 +145,11 @@ def _arguments(question: Question, picture: object) -> list[str]:
 
 def _failure(device: Device, ran: Ran, memory: int | None) -> EdgeglmError:
     why, remedy = _told(ran)
-    if ran.code == BudgetError.exit_code:
-        return BudgetError(device.title, why, remedy)
     if memory and (ran.code in KILLED or NO_MEMORY.search(ran.err)):
         why = f"{format_size(memory)} of memory are too little there: {why}"
         return BudgetError(device.title, why, "export a smaller bundle: edgeglm plan says what fits")
+    if ran.code == BudgetError.exit_code:
+        return BudgetError(device.title, why, remedy)
     return UnsupportedError(device.title, why, remedy)
 
 
