@@ -45,6 +45,11 @@ def check_json(data: bytes) -> None:
         raise StrictJsonError(None, why)
 
 
+def fitted(text: str) -> str:
+    """Return a text, such as a file's name, as strict JSON may have it: what is unfit becomes a question mark."""
+    return UNFIT.sub("?", text)
+
+
 class _Unfit:
     """A number that is refused where its key is known."""
 

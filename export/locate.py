@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgeglm.errors import DamagedFileError, EdgeglmError, UsageError
+from edgeglm.strict_json import fitted
 
 DEMO = Path(__file__).parent / "demo" / "checkpoint"
 DEMO_NAME = "edgeglm-demo"
@@ -41,7 +42,7 @@ def locate(model: str | None) -> tuple[Path, str]:
         return DEMO, DEMO_NAME
     if _is_on_hub(model):
         return _download(model, HUB_FILES), model
-    return Path(model), Path(os.path.abspath(model)).name
+    return Path(model), fitted(Path(os.path.abspath(model)).name)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 import onnxruntime
 
-from edgeglm.errors import DamagedFileError
+from edgeglm.errors import DamagedFileError, UsageError
 
 # Of ONNX Runtime's log: at this level QNN's compiler names the operators that it refuses.
 ERROR = 3
@@ -52,8 +52,10 @@ def open_session(
         graph: Another one over the weights that are beside the file.
 
     Raises:
+        UsageError: Its path is not UTF-8, and the engine takes no other.
         DamagedFileError: The engine cannot load it.
     """
+    _check_name(path)
     options = session_options(graph or path, threads, entries)
     if graph:
         options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
@@ -64,6 +66,14 @@ def open_session(
     except Exception as error:  # the engine's own exceptions have no common base
         why = f"ONNX Runtime {onnxruntime.__version__} cannot load it: {str(error).splitlines()[0]}"
         raise DamagedFileError(path, why, "export the bundle again") from error
+
+
+def _check_name(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        why = "has a path that is not UTF-8, and ONNX Runtime opens no such file"
+        raise UsageError(path, why, "rename its folder") from error
 
 
 def session_options(

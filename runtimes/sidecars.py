@@ -14,6 +14,7 @@ import msgspec
 from edgeglm.errors import DamagedFileError
 
 MAX_BYTES = 100_000_000  # of a file; a tokenizer of GLM-4's has some 20 MB
+POINTER = b"version https://git-lfs"  # a small text file in place of a large one
 T = TypeVar("T")
 
 
@@ -37,7 +38,7 @@ class Sidecars:
         """Return a file's bytes, or None where there is none of that name.
 
         Raises:
-            DamagedFileError: It cannot be read, is no regular file, or larger than any such file is.
+            DamagedFileError: It cannot be read, is no regular file, larger than any such file is, or a Git LFS pointer.
         """
         if self.names is not None and name not in self.names:
             return None
@@ -54,7 +55,12 @@ class Sidecars:
                 raise damaged(file, "is not a regular file")
             if status.st_size > MAX_BYTES:
                 raise damaged(file, f"has {status.st_size} bytes, too many for such a file")
-            return opened.read(status.st_size)
+            data = opened.read(status.st_size)
+        if data.startswith(POINTER):
+            raise DamagedFileError(
+                file, "is a Git LFS pointer, not the file itself", "run git lfs pull in the checkpoint"
+            )
+        return data
 
     def text(self, name: str) -> str | None:
         """Return a file's text, with the line ends that Python's text files have. Raises as `bytes`."""

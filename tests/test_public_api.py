@@ -62,7 +62,7 @@ SHARED = {
     "edgeglm.store": {"find", "keep", "making", "partial", "sweep"},
     "edgeglm.memory": {"MemoryCurve", "MemorySampler", "Phase", "PhaseLog", "current_rss", "peak_rss"},
     "edgeglm.process": {"at_fixed_addresses", "end_with_parent"},
-    "edgeglm.strict_json": {"StrictJsonError", "check_json"},
+    "edgeglm.strict_json": {"StrictJsonError", "check_json", "fitted"},
     "edgeglm.suggest": {"nearest_name"},
     "edgeglm.telemetry": {"disable_telemetry", "telemetry_is_off"},
     "edgeglm.units": {"format_size", "parse_percent", "parse_size"},

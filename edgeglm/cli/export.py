@@ -17,7 +17,7 @@ from edgeglm.cli.graph import export_file, graph_request
 from edgeglm.cli.inspect import describe_modules, module_table
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.cli.progress import Display
-from edgeglm.errors import UsageError
+from edgeglm.errors import UsageError, printable
 from edgeglm.export.pack.writer import check_target
 from edgeglm.export.pipeline.calibrate import calibrate, read_calibration, samples_bytes
 from edgeglm.export.pipeline.export import Progress, Report, export
@@ -97,7 +97,7 @@ def command(
     with MemorySampler() as memory, Display(memory, budget, start) as display:
         made = job.run(display, resume=not no_resume)
     for note in made.notes:
-        click.echo(f"note: {note}", err=True)
+        click.echo(printable(f"note: {note}"), err=True)
     seconds = time.monotonic() - start
     if as_json:
         rungs = {"ladder": describe_ladder(made.rungs)} if gate else {}

@@ -13,7 +13,7 @@ from edgeglm.cli.inspect import describe_modules, module_table
 from edgeglm.cli.output import print_json
 from edgeglm.cli.progress import Display
 from edgeglm.devices.loader import load_profile
-from edgeglm.errors import UsageError
+from edgeglm.errors import UsageError, printable
 from edgeglm.export.pack.writer import check_target
 from edgeglm.export.pipeline.graph import GraphRequest, export_graph, open_graph
 from edgeglm.memory import MemorySampler
@@ -34,7 +34,7 @@ def export_file(
         plan = open_graph(request, budget)
         manifest, fixes, notes = export_graph(plan, folder, display.say)
     for note in (*fixes, *notes):
-        click.echo(f"note: {note}", err=True)
+        click.echo(printable(f"note: {note}"), err=True)
     seconds = time.monotonic() - start
     if as_json:
         print_json(

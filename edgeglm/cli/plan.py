@@ -10,6 +10,7 @@ import click
 from edgeglm.cli.checkpoint_options import checkpoint_options, to_plan
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.devices.profile import Profile
+from edgeglm.errors import printable
 from edgeglm.export.pipeline.forecast import Forecast, forecast
 from edgeglm.units import format_size
 
@@ -69,5 +70,5 @@ def _lines(name: str, profile: Profile, result: Forecast) -> Iterator[str]:
     for blocker in result.blockers:
         yield f"blocker  {blocker.module}: {blocker.reason}; {blocker.remedy}"
     for note in result.notes:
-        yield f"note     {note}"
+        yield printable(f"note     {note}")
     yield f"recommended  {result.recommended or 'another device'}"

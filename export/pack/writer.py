@@ -284,6 +284,11 @@ def check_target(target: Path) -> Path:
         resolved = Path(os.path.realpath(target))
     except ValueError as error:
         raise UsageError(repr(str(target)), f"is not a path: {error}", "give a folder") from error
+    try:
+        str(resolved).encode()
+    except UnicodeEncodeError as error:
+        why = "has a path that is not UTF-8, and engines open no such file"
+        raise UsageError(resolved, why, "give another folder") from error
     with explained(target, resolved):
         if os.path.ismount(resolved):
             raise UsageError(target, "is a whole disk", "give a folder in it")

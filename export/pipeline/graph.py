@@ -33,6 +33,7 @@ from edgeglm.export.prove.values import relative_error, two_digits
 from edgeglm.runtimes.engines import try_build
 from edgeglm.runtimes.tensorrt_build import Task as BuildTask
 from edgeglm.runtimes.tensorrt_library import load_library
+from edgeglm.strict_json import fitted
 from edgeglm.suggest import nearest_name
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -60,7 +61,7 @@ class GraphRequest:
     @property
     def name(self) -> str:
         """What the bundle calls the graph."""
-        return self.file.stem
+        return fitted(self.file.stem)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ pytest.importorskip("transformers")
 
 import numpy as np
 
+from edgeglm.bundle import read_manifest
 from tests.cli.commands import check_failure, end, left_of, run, start
 from tests.cli.damage import DAMAGE, MATRIX, NORM, edit, put
 from tests.export.tiny import SHAPES, save
@@ -177,3 +178,24 @@ def test_the_line_of_an_error_stands_alone_on_a_terminal(copy: Path, target: Pat
     assert (status, out) == (6, "")
     assert "tracing copy for cpu" in shown
     assert shown.rpartition("\x1b[2K")[2].startswith(f"edgeglm: {copy}/model.safetensors: model.layers.1.")
+
+
+ODD = b"odd\n\xff\xe2\x80\xae"  # a new line, a byte that is no UTF-8, a character that turns text around
+
+
+def test_a_model_may_lie_in_a_folder_of_any_name(tiny: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / os.fsdecode(ODD)))
+    status, out, err = run(capsys, "plan", folder, "--target", "cpu")
+    assert (status, out.splitlines()[0], err) == (0, "odd??? on cpu: fits at 512 tokens", "")
+    status, _, err = run(capsys, "export", folder, "--target", "cpu", "--precision", "fp32", "-o", tmp_path / "bundle")
+    assert status == 0, err
+    assert all(line.startswith("note: ") and line.isprintable() for line in err.removesuffix("\n").split("\n")), err
+    assert read_manifest(tmp_path / "bundle").model.name == "odd???"
+
+
+def test_a_bundle_where_engines_open_nothing_is_refused_before_work(
+    tiny: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    target = tmp_path / os.fsdecode(b"odd\xff")
+    check_failure(run(capsys, "export", tiny, "--target", "cpu", "-o", target), 2, "a path that is not UTF-8")
+    assert os.listdir(tmp_path) == []

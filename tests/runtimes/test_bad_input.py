@@ -206,3 +206,9 @@ def test_a_reader_that_goes_away_is_no_error(endless: subprocess.Popen[bytes]) -
         process.stdout.close()
         said = process.stderr.read()
     assert (process.returncode, said) == (141, b"")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_folder_that_the_engine_cannot_name_is_not_called_damaged(copy: Path, program: list[str]) -> None:
+    odd = copy.rename(copy.with_name(os.fsdecode(b"odd\xff")))
+    refuse(command(odd, "--prompt", "x", program=program), 2, "has a path that is not UTF-8.*; rename its folder")

@@ -148,3 +148,11 @@ def test_a_template_that_takes_texts_alone_gets_the_text_of_a_list(tmp_path: Pat
         [{"role": role, "content": content} for role in ("system", "user")]
     )
     assert rendered == "<system>a\nb<user>a|b|"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_a_pointer_is_called_one(tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(DEMO, tmp_path / "copy"))
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(DamagedFileError, match=f"{name}: is a Git LFS pointer, not the file itself; run git lfs pull"):
+        Chat(Sidecars(folder), None, sees=True)
