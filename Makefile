@@ -6,6 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV ?= .venv
 # Where to find torch beside the default package index, such as PyTorch's CPU wheels.
 TORCH_INDEX ?=
+# Processes that run the suite side by side, each with a file of tests at a time.
+WORKERS ?= 2
 INSTALLED := $(VENV)/.installed
 BIN := $(VENV)/bin
 
@@ -33,7 +35,8 @@ demo: $(INSTALLED) ## install, then evaluate the demo phone agent, export it, ru
 
 test: $(INSTALLED) ## install, then run the test suite
 	@echo '== test: the whole suite'
-	@start=$$(date +%s); $(BIN)/python -m pytest; status=$$?; seconds=$$(($$(date +%s) - start)); \
+	@start=$$(date +%s); $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile; status=$$?; \
+		seconds=$$(($$(date +%s) - start)); \
 		echo "== test: took $$((seconds / 60)) min $$((seconds % 60)) s"; exit $$status
 
 SECONDS ?= 60
