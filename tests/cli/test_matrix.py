@@ -141,7 +141,7 @@ def children_of(pid: int) -> list[int]:
         (["--precisions", "decodr=int4"], "'decodr' is not a module"),
         (["--formats", "gguf"], "--formats gguf: is not a format; choose one of "),
         (["--models", "nowhere"], "nowhere: cannot be read; give a checkpoint"),
-        (["--data", "nowhere.txt"], "--data nowhere.txt: cannot be read"),
+        (["--data", "nowhere.txt"], "nowhere.txt: cannot be read"),
         (["-o", "nowhere/page.md"], "nowhere/page.md: its folder is not there"),
         (["-o", "page.json"], "page.json: is the name of what is kept beside the page"),
         (["--max-ram", "much"], "'much': is not a size"),
