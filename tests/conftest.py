@@ -22,8 +22,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what the fuzzers tried and found, as the table of docs/robustness.md."""
-    reports = [each for kind in ("passed", "failed") for each in terminalreporter.stats.get(kind, [])]
-    rows = sorted(value for report in reports for name, value in report.user_properties if name == "fuzzer")
+    reports = [each for kind in ("", "error") for each in terminalreporter.stats.get(kind, [])]  # a fixture's end
+    ended = [report for report in reports if getattr(report, "when", None) == "teardown"]
+    rows = sorted(value for report in ended for name, value in report.user_properties if name == "fuzzer")
     if rows:
         terminalreporter.section("fuzzers")
         for row in ("| fuzzer | attempts | outcomes | faults |", "| --- | --- | --- | --- |", *rows):

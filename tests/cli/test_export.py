@@ -143,12 +143,14 @@ def interrupt(process: subprocess.Popen[str]) -> None:
 
 
 def children(cache: Path) -> list[str]:
-    """Command lines of the processes that trace into a cache."""
-    lines = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    """The processes that trace for whoever has this cache folder."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended
-            lines.append(path.read_text(errors="replace").replace("\0", " "))
-    return [line for line in lines if "edgeglm.export.trace.child" in line and str(cache) in line]
+            command, environment = ((folder / name).read_bytes() for name in ("cmdline", "environ"))
+            if b"edgeglm.export.trace.child" in command and os.fsencode(cache) in environment:
+                found.append(folder.name)
+    return found
 
 
 def test_ctrl_c_while_it_traces_ends_the_child(tiny: Path, target: Path, tmp_path: Path) -> None:
