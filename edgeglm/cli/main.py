@@ -19,7 +19,7 @@ from edgeglm.suggest import nearest_name
 COMMANDS = {
     "bench": "Measure how fast a bundle answers here, and in how much memory.",
     "build": "Build the TensorRT engines of a bundle, on the device that runs them.",
-    "burn-test": "Run a bundle on a device, and compare its answers with this machine's.",
+    "burn-test": "Run a bundle on a device: its self-test, and its answers beside this machine's.",
     "devices": "List the device profiles, or show every fact of one with its source.",
     "doctor": "Report what this machine has and what edgeglm can use of it.",
     "export": "Export a checkpoint to a bundle for a device.",
