@@ -19,10 +19,11 @@ from edgeglm.export.locate import DEMO
 from edgeglm.export.pipeline.prepare import open_export, prepare
 from edgeglm.export.pipeline.prepared import Prepared, Request
 from edgeglm.export.pipeline.probes import sample_prompts
-from edgeglm.export.pipeline.sensitivity import sensitivities
+from edgeglm.export.pipeline.sensitivity import KIND, RESULT, sensitivities
 from edgeglm.export.quantize.embedding import encode_embedding, gather
 from edgeglm.export.quantize.schemes import Int4, Int8
 from edgeglm.export.quantize.storage import dequantize, encode
+from edgeglm.store import keep
 
 PARTS = {"embedding": "int8", "vision.layer.1": "int4", "vision.back": "int4", "decoder.layer.2": "int4",
          "decoder.back": "int4"}  # fmt: skip
@@ -104,6 +105,8 @@ def test_an_exact_part_does_none_and_the_cache_gives_the_same_again(
     assert first["decoder.back"] > 0
     (kept,) = cache.iterdir()
     assert sensitivities(prepared, prompts, parts) == first
-    kept.write_text('{"decoder.back": 7.0}')
+    kept.write_text('{"decoder.back": 7.0}')  # damage, which is not believed
+    assert sensitivities(prepared, prompts, parts) == first
+    keep(KIND, kept.name, {RESULT: b'{"decoder.back": 7.0}'})
     assert sensitivities(prepared, prompts, parts) == {"decoder.back": 7.0}
     assert sensitivities(prepared, prompts, {"decoder.back": "int8"})["decoder.back"] < first["decoder.back"]
