@@ -18,12 +18,12 @@ EXAMPLE = "docs/devices.md shows a complete one"
 
 
 def profile_names() -> tuple[str, ...]:
-    """The names of the shipped profiles, sorted, without their aliases."""
+    """Return the names of the shipped profiles, sorted, without their aliases."""
     return tuple(sorted(path.stem for path in PROFILES.glob("*.toml")))
 
 
 def load_profile(name_or_path: str) -> Profile:
-    """The shipped profile of that name or alias, or the profile file at that path.
+    """Return the shipped profile of that name or alias, or the profile file at that path.
 
     What ends in ``.toml`` or contains a path separator is a path.
 
@@ -45,7 +45,7 @@ def load_profile(name_or_path: str) -> Profile:
 
 
 def read_profile(path: Path) -> Profile:
-    """The profile in a file.
+    """Return the profile in a file.
 
     Raises:
         UsageError: The file cannot be read, is not TOML, or breaks a rule; the message names file and key.
@@ -55,7 +55,7 @@ def read_profile(path: Path) -> Profile:
 
 
 def _decode_custom(target: type, value: object) -> object:
-    """A size or bandwidth from a file (text) or from JSON that edgeglm wrote (bytes)."""
+    """Return a size or bandwidth from a file (text) or from JSON that edgeglm wrote (bytes)."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return target(value)
     if target is Bandwidth:

@@ -53,7 +53,7 @@ class Operator(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
 
 
 class Table(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What one version of an engine supports.
+    """The operators that one version of an engine supports.
 
     Args:
         engine: As profiles name it.
@@ -73,7 +73,7 @@ class Table(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def title(self) -> str:
-        """As messages name it."""
+        """The engine and version, for messages."""
         return f"{TITLES[self.engine]} {self.version}"
 
 
@@ -94,7 +94,7 @@ TITLES: dict[Engine, str] = {
 
 
 def read_table(path: Path) -> Table:
-    """The table in a file. Raises UsageError, with the key at fault."""
+    """Return the table in a file. Raises UsageError, with the key at fault."""
     file = read_file(path, _File, "an operator table", EXAMPLE, check=_check_sources)
     operators = {name: _operator(path, name, entry, file.sources) for name, entry in file.operators.items()}
     return Table(
@@ -109,13 +109,13 @@ def read_table(path: Path) -> Table:
 
 @cache
 def operator_table(engine: Engine, version: str) -> Table | None:
-    """The table of an engine's version, else of the newest one before it; None where there is none."""
+    """Return the table of an engine's version, else of the newest one before it; None where there is none."""
     found = [path for path in TABLES.glob(f"{engine}-*.toml") if _numbers(_version(path)) <= _numbers(version)]
     return read_table(max(found, key=lambda path: _numbers(_version(path)))) if found else None
 
 
 def table_for(profile: Profile, engine: Engine) -> Table | None:
-    """The table that holds for an engine on a device: by the version in its toolchain, else the newest one."""
+    """Return the table that holds for an engine on a device: by the version in its toolchain, else the newest one."""
     tensorrt, qnn = profile.toolchain.tensorrt, profile.toolchain.qnn
     if engine == "tensorrt" and tensorrt:
         return operator_table(engine, tensorrt.version.value)

@@ -113,7 +113,7 @@ class Accelerators(Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
 
 class Module(Struct, frozen=True, forbid_unknown_fields=True):
-    """How one part of a model runs when the user does not say otherwise."""
+    """The default precision and placement of one part of a model."""
 
     precision: Choice[Precision]
     placement: Choice[Placement]
@@ -128,7 +128,7 @@ class Modules(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a graph for the device may contain; the ``npu_`` ones only where there is an NPU.
+    """The limits of a graph for the device; the ``npu_`` ones only if there is an NPU.
 
     ``image_pixels`` is the largest picture that a vision module is made for by default.
     """
@@ -151,7 +151,7 @@ class TensorRT(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Qnn(Struct, frozen=True, forbid_unknown_fields=True):
-    """How QNN's compiler names the chip, and the NPU's tightly coupled memory."""
+    """The chip as QNN's compiler names it, and the NPU's tightly coupled memory."""
 
     soc_model: Fact[Count]
     htp_arch: Fact[Count]
@@ -166,7 +166,7 @@ class Toolchain(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
 
 
 class Profile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One device: facts with their sources, and edgeglm's choices with their reasons."""
+    """A device: facts with their sources, and edgeglm's choices with their reasons."""
 
     name: str
     title: str
@@ -184,7 +184,7 @@ Statement = Fact[object] | Choice[object]
 
 
 def statements(table: Struct, prefix: str = "") -> Iterator[tuple[str, Statement]]:
-    """Every fact and choice below ``table`` with its dotted key, in the order of the types."""
+    """Yield every fact and choice below ``table`` with its dotted key, in the order of the types."""
     for field in table.__struct_fields__:
         value = getattr(table, field)
         if isinstance(value, Fact | Choice):

@@ -25,7 +25,7 @@ def read_file(
     decode: Callable[[type, object], object] | None = None,
     check: Callable[[T], object] = lambda _: None,
 ) -> T:
-    """What a file says.
+    """Return what a file says.
 
     Args:
         path: The file.

@@ -46,14 +46,14 @@ _CONTROLS = {"n": "\n", "r": "\r", "t": "\t"}
 
 @dataclass(frozen=True)
 class Action:
-    """One action: its type (of ACTIONS, or whatever the model said) and its other arguments."""
+    """An action: its type (of ACTIONS, or whatever the model said) and its other arguments."""
 
     type: str
     arguments: dict[str, Value]
 
     @property
     def point(self) -> tuple[int, int] | None:
-        """Where a tap goes, in thousandths; None for every other action."""
+        """The point of a tap, in thousandths of the screen; None for every other action."""
         element = self.arguments.get("element")
         return element if isinstance(element, tuple) and self.type in TAPS else None
 
@@ -97,7 +97,7 @@ class _Reader:
 
     @cached_property
     def limits(self) -> list[int]:
-        """Where a text with quotes of its own ends at the latest."""
+        """The last positions at which a text with quotes of its own may end."""
         return [limit.start() for limit in _LIMIT.finditer(self.response)]
 
     def arguments(self, at: int) -> tuple[dict[str, Value], int] | None:
@@ -140,7 +140,7 @@ class _Reader:
         return (_unescape(self.response[at + 1 : end - 1]), end) if end else None
 
     def _has_argument(self, at: int) -> bool:
-        """Whether another argument follows."""
+        """Return whether another argument follows."""
         comma = _COMMA.match(self.response, at)
         return bool(comma and _KEY.match(self.response, comma.end()))
 

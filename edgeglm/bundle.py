@@ -48,21 +48,21 @@ class Bundle:
     _verified: dict[str, Hashed] = field(default_factory=dict, compare=False, repr=False)
 
     def path(self, relative: str) -> Path:
-        """The path of a file of the bundle; another one is a KeyError."""
+        """Return the path of a file of the bundle; another one is a KeyError."""
         if relative not in self.manifest.files:
             raise KeyError(relative)
         return self.folder / relative
 
     @property
     def shapes(self) -> list[Vision]:
-        """Every shape of picture that its vision module has a graph for, the one it was made for first."""
+        """The image shapes that the vision module has a graph for, its first one first."""
         vision, module = self.manifest.model.vision, self.module("vision")
         if vision is None or module is None:
             return []
         return [vision, *(msgspec.structs.replace(vision, grid=shape.grid) for shape in module.shapes)]
 
     def module(self, name: ModuleName) -> Module | None:
-        """The module of that name, if the bundle has it."""
+        """Return the module of that name, if the bundle has it."""
         return next((module for module in self.manifest.modules if module.name == name), None)
 
     def check(self, *folders: str) -> None:
@@ -117,13 +117,13 @@ class Damage:
 
 
 class _Header(msgspec.Struct):
-    """What a manifest of any schema has."""
+    """The keys that a manifest of any schema has."""
 
     bundle_schema: int
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether a folder holds the manifest of a bundle, be it damaged or of another schema."""
+    """Return whether a folder holds the manifest of a bundle, be it damaged or of another schema."""
     with suppress(OSError, UsageError, DamagedFileError, msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         msgspec.json.decode(_manifest_bytes(folder), type=_Header)
         return True
@@ -131,7 +131,7 @@ def is_bundle(folder: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a language model's bundle; its files are not looked at.
+    """Return the manifest of a language model's bundle; its files are not looked at.
 
     Raises:
         UsageError: The folder is not a bundle, or cannot be read.
@@ -147,7 +147,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_sealed(folder: Path) -> Manifest | GraphManifest:
-    """The manifest of any bundle. Raises as `read_manifest`, but for a graph's."""
+    """Return the manifest of any bundle. Raises as `read_manifest`, but for a graph's."""
     path, data = folder / MANIFEST, _manifest_bytes(folder)
     try:
         schema = msgspec.json.decode(data, type=_Header).bundle_schema
@@ -163,7 +163,7 @@ def read_sealed(folder: Path) -> Manifest | GraphManifest:
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """A bundle, with every file there, inside the folder, and of its size.
+    """Return a bundle, with every file there, inside the folder, and of its size.
 
     Raises:
         UsageError, UnsupportedError: As `read_manifest`.
@@ -191,13 +191,13 @@ def verify_bundle(bundle: Bundle) -> None:
 
 
 def find_damage(folder: Path, manifest: Sealed, *, trust_memory: bool = True) -> Iterator[Damage]:
-    """Every file that is not as the manifest says, in the manifest's order."""
+    """Yield every file that is not as the manifest says, in the manifest's order."""
     root = Path(os.path.realpath(folder))
     yield from _damage(root, manifest, KnownHashes(root, trust=trust_memory), {})
 
 
 def _damage(root: Path, manifest: Sealed, hashes: KnownHashes, verified: dict[str, Hashed]) -> Iterator[Damage]:
-    """The same; `verified` gets the identity of each file that is whole."""
+    """Yield the same; `verified` gets the identity of each file that is whole."""
     for relative, file in manifest.files.items():
         if fault := _fault(root, relative, file) or _hash_fault(root, relative, file, hashes, verified):
             yield Damage(relative, fault)
@@ -205,7 +205,7 @@ def _damage(root: Path, manifest: Sealed, hashes: KnownHashes, verified: dict[st
 
 
 def extra_files(folder: Path, manifest: Sealed) -> list[str]:
-    """What lies in the folder, relative to it, and is not in the manifest."""
+    """Return what lies in the folder, relative to it, and is not in the manifest."""
     found = []
     for directory, folders, names in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(directory, name))]
@@ -214,7 +214,7 @@ def extra_files(folder: Path, manifest: Sealed) -> list[str]:
 
 
 def _explain(error: str) -> tuple[str, str]:
-    """The key and the fault in msgspec's message."""
+    """Return the key and the fault in msgspec's message."""
     located = re.fullmatch(r"(.*) - at `\$\.?(.*)`", error, re.DOTALL)
     return (located[2], located[1]) if located else ("top level", error)
 
@@ -246,7 +246,7 @@ def _unreadable(folder: Path, error: Exception) -> UsageError | DamagedFileError
 
 
 def _fault(root: Path, relative: str, file: File) -> str | None:
-    """What is wrong with a file, short of its content."""
+    """Return what is wrong with a file, short of its content."""
     try:
         real = Path(os.path.realpath(root / relative, strict=True))
         status = real.stat()

@@ -25,13 +25,13 @@ Shape = tuple[int | None, ...]  # None where any size may stand
 
 
 def scales_offset(vocabulary: int, hidden_size: int) -> int:
-    """Where in an int8 ``rows.bin`` the scales begin, in bytes."""
+    """Return where in an int8 ``rows.bin`` the scales begin, in bytes."""
     align = PAGE if SCALE * vocabulary >= PAGE else LINE
     return -(-vocabulary * hidden_size // align) * align
 
 
 def faults(manifest: Sealed) -> Iterator[Fault]:
-    """Every disagreement between files and modules."""
+    """Yield every disagreement between files and modules."""
     yield from (("files", f"{path!r} is not a path inside the bundle") for path in manifest.files if not _inside(path))
     for index, module in enumerate(manifest.modules):
         for key, why in _module_faults(manifest, module):
@@ -41,14 +41,14 @@ def faults(manifest: Sealed) -> Iterator[Fault]:
 
 
 def graph_faults(manifest: GraphManifest) -> Iterator[Fault]:
-    """Every disagreement in the manifest of a graph's bundle."""
+    """Yield every disagreement in the manifest of a graph's bundle."""
     yield from faults(manifest)
     if [module.name for module in manifest.modules] != ["graph"]:
         yield "modules", "is not one graph"
 
 
 def model_faults(manifest: Manifest) -> Iterator[Fault]:
-    """Every disagreement in the manifest of a language model's bundle."""
+    """Yield every disagreement in the manifest of a language model's bundle."""
     yield from faults(manifest)
     modules = {module.name: module for module in manifest.modules}
     for name in ("embedding", "decoder"):
@@ -124,7 +124,7 @@ def _model_faults(model: Model) -> Iterator[Fault]:
 
 
 def _shape_faults(model: Model, module: Module) -> Iterator[Fault]:
-    """The tensors of a module that do not have the model's dimensions."""
+    """Yield the tensors of a module that do not have the model's dimensions."""
     for tensor in (*module.inputs, *module.outputs):
         if module.name in ("decoder", "embedding") and not _fits(tensor.shape, _expected(model, tensor)):
             yield tensor.name, f"has the shape {list(tensor.shape)}, which is not the model's"
@@ -149,7 +149,7 @@ def _vision_faults(model: Model, grid: tuple[int, int], tensors: Sequence[Tensor
 
 
 def _expected(model: Model, tensor: Tensor) -> Shape | None:
-    """The shape of a tensor, by its name; None of one that may have any."""
+    """Return the shape of a tensor, by its name; None of one that may have any."""
     kind, _, _ = tensor.name.partition(".")
     kind = "state" if kind.startswith(("past_", "present_", "key_", "value_")) else kind
     shapes: dict[str, Shape] = {

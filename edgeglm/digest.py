@@ -55,7 +55,7 @@ def hash_range(digest: _Hash, descriptor: int, start: int, end: int) -> None:
 
 
 class Identity(NamedTuple):
-    """What is another as soon as a file changes, by all that the kernel says of it."""
+    """The kernel's facts of a file; they differ as soon as it changes."""
 
     device: int
     inode: int
@@ -65,7 +65,7 @@ class Identity(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> Identity:
-        """The identity of the file with that status."""
+        """Return the identity of the file with that status."""
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     @property
@@ -96,7 +96,7 @@ class KnownHashes:
         self._seen: dict[str, str] = {}
 
     def sha256(self, path: Path) -> str:
-        """The hash of a regular file that is not a symlink, in hexadecimal.
+        """Return the hash of a regular file that is not a symlink, in hexadecimal.
 
         Raises:
             OSError: The file cannot be read, or changes while it is.
@@ -104,7 +104,7 @@ class KnownHashes:
         return self.hash_file(path).sha256
 
     def hash_file(self, path: Path) -> Hashed:
-        """The same, with what the file was. Raises as `sha256`."""
+        """Return the same, with what the file was. Raises as `sha256`."""
         descriptor = os.open(path, READ_ONLY)
         try:
             may_remember = _may_remember(path, descriptor)
@@ -139,7 +139,7 @@ def _hash(descriptor: int, identity: Identity) -> str:
 
 
 def _may_remember(path: Path, descriptor: int) -> bool:
-    """Whether no change of the file goes unseen from now on; a large one is written back for that."""
+    """Return whether no change of the file goes unseen from now on; a large one is written back for that."""
     identity = _identity(descriptor)
     if identity.size <= ALWAYS_BYTES or abs(time.time_ns() - identity.changed_ns) < WRITTEN_BACK_NS:
         return False
@@ -153,7 +153,7 @@ def _may_remember(path: Path, descriptor: int) -> bool:
 
 
 def _file_system(path: Path) -> str:
-    """The type of the file system that a path is on, as Linux calls it; empty if that is not known."""
+    """Return the type of the file system that a path is on, as Linux calls it; empty if that is not known."""
     longest, kind = "", ""
     with suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
         for line in mounts:  # proc(5): the fifth field is the mount point, the first behind the dash its type

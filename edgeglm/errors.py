@@ -19,7 +19,7 @@ MAX_LENGTH = 1000
 
 
 def printable(text: str) -> str:
-    """The text with whatever a terminal would obey or could not show as its escape: control characters, surrogates."""
+    """Escape what a terminal would obey or could not show: control characters, surrogates."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
@@ -46,7 +46,7 @@ class EdgeglmError(Exception):
 
 
 def _plain(text: str) -> str:
-    """A text on one line, without its middle where it is too long for one: a file may hold anything."""
+    """Return a text on one line, without its middle where it is too long for one: a file may hold anything."""
     line, half = printable(" ".join(text.split())), MAX_LENGTH // 2
     return line if len(line) <= MAX_LENGTH else f"{line[:half]} … {line[-half:]}"
 

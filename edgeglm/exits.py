@@ -144,7 +144,7 @@ def _explain(error: BaseException, again: str) -> EdgeglmError:
 
 
 def _is_of_memory(error: BaseException | None) -> bool:
-    """Whether memory was short, also where an engine could not load a file for want of it."""
+    """Return whether memory was short, also where an engine could not load a file for want of it."""
     return isinstance(error, MemoryError) or bool(error and NO_MEMORY.search(str(error)))
 
 
@@ -153,7 +153,7 @@ def _is_of_disk(error: BaseException) -> bool:
 
 
 def _say(line: str) -> None:
-    """One line on stderr, where that can be written."""
+    """Print one line on stderr, if that can be written."""
     try:
         print(f"edgeglm: {line}", file=sys.stderr, flush=True)
     except (OSError, ValueError):

@@ -59,7 +59,7 @@ class Vision(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
 
 
 class Model(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """Which model it is, and the dimensions that running it takes."""
+    """The model's name, family and the dimensions that running it takes."""
 
     name: Text
     architecture: Text
@@ -110,7 +110,7 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Module(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """One part of the model, in the folder of its name: the file to open and how it runs.
+    """A part of the model, in the folder of its name: the file to open and how it runs.
 
     ``rows`` is a table of which single rows are read, without engine and dialect. ``parts`` has the precision of
     every part of a module whose ``precision`` is ``mixed``. ``fp32_values`` names the weights and values of a module in
@@ -147,7 +147,7 @@ class Module(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
         )
 
     def for_grid(self, grid: tuple[int, int]) -> Module:
-        """The module whose file is the graph for one grid: its own, unless a shape has it."""
+        """Return the module whose file is the graph for one grid: its own, unless a shape has it."""
         return next(
             (module for shape, module in zip(self.shapes, self.each_shape[1:], strict=True) if shape.grid == grid),
             self,
@@ -172,7 +172,7 @@ class Generation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
 
 
 class Provenance(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """What the bundle was made from and with."""
+    """The inputs and versions that the bundle was made from."""
 
     config_sha256: Sha256
     weights_sha256: Sha256
@@ -230,7 +230,7 @@ class File(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Sealed(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What every bundle says about itself; ``files`` are all of its files but the manifest, by relative path.
+    """The keys of every bundle's manifest; ``files`` are all of its files but the manifest, by relative path.
 
     ``seal`` is the SHA-256 of the manifest's own bytes with zeros in its place: no byte changes unseen.
     """
@@ -248,11 +248,11 @@ class Sealed(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return sum(file.bytes for file in self.files.values())
 
     def module_bytes(self, module: Module) -> int:
-        """The bytes of all files in a module's folder."""
+        """Return the bytes of all files in a module's folder."""
         return sum(file.bytes for path, file in self.files.items() if path.startswith(f"{module.name}/"))
 
     def to_bytes(self) -> bytes:
-        """The manifest as the file's bytes, the same for the same content, with its seal.
+        """Return the manifest as the file's bytes, the same for the same content, with its seal.
 
         Raises:
             ValueError: The reader would refuse or misread it.
@@ -272,7 +272,7 @@ class Sealed(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Manifest(Sealed, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the bundle of a language model says about itself."""
+    """The manifest of a language model's bundle."""
 
     model: Model
     generation: Generation
@@ -288,20 +288,20 @@ class Graph(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GraphManifest(Sealed, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the bundle of one ONNX graph says about itself; ``proof`` is what a builder has made of it here."""
+    """The manifest of an ONNX graph's bundle; ``proof`` is the result of a builder on the exporting machine."""
 
     graph: Graph
     proof: Text | None = None
 
 
 class _Kind(Struct):
-    """What tells one bundle from the other."""
+    """The key that tells one kind of bundle from the other."""
 
     graph: msgspec.Raw | UnsetType = UNSET
 
 
 def parse_manifest(data: bytes) -> Manifest | GraphManifest:
-    """The manifest in the bytes of a file.
+    """Return the manifest in the bytes of a file.
 
     Raises:
         msgspec.DecodeError: They are not JSON, or (`msgspec.ValidationError`) not what `Sealed.to_bytes` returned;
@@ -329,7 +329,7 @@ def parse_manifest(data: bytes) -> Manifest | GraphManifest:
 
 
 def _size(target: type, value: object) -> object:
-    """A profile's size or bandwidth, which a manifest holds in bytes."""
+    """Return a profile's size or bandwidth, which a manifest holds in bytes."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return target(value)
     raise ValueError(f"{value!r} is not a number of bytes")

@@ -52,7 +52,7 @@ class PhaseLog:
 
 
 class MemoryCurve:
-    """This process's resident memory over time, taken by a thread, as a context manager.
+    """A context manager that samples this process's resident memory in a thread.
 
     Attributes:
         points: Milliseconds since the start, and bytes.
@@ -137,7 +137,7 @@ class MemorySampler:
 
 
 def current_rss(pid: int | None = None) -> int:
-    """The resident memory of a process (default: this one) now.
+    """Return the resident memory of a process (default: this one) now.
 
     Raises:
         OSError: There is no such process.
@@ -146,7 +146,7 @@ def current_rss(pid: int | None = None) -> int:
 
 
 def peak_rss(pid: int | None = None) -> int:
-    """The highest resident memory that a process (default: this one) had since it began its program.
+    """Return the highest resident memory that a process (default: this one) had since it began its program.
 
     Raises:
         OSError: There is no such process.
@@ -172,7 +172,7 @@ def _tree(pid: int) -> Iterator[int]:
 
 
 def _children(pid: int) -> list[int]:
-    """The processes that a process started, each of which belongs to the thread that did it."""
+    """Return the processes that a process started, each of which belongs to the thread that did it."""
     children: list[int] = []
     with suppress(OSError):  # it has ended
         for task in os.listdir(f"/proc/{pid}/task"):

@@ -13,7 +13,7 @@ _ADDR_NO_RANDOMIZE = 0x0040000  # personality(2)
 
 
 def end_with_parent() -> None:
-    """For ``preexec_fn``: the kernel ends the child when we are killed, or interrupted before Popen returns.
+    """Have the kernel end this child with its parent, for ``preexec_fn``, even before Popen returns.
 
     The one C call in between fork and exec is safe beside other threads.
     """

@@ -80,7 +80,7 @@ def _pairs(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
 
 
 def _fault(value: object) -> str | None:
-    """What is wrong with a value, inside of lists too; objects were checked before."""
+    """Return what is wrong with a value, inside of lists too; objects were checked before."""
     if isinstance(value, str) and UNFIT.search(value):
         return f"{value[:80]!r} has control characters"
     if isinstance(value, _Unfit):

@@ -39,7 +39,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """A size in the unit that keeps it below 1024, to two decimals: ``1.15GiB``.
+    """Return a size in the unit that keeps it below 1024, to two decimals: ``1.15GiB``.
 
     `parse_size` reads it back exactly when the size is whole in that unit, else within 0.5%.
     """
@@ -51,7 +51,7 @@ def format_size(size: int) -> str:
 
 
 def parse_percent(text: str) -> float:
-    """The fraction in a percentage: ``2%`` and ``0.02`` are both 0.02.
+    """Return the fraction in a percentage: ``2%`` and ``0.02`` are both 0.02.
 
     Raises:
         UsageError: ``text`` is not a number with or without ``%``, or lies outside 0 to 100%.

@@ -113,7 +113,7 @@ class Chat:
         return {**each, "content": [part if part["type"] == "text" else {"type": "image"} for part in content]}
 
     def _knows_parts(self, role: str) -> bool:
-        """Whether the template takes a list for a content of this role, and does not print it as Python does."""
+        """Return whether the template takes a list for a content of this role, and does not print it as Python does."""
         if role not in self._knows and self.template is not None:
             try:
                 text = self.template.render([{"role": role, "content": [{"type": "text", "text": PROBE}]}])

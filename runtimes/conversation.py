@@ -38,7 +38,7 @@ class Conversation:
         self.turns: list[tuple[Message, Message]] = []  # question and answer
 
     def ask(self, text: str, image: Path | None = None, show: Callable[[str], object] = lambda _: None) -> Answer:
-        """The next turn; one that fails leaves the conversation as it was. Raises as `Runner.answer`."""
+        """Return the next turn; one that fails leaves the conversation as it was. Raises as `Runner.answer`."""
         question = message("user", text, image)
         turns = self._fitting(question)
         answer = self.runner.answer(
@@ -52,7 +52,7 @@ class Conversation:
         return answer
 
     def _fitting(self, question: Message) -> list[tuple[Message, Message]]:
-        """The turns that stay: all, or the newest if they do not fit."""
+        """Return the turns that stay: all, or the newest if they do not fit."""
         window, turns = self.runner.window.tokens - self.max_new_tokens, self.turns
         while turns and len(self.runner.prompt(self._messages(turns, question)).tokens) > window:
             window = int(KEPT * self.runner.window.tokens) - self.max_new_tokens

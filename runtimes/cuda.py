@@ -45,13 +45,13 @@ class Gpu:
 
     @property
     def name(self) -> str:
-        """As the vendor calls it."""
+        """The vendor's name of the GPU."""
         text = ctypes.create_string_buffer(256)
         self._call("cuDeviceGetName", text, len(text), self._device)
         return text.value.decode(errors="replace")
 
     def allocate(self, size: int) -> int:
-        """The address of `size` bytes. Raises BudgetError where there are not so many."""
+        """Return the address of `size` bytes. Raises BudgetError where there are not so many."""
         address = ctypes.c_uint64()
         self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
         return address.value

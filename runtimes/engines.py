@@ -47,7 +47,7 @@ ERRORS = {kind.exit_code: kind for kind in (UnsupportedError, BudgetError, Damag
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What was built: the file's hash and size, by what, for which GPU, and how long it took."""
+    """The record of a build: the file's hash and size, the builder, the GPU and the seconds that it took."""
 
     sha256: str
     bytes: int
@@ -68,7 +68,7 @@ class Engine:
 def engine_for(
     bundle: Bundle, module: Module, library: Library, sm: int, show: Callable[[float], None] = lambda _: None
 ) -> Engine:
-    """The engine of a module, built if there is none yet; of two that start at once, one waits for the other.
+    """Return the engine of a module, built if there is none yet; of two that start at once, one waits for the other.
 
     Args:
         bundle: Its files' hashes were checked.
@@ -100,7 +100,7 @@ def engine_for(
 
 
 def input_ranges(bundle: Bundle, module: Module) -> dict[str, Range]:
-    """The range of each input of which a dimension varies.
+    """Return the range of each input of which a dimension varies.
 
     The usual step is a whole chunk of a prompt behind half a context: a kernel chosen for many tokens reads each
     weight once for a single one too, while one chosen for a single token may read them again for each of many.
@@ -128,7 +128,7 @@ def input_ranges(bundle: Bundle, module: Module) -> dict[str, Range]:
 
 
 def _check_library(bundle: Bundle, library: Library, sm: int) -> None:
-    """That it is not older than the device's profile says, and builds for the GPU."""
+    """Check that the library is as new as the device's profile asks, and builds for the GPU."""
     needed = bundle.manifest.profile.toolchain.tensorrt
     if library.name == "tensorrt" and needed and _numbers(library.version) < _numbers(needed.version.value):
         why = f"is older than the {needed.version.value} that {bundle.manifest.profile.name} asks for"
@@ -150,7 +150,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _root() -> Path:
-    """The folder of all engines, which nobody else may write: an engine is code."""
+    """Return the folder of all engines, which nobody else may write: an engine is code."""
     root = cache_folder()
     if root is None:
         raise UnsupportedError("engines", "there is no home folder to keep them in", "set XDG_CACHE_HOME")
@@ -166,7 +166,7 @@ def _root() -> Path:
 
 
 def _key(bundle: Bundle, module: Module, library: Library, sm: int, ranges: dict[str, Range]) -> str:
-    """One name for a module's bytes, TensorRT's version, the GPU and the shapes."""
+    """Return one name for a module's bytes, TensorRT's version, the GPU and the shapes."""
     files = bundle.manifest.files
     parts = [f"{name} {files[name].sha256}" for name in sorted(files) if name.startswith(f"{module.name}/")]
     parts += [
@@ -178,7 +178,7 @@ def _key(bundle: Bundle, module: Module, library: Library, sm: int, ranges: dict
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[BinaryIO]:
-    """The lock on one engine; the kernel takes it back from whoever is killed. The builder holds it too.
+    """Hold the lock of one engine; the kernel releases it if the holder is killed. The builder holds it too.
 
     Raises:
         UnsupportedError: The folder cannot be written.
@@ -205,7 +205,7 @@ def _sweep(folder: Path) -> None:
 
 @contextmanager
 def _partial(folder: Path) -> Iterator[Path]:
-    """An empty folder beside it, in place of what a killed build left, and gone afterwards unless it was renamed."""
+    """Make an empty folder beside it, without what a killed build left; remove it unless it was renamed."""
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -220,7 +220,7 @@ def _partial(folder: Path) -> Iterator[Path]:
 
 
 def _read(folder: Path) -> Record | None:
-    """What is in the folder, if the engine is still the file that was built."""
+    """Return what is in the folder, if the engine is still the file that was built."""
     hashes = KnownHashes(folder)
     try:
         record = msgspec.json.decode((folder / RECORD).read_bytes(), type=Record)

@@ -39,7 +39,7 @@ Source = Path | bytes  # of a picture: its file, or what such a file holds
 
 
 def open_picture(source: Source, room: int | None = None) -> Image.Image:
-    """A picture as its EXIF turns it, in the mode of its file; of an animation the first frame.
+    """Return a picture as its EXIF turns it, in the mode of its file; of an animation the first frame.
 
     A JPEG of more than `MAX_PIXELS`, and of up to four times as many, is decoded at half its size.
 
@@ -136,7 +136,7 @@ def to_patches(image: Image.Image, vision: Vision) -> NDArray[np.float32]:
 
 
 def picture_bytes(vision: Vision) -> int:
-    """Of a picture's patches, as the vision module takes them."""
+    """Return the bytes of a picture's patches as the vision module takes them."""
     (rows, columns), size = vision.grid, vision.patch_size
     return 4 * 3 * vision.temporal_patch_size * rows * columns * size * size
 
@@ -147,7 +147,7 @@ def merged_grid(vision: Vision) -> tuple[int, int]:
 
 
 def squeezed(image: Image.Image, vision: Vision) -> str | None:
-    """A clause for a picture whose sides the grid changes by more than `SQUEEZE` against one another."""
+    """Return a clause for a picture whose sides the grid changes by more than `SQUEEZE` against one another."""
     (rows, columns), size = vision.grid, vision.patch_size
     width, height = columns * size, rows * size
     ratio = image.width * height / (image.height * width)
@@ -207,7 +207,7 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 
 def picture_name(source: Source) -> object:
-    """What errors call a picture."""
+    """Return what errors call a picture."""
     return "the picture" if isinstance(source, bytes) else source
 
 

@@ -7,10 +7,10 @@ from typing import Protocol
 
 
 class Memory(Protocol):
-    """What keys and values ask of the memory that they lie in."""
+    """The memory that holds keys and values."""
 
     def allocate(self, size: int) -> int:
-        """The address of so many bytes."""
+        """Return the address of so many bytes."""
 
     def free(self, address: int) -> None:
         """Give memory back."""
@@ -39,11 +39,11 @@ class KeyValues:
 
     @property
     def bytes(self) -> int:
-        """Of all buffers."""
+        """The bytes of all buffers."""
         return 2 * sum(heads * width * self.capacity for heads, width in self._rows.values())
 
     def advance(self, count: int) -> None:
-        """A step has written `count` more tokens."""
+        """Count the `count` tokens that a step has written."""
         self.length += count
         self._turn()
 

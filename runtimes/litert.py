@@ -37,7 +37,7 @@ Form = tuple[tuple[int, ...], "np.dtype[Any]"]
 
 
 class File:
-    """One TFLite file in the engine.
+    """A TFLite file in the engine.
 
     Args:
         path: The file.
@@ -117,7 +117,7 @@ class File:
             del self._model, self._environment
 
     def _touch(self) -> None:
-        """The first write to any buffer makes the engine's own environment, which says so, and again at the end."""
+        """Write to a buffer for the first time, which makes the engine's environment print its messages here."""
         signature = next(iter(self.signatures))
         name, (shape, dtype) = min(self.inputs(signature).items(), key=lambda each: math.prod(each[1][0]))
         self._buffer(signature, name, is_output=False).write(np.zeros(shape, dtype))
@@ -202,7 +202,7 @@ class Decoder:
         return values["logits"].reshape(-1)
 
     def reserve(self, capacity: int) -> None:
-        """The buffers are as long as they will ever be. Raises BudgetError for more."""
+        """Check that the tokens fit; the buffers never grow. Raises BudgetError."""
         if capacity > self.capacity:
             raise BudgetError(
                 f"{capacity} tokens", f"the decoder has room for {self.capacity}", "export it for a longer --context"
@@ -218,7 +218,7 @@ class Decoder:
 
 
 def check_library() -> None:
-    """That there is a LiteRT, and no tflite-runtime, which is taken for it. Raises UnsupportedError."""
+    """Check that LiteRT is installed and tflite-runtime, which is taken for it, is not. Raises UnsupportedError."""
     if importlib.util.find_spec("tflite_runtime"):
         why = "its last version computes garbage from INT8 models without an error, and nothing tells who will use it"
         raise UnsupportedError("tflite-runtime", why, f"pip uninstall tflite-runtime, then {INSTALL}")
@@ -260,7 +260,7 @@ def _silence_exit() -> None:
 
 
 def _reason(said: str, error: Exception) -> str:
-    """The first error that the engine logged, else what it raised."""
+    """Return the first error that the engine logged, else what it raised."""
     errors = [line.partition("ERROR: ")[2] for line in said.splitlines() if line.startswith("ERROR: ")]
     return (errors or str(error).splitlines() or ["no reason given"])[0]
 

@@ -28,7 +28,7 @@ GROWTH = 1.2
 
 
 def litert_files(bundle: Bundle, module: Module, threads: int) -> list[litert.File]:
-    """The files of a module in the engine, in the order of computation. Raises as `litert.File`."""
+    """Return the files of a module in the engine, in the order of computation. Raises as `litert.File`."""
     litert.check_library()
     compiled = module.compiled.file if module.compiled else None
     names = sorted(name for name in bundle.manifest.files if name.startswith(f"{module.name}/") and name != compiled)
@@ -46,7 +46,7 @@ def litert_files(bundle: Bundle, module: Module, threads: int) -> list[litert.Fi
 
 @contextmanager
 def packed_weights(bundle: Bundle, name: str) -> Iterator[Path | None]:
-    """Where the engine keeps a file's packed weights, or finds them; None where there is no room for any."""
+    """Give the path at which the engine keeps a file's packed weights; None if there is no room."""
     file, root = bundle.manifest.files[name], cache_folder()
     if root is None:
         yield None
@@ -69,13 +69,13 @@ def packed_weights(bundle: Bundle, name: str) -> Iterator[Path | None]:
 
 
 def _key(sha256: str) -> str:
-    """One name for a file's bytes, the engine's version and the processor."""
+    """Return one name for a file's bytes, the engine's version and the processor."""
     parts = (sha256, litert.version(), platform.machine(), *processor())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether the file is the one that was made; an unchanged one is not read again."""
+    """Return whether the file is the one that was made; an unchanged one is not read again."""
     hashes = KnownHashes(folder)
     try:
         return hashes.sha256(folder / WEIGHTS) == (folder / SUM).read_text()

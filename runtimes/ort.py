@@ -110,7 +110,7 @@ class Decoder:
         del self.binding, self.session
 
     def _bind_state(self) -> None:
-        """What the engine reads and writes at each step: bound anew only when it is new, for there are two a layer."""
+        """Bind what the engine reads and writes at each step, two buffers a layer; only after they changed."""
         self.binding.clear_binding_inputs()
         self.binding.clear_binding_outputs()
         self.binding.bind_ortvalue_output("logits", self.logits)

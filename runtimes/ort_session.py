@@ -42,7 +42,7 @@ def open_session(
     save_to: Path | None = None,
     graph: bytes | None = None,
 ) -> onnxruntime.InferenceSession:
-    """A session of a module's file.
+    """Return a session of a module's file.
 
     Args:
         path: The graph.
@@ -79,7 +79,7 @@ def _check_name(path: Path) -> None:
 def session_options(
     graph: str | Path | bytes, threads: int | None = None, entries: Mapping[str, str] | None = None
 ) -> onnxruntime.SessionOptions:
-    """The options that every session of edgeglm has.
+    """Return the options that every session of edgeglm has.
 
     Args:
         graph: The graph's file, or its bytes.

@@ -35,7 +35,7 @@ def prompt_positions(image_tokens: Sequence[bool], grids: Sequence[Grid] | None)
 
 
 def causal_mask(count: int, total: int) -> NDArray[np.float32]:
-    """What is added to the scores of the last `count` of `total` tokens, so that none sees a later one.
+    """Return what is added to the scores of the last `count` of `total` tokens, so that none sees a later one.
 
     (1, 1, count, total), as the portable dialect takes it; -1e4 hides a token, and fits into fp16.
     """
@@ -43,6 +43,6 @@ def causal_mask(count: int, total: int) -> NDArray[np.float32]:
 
 
 def picture_spans(image_tokens: Sequence[bool]) -> list[tuple[int, int]]:
-    """Where each picture begins and ends among the tokens."""
+    """Return where each picture begins and ends among the tokens."""
     edges = np.flatnonzero(np.diff([0, *image_tokens, 0])).tolist()
     return list(zip(edges[::2], edges[1::2], strict=True))

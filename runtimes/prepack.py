@@ -35,7 +35,7 @@ GROWTH = 2.2
 
 
 def prepacked(path: Path, files: Mapping[str, File], threads: int) -> Path:
-    """The engine's own file of a module, made if it is not there yet.
+    """Return the engine's own file of a module, made if it is not there yet.
 
     Args:
         path: The module's graph.
@@ -62,14 +62,14 @@ def prepacked(path: Path, files: Mapping[str, File], threads: int) -> Path:
 
 
 def _key(files: Mapping[str, File]) -> str:
-    """One name for a module's bytes, the engine's version and the processor."""
+    """Return one name for a module's bytes, the engine's version and the processor."""
     parts = [f"{name} {file.sha256}" for name, file in sorted(files.items())]
     parts += [onnxruntime.__version__, platform.machine(), *processor()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
 def processor() -> Iterator[str]:
-    """What Linux says of the first core's kind and instructions."""
+    """Yield what Linux says of the first core's kind and instructions."""
     names = ("model name", "flags", "Features", "CPU implementer", "CPU part")
     with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         for line in file:
@@ -80,7 +80,7 @@ def processor() -> Iterator[str]:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether the files are those that were made; an unchanged one is not read again."""
+    """Return whether the files are those that were made; an unchanged one is not read again."""
     hashes = KnownHashes(folder)
     try:
         sums = msgspec.json.decode((folder / SUMS).read_bytes(), type=dict[str, str])

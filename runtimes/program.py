@@ -58,7 +58,7 @@ def run(arguments: Sequence[str] | None = None, bundle: Path | None = None) -> N
 
 
 def _check(options: argparse.Namespace) -> None:
-    """What can be refused before anything is loaded."""
+    """Refuse wrong options before anything is loaded."""
     if options.memory_plot:
         check_format(options.memory_plot)
     if options.self_test:
@@ -75,7 +75,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _converse(runner: Runner, options: argparse.Namespace) -> Answer | None:
-    """One answer; or a chat, of which the last."""
+    """Return one answer; or a chat, of which the last."""
     given = {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}
     sampling = replace(Sampling.of(runner.bundle.manifest.generation), **given)
     conversation = Conversation(runner, max_new_tokens=options.max_new_tokens, sampling=sampling, seed=options.seed)
@@ -115,7 +115,7 @@ def _self_test(runner: Runner, *, as_json: bool) -> None:
 
 
 def _show(text: str) -> None:
-    """A terminal obeys control characters, and nobody has checked what a model says."""
+    """Print a model's text; on a terminal, which obeys control characters, escaped."""
     plain = "".join(each if each in "\n\t" else printable(each) for each in text) if sys.stdout.isatty() else text
     print(plain, end="", flush=True)
 
@@ -212,7 +212,7 @@ def _action(action: Action | None) -> dict[str, object] | None:
 
 
 def summary(answer: Answer) -> dict[str, object]:
-    """What ``--json`` prints, as docs/cli.md says."""
+    """Return what ``--json`` prints, as docs/cli.md says."""
     return {
         "text": answer.text,
         "action": _action(answer.action),
@@ -236,7 +236,7 @@ def _rounded(values: dict[str, object]) -> dict[str, object]:
 
 
 def report(answer: Answer) -> list[str]:
-    """The table behind an answer."""
+    """Return the table behind an answer."""
     action = json.dumps(_action(answer.action), ensure_ascii=False)
     lines = [f"action  {action}"] if answer.action else []
     if answer.finish_reason == "length":

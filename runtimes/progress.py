@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_line(text: str) -> Iterator[Callable[[float], None]]:
-    """A function that shows a share from 0 to 1 behind `text`; the line is empty afterwards. Elsewhere, silence."""
+    """Give a function that shows a share from 0 to 1 behind `text` on a terminal; clear the line afterwards."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return

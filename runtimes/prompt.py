@@ -31,14 +31,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is to be answered; positions are (axes, 1, length)."""
+    """A prompt as the decoder takes it; positions are (axes, 1, length)."""
 
     tokens: list[int]
     pictures: list[Picture]
     positions: NDArray[np.int64]
 
     def keys(self) -> list[Key]:
-        """What a decoder's state depends on, token by token: equal keys have equal states."""
+        """Return what a decoder's state depends on, token by token: equal keys have equal states."""
         keys: list[Key] = list(self.tokens)
         for picture in self.pictures:
             keys[picture.start : picture.stop] = [picture.digest] * (picture.stop - picture.start)
@@ -86,7 +86,7 @@ def read_prompt(chat: Chat, model: Model, messages: Sequence[Message], shapes: S
 
 
 def shared_length(known: Sequence[Key], wanted: Sequence[Key]) -> int:
-    """How many keys both begin with; one of those wanted is always left, to compute logits from."""
+    """Return how many keys both begin with; one of those wanted is always left, to compute logits from."""
     pairs = zip(known, wanted[:-1], strict=False)
     return next((index for index, (left, right) in enumerate(pairs) if left != right), min(len(known), len(wanted) - 1))
 
@@ -100,5 +100,5 @@ def _has_content(last: Message) -> bool:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether it has no byte of the command line that could not be decoded."""
+    """Return whether it has no byte of the command line that could not be decoded."""
     return not any("\ud800" <= character <= "\udfff" for character in text)

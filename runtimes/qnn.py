@@ -46,11 +46,11 @@ class Npu:
 
     @property
     def name(self) -> str:
-        """What executes."""
+        """The name of the executor, for reports."""
         return f"{self.title}, HTP simulator" if self.is_simulator else f"{self.title}, NPU"
 
     def session(self, path: str | Path, chip: Chip, entries: Mapping[str, str]) -> onnxruntime.InferenceSession:
-        """A session of a file, all of it on the NPU. Raises as ONNX Runtime does."""
+        """Return a session of a file, all of it on the NPU. Raises as ONNX Runtime does."""
         options = session_options(path, entries={"session.disable_cpu_ep_fallback": "1", **entries})
         # The device knows its own chip; the compiler and the simulator must be told, the number too: without it they
         # take another chip of the same architecture.
@@ -84,7 +84,7 @@ class Encoder:
 
 
 def npu_for(module: Module) -> tuple[Npu | None, str | None]:
-    """The NPU that runs a module here, or None and why there is none."""
+    """Return the NPU that runs a module here, or None and why there is none."""
     try:
         npu = find_npu()
     except UnsupportedError as error:
@@ -97,7 +97,7 @@ def npu_for(module: Module) -> tuple[Npu | None, str | None]:
 
 
 def chip_of(profile: Profile) -> Chip:
-    """The numbers of the chip that a profile is of."""
+    """Return the numbers of the chip that a profile is of."""
     qnn = profile.toolchain.qnn
     assert qnn  # the profile's reader asks for it where an engine is QNN
     return qnn.soc_model.value, qnn.htp_arch.value
@@ -105,7 +105,7 @@ def chip_of(profile: Profile) -> Chip:
 
 @cache
 def find_npu() -> Npu:
-    """The NPU of this machine.
+    """Return the NPU of this machine.
 
     Raises:
         UnsupportedError: The provider is not installed, cannot be loaded, or has no device here.
@@ -123,7 +123,7 @@ def find_npu() -> Npu:
 
 @cache
 def _devices() -> tuple[dict[str, Any], str]:
-    """The provider's devices by their kinds, and its library for an NPU; a process can ask once."""
+    """Return the provider's devices by their kinds, and its library for an NPU; a process can ask once."""
     try:
         library: Any = importlib.import_module("onnxruntime_qnn")
     except ModuleNotFoundError as error:
@@ -145,7 +145,7 @@ def _version() -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what the vendor's libraries write to the terminal on their own; exceptions say what failed."""
+    """Keep the vendor's own messages from the terminal; exceptions say what failed."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(number) for number in (1, 2)]

@@ -54,7 +54,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came out of a run, and what it took; times are in milliseconds, sizes in bytes.
+    """An answer and its cost; times are in milliseconds, sizes in bytes.
 
     ``prefilled_tokens`` are those of the prompt that an earlier request had not left in the decoder. ``modules`` are
     those that were in memory at any time of the request. ``finish_reason`` is ``length`` where the answer was cut off.
@@ -140,7 +140,7 @@ class Runner:
         self.resources.close()
 
     def prompt(self, messages: Sequence[Message]) -> Prompt:
-        """The prompt that a conversation is. Raises as `answer`."""
+        """Return the prompt that a conversation is. Raises as `answer`."""
         return read_prompt(self.chat, self.model, messages, self.bundle.shapes)
 
     def answer(
@@ -188,7 +188,7 @@ class Runner:
             self._known = (keys + self._generated)[: decoder.length]
 
     def _begin(self) -> None:
-        """Each request has a log of its own; the first one's begins with the start of the runner."""
+        """Begin the log of a request; that of the first one begins with the start of the runner."""
         if not self._fresh:
             self._log = PhaseLog()
         self._fresh = False
@@ -197,7 +197,7 @@ class Runner:
         self._notes: list[str] = []
 
     def _unseen(self, prompt: Prompt, shared: int) -> list[Picture]:
-        """The pictures of which the decoder's state lacks a piece."""
+        """Return the pictures of which the decoder's state lacks a piece."""
         return [picture for picture in prompt.pictures if picture.stop > shared]
 
     def _embed(self, prompt: Prompt, shared: int) -> NDArray[np.float32]:
@@ -229,7 +229,7 @@ class Runner:
         return open_encoder(self.bundle, module.for_grid(grid), self.threads)
 
     def _read_picture(self, picture: Picture, count: int) -> NDArray[np.float32]:
-        """The patches of one of `count` pictures, all of which are in memory when the vision module is."""
+        """Return the patches of one of `count` pictures, all of which are in memory when the vision module is."""
         self.window.check_pictures(count, picture_bytes(picture.vision))
         image = open_picture(picture.source, self._room())
         if note := squeezed(image, picture.vision):
@@ -241,7 +241,7 @@ class Runner:
         return None if self.max_ram is None else self.max_ram - current_rss()
 
     def _prepare(self, capacity: int, shared: int) -> DecoderSession:
-        """The decoder with room for `capacity` tokens, and none in it but the shared ones."""
+        """Return the decoder with room for `capacity` tokens, and none in it but the shared ones."""
         if self._decoder is None:
             self._decoder = self._decoder_stay.enter_context(
                 self._loaded("decoder", lambda module: self._load_decoder(module, capacity))
@@ -309,7 +309,7 @@ class Runner:
 
     @contextmanager
     def _loaded(self, name: ModuleName, load: Callable[[Module], Session]) -> Iterator[Session]:
-        """A module's session, which is released at the end; both are phases."""
+        """Open a module's session and release it at the end; both are phases."""
         module = self.bundle.module(name)
         if module is None:
             raise DamagedFileError(self.bundle.folder, f"has no {name} module", "export the bundle again")

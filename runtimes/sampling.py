@@ -19,7 +19,7 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; temperature 0 is greedy, and top k of 0 is all.
+    """The settings that choose the next token; temperature 0 is greedy, and top k of 0 is all.
 
     `suppress_tokens` never come, `begin_suppress_tokens` not first, `bad_words_ids` not as wholes, and no tokens of
     `no_repeat_ngram_size` in a row twice; 0 is no limit. The repetition penalty counts prompt and answer.
@@ -50,7 +50,7 @@ class Sampler:
         self.chosen = 0
 
     def choose(self, logits: NDArray[np.float32], seen: Sequence[int]) -> int:
-        """The next token after those `seen`, prompt and answer."""
+        """Return the next token after those `seen`, prompt and answer."""
         scores = self.allow(logits.astype(np.float64), seen)
         self.chosen += 1
         if self.sampling.temperature == 0 or not np.isfinite(scores.max()):

@@ -58,7 +58,7 @@ class Probe(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
 
 
 class SelfTest(Struct, frozen=True, forbid_unknown_fields=True):
-    """What ``assets/self-test.json`` holds."""
+    """The content of ``assets/self-test.json``."""
 
     probes: Annotated[tuple[Probe, ...], Meta(min_length=1, max_length=64)]
     self_test_schema: Literal[1] = SCHEMA
@@ -86,7 +86,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All outcomes, and what ran them."""
+    """The outcomes of a self-test, and the engines that ran it."""
 
     outcomes: tuple[Outcome, ...]
     engines: dict[str, str]
@@ -182,7 +182,7 @@ def _judge(runner: Runner, probe: Probe, likeliest: Sequence[int], answers: list
 
 
 def are_alike(one: Action, other: Action | None) -> bool:
-    """Whether two actions are of one type, with points near one another and all else equal."""
+    """Return whether two actions are of one type, with points near one another and all else equal."""
     if other is None or one.type != other.type or one.arguments.keys() != other.arguments.keys():
         return False
     return all(_near(value, other.arguments[name]) for name, value in one.arguments.items())

@@ -29,7 +29,7 @@ class DecoderSession(Protocol):
 
     @property
     def length(self) -> int:
-        """How many tokens are in it."""
+        """The number of tokens in it."""
 
     @property
     def state_bytes(self) -> int:

@@ -27,7 +27,7 @@ OrtSession = TypeVar("OrtSession", ort.Encoder, ort.Decoder)
 
 
 def engine_of(module: Module) -> Engine:
-    """Which engine runs a module here."""
+    """Return which engine runs a module here."""
     if module.engine == "litert":
         return "litert"
     if module.engine == "qnn":
@@ -36,7 +36,7 @@ def engine_of(module: Module) -> Engine:
 
 
 def note_of(module: Module) -> str | None:
-    """What a report says of where a module ran, if there is something to say."""
+    """Return what a report says of where a module ran, if there is something to say."""
     if module.engine == "litert" and module.compiled:
         return f"{module.name} ran on the CPU: {litert.NO_DISPATCH}"
     if module.engine != "qnn":
@@ -48,19 +48,19 @@ def note_of(module: Module) -> str | None:
 
 
 def open_encoder(bundle: Bundle, module: Module, threads: int) -> EncoderSession:
-    """A module without a state. Raises as its engine does, and DamagedFileError where a file is another by now."""
+    """Open a module without a state. Raises as its engine does; DamagedFileError if a file has changed."""
     with bundle.opening(module.name):
         return _open_encoder(bundle, module, threads)
 
 
 def open_decoder(bundle: Bundle, module: Module, threads: int, capacity: int) -> DecoderSession:
-    """A decoder with room for `capacity` tokens. Raises as `open_encoder`."""
+    """Return a decoder with room for `capacity` tokens. Raises as `open_encoder`."""
     with bundle.opening(module.name):
         return _open_decoder(bundle, module, threads, capacity)
 
 
 def open_ort_decoder(path: Path, module: Module, threads: int, capacity: int) -> ort.Decoder:
-    """A decoder on ONNX Runtime, from whatever file holds its graph. Raises DamagedFileError."""
+    """Return a decoder on ONNX Runtime, from whatever file holds its graph. Raises DamagedFileError."""
     return _as_described(path, module, lambda: ort.Decoder(path, threads, capacity))
 
 
@@ -84,7 +84,7 @@ def _open_decoder(bundle: Bundle, module: Module, threads: int, capacity: int) -
 
 
 def _as_described(path: Path, module: Module, open_: Callable[[], OrtSession]) -> OrtSession:
-    """A session whose inputs and outputs are those of the manifest."""
+    """Return a session whose inputs and outputs are those of the manifest."""
     remedy = "export the bundle again"
     try:
         opened = open_()
@@ -105,7 +105,7 @@ def _as_described(path: Path, module: Module, open_: Callable[[], OrtSession]) -
 
 
 def _agree(shape: Sequence[object], described: Sequence[object]) -> bool:
-    """Whether two shapes have the same sizes; a name stands for any."""
+    """Return whether two shapes have the same sizes; a name stands for any."""
     pairs = zip(shape, described, strict=False)
     sized = all(left == right for left, right in pairs if isinstance(left, int) and isinstance(right, int))
     return len(shape) == len(described) and sized
@@ -113,7 +113,7 @@ def _agree(shape: Sequence[object], described: Sequence[object]) -> bool:
 
 @cache
 def _has_tensorrt() -> bool:
-    """Whether there is a GPU and a TensorRT for it."""
+    """Return whether there is a GPU and a TensorRT for it."""
     try:
         gpu, library = Gpu(), load_library()
     except UnsupportedError:
@@ -123,7 +123,7 @@ def _has_tensorrt() -> bool:
 
 
 def _built(bundle: Bundle, module: Module) -> tuple[Gpu, Library, Path]:
-    """The GPU, TensorRT, and the module's engine, which the first start builds."""
+    """Return the GPU, TensorRT, and the module's engine, which the first start builds."""
     gpu, library = Gpu(), load_library()
     with progress_line(f"building {module.name} for {gpu.name}") as show:
         return gpu, library, engine_for(bundle, module, library, gpu.sm, show).path

@@ -44,7 +44,7 @@ def main(wheels: str) -> int:
 
 
 def _expected(manifest: Path) -> str | None:
-    """The archive's hash; None where the manifest does not have it, which the program then says itself."""
+    """Return the archive's hash; None where the manifest does not have it, which the program then says itself."""
     try:
         with open(os.open(manifest, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

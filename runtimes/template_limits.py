@@ -223,7 +223,7 @@ def _concat(pieces: Iterable[str]) -> str:
 
 
 def _priced(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter or test that pays; its first argument may be Jinja's own."""
+    """Return a filter or test that pays; its first argument may be Jinja's own."""
     begin = 1 if hasattr(function, "jinja_pass_arg") else 0
 
     @wraps(function)

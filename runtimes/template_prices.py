@@ -30,7 +30,7 @@ class TemplateLimitError(SecurityError):
 
 
 class Meter:
-    """What is left of a rendering's budget."""
+    """The rest of a rendering's budget."""
 
     def __init__(self) -> None:
         self.left = BUDGET
@@ -159,7 +159,7 @@ def _flat(value: object) -> Iterator[object]:
 
 
 def price_format(text: str, *values: Any, **named: Any) -> None:
-    """Each field has at most all values in it, and is as wide as a number in the text, or in the values, says."""
+    """Pay for formatting: each field holds at most all values, and is as wide as the largest number says."""
     fields, found = text.count("{") + text.count("%"), [*values, *named.values()]
     widths = [min(int(digits[:9]), MAX_TEXT + 1) for digits in NUMBER.findall(text)]
     weight = sum(map(weigh, found))

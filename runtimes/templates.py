@@ -40,7 +40,7 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class Named(Struct):
-    """One of a checkpoint's templates."""
+    """A checkpoint's template with its name and file."""
 
     name: str
     template: str
@@ -76,7 +76,7 @@ class ChatTemplate:
 
     @property
     def file(self) -> Path:
-        """Where the one that speaks without tools is from."""
+        """The file of the template that is used without tools."""
         return self.sources.get(DEFAULT, next(iter(self.sources.values()))).file
 
     def _compile(self, template: Template) -> Any:  # noqa: ANN401

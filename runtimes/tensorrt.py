@@ -57,7 +57,7 @@ class Decoder:
 
     @property
     def length(self) -> int:
-        """How many tokens are in it."""
+        """The number of tokens in it."""
         return self.state.length
 
     @property
@@ -120,7 +120,7 @@ class LoadedEngine:
         self._buffers: dict[str, tuple[int, int]] = {}  # address and size by name
 
     def dtype(self, name: str) -> type[np.generic]:
-        """The type of a tensor's elements."""
+        """Return the type of a tensor's elements."""
         return DTYPES[self._engine.get_tensor_dtype(name).name]
 
     def bind(self, name: str, address: int, shape: Shape | None = None) -> None:
@@ -157,7 +157,7 @@ class LoadedEngine:
         self.gpu.close()
 
     def _buffer(self, name: str, size: int) -> int:
-        """The address of a tensor's buffer, which grows to the largest size that it was asked for."""
+        """Return the address of a tensor's buffer, which grows to the largest size that it was asked for."""
         address, room = self._buffers.get(name, (0, 0))
         if room < max(size, 1):
             if room:

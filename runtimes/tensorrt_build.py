@@ -29,7 +29,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class Task(msgspec.Struct, frozen=True):
-    """What to build: a graph, for GPUs of a compute capability, with the ranges of the inputs that vary."""
+    """A build: a graph, the GPU's compute capability, and the ranges of the inputs that vary."""
 
     library: str
     graph: str
@@ -39,7 +39,7 @@ class Task(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How far it is, from 0 to 1; or the error that ended it: exit code, what, why and remedy."""
+    """The progress of a build, from 0 to 1; or its error: exit code, what, why and remedy."""
 
     done: float = 0.0
     error: tuple[int, str, str, str] | None = None
@@ -87,7 +87,7 @@ def _choose_gpu(task: Task, library: Library, config: Any) -> None:  # noqa: ANN
 
 
 def _add_profile(task: Task, library: Library, builder: Any, network: Any, config: Any) -> None:  # noqa: ANN401
-    """One optimization profile with the ranges of all inputs that vary, if any do."""
+    """Add one optimization profile with the ranges of all inputs that vary, if any do."""
     profile, varies = builder.create_optimization_profile(), False
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -104,7 +104,7 @@ def _add_profile(task: Task, library: Library, builder: Any, network: Any, confi
 
 
 def _refusal(path: Path, library: Library, parser: Any, logged: list[str]) -> EdgeglmError:  # noqa: ANN401
-    """The parser's first error, with the node that it is about."""
+    """Return the parser's first error, with the node that it is about."""
     error = parser.get_error(0)
     said, node, operator = reason([error.desc()]), error.node_name(), error.node_operator()
     if not operator:

@@ -38,27 +38,27 @@ class Library:
 
     @property
     def version(self) -> str:
-        """As the library says it."""
+        """The library's own version."""
         return str(self.module.__version__)
 
     @property
     def title(self) -> str:
-        """Its distribution and version, as reports name it."""
+        """The distribution and version, for reports."""
         return f"{DISTRIBUTIONS[self.name]} {self.version}"
 
     @property
     def compute_capabilities(self) -> list[int]:
-        """Those that TensorRT for RTX builds for; none are listed by TensorRT, which builds for the GPU it is on."""
+        """The compute capabilities that TensorRT for RTX builds for; empty for TensorRT, which builds for its GPU."""
         names = dir(getattr(self.module, "ComputeCapability", None)) if self.name == "tensorrt_rtx" else []
         return sorted(int(name[2:]) for name in names if name.startswith("SM") and name[2:].isdecimal())
 
     def builds_for(self, sm: int) -> bool:
-        """Whether it builds for a compute capability, given without the dot."""
+        """Return whether it builds for a compute capability, given without the dot."""
         return self.name == "tensorrt" or sm in self.compute_capabilities
 
 
 def load_library(names: Sequence[str] = tuple(DISTRIBUTIONS)) -> Library:
-    """The first of the modules that is installed.
+    """Return the first of the modules that is installed.
 
     Raises:
         UnsupportedError: None is, it cannot be loaded, or it is too old.
@@ -78,7 +78,7 @@ def load_library(names: Sequence[str] = tuple(DISTRIBUTIONS)) -> Library:
 
 
 def new_log(library: Library) -> Any:  # noqa: ANN401
-    """A logger for the library's objects that prints nothing and keeps errors in ``errors``."""
+    """Return a logger for the library's objects that prints nothing and keeps errors in ``errors``."""
 
     class Log(library.module.ILogger):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
@@ -93,7 +93,7 @@ def new_log(library: Library) -> Any:  # noqa: ANN401
 
 
 def reason(messages: Iterable[str]) -> str | None:
-    """The first reason in what TensorRT said, without its own source lines; None where it gave none.
+    """Return the first reason in what TensorRT said, without its own source lines; None where it gave none.
 
     A machine without a GPU logs cudaError 35 beside every error: that is the reason only where there is no other.
     """

@@ -131,7 +131,7 @@ def _numbered(file: Path, added: object) -> Iterator[tuple[int, dict[str, Any]]]
 
 
 class _Parts(Struct):
-    """What replaces text; the words, which are most of the file, are passed over."""
+    """The parts of tokenizer.json that replace text; its vocabulary, most of the file, is skipped."""
 
     normalizer: Any = None
     pre_tokenizer: Any = None

@@ -67,7 +67,7 @@ class Window:
         self.tokens = min(self.tokens, fitting[-1])
 
     def _peak(self, tokens: int) -> int:
-        """The predicted peak; between two lengths that are predicted, on the line through both, which is no less."""
+        """Return the predicted peak; between two predicted lengths, the line through both, which is never too low."""
         contexts = sorted(self._peaks)
         return round(float(np.interp(tokens, contexts, [self._peaks[context] for context in contexts])))
 

@@ -41,14 +41,14 @@ def command(bundle: Path, requests: int, max_new_tokens: int, threads: int | Non
 
 
 def _answer(runner: Runner, sample: Sample, max_new_tokens: int) -> Answer:
-    """Each picture is another one, so that nothing of the request before can be used again."""
+    """Return the requests; each has another picture, so that nothing of the one before is reused."""
     picture = sample.screen if runner.model.vision and isinstance(sample.screen, Path) else None
     messages = [message("user", sample.prompt, picture)]
     return runner.answer(messages, max_new_tokens=max_new_tokens, sampling=Sampling())
 
 
 def _result(answers: Sequence[Answer]) -> dict[str, float]:
-    """The first request pays for what is loaded; of the others, the median."""
+    """Return the result: the first request, which pays for loading, and the median of the others."""
     cold, *warm = answers
 
     def middle(value: Callable[[Answer], float]) -> float:

@@ -67,7 +67,7 @@ def _builder(manifest: Manifest, sm: int | None) -> tuple[Library, int]:
 
 
 def _proof(library: Library, sm: int, *, executable: bool) -> str:
-    """What the engines' being there shows, and what it does not."""
+    """Return what the engines' being there shows, and what it does not."""
     if executable:
         return f"built for SM{sm} by {library.title}, for this GPU: edgeglm run executes them"
     return f"built for SM{sm} by {library.title}: graph, types, shapes and profiles proven, not executed"

@@ -173,7 +173,7 @@ def _screen(number: int, pair: Pair) -> str:
 
 
 def _brief(said: object) -> str:
-    """An action as a call, a text by its beginning."""
+    """Return an action as a call, a text by its beginning."""
     if isinstance(said, dict):
         rest = ", ".join(f"{name}={value}" for name, value in said.items() if name != "action")
         text = f"{said['action']} {rest}".strip()

@@ -51,7 +51,7 @@ def checkpoint_options(function: F) -> F:
 def to_request(
     model: str | None, target: str, precision: str, context: int | None, image_size: Sequence[str], adapter: str | None
 ) -> Request:
-    """What the options ask of the exporter. Raises UsageError for a wrong one."""
+    """Return what the options ask of the exporter. Raises UsageError for a wrong one."""
     profile, sizes = _parse(target, image_size)
     folder, name = locate(model)
     return Request(folder, name, profile, precision, context, sizes, model is None, adapter=_folder(adapter))
@@ -61,7 +61,7 @@ def to_request(
 def to_plan(
     model: str | None, target: str, precision: str, context: int | None, image_size: Sequence[str], adapter: str | None
 ) -> Iterator[Request]:
-    """The same for who needs no weight: of a model on the hub, none is downloaded."""
+    """Open a checkpoint for its headers alone: no weight of a model on the hub is downloaded."""
     profile, sizes = _parse(target, image_size)
     with locate_headers(model) as (folder, name):
         yield Request(folder, name, profile, precision, context, sizes, model is None, adapter=_folder(adapter))

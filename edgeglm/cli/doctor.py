@@ -55,7 +55,7 @@ class Extra:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything ``edgeglm doctor`` says; with ``--json``, its fields are the keys.
+    """The report of ``edgeglm doctor``; with ``--json``, its fields are the keys.
 
     ``telemetry`` is whether a library that edgeglm uses would report about this machine.
     """

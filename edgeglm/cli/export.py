@@ -130,7 +130,7 @@ class _Made:
 
 @dataclass(frozen=True)
 class _Job:
-    """One export: calibrate, climb the ladder if there is a gate, write the bundle."""
+    """An export: calibrate, climb the ladder if there is a gate, write the bundle."""
 
     request: Request
     folder: Path
@@ -141,7 +141,7 @@ class _Job:
     as_json: bool
 
     def expected(self) -> int:
-        """The predicted peak. Raises an error where the job can be seen to fail, as above the budget."""
+        """Return the predicted peak. Raises an error where the job can be seen to fail, as above the budget."""
         opened = open_export(self.request)
         check_npu(opened, self.samples)
         if not self.samples and any(STATIC in choice.precisions for choice in opened.choices):
@@ -181,7 +181,7 @@ class _Job:
         return check_budget(opened, self.budget, samples_bytes(opened, fed))
 
     def _calibrated(self, display: Display) -> tuple[Request, Calibration | None]:
-        """What the samples leave, and the request with the precision that an NPU's module then has."""
+        """Return what the samples leave, and the request with the precision that an NPU's module then has."""
         request, opened, found = self.request, open_export(self.request), None
         if self.samples:
             traced = prepare(opened)
@@ -218,7 +218,7 @@ class _Job:
 
 
 def _print_failure(ladder: Ladder, *, as_json: bool) -> None:
-    """What was tried, where no bundle comes of it."""
+    """Print the rungs that were tried, none of which passed."""
     if as_json:
         print_json({"bundle": None, "ladder": describe_ladder(ladder.rungs)})
     else:

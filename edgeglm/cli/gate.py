@@ -23,14 +23,14 @@ from edgeglm.units import parse_percent
 
 @dataclass(frozen=True)
 class Gate:
-    """How a bundle of a model is measured, and the samples that order its parts."""
+    """The measurement of a model's bundles, and the samples that order its parts."""
 
     name: str
     validation: Validation
     samples: Sequence[Example]
 
     def check_budget(self, opened: Opened) -> int:
-        """The peak of measuring the first bundle, if it is within the budget of ``--max-ram``. Raises BudgetError."""
+        """Return the predicted peak of measuring the first bundle. Raises BudgetError if ``--max-ram`` is less."""
         peak = self.validation.peak(opened.checkpoint, loaded_bytes(opened))
         or_without = "; or leave --accuracy-drop out, and validate elsewhere"
         check_peak(peak, self.validation.budget, f"to measure {self.name}", or_without)
@@ -40,7 +40,7 @@ class Gate:
 def open_gate(
     request: Request, accuracy_drop: str, calibration: Path | None, samples: Sequence[Example], budget: int
 ) -> Gate:
-    """What ``--accuracy-drop`` asks for; `samples` are those of `calibration`. Raises UsageError without data."""
+    """Return the gate of ``--accuracy-drop``; `samples` are those of `calibration`. Raises UsageError without data."""
     allowed = parse_percent(accuracy_drop)
     if not request.is_demo and calibration is None:
         why = f"there is nothing to measure {request.name} on"
@@ -54,7 +54,7 @@ def open_gate(
 
 
 def nothing_passed(folder: Path, ladder: Ladder) -> AccuracyError:
-    """The error of a ladder without an end, with the numbers of the attempt that came nearest."""
+    """Return the error of a ladder without an end, with the numbers of the attempt that came nearest."""
     rung = ladder.nearest
     if rung is None:
         return AccuracyError(folder, f"every precision fails: {ladder.rungs[-1].refused}", "export it in fp32")
@@ -68,12 +68,12 @@ def nothing_passed(folder: Path, ladder: Ladder) -> AccuracyError:
 
 
 def describe_ladder(rungs: Sequence[Rung]) -> list[dict[str, object]]:
-    """The rungs as ``--json`` gives them."""
+    """Return the rungs as ``--json`` gives them."""
     return [{"metrics": [], "refused": None, **msgspec.to_builtins(rung)} for rung in rungs]
 
 
 def ladder_table(rungs: Sequence[Rung]) -> Iterator[str]:
-    """The rungs as the lines of a table, with the drop of each metric."""
+    """Yield the rungs as the lines of a table, with the drop of each metric."""
     names = list(dict.fromkeys(metric.name for rung in rungs for metric in rung.metrics))
     rows = [("PRECISION", "BUNDLE", *(f"{name} DROP" for name in names), "VERDICT")]
     for rung in rungs:
@@ -86,7 +86,7 @@ def ladder_table(rungs: Sequence[Rung]) -> Iterator[str]:
 
 
 def brief(precision: str) -> str:
-    """A ``--precision`` with the parts that differ counted: ``vision=int4, decoder=int4 (2 int8-block)``."""
+    """Return a ``--precision`` with the parts that differ counted: ``vision=int4, decoder=int4 (2 int8-block)``."""
     asked = parse_precisions(precision)
     modules = {name: value for name, value in asked.items() if "." not in name}
     return ", ".join(f"{name}={value}{_exceptions(name, asked)}" for name, value in modules.items()) or precision
@@ -99,10 +99,10 @@ def _exceptions(module: str, asked: Mapping[str, str]) -> str:
 
 
 def _failing(metrics: Sequence[Metric]) -> str:
-    """Whether a drop is beyond its limit, or only not surely within."""
+    """Return whether a drop is beyond its limit, or only not surely within."""
     return "fail" if any(metric.drop > metric.limit for metric in metrics) else "unclear"
 
 
 def _amount(metric: Metric, value: float) -> str:
-    """A share as percent, anything whose limit is more than a whole in its own unit."""
+    """Return a share as percent, anything whose limit is more than a whole in its own unit."""
     return f"{value:.2%}" if metric.limit <= 1 else f"{value:.1f}"

@@ -64,5 +64,5 @@ def export_file(
 
 
 def graph_request(model: str, target: str, precision: str, calibration: Path | None) -> GraphRequest:
-    """What the options ask for. Raises UsageError for a wrong target."""
+    """Return what the options ask for. Raises UsageError for a wrong target."""
     return GraphRequest(Path(model), load_profile(target), precision, calibration)

@@ -29,7 +29,7 @@ def command(bundle: Path, as_json: bool) -> None:
 
 
 def describe_modules(manifest: Sealed) -> list[dict[str, object]]:
-    """The modules as every command's ``--json`` gives them.
+    """Return the modules as every command's ``--json`` gives them.
 
     ``parts`` only of a mixed one, ``tried`` of a choice, ``compiled`` of an NPU's.
     """
@@ -51,7 +51,7 @@ def describe_modules(manifest: Sealed) -> list[dict[str, object]]:
 
 
 def module_table(manifest: Sealed) -> list[str]:
-    """The modules as the lines of a table, and below it what was proven of those for an NPU."""
+    """Return the modules as the lines of a table, and below it what was proven of those for an NPU."""
     rows: list[tuple[str, ...]] = [HEADINGS]
     for module in manifest.modules:
         rows += [_row(manifest, module), *(_shape_row(module, shape) for shape in module.shapes)]
@@ -61,7 +61,7 @@ def module_table(manifest: Sealed) -> list[str]:
 
 
 def _proof(module: Module, compiled: Compiled) -> str:
-    """What the compiler's file shows, and what it does not."""
+    """Return what the compiler's file shows, and what it does not."""
     built = f"compiled for {compiled.chip} by {compiled.by}"
     if compiled.executed_on is None:
         return f"{built}, not executed"
@@ -80,13 +80,13 @@ def _shape(shape: Shape) -> dict[str, object]:
 
 
 def _shape_row(module: Module, shape: Shape) -> tuple[str, ...]:
-    """A further shape of picture, whose weights are the module's."""
+    """Return a further shape of picture, whose weights are the module's."""
     error = shape.max_relative_error
     return "", module.precision, module.format, shape.file, "shared", "-" if error is None else f"{error:.2g}"
 
 
 def _parts(module: Module) -> Iterator[str]:
-    """The precisions of a mixed module, each with its parts."""
+    """Yield the precisions of a mixed module, each with its parts."""
     for precision in sorted(set(module.parts.values())):
         parts = sorted((part for part, value in module.parts.items() if value == precision), key=_natural)
         yield f"{module.name}, {precision}: {', '.join(parts)}"
@@ -143,7 +143,7 @@ def _summary(bundle: Path, manifest: Manifest | GraphManifest) -> dict[str, obje
 
 
 def _of_kind(manifest: Manifest | GraphManifest) -> dict[str, object]:
-    """What only a language model's bundle says, or only a graph's."""
+    """Return what only a language model's bundle says, or only a graph's."""
     if isinstance(manifest, GraphManifest):
         return {"graph": msgspec.to_builtins(manifest.graph), "proof": manifest.proof}
     return {

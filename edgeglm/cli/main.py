@@ -71,7 +71,7 @@ class LazyGroup(click.Group):
 
 
 def module_of(name: str) -> str:
-    """The module of a command."""
+    """Return the module of a command."""
     return f"edgeglm.cli.{name.replace('-', '_')}"
 
 

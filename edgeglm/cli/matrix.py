@@ -101,7 +101,7 @@ def command(
 
 
 def _beside(out: Path) -> Path:
-    """Where the outcomes are kept. Raises UsageError where nothing can be written."""
+    """Return where the outcomes are kept. Raises UsageError where nothing can be written."""
     if out.suffix == ".json" or not out.absolute().parent.is_dir():
         why = "its folder is not there" if out.suffix != ".json" else "is the name of what is kept beside the page"
         raise UsageError(out, why, "give a file in a folder that is, such as -o compatibility.md")
@@ -109,7 +109,7 @@ def _beside(out: Path) -> Path:
 
 
 def _measured(data: Path | None, limit: int) -> bytes:
-    """What decides an accuracy besides model and versions. Raises UsageError for a file that cannot be read."""
+    """Return what decides an accuracy besides model and versions. Raises UsageError for a file that cannot be read."""
     digest = hashlib.sha256()
     if data:
         with opened(data, "give samples or a text") as stream:

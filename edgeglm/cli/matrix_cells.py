@@ -32,7 +32,7 @@ DEMO = "demo"
 def cells_of(
     models: Sequence[str], targets: Sequence[str], precisions: Sequence[str], formats: Sequence[str], measured: bytes
 ) -> list[Cell]:
-    """Every combination; `measured` is what their accuracy is measured with.
+    """Return every combination; `measured` is what their accuracy is measured with.
 
     Raises:
         UsageError: There is no such model, profile, precision or format.
@@ -57,22 +57,22 @@ def cells_of(
 
 
 def items(texts: Sequence[str]) -> list[str]:
-    """The items of lists that are parted by commas; a precision by module is one item."""
+    """Return the items of lists that are parted by commas; a precision by module is one item."""
     return [item for text in texts for item in ([text] if "=" in text else text.split(",")) if item]
 
 
 def export_formats() -> tuple[str, ...]:
-    """The formats that a bundle's modules may have; that of the embedding's rows is no choice."""
+    """Return the formats that a bundle's modules may have; that of the embedding's rows is no choice."""
     return tuple(name for name in get_args(Format) if name != "rows")
 
 
 def has_format_option() -> bool:
-    """Whether `edgeglm export` takes them."""
+    """Return whether `edgeglm export` takes them."""
     return any("--format" in parameter.opts for parameter in export_command.params)
 
 
 def read_environment() -> dict[str, str]:
-    """The versions of what may change an outcome: edgeglm, Python, and what edgeglm and its extras ask for."""
+    """Return the versions of what may change an outcome: edgeglm, Python, and what edgeglm and its extras ask for."""
     names = sorted({name for requirement in metadata.requires("edgeglm") or [] for name in _used(requirement)})
     versions = {"edgeglm": metadata.version("edgeglm"), "python": platform.python_version()}
     for name in names:
@@ -82,7 +82,7 @@ def read_environment() -> dict[str, str]:
 
 
 def _content(model: Path) -> bytes:
-    """What identifies a checkpoint's content, or a single file's. Raises UsageError where there is none."""
+    """Return what identifies a checkpoint's content, or a single file's. Raises UsageError where there is none."""
     if model.is_file():
         with suppress(OSError):
             return KnownHashes(model.parent).sha256(model.resolve()).encode()
@@ -92,12 +92,12 @@ def _content(model: Path) -> bytes:
 
 
 def _used(requirement: str) -> Iterator[str]:
-    """The name in ``onnx>=1; extra == "export"``, unless only developers need it."""
+    """Yield the name in ``onnx>=1; extra == "export"``, unless only developers need it."""
     name = re.match(r"[\w.-]+", requirement)
     if name and not re.search(r"extra == [\"']dev[\"']", requirement):
         yield name[0]
 
 
 def _written(target: str, name: str) -> str:
-    """What the export takes: the profile's name, or the path of a user's own."""
+    """Return what the export takes: the profile's name, or the path of a user's own."""
     return target if "/" in target or target.endswith(".toml") else name

@@ -21,17 +21,17 @@ class Display:
         self.module, self.since = "", start
 
     def say(self, text: str) -> None:
-        """A text until the next one."""
+        """Show a text until the next one."""
         if self.terminal:
             click.echo(f"\r\x1b[2K{text}  {self._rss()}", err=True, nl=False)
 
     def line(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         if self.terminal:
             click.echo(f"\r\x1b[2K{text}", err=True)
 
     def progress(self, module: str, done: int, total: int) -> None:
-        """So many bytes of a module are written."""
+        """Show how many bytes of a module are written."""
         if module != self.module:
             self.module, self.since = module, time.monotonic()
         speed = done / 1e6 / max(time.monotonic() - self.since, 1e-3)

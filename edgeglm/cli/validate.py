@@ -100,7 +100,7 @@ def command(
 
 
 def _prove(bundle: Bundle, original: Checkpoint, budget: int, *, streamed: bool) -> bool:
-    """Whether the original is transformers' own: it is as a whole, and streamed if memory allows to prove it."""
+    """Return whether the original is transformers' own: it is as a whole, and streamed if memory allows to prove it."""
     if vision := bundle.manifest.model.vision:
         prove_pictures(bundle.folder, vision, original)
     if streamed and proof_bytes(original) > budget:
