@@ -36,7 +36,7 @@ TOML_WORDS = {
 
 
 def explain(error: ValidationError, kind: type[Struct]) -> tuple[str, str, str]:
-    """Full dotted key of what was to be a `kind`, what is wrong with it and what is allowed there."""
+    """Return the full dotted key of what was to be a `kind`, what is wrong with it and what is allowed there."""
     located = LOCATED.fullmatch(str(error))
     text, path = (located["text"], located["path"]) if located else (str(error), "")
     key, node = path.lstrip("."), _type_at(path, kind)

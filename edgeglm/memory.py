@@ -38,7 +38,7 @@ class PhaseLog:
         self.phases: list[Phase] = []
 
     def ms(self) -> float:
-        """Milliseconds until now."""
+        """Return the milliseconds until now."""
         return (time.perf_counter() - self.start) * 1e3
 
     @contextmanager

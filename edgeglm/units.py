@@ -26,7 +26,7 @@ PERCENT = re.compile(NUMBER + r"(%?)")
 
 
 def parse_size(text: str) -> int:
-    """Bytes in a size such as ``2GiB``, ``1500MB`` or ``4096``; a fraction of a byte is dropped.
+    """Return the bytes in a size such as ``2GiB``, ``1500MB`` or ``4096``; a fraction of a byte is dropped.
 
     Raises:
         UsageError: ``text`` is not a number directly followed by nothing or one of `SIZE_UNITS`.

@@ -27,7 +27,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def read_samples(path: Path, inputs: Sequence[Input]) -> list[Arrays]:
-    """The samples of a file, or of all files of a folder in the order of their names.
+    """Return the samples of a file, or of all files of a folder in the order of their names.
 
     Raises:
         UsageError: There are none, one cannot be read, or one does not fit the inputs.
@@ -44,19 +44,19 @@ def read_samples(path: Path, inputs: Sequence[Input]) -> list[Arrays]:
 
 
 def make_samples(inputs: Sequence[Input]) -> list[Arrays]:
-    """Normal numbers, ones where they are whole, the same each time; what varies has the size 1."""
+    """Return normal numbers, ones where they are whole, the same each time; what varies has the size 1."""
     random = np.random.default_rng(0)
     return [{each.name: _made_up(each, random) for each in inputs} for _ in range(MADE_UP)]
 
 
 def common_shapes(samples: Sequence[Arrays]) -> dict[str, tuple[int, ...]]:
-    """The shape of each input, of those that have the same in all samples."""
+    """Return the shape of each input, of those that have the same in all samples."""
     first = {name: array.shape for name, array in samples[0].items()}
     return {name: shape for name, shape in first.items() if all(sample[name].shape == shape for sample in samples)}
 
 
 def hash_samples(samples: Sequence[Arrays]) -> str:
-    """Over names, types, shapes and bytes of all of them in their order."""
+    """Hash names, types, shapes and bytes of all samples in their order."""
     digest = sha256()
     for sample in samples:
         for name, array in sorted(sample.items()):
@@ -66,7 +66,7 @@ def hash_samples(samples: Sequence[Arrays]) -> str:
 
 
 def _read(file: Path, room: int) -> dict[str, NDArray[Any]]:
-    """The arrays of a file that take no more than `room` bytes."""
+    """Return the arrays of a file that take no more than `room` bytes."""
     with opened(file, FORM) as stream:
         start = stream.read(len(ARRAY))
         if start == ARRAY:

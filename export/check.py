@@ -48,7 +48,7 @@ class Offence:
         return self.remedy == FIXED_LENGTH
 
     def fixed(self, fix: str) -> Offence:
-        """The same, with its fix."""
+        """Return the same, with its fix."""
         return replace(self, fix=fix)
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ class Offence:
 
 
 def check(model: ir.Model, table: Table, limits: Limits | None = None) -> list[Offence]:
-    """Every offence of a graph, in the order of computation.
+    """Return every violation of a graph, in the order of computation.
 
     A rank or a type that the graph does not know is not looked at. `limits` are the device's, where the engine is the
     one that they speak of.
@@ -72,7 +72,7 @@ def check(model: ir.Model, table: Table, limits: Limits | None = None) -> list[O
 
 
 def operator_name(node: ir.Node) -> str:
-    """As the tables name it."""
+    """Return the operator's name in the tables."""
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
 
 
@@ -136,7 +136,7 @@ def _limit_reasons(node: ir.Node, limits: Limits | None) -> Iterator[str]:
 
 
 def _varies_in_length(lstm: ir.Node) -> bool:
-    """By lengths beside the sequence, or because the sequence's own dimension (0, or 1 with layout 1) is not fixed."""
+    """Return whether lengths are an input, or the sequence's dimension (0, or 1 with layout 1) is not fixed."""
     lengths = lstm.inputs[4] if len(lstm.inputs) > 4 else None
     if lengths is not None and not _is_constant(lengths):
         return True
@@ -145,7 +145,7 @@ def _varies_in_length(lstm: ir.Node) -> bool:
 
 
 def _is_attention(node: ir.Node) -> bool:
-    """A fused operator, or a softmax between two products of values."""
+    """Return a fused operator, or a softmax between two products of values."""
     if node.op_type in FUSED_ATTENTION:
         return True
     if node.op_type != "Softmax":
@@ -170,7 +170,7 @@ def _is_product(node: ir.Node) -> bool:
 
 
 def _is_dynamic(node: ir.Node) -> bool:
-    """Whether one of the last two dimensions, of queries and of keys, is not a number."""
+    """Return whether one of the last two dimensions, of queries and of keys, is not a number."""
     fused = node.op_type in FUSED_ATTENTION
     values = [value for value in (node.inputs[:3] if fused else node.outputs) if value is not None]
     return any(
@@ -180,7 +180,7 @@ def _is_dynamic(node: ir.Node) -> bool:
 
 
 def _blocks(graph: ir.Graph) -> dict[ir.Node, str]:
-    """The part of each node; one whose names do not tell stands before the one that uses it, and shares its part."""
+    """Return the part of each node; a node whose names do not tell belongs to the part that uses it."""
     blocks, last = {}, WHOLE
     for node in reversed(graph):
         names = (node.name, *(value.name for value in node.outputs))
@@ -194,7 +194,7 @@ def _name(node: ir.Node) -> str:
 
 
 def _version(node: ir.Node, opset: int) -> int | None:
-    """The opset in which this version of an ONNX operator appeared."""
+    """Return the opset in which this version of an ONNX operator appeared."""
     if node.domain not in ("", "ai.onnx"):
         return None
     try:

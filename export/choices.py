@@ -19,7 +19,7 @@ NPU_USUAL = "a16w8"
 
 
 def choose(profile: Profile, precision: str, modules: Iterable[ModuleName]) -> dict[ModuleName, Choice]:
-    """The choices for `modules`: the profile's, changed by a ``--precision`` such as ``int4`` or ``vision=fp16``.
+    """Choose for `modules` as the profile says, changed by a ``--precision`` such as ``int4`` or ``vision=fp16``.
 
     A bare precision is for vision and decoder; the embedding table follows it only to fp32. One part of a module is
     named behind it, as in ``decoder.layer.0=int8``.
@@ -35,7 +35,7 @@ def choose(profile: Profile, precision: str, modules: Iterable[ModuleName]) -> d
 
 
 def parse_precisions(text: str) -> dict[str, str]:
-    """Precision by module name; that of ``*`` is for all of them; none where it is ``auto``. Raises UsageError."""
+    """Return the precision by module name, ``*`` for all; empty if it is ``auto``. Raises UsageError."""
     asked: dict[str, str] = {}
     for item in text.split(","):
         name, equals, precision = item.strip().partition("=")
@@ -72,7 +72,7 @@ def _choice(profile: Profile, name: ModuleName, asked: dict[str, str]) -> Choice
 
 
 def _on_npu(profile: Profile, name: ModuleName, asked: dict[str, str]) -> Choice:
-    """A module on the NPU: a precision of another form is refused where it is named, and else not for this module."""
+    """Choose for a module on the NPU: another precision is refused if it names the module, and ignored otherwise."""
     if name != "vision":
         why = f"puts the {name} on the NPU, and edgeglm compiles picture encoders alone for one"
         raise UnsupportedError(profile.name, why, f"place the {name} on the cpu in the profile")
@@ -88,7 +88,7 @@ def _on_npu(profile: Profile, name: ModuleName, asked: dict[str, str]) -> Choice
 
 
 def _npu_refusal(profile: Profile, key: str, precision: str) -> tuple[str, str]:
-    """Why the NPU does not take a precision, and what to do."""
+    """Return why the NPU does not take a precision, and what to do."""
     remedy = f"choose {' or '.join(NPU_PRECISIONS)}, or a profile with vision on the cpu"
     if "." in key:
         return "a module on the NPU has one precision for all of its parts", remedy
@@ -100,12 +100,12 @@ def _npu_refusal(profile: Profile, key: str, precision: str) -> tuple[str, str]:
 
 
 def is_measured(precision: str) -> bool:
-    """Whether the bits of an NPU's activations are to be chosen by the error that is measured: none are named."""
+    """Return whether the bits of an NPU's activations are chosen by measured error, because none are named."""
     return parse_precisions(precision).get("vision") not in NPU_PRECISIONS
 
 
 def npu_note(choice: Choice, precision: str) -> str | None:
-    """What to tell who asked for a precision of all modules that one on the NPU does not have."""
+    """Return what to tell who asked for a precision of all modules that one on the NPU does not have."""
     asked = parse_precisions(precision)
     general = asked.get("*", "int8")
     if choice.placement != "npu" or choice.name in asked or general in ("int8", *NPU_PRECISIONS):
@@ -114,7 +114,7 @@ def npu_note(choice: Choice, precision: str) -> str | None:
 
 
 def _parts(name: ModuleName, precision: str, asked: dict[str, str]) -> tuple[tuple[str, str], ...]:
-    """The parts of a module that differ from it."""
+    """Return the parts of a module that differ from it."""
     prefix = f"{name}."
     named = ((each.removeprefix(prefix), value) for each, value in sorted(asked.items()) if each.startswith(prefix))
     return tuple((part, value) for part, value in named if value != precision)

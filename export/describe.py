@@ -24,7 +24,7 @@ DTYPES: dict[ir.DataType, manifest.Dtype] = {
 def describe_model(
     name: str, model: Model, config: Mapping[str, Any], processor: ImageProcessor | None, context: int
 ) -> manifest.Model:
-    """Identity, dimensions and picture of a checkpoint, for prompts of up to `context` tokens."""
+    """Return the identity, dimensions and picture of a checkpoint, for prompts of up to `context` tokens."""
     decoder = model.decoder
     return manifest.Model(
         name=name,
@@ -55,7 +55,7 @@ def _rope(decoder: Decoder, config: Mapping[str, Any]) -> manifest.Rope:
 
 
 def describe_vision(vision: Vision, config: Mapping[str, Any], processor: ImageProcessor) -> manifest.Vision:
-    """The picture that the vision module is made for."""
+    """Return the picture that the vision module is made for."""
     return manifest.Vision(
         grid=vision.grid,
         patch_size=vision.patch,
@@ -72,7 +72,7 @@ def describe_vision(vision: Vision, config: Mapping[str, Any], processor: ImageP
 
 
 def describe_tensors(values: list[ir.Value]) -> tuple[manifest.Tensor, ...]:
-    """Inputs or outputs of a graph."""
+    """Return the inputs or outputs of a graph."""
     return tuple(map(_tensor, values))
 
 

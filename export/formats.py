@@ -32,7 +32,7 @@ class Named(Protocol):
 
     @property
     def name(self) -> str:
-        """As the checkpoint has it."""
+        """The model's name in the checkpoint."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,7 +42,7 @@ class Named(Protocol):
 def with_formats(
     choices: Sequence[Choice], profile: Profile, text: str, tensors: Iterable[Named]
 ) -> tuple[Choice, ...]:
-    """The choices with their formats as a ``--format`` such as ``tflite`` or ``vision=tflite`` has them.
+    """Return the choices with their formats as a ``--format`` such as ``tflite`` or ``vision=tflite`` has them.
 
     Raises:
         UsageError: It names no format or module, or one twice.
@@ -93,7 +93,7 @@ def _tflite(choice: Choice, profile: Profile, text: str) -> Choice:
 
 
 def _check_blocks(modules: Sequence[str], tensors: Iterable[Named]) -> None:
-    """INT4 goes by whole blocks of a row. Raises UnsupportedError."""
+    """Check that INT4 rows are whole in blocks. Raises UnsupportedError."""
     for tensor in tensors if modules else ():
         module = "vision" if ".visual." in tensor.name else "decoder"
         columns = math.prod(tensor.shape[1:])

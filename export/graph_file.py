@@ -37,12 +37,12 @@ class Source:
 
     @property
     def varying(self) -> list[str]:
-        """Of the inputs, those of which a dimension varies."""
+        """The inputs of which a dimension varies."""
         return [each.name for each in self.inputs if any(isinstance(size, str) for size in each.shape)]
 
 
 def read_graph(file: Path) -> Source:
-    """A graph with its weights.
+    """Return a graph with its weights.
 
     Raises:
         UsageError: There is no such file, or it is no ONNX.
@@ -97,7 +97,7 @@ def _first_line(error: Exception) -> str:
 
 
 def graph_bytes(file: Path) -> int:
-    """Of the graph and what lies beside it as its weights; a missing file is for `read_graph` to tell."""
+    """Return the bytes of a graph and the files of its weights; `read_graph` reports a missing one."""
     try:
         proto = onnx.load_from_string(read_bytes(file, "", MAX_BYTES))
         total = file.stat().st_size
@@ -129,7 +129,7 @@ def _inputs(file: Path, proto: onnx.ModelProto) -> tuple[Input, ...]:
 
 
 def weights_sha256(proto: onnx.ModelProto) -> str:
-    """Over every initializer, by its name."""
+    """Hash every initializer, sorted by name."""
     digest = hashlib.sha256()
     for tensor in sorted(proto.graph.initializer, key=lambda each: each.name):
         array: NDArray[Any] = onnx.numpy_helper.to_array(tensor)

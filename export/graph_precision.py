@@ -61,7 +61,7 @@ class Samples:
         self.files = iter(sorted(folder.glob("*.npz"), key=lambda path: int(path.stem)))
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
-        """The next sample, None after the last."""
+        """Return the next sample, None after the last."""
         file = next(self.files, None)
         if file is None:
             return None

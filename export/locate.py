@@ -33,7 +33,7 @@ SECONDS = 30
 
 
 def locate(model: str | None) -> tuple[Path, str]:
-    """The checkpoint's folder and the model's name; None is the demo.
+    """Return the checkpoint's folder and the model's name; None is the demo.
 
     Raises:
         UsageError: There is no such folder, and it cannot be had from the hub.
@@ -94,7 +94,7 @@ def _not_given(name: str, error: Exception) -> UsageError:
 
 
 def _shards(snapshot: Path) -> list[str]:
-    """The files of weights that a repository should have."""
+    """Return the files of weights that a repository should have."""
     index = snapshot / INDEX
     if not index.is_file():
         return [SINGLE]
@@ -107,7 +107,7 @@ def _shards(snapshot: Path) -> list[str]:
 
 
 def _read_header(name: str, shard: str, commit: str) -> bytes | None:
-    """The header of a file on the hub with its length before it; None where there is no such file."""
+    """Return the header of a file on the hub with its length before it; None where there is no such file."""
     try:
         start = _read_range(name, shard, commit, 0, FIRST_BYTES)
         if start is None:  # the checkpoint's reader says what is missing
@@ -125,7 +125,7 @@ def _read_header(name: str, shard: str, commit: str) -> bytes | None:
 
 
 def _read_range(name: str, shard: str, commit: str, start: int, stop: int) -> bytes | None:
-    """Bytes of a file on the hub, fewer where it ends before, or None where there is no such file.
+    """Return the bytes of a file on the hub, fewer where it ends before, or None where there is no such file.
 
     A server that would send all of it is hung up on.
     """

@@ -14,7 +14,7 @@ Verdict = Literal["pass", "fail", "unclear"]
 
 @dataclass(frozen=True)
 class Unit:
-    """How a metric is written, and what its drop is: how much worse the artifact is.
+    """A metric's notation, and its drop: how much worse the artifact is.
 
     ``value`` and ``change`` are format specifications; ``relative`` is a drop in shares of the reference.
     """
@@ -25,7 +25,7 @@ class Unit:
     relative: bool = False
 
     def drop(self, reference: N, artifact: N) -> N:
-        """The drop between two values, or element by element between two arrays."""
+        """Return the drop between two values, or element by element between two arrays."""
         difference = artifact - reference if self.less_is_better else reference - artifact
         return difference / reference if self.relative else difference
 
@@ -69,9 +69,9 @@ class Metric:
         return self.verdict == "pass"
 
     def value(self, value: float) -> str:
-        """A value as it is shown: ``96.58%``."""
+        """Return a value as it is shown: ``96.58%``."""
         return format(value, self.unit.value)
 
     def change(self, change: float) -> str:
-        """A drop, a bound of it or its limit as it is shown."""
+        """Return a drop, a bound of it or its limit as it is shown."""
         return format(change, self.unit.change)

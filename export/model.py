@@ -62,7 +62,7 @@ class Vision:
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """How a checkpoint prepares a picture: (pixel / 255 - mean) / std, of each RGB channel.
+    """The settings that prepare a picture: (pixel / 255 - mean) / std, of each RGB channel.
 
     ``resample`` is Pillow's filter; ``smallest`` and ``largest`` count the pixels of all frames of a temporal patch.
     """
@@ -86,7 +86,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Choice:
-    """How one module is made; `precision` names a scheme of `edgeglm.export.quantize.schemes`.
+    """The choices for a module; `precision` names a scheme of `edgeglm.export.quantize.schemes`.
 
     `parts` are those that have another one: ``layer.0`` and so on, and what is before (``front``) and behind (``back``)
     the layers.
@@ -101,7 +101,7 @@ class Choice:
 
     @property
     def precisions(self) -> frozenset[str]:
-        """All that occur."""
+        """The precisions that occur."""
         return frozenset([self.precision, *dict(self.parts).values()])
 
     @property
@@ -110,7 +110,7 @@ class Choice:
         return "mixed" if self.parts else self.precision
 
     def precision_of(self, part: str) -> str:
-        """That of one part."""
+        """Return the precision of one part."""
         return dict(self.parts).get(part, self.precision)
 
     @property
@@ -121,7 +121,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Span:
-    """What one of a module's files holds where one file would be too large: some blocks, and what is at the ends."""
+    """The blocks and ends in one of a module's files, where a single file would be too large."""
 
     start: int
     stop: int
@@ -145,7 +145,7 @@ class Traces:
 
 @dataclass(frozen=True)
 class Part:
-    """One stored array of a weight whose Linear layer has N output rows and K input columns.
+    """A stored array of a weight whose Linear layer has N output rows and K input columns.
 
     Args:
         suffix: What to append to the weight's name: ``weight`` or ``scale``.
@@ -167,13 +167,13 @@ class Part:
 
     @property
     def row_multiple(self) -> int:
-        """What the rows of every chunk must be a multiple of, so that no two chunks share a byte."""
+        """The multiple that the rows of every chunk must be, so that no two chunks share a byte."""
         return 8 // self.dtype.bitwidth if self.row_axis == 1 and self.dtype.bitwidth < 8 else 1
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One matrix or vector to write: the rows of the checkpoint's tensors `names`, one after the other.
+    """A matrix or vector to write: the rows of the checkpoint's tensors `names`, one after the other.
 
     `initializers` are the graph's names of `parts`. A vector has one column. With `split_rotary` the first so many
     rows of every `head_dim` are stored even ones first. `scheme` is one of `quantize.schemes`.
@@ -190,14 +190,14 @@ class Stored:
 
 
 def rotary_order(rotary: int, head_dim: int) -> NDArray[np.int64]:
-    """The channels of a head with the even ones of its first `rotary` before the odd ones of them: [head_dim]."""
+    """Return a head's channels, of the first `rotary` the even ones before the odd ones: [head_dim]."""
     head = np.arange(head_dim)
     return np.concatenate([head[:rotary:2], head[1:rotary:2], head[rotary:]])
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows of a stored weight, encoded: their piece of each part, beginning with row `start`.
+    """A piece of a stored weight: some rows, encoded for each part, beginning with row `start`.
 
     `origin` is the checkpoint's tensor that they are from, `source` their bytes there.
     """
@@ -222,27 +222,27 @@ class HasShape(Protocol):
 
     @property
     def file(self) -> Path:
-        """Where it lies."""
+        """The file that it is in."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its dimensions, outermost first."""
+        """The dimensions, outermost first."""
 
 
 class Rows(Protocol):
-    """Where weights are read from, some rows at a time: `edgeglm.export.checkpoint.Checkpoint`."""
+    """A source of weights, read some rows at a time: `edgeglm.export.checkpoint.Checkpoint`."""
 
     def find(self, name: str) -> HasShape:
-        """The tensor of that name; an error for the user where there is none."""
+        """Return the tensor of that name; an error for the user where there is none."""
 
     def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
-        """Rows of a tensor as they are stored."""
+        """Return the rows of a tensor as they are stored."""
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """Rows of a tensor as fp32, C-contiguous."""
+        """Return the rows of a tensor as fp32, C-contiguous."""
 
     def decode(self, name: str, stored: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Whole rows that `read_bytes` gave, as fp32."""
+        """Return the whole rows that `read_bytes` gave, as fp32."""
 
 
 class Original(Rows, Protocol):
@@ -250,15 +250,15 @@ class Original(Rows, Protocol):
 
     @property
     def folder(self) -> Path:
-        """Where its config, tokenizer and image processor lie."""
+        """The folder of its config, tokenizer and image processor."""
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Its ``config.json``."""
+        """The content of its ``config.json``."""
 
     @property
     def tensors(self) -> Mapping[str, HasShape]:
-        """Its weights by their names."""
+        """The weights by their names."""
 
     @property
     def adapter_sha256(self) -> str | None:

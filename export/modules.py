@@ -38,7 +38,7 @@ class Stack:
     rename: Mapping[str, str]
 
     def segment_of(self, weight: str) -> str:
-        """The name of the segment that a checkpoint's weight belongs to."""
+        """Return the name of the segment that a checkpoint's weight belongs to."""
         head, tail = self.names.block.split("{layer}")
         number, _, _ = weight.removeprefix(head).partition(tail)
         if weight.startswith(head) and number.isdecimal():
@@ -55,18 +55,18 @@ BACK = ("post_layernorm", "downsample", "merger")
 
 
 def decoder_stack(traces: Traces, decoder: Decoder) -> Stack:
-    """The decoder's; its placeholders are named as in the checkpoint."""
+    """Return the decoder's stack; its placeholders are named as in the checkpoint."""
     rename = {"norm": decoder.norm.removesuffix(".weight"), "head": decoder.head.removesuffix(".weight")}
     return Stack(traces, decoder.layers, Names("", decoder.blocks, ""), rename)
 
 
 def vision_stack(traces: Traces, vision: Vision) -> Stack:
-    """The vision tower's; its ``position`` input is the position embedding of the grid."""
+    """Return the vision tower's stack; its ``position`` input is the position embedding of the grid."""
     return Stack(traces, vision.layers, Names(vision.prefix, vision.blocks, vision.prefix), {})
 
 
 def build(stack: Stack, dialect: Dialect) -> ir.Model:
-    """The graph of the whole module, with placeholders for what holds weights."""
+    """Return the graph of the whole module, with placeholders for what holds weights."""
     _fuse_block(stack.traces, dialect)
     model = stamp(stack.traces, stack.layers, stack.names, stack.rename)
     _fuse_module(model, dialect)

@@ -30,7 +30,7 @@ class Picture:
 
 
 def parse_image_size(text: str) -> tuple[int, int]:
-    """Width and height in ``504x1008``. Raises UsageError for anything else."""
+    """Return the width and height in ``504x1008``. Raises UsageError for anything else."""
     match = SIZE.fullmatch(text)
     if match is None:
         raise UsageError(f"--image-size {text}", "is not a size in pixels", "write WIDTHxHEIGHT, such as 504x1008")
@@ -40,7 +40,7 @@ def parse_image_size(text: str) -> tuple[int, int]:
 def choose_picture(
     vision: Mapping[str, Any], processor: ImageProcessor, limit: int | None, asked: tuple[int, int] | None
 ) -> Picture:
-    """The grid for the size `asked`, else for an upright screen of as many pixels as processor and profile allow.
+    """Choose the grid for the size `asked`, else for an upright screen as large as processor and profile allow.
 
     Args:
         vision: The checkpoint's ``vision_config``.
@@ -65,7 +65,7 @@ def choose_picture(
 
 
 def processor_size(picture: tuple[int, int], processor: ImageProcessor, unit: int, frames: int) -> tuple[int, int]:
-    """Width and height that the checkpoint's own processor gives a picture of at least `unit` pixels a side.
+    """Return the width and height that the checkpoint's own processor gives a picture of at least `unit` pixels a side.
 
     (transformers 5.23, ``smart_resize`` of Glm4vImageProcessor.)
     """
@@ -96,7 +96,7 @@ def _allowed(vision: Mapping[str, Any], processor: ImageProcessor, limit: int | 
 
 
 def _size(vision: Mapping[str, Any], key: str, usual: int) -> int:
-    """A size, `usual` where the config leaves it to transformers (5.23, Glm4vVisionConfig)."""
+    """Return a size, `usual` where the config leaves it to transformers (5.23, Glm4vVisionConfig)."""
     value = vision.get(key, usual)
     if not isinstance(value, int) or value < 1:
         raise DamagedFileError("config.json", f"has {value!r} as {key} of its vision_config", "download it again")

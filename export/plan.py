@@ -48,7 +48,7 @@ CONTEXTS = (1024, 4096, 8192)
 
 @dataclass(frozen=True)
 class ModuleSize:
-    """What the predictions take of a module: its stored weights, and the width of its activations.
+    """The sizes of a module that predictions need: its stored weights, and the width of its activations.
 
     ``factor`` is what a session keeps for a byte of them. ``wide`` is the most elements that one token has in a layer
     at a time, ``tokens`` how many are computed at once. ``state`` is what keys and values, and attention over
@@ -102,7 +102,7 @@ def export_peak(
     examples: int = 0,
     decoding: int = 0,
 ) -> int:
-    """Peak resident memory of an export's process tree.
+    """Return the peak resident memory of an export's process tree.
 
     Args:
         modules: All of them.
@@ -124,7 +124,7 @@ def _compiling(module: ModuleSize) -> int:
 
 
 def _streaming(module: ModuleSize, workers: int) -> int:
-    """Chunks that are read and encoded, those that wait to be written, and strips that are joined."""
+    """Return the chunks that are read and encoded, those that wait to be written, and strips that are joined."""
     largest = max(module.weights, key=lambda stored: stored.rows * stored.columns)
     elements = min(CHUNK_BYTES // 4, largest.rows * largest.columns)
     encoded = int(elements * sum(part.nbytes for part in largest.parts) / (largest.rows * largest.columns))
@@ -134,7 +134,7 @@ def _streaming(module: ModuleSize, workers: int) -> int:
 
 
 def device_peak(modules: Sequence[ModuleSize], decoder: Decoder, context: int) -> int:
-    """Peak resident memory of running a bundle with `context` tokens; the modules are in memory one after the other."""
+    """Return the peak memory of running a bundle with `context` tokens; modules are in memory one after the other."""
     kv = 2 * 4 * decoder.layers * decoder.kv_heads * decoder.head_dim * context
     peaks = [_device_peak(module, kv if module.choice.name == "decoder" else 0) for module in modules]
     return RUNNER_BYTES + max(peaks)
@@ -150,12 +150,12 @@ def _device_peak(module: ModuleSize, state: int) -> int:
 
 
 def contexts(longest: int) -> list[int]:
-    """The lengths that a plan speaks of: 1k, 4k, 8k and the longest."""
+    """Return the lengths that a plan speaks of: 1k, 4k, 8k and the longest."""
     return sorted({min(length, longest) for length in (*CONTEXTS, longest)})
 
 
 def by_context(modules: Sequence[ModuleSize], decoder: Decoder, longest: int) -> dict[int, int]:
-    """`device_peak` for each of `contexts`."""
+    """Return `device_peak` for each of `contexts`."""
     return {context: device_peak(modules, decoder, context) for context in contexts(longest)}
 
 

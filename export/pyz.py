@@ -49,7 +49,7 @@ sys.exit(code)
 
 
 def build_pyz() -> bytes:
-    """The file's bytes; it runs the bundle in whose folder it lies."""
+    """Return the file's bytes; it runs the bundle in whose folder it lies."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         _add(archive, "__main__.py", MAIN.encode())

@@ -26,14 +26,14 @@ class Names:
 
 
 def stamp_one(part: ir.Model, scope: str, prefix: str, layer: int | None = None, rename: Renames = None) -> ir.Model:
-    """A model of one part alone, such as the block of one layer, that takes and gives what the part does."""
+    """Return a model of one part alone, such as the block of one layer, that takes and gives what the part does."""
     chain = _Chain(rename or {})
     chain.append(part, scope, prefix, layer)
     return chain.model(dict(part.opset_imports), part.ir_version)
 
 
 def stamp(traces: Traces, layers: int, names: Names, rename: Renames = None) -> ir.Model:
-    """One model of `layers` copies of the block; placeholders name the checkpoint's weights.
+    """Return one model of `layers` copies of the block; placeholders name the checkpoint's weights.
 
     `rename` maps a placeholder's full name to that in the checkpoint, where a prefix is not enough.
     """

@@ -39,7 +39,7 @@ class EmbeddingRows:
         weakref.finalize(self, os.close, self._descriptor)
 
     def gather(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Embeddings (n, hidden).
+        """Return the embeddings (n, hidden).
 
         Raises:
             DamagedFileError: The file was changed, or is shorter than it was.

@@ -15,7 +15,7 @@ from edgeglm.runtimes.session import DecoderSession
 PREFILL_CHUNK = 256
 
 
-def generate(
+def generate(  # noqa: PLR0913 (the state of one answer)
     decoder: DecoderSession,
     rows: EmbeddingRows,
     prompt: Sequence[int],

@@ -48,7 +48,7 @@ class KeyValues:
         self._turn()
 
     def reserve(self, capacity: int) -> None:
-        """Room for more tokens: one tensor's buffers grow after the other's."""
+        """Make room for more tokens: one tensor's buffers grow after the other's."""
         if capacity <= self.capacity:
             return
         self.capacity = capacity

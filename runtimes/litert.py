@@ -75,11 +75,11 @@ class File:
         self._touch()
 
     def inputs(self, signature: str) -> dict[str, Form]:
-        """Shape and type of each input."""
+        """Return the shape and type of each input."""
         return _forms(self._model.get_input_tensor_details(signature))
 
     def outputs(self, signature: str) -> dict[str, Form]:
-        """Shape and type of each output."""
+        """Return the shape and type of each output."""
         return _forms(self._model.get_output_tensor_details(signature))
 
     def make_state(self) -> int:
@@ -94,7 +94,7 @@ class File:
         return total
 
     def run(self, signature: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Outputs by name, without keys and values, which stay in the engine."""
+        """Return the outputs by name, without keys and values, which stay in the engine."""
         expected = self.inputs(signature)
         inputs, outputs = dict(self._state), dict(self._state)
         for name in expected.keys() - self._state.keys():
@@ -146,7 +146,7 @@ class Encoder:
         self.files = files
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        """Outputs by name."""
+        """Return the outputs by name."""
         values = dict(feeds)
         for file in self.files:
             values = file.run(ENCODE, values)
@@ -170,7 +170,7 @@ class Decoder:
         self.reserve(capacity)
 
     def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits (vocabulary) of the last token: whole chunks, the last one padded, or one token at a time.
+        """Return the logits (vocabulary) of the last token: whole chunks, the last one padded, or one token at a time.
 
         Padding is written behind the tokens, where the next step overwrites it; where there is no room, none is used.
 
@@ -227,7 +227,7 @@ def check_library() -> None:
 
 
 def version() -> str:
-    """LiteRT's."""
+    """Return LiteRT's version."""
     return metadata.version("ai-edge-litert")
 
 

@@ -86,7 +86,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _publish(partial: Path, folder: Path) -> None:
-    """Under its name, while the engine has it mapped; where the disk is full or another process was faster, not."""
+    """Rename it while the engine has it mapped, unless the disk is full or another process was faster."""
     with suppress(OSError):
         (partial / SUM).write_text(KnownHashes(partial, trust=False).sha256(partial / WEIGHTS))
         shutil.rmtree(folder, ignore_errors=True)  # of a damaged one

@@ -28,7 +28,7 @@ class Encoder:
         self.session = open_session(path, threads, graph=graph)
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        """Outputs by name."""
+        """Return the outputs by name."""
         inputs = {
             each.name: feeds[each.name].astype(DTYPES[each.type], copy=False) for each in self.session.get_inputs()
         }
@@ -71,7 +71,7 @@ class Decoder:
         )
 
     def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits (vocabulary) of the last token."""
+        """Return the logits (vocabulary) of the last token."""
         count = hidden.shape[1]
         total = self.length + count
         for name, array in self._inputs(hidden, position_ids, total).items():
@@ -86,7 +86,7 @@ class Decoder:
         return last
 
     def reserve(self, capacity: int) -> None:
-        """Room for more tokens: each buffer is copied once, one after the other."""
+        """Make room for more tokens: each buffer is copied once, one after the other."""
         if capacity <= self.capacity:
             return
         self.capacity = capacity

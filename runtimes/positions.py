@@ -11,7 +11,7 @@ Grid = tuple[int, int]  # rows and columns
 
 
 def prompt_positions(image_tokens: Sequence[bool], grids: Sequence[Grid] | None) -> NDArray[np.int64]:
-    """Positions of a prompt with any number of pictures.
+    """Return the positions of a prompt with any number of pictures.
 
     Args:
         image_tokens: Whether each token stands for a piece of a picture; those of one picture stand together, and

@@ -231,7 +231,7 @@ def summary(answer: Answer) -> dict[str, object]:
 
 
 def _rounded(values: dict[str, object]) -> dict[str, object]:
-    """Times to a tenth of a millisecond."""
+    """Return the times to a tenth of a millisecond."""
     return {name: round(value, 1) if isinstance(value, float) else value for name, value in values.items()}
 
 

@@ -71,7 +71,7 @@ class Encoder:
             raise DamagedFileError(path, why, "export the bundle again with this version of it") from error
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        """Outputs by name."""
+        """Return the outputs by name."""
         inputs = {each.name: feeds[each.name].astype("float32", copy=False) for each in self.session.get_inputs()}
         names = [each.name for each in self.session.get_outputs()]
         with quiet():

@@ -201,7 +201,7 @@ class Runner:
         return [picture for picture in prompt.pictures if picture.stop > shared]
 
     def _embed(self, prompt: Prompt, shared: int) -> NDArray[np.float32]:
-        """Embeddings of what follows the shared tokens: (n, hidden)."""
+        """Return the embeddings of what follows the shared tokens: (n, hidden)."""
         hidden, unseen = self.rows.gather(prompt.tokens[shared:]), self._unseen(prompt, shared)
         for picture, features in zip(unseen, self._features(unseen), strict=True):
             start = max(picture.start, shared)
@@ -209,7 +209,7 @@ class Runner:
         return hidden
 
     def _features(self, pictures: Sequence[Picture]) -> list[NDArray[np.float32]]:
-        """(tokens, hidden) of each picture; the vision module is there only meanwhile."""
+        """Return the features of each picture, (tokens, hidden); the vision module is loaded only meanwhile."""
         if not pictures:
             return []
         with self._log.phase("read image"):  # first: one that cannot be decoded costs no loading
@@ -237,7 +237,7 @@ class Runner:
         return to_patches(image, picture.vision)
 
     def _room(self) -> int | None:
-        """Bytes that are left of the budget, if there is one."""
+        """Return the bytes that are left of the budget, if there is one."""
         return None if self.max_ram is None else self.max_ram - current_rss()
 
     def _prepare(self, capacity: int, shared: int) -> DecoderSession:

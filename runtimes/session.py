@@ -15,7 +15,7 @@ class EncoderSession(Protocol):
     """A loaded module without a state, such as the vision tower."""
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        """Outputs by name; inputs are converted to the types that the module takes."""
+        """Return the outputs by name; inputs are converted to the types that the module takes."""
 
     def close(self) -> None:
         """Give its memory back."""
@@ -36,7 +36,7 @@ class DecoderSession(Protocol):
         """Bytes of keys and values at its capacity."""
 
     def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits (vocabulary) of the last of some tokens: hidden (1, n, hidden), positions (axes, 1, n)."""
+        """Return the logits (vocabulary) of the last of some tokens: hidden (1, n, hidden), positions (axes, 1, n)."""
 
     def reserve(self, capacity: int) -> None:
         """Make room for so many tokens at least, and keep those that are in it."""

@@ -36,7 +36,7 @@ class Encoder:
         self.module = LoadedEngine(gpu, library, path)
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        """Outputs by name."""
+        """Return the outputs by name."""
         return self.module.run({name: feeds[name] for name in self.module.inputs}, self.module.outputs)
 
     def close(self) -> None:
@@ -66,7 +66,7 @@ class Decoder:
         return self.state.bytes
 
     def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits (vocabulary) of the last token."""
+        """Return the logits (vocabulary) of the last token."""
         count, past = hidden.shape[1], self.length
         for name, (now, following) in self.state.buffers.items():
             one, heads, _, width = self.module.inputs[name]
@@ -79,7 +79,7 @@ class Decoder:
         return last
 
     def reserve(self, capacity: int) -> None:
-        """Room for more tokens."""
+        """Make room for more tokens."""
         self.state.reserve(capacity)
 
     def truncate(self, length: int) -> None:

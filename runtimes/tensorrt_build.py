@@ -74,7 +74,7 @@ def build(task: Task, library: Library, show: Callable[[float], None]) -> None:
 
 
 def _flags(library: Library) -> int:
-    """Strongly typed: a precision is what the graph says. From TensorRT 11 on there is nothing else."""
+    """Return the flag for strong types, so that the graph sets precisions; TensorRT 11 has nothing else."""
     flag = getattr(library.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 

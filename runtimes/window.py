@@ -33,7 +33,7 @@ class Window:
             self._restrict(context, longest, max_ram)
 
     def capacity(self, prompt: int, answer: int) -> int:
-        """Rows of a buffer for so many tokens of prompt and answer.
+        """Return the rows of a buffer for so many tokens of prompt and answer.
 
         Raises:
             BudgetError: They are more than the window; the message says what fits.
@@ -73,5 +73,5 @@ class Window:
 
 
 def capacity_for(tokens: int, longest: int) -> int:
-    """Rows of a buffer for so many tokens, of which there may be at most `longest`."""
+    """Return the rows of a buffer for so many tokens, of which there may be at most `longest`."""
     return min(longest, -(-tokens // BUCKET) * BUCKET)

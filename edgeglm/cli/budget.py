@@ -22,5 +22,5 @@ def max_ram_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def parse_budget(max_ram: str | None) -> int:
-    """Bytes. Raises UsageError for what is no size."""
+    """Return a size in bytes. Raises UsageError for anything that is not one."""
     return parse_size(max_ram) if max_ram else int(SHARE * read_machine().memory_available_bytes)

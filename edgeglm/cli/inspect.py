@@ -93,7 +93,7 @@ def _parts(module: Module) -> Iterator[str]:
 
 
 def _natural(part: str) -> tuple[str, int]:
-    """layer.2 before layer.10."""
+    """Return a sort key that puts layer.2 before layer.10."""
     name, _, number = part.partition(".")
     return name, int(number) if number.isdecimal() else 0
 

@@ -30,10 +30,10 @@ class Adb(RemoteDevice):
         return self
 
     def command(self, script: str) -> list[str]:
-        """Without a terminal, which would change the bytes; the shell's exit code comes back."""
+        """Return the command that runs a line there, without a terminal, which would change the bytes."""
         return ["adb", "shell", "-T", script]
 
     def check(self, ran: Ran) -> None:
-        """adb has no exit code for this, but a way to say it."""
+        """Raise UnsupportedError if adb's message says that the device is gone; it has no exit code for that."""
         if ran.code and ran.err.startswith(LOST):
             raise UnsupportedError("adb", f"lost the device: {last_line(ran.err)}", "connect it again")

@@ -40,7 +40,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the runner printed with ``--json``."""
+    """The output of the runner with ``--json``."""
 
     result: dict[str, Any]
 
@@ -52,7 +52,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Pair:
-    """One question, answered twice."""
+    """A question, answered twice."""
 
     question: Question
     here: Reply
@@ -65,14 +65,14 @@ class Pair:
 
 
 def questions(bundle: Bundle, limit: int) -> list[Question]:
-    """The first of the demo's held-out screens with their instructions; those alone for a model that sees nothing."""
+    """Return the first held-out screens of the demo with their instructions; no pictures for a text model."""
     sees = bundle.manifest.model.vision is not None
     samples = list(read_samples(EVALUATION, limit))
     return [Question(each.prompt, each.screen if sees and isinstance(each.screen, Path) else None) for each in samples]
 
 
 def files(bundle: Bundle, asked: Sequence[Question]) -> list[tuple[Path, str]]:
-    """What goes to the device: of the bundle what the manifest names, and the pictures."""
+    """Return what goes to the device: of the bundle what the manifest names, and the pictures."""
     names = [MANIFEST, *bundle.manifest.files]
     pictures = [each.picture for each in asked if each.picture]
     return [
@@ -82,7 +82,7 @@ def files(bundle: Bundle, asked: Sequence[Question]) -> list[tuple[Path, str]]:
 
 
 def check_runner(device: Device) -> None:
-    """Whether the runner starts there. Raises UnsupportedError with what is missing."""
+    """Check that the runner starts there. Raises UnsupportedError with what is missing."""
     ran = device.python([f"{BUNDLE}/{RUNNER}", "--help"])
     if ran.code:
         raise _failure(device, ran, None)
@@ -154,7 +154,7 @@ def _failure(device: Device, ran: Ran, memory: int | None) -> EdgeglmError:
 
 
 def _told(ran: Ran) -> tuple[str, str]:
-    """Why the runner failed, and its remedy, in its own words where it has some."""
+    """Return why the runner failed, and its remedy, in its own words where it has some."""
     lines = [line.strip() for line in ran.err.splitlines() if line.strip()]
     for line in reversed(lines):
         if told := PREFIX.fullmatch(line):

@@ -30,13 +30,13 @@ class Qemu:
         self._temporary.cleanup()
 
     def push(self, files: Sequence[tuple[Path, str]]) -> None:
-        """Links will do."""
+        """Link the files in place of copying them."""
         for source, target in files:
             path = self._folder / target
             path.parent.mkdir(parents=True, exist_ok=True)
             path.symlink_to(source.resolve())
 
     def python(self, arguments: Sequence[str], memory: int | None = None) -> Ran:
-        """An interrupt ends it with this process's other children."""
+        """Run Python there; an interrupt ends it with this process's other children."""
         done = self._userland.python(arguments, memory, self._folder)
         return Ran(done.returncode, done.stdout, done.stderr)

@@ -46,7 +46,7 @@ class RemoteDevice(ABC):
 
     @abstractmethod
     def command(self, script: str) -> list[str]:
-        """The local command that has the device's shell run a script."""
+        """Return the local command that has the device's shell run a script."""
 
     @abstractmethod
     def check(self, ran: Ran) -> None:
@@ -126,6 +126,6 @@ class RemoteDevice(ABC):
 
 
 def last_line(text: str) -> str:
-    """What a program said last."""
+    """Return what a program said last."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "it does not say why"

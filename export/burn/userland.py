@@ -55,7 +55,7 @@ class Userland:
 
 
 def set_up(wheels: Sequence[str]) -> Userland:
-    """The user land with these wheels, in the versions that are installed here; from the cache, or made there.
+    """Return the user land with these wheels, in the versions that are installed here; from the cache, or made there.
 
     Raises:
         UnsupportedError: The packages cannot be had.
@@ -79,7 +79,7 @@ def set_up(wheels: Sequence[str]) -> Userland:
 
 
 def _pinned(wheel: str) -> str:
-    """A requirement of the version that is here, so that both sides compute with the same code."""
+    """Return a requirement of the version that is here, so that both sides compute with the same code."""
     with suppress(metadata.PackageNotFoundError):
         return f"{wheel}=={metadata.version(wheel)}"
     return wheel
@@ -119,7 +119,7 @@ def _check_host() -> None:
 
 
 def _configure_apt(apt: Path) -> Path:
-    """A configuration of apt, in which it knows of no installed package, and writes nowhere but in `apt`."""
+    """Return a configuration of apt, in which it knows of no installed package, and writes nowhere but in `apt`."""
     for name in ("state/lists/partial", "cache/archives/partial"):
         (apt / name).mkdir(parents=True)
     (apt / "status").touch()
@@ -135,7 +135,7 @@ def _configure_apt(apt: Path) -> Path:
 
 
 def _install(requirements: Sequence[str], site: Path) -> None:
-    """Wheels with what they need, as pip would install them there; the folder appears when they are whole."""
+    """Install wheels with what they need, as pip would there; the folder appears when they are whole."""
     partial = site.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(partial)]

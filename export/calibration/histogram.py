@@ -51,12 +51,12 @@ class Histogram:
 
 
 def min_max(seen: Histogram) -> Range:
-    """All that was seen, and zero."""
+    """Return all that was seen, and zero."""
     return min(seen.low, 0.0), max(seen.high, 0.0)
 
 
 def percentile(seen: Histogram, share: float = PERCENTILE) -> Range:
-    """What holds `share` percent of the values, half of the others on either side."""
+    """Return what holds `share` percent of the values, half of the others on either side."""
     total, tail = np.cumsum(seen.counts), (100 - share) / 200
     low = seen.centres[np.searchsorted(total, tail * total[-1])]
     high = seen.centres[np.searchsorted(total, (1 - tail) * total[-1])]
@@ -65,7 +65,7 @@ def percentile(seen: Histogram, share: float = PERCENTILE) -> Range:
 
 
 def least_squares(seen: Histogram) -> Range:
-    """The range of least squared error: each side is shrunk in turn."""
+    """Return the range of least squared error: each side is shrunk in turn."""
     low, high = min_max(seen)
     for _ in range(2):
         high = min((high * shrink for shrink in SHRINKS), key=lambda top: squared_error(seen, (low, top)))
@@ -74,7 +74,7 @@ def least_squares(seen: Histogram) -> Range:
 
 
 def squared_error(seen: Histogram, range_: Range) -> float:
-    """The sum of squared errors of what was seen, rounded to `LEVELS` steps of a range and clipped to it."""
+    """Return the sum of squared errors of what was seen, rounded to `LEVELS` steps of a range and clipped to it."""
     low, high = range_
     step = (high - low) / LEVELS or 1e-30
     inside = np.clip(np.rint((seen.centres - low) / step), 0, LEVELS) * step + low

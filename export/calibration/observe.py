@@ -13,13 +13,13 @@ Floats = NDArray[np.float32]
 
 
 class Weights(Protocol):
-    """What `prove.reference` computes with."""
+    """The weights that `prove.reference` computes with."""
 
     def product(self, x: Floats, weight: str) -> Floats:
-        """``x W^T`` over the last axis."""
+        """Return ``x W^T`` over the last axis."""
 
     def vector(self, name: str) -> Floats:
-        """A bias or norm."""
+        """Return a bias or norm."""
 
 
 class Observed:
@@ -50,9 +50,9 @@ class Observed:
         return self.weights.product(x, weight)
 
     def vector(self, name: str) -> Floats:
-        """Nothing to see."""
+        """Return the vector unobserved."""
         return self.weights.vector(name)
 
     def energies(self) -> dict[str, Floats]:
-        """By the weight's name: [columns]."""
+        """Return the mean squares by the weight's name: [columns]."""
         return {name: (total / self.counts[name]).astype(np.float32) for name, total in self.sums.items()}

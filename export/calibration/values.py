@@ -35,5 +35,5 @@ class SeenValues:
             self.histograms.setdefault(name, Histogram()).add(array)
 
     def ranges(self) -> Ranges:
-        """By bits and name."""
+        """Return the ranges by bits and name."""
         return {bits: {name: choose(seen) for name, seen in self.histograms.items()} for bits, choose in CHOOSE.items()}

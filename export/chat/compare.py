@@ -79,7 +79,7 @@ def _difference(mine: str, theirs: str) -> str:
 
 
 def _theirs(request: Request, chat: Chat) -> Answer:
-    """What transformers makes of a request, kept in the cache by all that makes it."""
+    """Return what transformers makes of a request, kept in the cache by all that makes it."""
     key = _key(request, chat)
     with making(KIND, key):
         if (kept := find(KIND, key)) is not None:

@@ -36,7 +36,7 @@ class Rendered(Struct):
 
 
 class Answer(Struct):
-    """What transformers makes of the conversations, or why it loads no tokenizer."""
+    """The conversations as transformers encodes them, or why it loads no tokenizer."""
 
     rendered: list[Rendered] = []
     error: str | None = None

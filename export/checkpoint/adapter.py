@@ -65,7 +65,7 @@ class Merged:
 
     @property
     def rank(self) -> int:
-        """Of the product."""
+        """The rank of the product."""
         return self.right.shape[-1 if self.transposed else 0] if self.right.shape else 0
 
     @property
@@ -75,17 +75,17 @@ class Merged:
 
     @property
     def file(self) -> Path:
-        """Where the base's weight lies."""
+        """The file of the base's weight."""
         return self.base.file
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Those of the base and of the adapter."""
+        """The files of the base and of the adapter."""
         return *self.base.files, self.left.file
 
     @property
     def dtype(self) -> str:
-        """What base and adapter are stored as."""
+        """The stored dtypes of base and adapter."""
         return f"{self.base.dtype} + {self.left.dtype} of rank {self.rank}"
 
     @property
@@ -95,21 +95,21 @@ class Merged:
 
     @property
     def nbytes(self) -> int:
-        """Of the three."""
+        """The stored bytes of the base and both factors."""
         return self.base.nbytes + self.left.nbytes + self.right.nbytes
 
     @property
     def row_bytes(self) -> int:
-        """Of what `read` gives."""
+        """The bytes of a row that `read` returns."""
         return self.base.row_bytes + self.rank * ITEM_BYTES[self.left.dtype]
 
     @property
     def decoding_bytes(self) -> int:
-        """Of the whole right factor, as stored and in fp64, and of the rows that are computed at once."""
+        """The memory of the right factor, stored and in fp64, and of the rows that are computed at once."""
         return self.base.decoding_bytes + 3 * self.right.nbytes + 8 * (self.rank + 2 * ROWS) * self.shape[1]
 
     def read(self, start: int, stop: int, *, keep_pages: bool = False) -> NDArray[np.uint8]:
-        """Each row of the base as it is stored, and behind it that of the left factor."""
+        """Return each row of the base as it is stored, and behind it that of the left factor."""
         base = self.base.read(start, stop, keep_pages=keep_pages).reshape(stop - start, self.base.row_bytes)
         item = ITEM_BYTES[self.left.dtype]
         if self.transposed:
@@ -120,7 +120,7 @@ class Merged:
         return np.concatenate([base, left], axis=1).reshape(-1)
 
     def decode(self, stored: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Whole rows that `read` gave, merged, as fp32: (rows, columns), in C order."""
+        """Return the whole rows that `read` gave, merged, as fp32: (rows, columns), in C order."""
         records = stored.reshape(-1, self.row_bytes)
         right = self.right.decode(self.right.read(0, self.right.shape[0], keep_pages=True)).astype(np.float64)
         right = right.T if self.transposed else right
@@ -133,7 +133,7 @@ class Merged:
 
 
 def open_checkpoint(folder: Path, adapter: Path | None = None, *, headers_only: bool = False) -> Checkpoint:
-    """A checkpoint, with an adapter merged into its weights.
+    """Return a checkpoint, with an adapter merged into its weights.
 
     Raises:
         UsageError, UnsupportedError, DamagedFileError: As `Checkpoint.open`, and of the adapter: it is none, of another
@@ -170,7 +170,7 @@ def _adapted(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
 
 
 def _read_parts(folder: Path) -> dict[str, Tensor]:
-    """The tensors of an adapter. Raises UnsupportedError where they are pickled, or stored as no plain numbers."""
+    """Read the tensors of an adapter. Raises UnsupportedError if they are pickled or not plain numbers."""
     file, pickle = folder / WEIGHTS, folder / "adapter_model.bin"
     if not os.path.lexists(file) and pickle.is_file():
         why = "is a pickle, which can run code when it is read"
@@ -186,7 +186,7 @@ def _read_parts(folder: Path) -> dict[str, Tensor]:
 
 
 def _modules(parts: Mapping[str, Tensor], pair: tuple[str, str]) -> list[str]:
-    """The modules that have one of a pair of parts or both, up to the last dot of their names."""
+    """Return the modules that have one of a pair of parts or both, up to the last dot of their names."""
     return sorted({name.removesuffix(end) for name in parts for end in pair if name.endswith(end)})
 
 
@@ -221,7 +221,7 @@ def _check(file: Path, config: Mapping[str, Any]) -> None:
 
 
 def _scale(file: Path, config: Mapping[str, Any], module: str, a: Tensor, b: Tensor) -> float:
-    """What the product is multiplied by: alpha over the rank, or over its root."""
+    """Return what the product is multiplied by: alpha over the rank, or over its root."""
     rank, patterns = a.shape[0] if a.shape else 0, config.get("alpha_pattern") or {}
     said = _number(file, "r", config.get("r"))
     if rank < 1 or (rank != said and not config.get("rank_pattern")):
@@ -254,7 +254,7 @@ def _base(tensors: Mapping[str, Weight], name: str, checkpoint: Checkpoint, file
 
 
 def _notes(checkpoint: Checkpoint, folder: Path) -> list[str]:
-    """Files of the adapter that are not used, and differ from the base's."""
+    """Return the files of the adapter that are not used, and differ from the base's."""
     notes = []
     for name in ("tokenizer.json", "chat_template.jinja"):
         own, base = folder / name, checkpoint.folder / name

@@ -26,7 +26,7 @@ AGAIN = "download it again"
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises DamagedFileError or UsageError, naming the file."""
+    """Return the JSON object in a file. Raises DamagedFileError or UsageError, naming the file."""
     with opened(file) as fd:
         size = os.fstat(fd).st_size
         if size > MAX_JSON_BYTES:
@@ -35,7 +35,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def parse(file: Path, what: str, text: bytes) -> dict[str, Any]:
-    """The JSON object in `text`, the `what` of a file. Raises DamagedFileError for anything else."""
+    """Return the JSON object in `text`, the `what` of a file. Raises DamagedFileError for anything else."""
     if text.startswith(POINTER):
         raise DamagedFileError(file, "is a Git LFS pointer, not the file itself", "run git lfs pull there")
     try:

@@ -74,7 +74,7 @@ class _Content(Struct):
 
 
 class _Tokens(Struct):
-    """What ``tokenizer_config.json`` and ``special_tokens_map.json`` say of the end token."""
+    """The end token of ``tokenizer_config.json`` and ``special_tokens_map.json``."""
 
     eos_token: str | _Content | None = None
 

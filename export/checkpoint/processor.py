@@ -80,7 +80,7 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 def read_processor(checkpoint: Checkpoint, vision: Mapping[str, Any]) -> tuple[ImageProcessor, tuple[str, ...]]:
-    """The image processor of a checkpoint, and what the user should know of it.
+    """Return the image processor of a checkpoint, and what the user should know of it.
 
     The settings nested in processor_config.json go before preprocessor_config.json, as in transformers 5.23
     (`ImageProcessingMixin.get_image_processor_dict`).
@@ -121,7 +121,7 @@ def _find(checkpoint: Checkpoint) -> tuple[Path | None, dict[str, Any]]:
 
 
 def _processor(file: Path, settings: Settings) -> ImageProcessor:
-    """Rescaling and normalizing as one: (pixel / 255 - mean) / std."""
+    """Return the rescaling and normalizing as one: (pixel / 255 - mean) / std."""
     means, deviations = [0.0] * 3, [1.0] * 3
     if settings.do_normalize:
         means, deviations = _three(file, settings.image_mean), _three(file, settings.image_std)

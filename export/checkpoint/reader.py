@@ -115,7 +115,7 @@ class Checkpoint:
         return name
 
     def check_architecture(self, supported: Iterable[str]) -> str:
-        """The architecture, which must be one of those supported.
+        """Return the architecture, which must be one of those supported.
 
         Raises:
             UnsupportedError: It is another one; the message names those supported.
@@ -127,12 +127,12 @@ class Checkpoint:
         return name
 
     def sidecar(self, name: str) -> Path | None:
-        """The path of a file beside the weights, such as ``tokenizer.json``, or None where there is none."""
+        """Return the path of a file beside the weights, such as ``tokenizer.json``, or None where there is none."""
         path = self.folder / name
         return path if path.is_file() else None
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """Rows ``start`` to ``stop`` of the first axis, exactly, in C order; a scalar is one row.
+        """Return the rows ``start`` to ``stop`` of the first axis, exactly, in C order; a scalar is one row.
 
         Raises:
             DamagedFileError: There is no such tensor, or its file has become shorter.
@@ -144,17 +144,17 @@ class Checkpoint:
         return values.reshape(len(_span(tensor, start, stop)), *tensor.shape[1:])
 
     def decode(self, name: str, stored: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Whole rows that `read_bytes` gave, as fp32: (rows, …), in C order."""
+        """Return the whole rows that `read_bytes` gave, as fp32: (rows, …), in C order."""
         return self.find(name).decode(stored)
 
     def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
-        """The bytes of those rows as stored; the page cache lets go of them, or not. Raises what `rows` raises."""
+        """Read the bytes of rows as they are stored. Raises what `rows` raises."""
         tensor = self.find(name)
         span = _span(tensor, start, stop)
         return tensor.read(span.start, span.stop, keep_pages=self.keep_pages)
 
     def find(self, name: str) -> Weight:
-        """The tensor of that name.
+        """Return the tensor of that name.
 
         Raises:
             DamagedFileError: There is none.

@@ -130,7 +130,7 @@ def check_shards(index: Path, shards: Iterable[Path]) -> None:
 
 
 def missing_weight(weights: Path, name: str, names: Iterable[str]) -> EdgeglmError:
-    """The error for a weight that is not there; `names` are those that are. It says what likely happened."""
+    """Return the error for a weight that is not there; `names` are those that are. It says what likely happened."""
     found = list(names)
     part = _place(name)
     where, missing = f"{weights}: {name}", "is missing, and the model needs it"
@@ -152,12 +152,12 @@ def missing_weight(weights: Path, name: str, names: Iterable[str]) -> EdgeglmErr
 
 
 def missing_module(weights: Path, module: str, names: Iterable[str]) -> EdgeglmError:
-    """The error for a module of which no weight is there."""
+    """Return the error for a module of which no weight is there."""
     return missing_weight(weights, FIRST[module], names)
 
 
 def _place(name: str) -> str:
-    """Which part of a model a weight belongs to."""
+    """Return which part of a model a weight belongs to."""
     if re.search(r"(^|\.)(visual|vision\w*|vit)\.", name):
         return "vision tower"
     if name.endswith("embed_tokens.weight"):
@@ -199,7 +199,7 @@ def _class_of(kind: object) -> str | None:
 
 
 def _sister(file: Path, config: Mapping[str, Any], vision: object) -> str:
-    """The repository with the same weights for transformers' own classes, if there is one."""
+    """Return the repository with the same weights for transformers' own classes, if there is one."""
     if vision is not None:
         return OTHER_VISION
     said = str(config.get("_name_or_path", "")).lower(), file.absolute().parent.name.lower()

@@ -27,23 +27,23 @@ class Weight(Protocol):
 
     @property
     def name(self) -> str:
-        """As the checkpoint has it, or would have it without quantization."""
+        """The name in the checkpoint; without quantization, if it is quantized."""
 
     @property
     def file(self) -> Path:
-        """Where it lies, or its numbers do."""
+        """The file of its numbers."""
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All files that hold parts of it."""
+        """The files that hold parts of it."""
 
     @property
     def dtype(self) -> str:
-        """What it is stored as."""
+        """The stored dtype."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its dimensions, outermost first."""
+        """The dimensions, outermost first."""
 
     @property
     def nbytes(self) -> int:
@@ -51,22 +51,22 @@ class Weight(Protocol):
 
     @property
     def row_bytes(self) -> int:
-        """Of a row that `read` gives."""
+        """The bytes of a row that `read` returns."""
 
     @property
     def decoding_bytes(self) -> int:
         """The most that `decode` takes beside what it is given and gives, whatever the number of rows."""
 
     def read(self, start: int, stop: int, *, keep_pages: bool = False) -> NDArray[np.uint8]:
-        """Rows as they are stored, one after the other; the page cache lets go of them, or not."""
+        """Return the rows as they are stored, one after the other; the page cache lets go of them, or not."""
 
     def decode(self, stored: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Whole rows that `read` gave, as fp32: (rows, …), in C order."""
+        """Return the whole rows that `read` gave, as fp32: (rows, …), in C order."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where one tensor lies: ``nbytes`` bytes from ``offset`` in ``file``, row-major and little-endian."""
+    """A tensor of ``nbytes`` bytes at ``offset`` in ``file``, row-major and little-endian."""
 
     name: str
     file: Path
@@ -96,23 +96,23 @@ class Tensor:
 
     @property
     def decoding_bytes(self) -> int:
-        """Nothing is needed."""
+        """Zero: nothing is decoded."""
         return 0
 
     def read(self, start: int, stop: int, *, keep_pages: bool = False) -> NDArray[np.uint8]:
-        """Rows as they are stored. Raises DamagedFileError where the file ends before."""
+        """Return the rows as they are stored. Raises DamagedFileError where the file ends before."""
         offset, size = self.offset + start * self.row_bytes, (stop - start) * self.row_bytes
         with self._opened(offset, size, keep_pages) as fd:
             return self._checked(read(fd, offset, size), size)
 
     def decode(self, stored: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Whole rows that `read` gave, as fp32: (rows, …), in C order."""
+        """Return the whole rows that `read` gave, as fp32: (rows, …), in C order."""
         # Of rows without numbers none can be counted.
         rows = len(stored) // self.row_bytes if self.row_bytes else 0
         return to_float32(stored, self.dtype).reshape(rows, *self.shape[1:])
 
     def columns(self, start: int, stop: int, *, keep_pages: bool = False) -> NDArray[np.uint8]:
-        """Columns of a matrix as they are stored: (rows, bytes).
+        """Return the columns of a matrix as they are stored: (rows, bytes).
 
         The page cache lets go of the tensor with its last column, since a page holds pieces of many.
         """
@@ -145,7 +145,7 @@ class Tensor:
 
 
 def to_float32(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
-    """Bytes of one of `FLOATS` as fp32, exactly: (numbers)."""
+    """Return the bytes of one of `FLOATS` as fp32, exactly: (numbers)."""
     if dtype == "BF16":
         # A bfloat16 is the upper half of the float32 of the same value.
         wide: NDArray[np.uint32] = np.left_shift(raw.view(np.uint16), 16, dtype=np.uint32)

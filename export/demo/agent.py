@@ -20,18 +20,18 @@ Chat = Sequence[dict[str, Any]]  # messages as the chat template knows them, wit
 
 
 class Prompts:
-    """What prepares a GLM-4.1V checkpoint's inputs: its tokenizer and image processor."""
+    """The tokenizer and image processor of a GLM-4.1V checkpoint."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, processor: Glm4vImageProcessorPil) -> None:
         self.tokenizer, self.processor = tokenizer, processor
 
     @classmethod
     def load(cls, folder: Path) -> Prompts:
-        """From a Hugging Face checkpoint directory."""
+        """Load a Hugging Face checkpoint directory."""
         return cls(PreTrainedTokenizerFast.from_pretrained(folder), Glm4vImageProcessorPil.from_pretrained(folder))
 
     def encode(self, images: Sequence[Image.Image], chats: Sequence[Chat]) -> BatchFeature:
-        """Model inputs for one screenshot and one chat each, padded on the left."""
+        """Return the model inputs for one screenshot and one chat each, padded on the left."""
         pixels = self.processor(images=list(images), return_tensors="pt")
         counts = (pixels["image_grid_thw"].prod(-1) // self.processor.merge_size**2).tolist()
         texts = [self._render(chat).replace(IMAGE, IMAGE * count) for chat, count in zip(chats, counts, strict=True)]
@@ -60,7 +60,7 @@ class Agent(Prompts):
 
     @classmethod
     def load(cls, folder: Path) -> Agent:
-        """From a Hugging Face checkpoint directory, computing in fp32."""
+        """Load a Hugging Face checkpoint directory, to compute in fp32."""
         disable_progress_bar()
         prompts = Prompts.load(folder)
         config = reference_config(folder)

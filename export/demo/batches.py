@@ -36,7 +36,7 @@ BUCKET = 32  # sequence lengths are multiples of it: every new shape costs time 
 
 @dataclass(frozen=True)
 class Cells:
-    """Where each element's centre lies: cells[i] = (image, image token, class), inside[i] = (x, y, on) in 0..1."""
+    """The centres of elements: cells[i] = (image, image token, class), inside[i] = (x, y, on) in 0..1."""
 
     cells: Tensor
     inside: Tensor
@@ -60,7 +60,7 @@ class Batch:
     elements: Cells
 
     def mask(self) -> Tensor:
-        """(B, 1, L, L) bool: causal; a question sees the image and itself, not its neighbours."""
+        """Return the attention mask, (B, 1, L, L) bool: causal; a question sees the image and itself alone."""
         length = self.segment.shape[1]
         mine, theirs = self.segment[:, :, None], self.segment[:, None, :]
         causal = torch.ones(length, length, dtype=torch.bool).tril()
@@ -69,12 +69,12 @@ class Batch:
 
 
 def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """The screenshot at the model's size, resized as the image processor does: (HEIGHT, WIDTH, 3) uint8."""
+    """Return the screenshot at the model's size, resized as the image processor does: (HEIGHT, WIDTH, 3) uint8."""
     return np.asarray(image.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
 
 
 def to_patches(pixels: Tensor) -> Tensor:
-    """(B, HEIGHT, WIDTH, 3) in 0..255 -> (B, ROWS * COLUMNS, 3 * PATCH * PATCH) normalized, merge-block order."""
+    """Map (B, HEIGHT, WIDTH, 3) in 0..255 to normalized (B, ROWS * COLUMNS, 3 * PATCH * PATCH) in merge-block order."""
     mean, std = torch.tensor(IMAGE_MEAN), torch.tensor(IMAGE_STD)
     x = pixels.float().div(255).sub(mean).div(std)
     x = x.view(-1, CELL_ROWS, MERGE, PATCH, CELL_COLUMNS, MERGE, PATCH, 3)
@@ -103,11 +103,11 @@ class Packer:
         self.text_start = int(self.prefix_positions.max()) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, special tokens only where they are written out."""
+        """Return the token ids of `text`, special tokens only where they are written out."""
         return list(self.encoder.encode(text, add_special_tokens=False).ids)
 
     def _prefix_positions(self) -> NDArray[np.int64]:
-        """(3, P) M-RoPE positions: image tokens count rows and columns, text goes on after the larger."""
+        """Return the M-RoPE positions (3, P): image tokens count rows and columns, text goes on after the larger."""
         start, length = self.image_start, len(self.prefix)
         positions = np.tile(np.arange(length), (3, 1))
         grid = np.indices((1, CELL_ROWS, CELL_COLUMNS)).reshape(3, -1) + start
@@ -119,7 +119,7 @@ class Packer:
     def pack(
         self, pixels: NDArray[np.uint8], scenes: list[Scene], steps: list[list[Step]], answers: bool = True
     ) -> Batch:
-        """One batch of images (B, HEIGHT, WIDTH, 3), their scenes and the steps asked about each.
+        """Return one batch of images (B, HEIGHT, WIDTH, 3), their scenes and the steps asked about each.
 
         Without `answers` a question ends where its answer would begin, and only points; but a text is still typed.
         """
@@ -184,7 +184,7 @@ def _cells(scenes: list[Scene]) -> Cells:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one training batch holds."""
+    """The content of a training batch."""
 
     images: int
     questions: int

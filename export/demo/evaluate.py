@@ -22,7 +22,7 @@ CHECKPOINT = Path(__file__).parent / "checkpoint"
 
 
 def by_action(expected: list[Expected], answers: list[str]) -> dict[str, Score]:
-    """A score for each type of action that is expected."""
+    """Return a score for each type of action that is expected."""
     groups: dict[str, tuple[list[Expected], list[str]]] = defaultdict(lambda: ([], []))
     for want, answer in zip(expected, answers, strict=True):
         action = parse_action(want.response)
@@ -33,7 +33,7 @@ def by_action(expected: list[Expected], answers: list[str]) -> dict[str, Score]:
 
 
 def table(total: Score, groups: dict[str, Score], seconds: float) -> str:
-    """The report that `main` prints."""
+    """Return the report that `main` prints."""
     rows = [
         f"samples            {total.samples:8d}",
         f"action type        {total.action_type:8.2%}",

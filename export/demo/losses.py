@@ -102,7 +102,7 @@ class Helper(nn.Module):
         self.hidden = output
 
     def vision_loss(self, image_tokens: Tensor, embedding: Tensor, elements: Cells) -> Tensor:
-        """What each image token shows; classes are compared with the embeddings of their names."""
+        """Return what each image token shows; classes are compared with the embeddings of their names."""
         names = torch.stack([embedding[ids].mean(0) for ids in self.names])
         logits = (image_tokens @ names.T).float() * self.scale + self.bias
         image, cell, label = elements.cells.unbind(1)
@@ -132,13 +132,13 @@ class Helper(nn.Module):
 
 
 def vision_loss(model: Glm4vForConditionalGeneration, helper: Helper, batch: Batch) -> Tensor:
-    """The vision-only first stage: no decoder, helper losses alone."""
+    """Return the vision-only first stage: no decoder, helper losses alone."""
     image_tokens = encode_images(model.model.visual, to_patches(batch.pixels))
     return helper.vision_loss(image_tokens, model.model.language_model.embed_tokens.weight, batch.elements)
 
 
 def losses(model: Glm4vForConditionalGeneration, helper: Helper, packer: Packer, batch: Batch) -> Losses:
-    """Both losses of a packed batch."""
+    """Return the both losses of a packed batch."""
     image_tokens, hidden = _read(model, packer, batch)
     after = len(packer.prefix)
     logits = model.lm_head(hidden[:, after:]).float()
@@ -150,7 +150,7 @@ def losses(model: Glm4vForConditionalGeneration, helper: Helper, packer: Packer,
 
 
 def _read(model: Glm4vForConditionalGeneration, packer: Packer, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The image tokens (B, IMAGE_TOKENS, hidden) and the decoder's last hidden state (B, L, hidden)."""
+    """Return the image tokens (B, IMAGE_TOKENS, hidden) and the decoder's last hidden state (B, L, hidden)."""
     image_tokens = encode_images(model.model.visual, to_patches(batch.pixels))
     text = model.model.language_model
     embedded = text.embed_tokens(batch.tokens)

@@ -33,7 +33,7 @@ class Score:
 
 
 def succeeds(expected: Expected, answer: str) -> bool:
-    """Right type, and right where it counts: a tap in its box, a swipe's direction, the exact text or app."""
+    """Return whether type and content are right: a tap in its box, a swipe's direction, the exact text or app."""
     want, got = parse_action(expected.response), parse_action(answer)
     if want is None or got is None or want.type != got.type:
         return False
@@ -45,7 +45,7 @@ def succeeds(expected: Expected, answer: str) -> bool:
 
 
 def score(expected: Sequence[Expected], answers: Sequence[str]) -> Score:
-    """All metrics over pairs of `expected` and `answers`; an answer without a point errs by 1000."""
+    """Return all metrics over pairs of `expected` and `answers`; an answer without a point errs by 1000."""
     pairs = list(zip(expected, answers, strict=True))
     types = [_type(want.response) == _type(answer) for want, answer in pairs]
     taps = [(want, parse_action(answer)) for want, answer in pairs if want.box]

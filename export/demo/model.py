@@ -50,7 +50,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(samples: int = 8000) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of VOCABULARY entries, trained on sampled steps."""
+    """Return a byte-level BPE of VOCABULARY entries, trained on sampled steps."""
     bpe = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(SPLIT), "isolated")
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -89,7 +89,7 @@ def _corpus(samples: int) -> list[str]:
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> Glm4vConfig:
-    """The demo's `Glm4vConfig`: 4 vision and 4 decoder layers, grouped-query attention, partial M-RoPE."""
+    """Return the demo's `Glm4vConfig`: 4 vision and 4 decoder layers, grouped-query attention, partial M-RoPE."""
     token = tokenizer.get_vocab()
     return Glm4vConfig(
         image_token_id=token["<|image|>"],
@@ -130,7 +130,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Glm4vConfig:
 
 
 def build_model(config: Glm4vConfig, seed: int = 0) -> Glm4vForConditionalGeneration:
-    """The freshly initialized model in fp32."""
+    """Return the freshly initialized model in fp32."""
     torch.manual_seed(seed)
     model = Glm4vForConditionalGeneration(config)
     with torch.no_grad():
@@ -160,7 +160,7 @@ def _initialize(name: str, parameter: nn.Parameter) -> None:
 
 
 def _sin_cos_table(side: int, width: int) -> Tensor:
-    """(side * side, width): sines and cosines of the row in the first half, of the column in the second."""
+    """Return (side * side, width): sines and cosines of the row in the first half, of the column in the second."""
     frequencies = 1 / (30 ** (torch.arange(width // 4) / (width // 4)))
     angles = torch.arange(side)[:, None] * frequencies
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -29,12 +29,12 @@ def _blend(a: Colour, b: Colour) -> Colour:
 
 
 def render(scene: Scene) -> Image.Image:
-    """The screenshot: RGB, SCALE * WIDTH x SCALE * HEIGHT pixels, the same for the same scene."""
+    """Return the screenshot: RGB, SCALE * WIDTH x SCALE * HEIGHT pixels, the same for the same scene."""
     return _Painter(scene).paint()
 
 
 class _Painter:
-    """One canvas and the look (theme, tile style) that all its elements share."""
+    """A canvas and the look (theme, tile style) that all its elements share."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene

@@ -52,7 +52,7 @@ class Sample:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """What is answered, as chat templates know it: all text but the picture of the last message."""
+        """The conversation as chat templates take it: all text but the picture of the last message."""
         question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.prompt}]}
         return [*({"role": role, "content": text} for role, text in self.before), question]
 
@@ -65,7 +65,7 @@ class Sample:
 
 
 def make_sample(split: str, index: int) -> Sample:
-    """Sample `index` of `split`; the same two give the same sample."""
+    """Return sample `index` of `split`; the same two give the same sample."""
     random = Random(f"{split}/{index}")
     scene = sample_scene(random)
     step = sample_step(scene, random)
@@ -106,7 +106,7 @@ def _to_record(sample: Sample, image: str) -> dict[str, object]:
 
 
 def read_samples(file: Path, limit: int | None = None) -> Iterator[Sample]:
-    """The first `limit` samples of a JSONL file; a picture is opened when it is asked for.
+    """Yield the first `limit` samples of a JSONL file; a picture is opened when it is asked for.
 
     Raises:
         UsageError: The file cannot be read or holds no sample, or a line is not a sample.
@@ -183,7 +183,7 @@ def _text(message: _Message) -> str:
 
 
 def _inside(folder: Path, url: str) -> Path:
-    """A picture's path, which may not lead out of the folder of the file that names it."""
+    """Return a picture's path, which may not lead out of the folder of the file that names it."""
     path, root = Path(os.path.realpath(folder / url)), Path(os.path.realpath(folder))
     if not path.is_relative_to(root):
         raise ValueError(f"its picture {url!r} is not in the folder of the file")

@@ -116,7 +116,7 @@ class Element:
 
 @dataclass(frozen=True)
 class Scene:
-    """One screen. `elements` can be tapped, `behind` is covered by a panel, `look` seeds the drawing."""
+    """A screen. `elements` can be tapped, `behind` is covered by a panel, `look` seeds the drawing."""
 
     kind: str
     elements: tuple[Element, ...]
@@ -129,7 +129,7 @@ class Scene:
     behind: tuple[Element, ...] = ()
 
     def find(self, name: str) -> Element | None:
-        """The element called `name`, if the screen has it."""
+        """Return the element called `name`, if the screen has it."""
         return next((element for element in self.elements if element.name == name), None)
 
 
@@ -138,7 +138,7 @@ KEYBOARD_TOP = 232
 
 
 def sample_scene(random: Random, density: float = 1.0) -> Scene:
-    """A random screen; `density` in (0, 1] thins out its elements, for the training curriculum."""
+    """Return a random screen; `density` in (0, 1] thins out its elements, for the training curriculum."""
     kind = random.choices(list(KINDS), list(KINDS.values()))[0]
     if kind in ("dialog", "popup"):
         return _covered(random, kind, density)
@@ -179,7 +179,7 @@ def _home(random: Random, density: float) -> Scene:
 def _app_grid(
     random: Random, names: list[str], columns: int, span: tuple[float, float], density: float
 ) -> list[Element]:
-    """Apps on a jittered grid; takes their names off `names`, keeping four for the dock."""
+    """Return apps on a jittered grid; take their names off `names`, keeping four for the dock."""
     pitch, row = WIDTH / columns, random.uniform(42, 50)
     cells = [(c, r) for r in range(int((span[1] - span[0]) // row)) for c in range(columns)]
     wanted = max(2, int(random.uniform(3, 21) * density))
@@ -232,7 +232,7 @@ def _tool_row(random: Random, y: float, bottom: float, density: float, _: Sequen
 
 
 def _buttons(random: Random, y: float, bottom: float, density: float, taken: Sequence[Element]) -> list[Element]:
-    """Rows of one to three coloured buttons, no colour twice on a screen."""
+    """Return the rows of one to three coloured buttons, no colour twice on a screen."""
     used = {element.name for element in taken}
     free = [f"{name} button" for name in COLOURS if f"{name} button" not in used]
     random.shuffle(free)
@@ -274,7 +274,7 @@ def _settings(random: Random, density: float) -> Scene:
 
 
 def _covered(random: Random, kind: str, density: float) -> Scene:
-    """A dialog with two buttons, or an advertisement with a close button, over another screen."""
+    """Return a dialog with two buttons, or an advertisement with a close button, over another screen."""
     below = _home(random, density) if random.random() < 0.5 else _page(random, density)
     width, height = random.uniform(110, 150), random.uniform(70, 120)
     x, y = random.uniform(6, WIDTH - 6 - width), random.uniform(45, 285 - height)

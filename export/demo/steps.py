@@ -10,7 +10,7 @@ from edgeglm.export.demo.screens import HEIGHT, WIDTH, Box
 
 @dataclass(frozen=True)
 class Step:
-    """One question to the agent and its answer; `box` is the target of a tap in model pixels."""
+    """A question to the agent and its answer; `box` is the target of a tap in model pixels."""
 
     instruction: str
     previous: tuple[str, ...]
@@ -45,7 +45,7 @@ def finish(message: str) -> str:
 
 
 def to_units(x: float, y: float) -> tuple[int, int]:
-    """Model pixels to the action language's coordinates, 0 to 999 of 1000 on either axis."""
+    """Convert model pixels to the action language's coordinates, 0 to 999 of 1000 on either axis."""
     return min(999, max(0, round(x / WIDTH * 1000))), min(999, max(0, round(y / HEIGHT * 1000)))
 
 

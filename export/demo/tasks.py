@@ -21,7 +21,7 @@ GROUND = 0.5  # the share of plain "tap the …" steps
 
 
 def sample_step(scene: Scene, random: Random) -> Step:
-    """A step whose right action can be read off `scene`."""
+    """Return a step whose right action can be read off `scene`."""
     sampler = _Sampler(scene, random)
     if scene.kind in BLOCKED:
         return BLOCKED[scene.kind](sampler)
@@ -37,7 +37,7 @@ def sample_step(scene: Scene, random: Random) -> Step:
 
 
 def sample_practice(scene: Scene, random: Random) -> Step:
-    """For training: what is hardest to learn on `scene` (what is not there, which way a switch is, copying a text)."""
+    """Sample the hardest questions about `scene`, for training: what is not there, a switch's state, a text to copy."""
     sampler = _Sampler(scene, random)
     if scene.focused and random.random() < 0.5:
         return sampler.type_text()
@@ -45,14 +45,14 @@ def sample_practice(scene: Scene, random: Random) -> Step:
 
 
 def sample_pointing(scene: Scene, random: Random) -> Step:
-    """For training: a plain "tap the …" step, or one of `sample_practice`; home screens launch nothing."""
+    """Sample a plain "tap the …" step for training, or one of `sample_practice`; home screens launch nothing."""
     if random.random() < 0.7 and (step := _Sampler(scene, random).tap_named()):
         return step
     return sample_practice(scene, random)
 
 
 class _Sampler:
-    """The methods are the kinds of step; each gives None where the scene cannot pose it."""
+    """Samples a kind of step in each method, which gives None where the scene cannot pose it."""
 
     def __init__(self, scene: Scene, random: Random) -> None:
         self.scene = scene
@@ -62,7 +62,7 @@ class _Sampler:
     # -- language --------------------------------------------------------------------
 
     def say(self, english: list[str], chinese: list[str], **names: str) -> str:
-        """A random wording of the sampled language, with its names filled in."""
+        """Return a random wording of the sampled language, with its names filled in."""
         return self.random.choice(chinese if self.chinese else english).format(**names)
 
     def name(self, element: str) -> str:
@@ -80,7 +80,7 @@ class _Sampler:
         return Step(wish, previous, thought, code, element.box)
 
     def earlier_tap(self, element: Element | None = None) -> str:
-        """A tap that was done before, on `element` or on something no longer in sight."""
+        """Return a tap that was done before, on `element` or on something no longer in sight."""
         x, y = element.centre if element else (self.random.uniform(10, 158), self.random.uniform(30, 320))
         return do("Tap", element=to_units(x, y))
 
@@ -177,7 +177,7 @@ class _Sampler:
         return self._search(wish, text)
 
     def _search(self, wish: str, text: str, *previous: str) -> Step:
-        """The next step of typing `text`: finish without a search box, type into a focused one, else tap it."""
+        """Return the next step of typing `text`: finish without a search box, type into a focused one, else tap it."""
         box = self.scene.find("search box")
         if box is None:
             thought = self.say(["The search box is not here."], ["这里没有搜索框。"])
@@ -271,7 +271,7 @@ class _Sampler:
         return self.done(wish, self.earlier_tap(), do("Home"))
 
     def any_wish(self) -> str:
-        """A goal that has nothing to do with what blocks the screen."""
+        """Return a goal that has nothing to do with what blocks the screen."""
         app = self.scene.app or self.random.choice(list(APPS))
         if self.random.random() < 0.5:
             return self._search_wish(app, sample_text(self.random))

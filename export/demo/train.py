@@ -59,7 +59,7 @@ class Plan:
         return self.before_last + self.steps
 
     def rate(self, step: int) -> float:
-        """Learning rate at `step`, counted over all stages."""
+        """Return the learning rate at `step`, counted over all stages."""
         if step < self.before_last:
             return self.learning_rate * min(1.0, (step + 1) / 50)
         step -= self.before_last
@@ -67,13 +67,13 @@ class Plan:
         return self.learning_rate * min(1.0, (step + 1) / self.warm_up) * (0.02 + 0.98 * cosine)
 
     def helper_weight(self, step: int) -> float:
-        """Weight of the helper losses at `step`, counted over all stages: all of it before the last one, then less."""
+        """Return the weight of the helper losses at `step` of all stages: all of it before the last one, then less."""
         if step < self.before_last:
             return 1.0
         return self.helper * (1 - 0.8 * (step - self.before_last) / self.steps)
 
     def recipe(self, step: int) -> Recipe:
-        """What the batch of `step` holds: the vision stage asks no questions but the one that a batch must have."""
+        """Return the content of the batch of `step`: the vision stage asks only the one question a batch must have."""
         if step < self.vision_steps:
             return Recipe(self.images, 1, sparse=step < self.sparse)
         if self.vision_steps + self.early_steps <= step < self.before_last:
@@ -94,7 +94,7 @@ class Trainer:
         self.done = 0
 
     def _groups(self) -> list[dict[str, object]]:
-        """Matrices decay; vectors, token embeddings and the position table do not."""
+        """Return the parameter groups: matrices decay; vectors, token embeddings and the position table do not."""
         named = [*self.model.named_parameters(), *self.helper.named_parameters()]
         decays = [p.ndim >= 2 and "embed_tokens" not in n and "position_embedding" not in n for n, p in named]
         groups: dict[float, list[nn.Parameter]] = {self.plan.weight_decay: [], 0.0: []}
@@ -103,14 +103,14 @@ class Trainer:
         return [{"params": group, "weight_decay": decay} for decay, group in groups.items()]
 
     def parameters(self) -> list[nn.Parameter]:
-        """Of the model and of the helper heads."""
+        """Return the parameters of the model and of the helper heads."""
         return [*self.model.parameters(), *self.helper.parameters()]
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def step(self, batch: Batch) -> dict[str, float]:
-        """One optimizer step; returns the losses."""
+        """Take one optimizer step and return the losses."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate(self.done)
         batch = _to(batch, self.device)
@@ -132,7 +132,7 @@ class Trainer:
         return loss, {"answer": both.answer.item(), "helper": both.helper.item()}
 
     def state(self) -> dict[str, Any]:
-        """Everything a resumed run needs."""
+        """Return everything a resumed run needs."""
         return {
             "plan": asdict(self.plan),
             "done": self.done,

@@ -19,7 +19,7 @@ CODAS = ["", "", "n", "r", "s", "l", "m", "t", "k", "nd"]
 
 
 def sample_text(random: Random) -> str:
-    """One to three words: real, invented, Chinese, with or without a number."""
+    """Return one to three words: real, invented, Chinese, with or without a number."""
     if random.random() < 0.3:
         return "".join(random.choices(CHINESE, k=random.randint(2, 5)))
     words = [_word(random) for _ in range(random.choice([1, 1, 2, 2, 3]))]

@@ -31,7 +31,7 @@ class Output(Protocol):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each part of each stored weight begins in the file of weights, and how long the file is."""
+    """The offset of each part of each stored weight in the file of weights, and the file's length."""
 
     offsets: tuple[tuple[int, ...], ...]
     nbytes: int

@@ -46,7 +46,7 @@ REFUSED = re.compile(r"ERROR: \[[^\]]*\]\s*(\S.*)")
 
 @dataclass(frozen=True)
 class Program:
-    """What the NPU runs of a compiled file: its name, QNN's context binary, and shapes of inputs and outputs."""
+    """The NPU's program in a compiled file: its name, QNN's context binary, and shapes of inputs and outputs."""
 
     name: str
     code: bytes
@@ -63,12 +63,12 @@ class Tools:
 
 
 def title() -> str:
-    """Distributions and versions of the compiler."""
+    """Return the distributions and versions of the compiler."""
     return f"ai-edge-litert {version()} with {qnn.title()}"
 
 
 def find_tools() -> Tools:
-    """The compiler.
+    """Return the compiler.
 
     Raises:
         UnsupportedError: It is not installed, or not for this machine.
@@ -117,7 +117,7 @@ def compile_file(model: Path, compiled: Path, chip: Chip) -> tuple[str, Program]
 
 
 def read_program(compiled: Path) -> Program:
-    """The one program that a compiled file consists of.
+    """Return the one program that a compiled file consists of.
 
     Raises:
         UnsupportedError: The compiler left operators to the CPU, or made several programs; the message says what.
@@ -143,7 +143,7 @@ def read_program(compiled: Path) -> Program:
 
 
 def execute(program: Program, chip: Chip, samples: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    """The first output of a program on the NPU's simulator, for each sample of its first input.
+    """Return the first output of a program on the NPU's simulator, for each sample of its first input.
 
     The simulator is that of onnxruntime-qnn, which takes the program in an ONNX file. Raises as `qnn.execute`.
     """
@@ -156,7 +156,7 @@ def execute(program: Program, chip: Chip, samples: list[NDArray[np.float32]]) ->
 
 
 def _wrapped(program: Program) -> onnx.ModelProto:
-    """The ONNX file in which ONNX Runtime reads a program that QNN has compiled before: one EPContext node."""
+    """Return the ONNX file in which ONNX Runtime reads a program that QNN has compiled before: one EPContext node."""
     inputs, outputs = (
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in values.items()]
         for values in (program.inputs, program.outputs)
@@ -210,7 +210,7 @@ def _run(place: Path, soc: str, most: int) -> None:
 
 
 def _said(said: str, status: int) -> str:
-    """Why the compiler failed, in the first words of its own that it calls an error."""
+    """Return why the compiler failed, in the first words of its own that it calls an error."""
     found = REFUSED.search(qnn.COLOUR.sub("", said))
     return found[1] if found else f"it ended with {status}"
 
@@ -232,7 +232,7 @@ def _operator(schema: Any, model: Any, operator: Any) -> str:  # noqa: ANN401
 
 
 def _typed(schema: Any, model: Any, graph: Any, operator: Any) -> str:  # noqa: ANN401
-    """An operator with the type of what it gives: BATCH_MATMUL (int16)."""
+    """Return an operator with the type of what it gives: BATCH_MATMUL (int16)."""
     kind = graph.Tensors(operator.Outputs(0)).Type()
     return f"{_operator(schema, model, operator)} ({next(_named(schema.TensorType, kind)).lower()})"
 
@@ -246,7 +246,7 @@ def _tensor(tensor: Any) -> tuple[str, tuple[int, ...]]:  # noqa: ANN401
 
 
 def _folder(package: str) -> Path:
-    """Where a package lies, without importing it. Raises UnsupportedError."""
+    """Return where a package lies, without importing it. Raises UnsupportedError."""
     found = importlib.util.find_spec(package)
     if found is None or not found.origin:
         raise UnsupportedError(

@@ -37,7 +37,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Compiled:
-    """What came of it: the chip that the compiler named, and outputs by sample of ONNX Runtime and the simulator."""
+    """The chip that the compiler named, and by sample the outputs of ONNX Runtime and the simulator."""
 
     chip: str | None
     onnx: Sequence[Arrays]
@@ -45,7 +45,7 @@ class Compiled:
 
 
 def title() -> str:
-    """The compiler's distribution and version.
+    """Return the compiler's distribution and version.
 
     Raises:
         UnsupportedError: It is not installed.
@@ -81,7 +81,7 @@ def compile_file(
 
 
 def execute(context: Path, chip: Chip, samples: Sequence[Arrays]) -> Sequence[Arrays]:
-    """What the simulator makes of a compiled file, by sample.
+    """Return what the simulator makes of a compiled file, by sample.
 
     Raises:
         UnsupportedError: It refuses the file.
@@ -123,7 +123,7 @@ def _process(work: Work) -> None:
 
 
 def _reason(noise: bytes, status: int) -> str:
-    """Why the compiler failed, out of what it printed."""
+    """Return why the compiler failed, out of what it printed."""
     text = COLOUR.sub("", noise.decode(errors="replace"))
     if found := UNSUPPORTED.search(text):
         nodes = [f"{name} ({operator})" for name, operator in NODE.findall(found[1])]
@@ -136,7 +136,7 @@ def _reason(noise: bytes, status: int) -> str:
 
 
 def chip_name(context: Path, chip: Chip) -> str:
-    """The chip that a compiled file says it is for, of the architecture that was asked for.
+    """Return the chip that a compiled file says it is for, of the architecture that was asked for.
 
     Without the chip's number the compiler takes another one of the same architecture, and says nothing.
     """

@@ -21,7 +21,7 @@ from edgeglm.runtimes.qnn import Chip, Npu, find_npu
 
 
 class Work(Struct, frozen=True):
-    """What to do, in `folder`: compile `model` to `context`, run `inputs` (npz), and write `outputs`.
+    """A task in `folder`: compile `model` to `context`, run `inputs` (npz), and write `outputs`.
 
     Without a `model`, `context` was compiled before. `inputs` are named ``0.INPUT`` and so on; `outputs`
     ``onnx.0.OUTPUT`` and ``npu.0.OUTPUT``.
@@ -60,7 +60,7 @@ def _compile(npu: Npu, model: str, context: str, chip: Chip) -> None:
 
 
 def _reference(model: str) -> onnxruntime.InferenceSession:
-    """The integers as the graph says them, operator by operator."""
+    """Return the integers as the graph says them, operator by operator."""
     options = session_options(model)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_cpu_mem_arena = False

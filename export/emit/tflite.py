@@ -72,17 +72,17 @@ ENCODE = "encode"
 
 
 def _dynamic(recipe: RecipeManager) -> None:
-    """Weights with a scale an output channel; activations are quantized as they come, a scale a token."""
+    """Quantize weights with a scale an output channel, activations as they come with a scale a token."""
     recipe.add_dynamic_config(".*", Operation.ALL_SUPPORTED, 8)
 
 
 def _static(recipe: RecipeManager) -> None:
-    """Activations too in steps of a calibrated range, in products alone: all else loses more (decision 0007)."""
+    """Quantize activations too, in calibrated ranges and in products alone: all else loses more (decision 0007)."""
     recipe.add_static_config(".*", Operation.FULLY_CONNECTED, 8, 8)
 
 
 def _integers(bits: int, recipe: RecipeManager) -> None:
-    """All values in calibrated ranges, between floats at both ends, as an NPU has it.
+    """Quantize all values in calibrated ranges, between floats at both ends, as an NPU takes them.
 
     The product of two activations has 8 bits in any case: Hexagon v68 has none of 16.
     """
@@ -93,7 +93,7 @@ def _integers(bits: int, recipe: RecipeManager) -> None:
 
 
 def _blocks(recipe: RecipeManager) -> None:
-    """Weights with a scale for 32 columns of a row; activations in 8 bits."""
+    """Quantize weights with a scale for 32 columns of a row, activations in 8 bits."""
     recipe.add_dynamic_config(".*", Operation.FULLY_CONNECTED, 4, Granularity.BLOCKWISE_32)
 
 
@@ -112,7 +112,7 @@ WHOLE = ("a8w8", "a16w8")
 
 
 def _both(seen: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """The range that holds two ranges."""
+    """Return the range that holds two ranges."""
     return {"min": np.minimum(seen["min"], found["min"]), "max": np.maximum(seen["max"], found["max"])}
 
 
@@ -124,7 +124,7 @@ class _Refusing(logging.Handler):
 
 @contextmanager
 def _no_broken_model() -> Iterator[None]:
-    """The quantizer says in a warning that its result is broken; here it is an error."""
+    """Raise an error where the quantizer only warns that its result is broken."""
     handler = _Refusing()
     logging.getLogger().addHandler(handler)
     try:

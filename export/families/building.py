@@ -14,7 +14,7 @@ from edgeglm.export.families.configs import normalize
 
 
 def build_config(config: Mapping[str, Any]) -> Any:
-    """The config of transformers' class for the first of ``architectures``.
+    """Return the config of transformers' class for the first of ``architectures``.
 
     What transformers would remark on an older form is not for the user of edgeglm.
     """
@@ -23,7 +23,7 @@ def build_config(config: Mapping[str, Any]) -> Any:
 
 
 def reference_config(folder: Path) -> Any:
-    """The config that the original is built from: what transformers reads from the folder by itself, wherever it can.
+    """Return the config that the original is built from: transformers' own reading of the folder, where it has one.
 
     Which weights are tied is left to transformers.
     """

@@ -16,7 +16,7 @@ GLM4V_KEYS = {
 
 
 def normalize(config: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
-    """A config.json as transformers is to be given it; `tensors` are the names of the checkpoint's weights.
+    """Return a config.json as transformers is to be given it; `tensors` are the names of the checkpoint's weights.
 
     - GLM-4.1V's first release has no ``text_config``: transformers 4.53 took the settings at the top for it, and
       transformers 5 would take its own defaults.
@@ -45,7 +45,7 @@ def _without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def embedding_in_head(config: Mapping[str, Any], tensors: Collection[str]) -> str | None:
-    """The name of an embedding that the head stands for: they are tied, and the head alone was saved.
+    """Return the name of an embedding that the head stands for: they are tied, and the head alone was saved.
 
     transformers 5 ties either to the one that is there (`PreTrainedModel.tie_weights`).
     """

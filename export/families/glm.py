@@ -14,5 +14,5 @@ ROTARY = "GlmRotaryEmbedding"
 
 
 def describe(config: Any, grid: tuple[int, int] | None) -> Model:
-    """The model that a `GlmConfig` describes; it has no pictures, so `grid` is not used."""
+    """Return the model that a `GlmConfig` describes; it has no pictures, so `grid` is not used."""
     return Model(ARCHITECTURE, "glm", describe_decoder(config, "model", config.tie_word_embeddings))

@@ -14,5 +14,5 @@ ROTARY = "Glm4RotaryEmbedding"
 
 
 def describe(config: Any, grid: tuple[int, int] | None) -> Model:
-    """The model that a `Glm4Config` describes; it has no pictures, so `grid` is not used."""
+    """Return the model that a `Glm4Config` describes; it has no pictures, so `grid` is not used."""
     return Model(ARCHITECTURE, "glm4", describe_decoder(config, "model", config.tie_word_embeddings))

@@ -18,7 +18,7 @@ MROPE_SECTION = (8, 12, 12)
 
 
 def describe(config: Any, grid: tuple[int, int] | None) -> Model:
-    """The model that a `Glm4vConfig` describes, for pictures of `grid` patches (rows, columns)."""
+    """Return the model that a `Glm4vConfig` describes, for pictures of `grid` patches (rows, columns)."""
     decoder = describe_decoder(config.text_config, "model.language_model", config.tie_word_embeddings)
     decoder = replace(decoder, mrope_section=decoder.mrope_section or MROPE_SECTION)
     return Model(ARCHITECTURE, "glm4v", decoder, _vision(config.vision_config, grid) if grid else None)

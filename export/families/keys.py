@@ -69,7 +69,7 @@ SILENT = {
 
 
 def unknown_keys(config: Mapping[str, Any], generation: Iterable[str] = ()) -> list[str]:
-    """The keys that neither transformers' class for the model nor edgeglm knows, with the part that they are in.
+    """Return the keys that neither transformers' class for the model nor edgeglm knows, with the part that they are in.
 
     Args:
         config: In transformers 5's form.

@@ -24,7 +24,7 @@ class Positions:
 
 
 def read_positions(text: Mapping[str, Any], file: object = FILE) -> Positions:
-    """What a text model's config says: ``max_position_embeddings``, and what its rope scaling makes of it.
+    """Return what a text model's config says: ``max_position_embeddings``, and what its rope scaling makes of it.
 
     Raises:
         UnsupportedError: The rotary embedding is of no type that transformers knows, or its settings are no numbers.

@@ -8,7 +8,7 @@ from edgeglm.export.model import Decoder
 
 
 def describe_decoder(config: Any, prefix: str, tied: bool) -> Decoder:
-    """The decoder that a transformers text configuration describes, its weights under `prefix`."""
+    """Return the decoder that a transformers text configuration describes, its weights under `prefix`."""
     rope: dict[str, Any] = config.rope_parameters
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     embedding = f"{prefix}.embed_tokens.weight"

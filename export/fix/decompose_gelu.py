@@ -10,7 +10,7 @@ OPERATORS = {("", "Gelu"), ("com.microsoft", "Gelu"), ("com.microsoft", "FastGel
 
 
 class DecomposeGelu(ir.passes.InPlacePass):
-    """For an engine, or an opset, that lacks the operator; FastGelu with a bias stays."""
+    """Rewrite Gelu for an engine or opset that lacks the operator; FastGelu with a bias stays."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every Gelu of ONNX or of ONNX Runtime whose type is known."""

@@ -10,7 +10,7 @@ RMS = {"RMSNormalization", "SimplifiedLayerNormalization"}
 
 
 class DecomposeNorms(ir.passes.InPlacePass):
-    """For an engine, or an opset, that lacks the operator; one whose mean is used, or whose rank is unknown, stays."""
+    """Rewrite norms for an engine or opset that lacks them; one whose mean is used, or of unknown rank, stays."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every norm of either kind."""

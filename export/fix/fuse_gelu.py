@@ -14,7 +14,7 @@ ROOT, ROOT_2_PI, CUBIC = math.sqrt(2), math.sqrt(2 / math.pi), 0.044715
 
 
 class FuseGelu(ir.passes.InPlacePass):
-    """For an engine that has the operator and not what it is made of; a graph before opset 20 stays as it is."""
+    """Fuse Gelu for an engine that has it and not its parts; a graph before opset 20 stays as it is."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every GELU of either form, whatever the order of its products."""
@@ -41,7 +41,7 @@ def _tanh(op: Any, x: Any) -> Any:
 
 
 def _rules(gate: Any, replacement: Any) -> list[pattern.RewriteRule]:
-    """The three ways to multiply x, one half and the gate; their orders come by commutation."""
+    """Return the three ways to multiply x, one half and the gate; their orders come by commutation."""
     products = (
         lambda op, x: op.Mul(op.Mul(x, gate(op, x)), 0.5),
         lambda op, x: op.Mul(op.Mul(gate(op, x), 0.5), x),

@@ -68,7 +68,7 @@ def _layer_norm(*, wide: bool, reciprocal: bool) -> Pattern:
 
 
 def _fits(_: Any, x: ir.Value, weight: ir.Value, epsilon: ir.Value, mean: ir.Value, **more: Any) -> bool:
-    """Over the last axis alone, with a constant epsilon and a weight along that axis of the type of x."""
+    """Return whether it is over the last axis alone, with a constant epsilon and a weight of the type of x."""
     number = ir.convenience.get_const_tensor(epsilon)
     means = [mean, *([more["centre"]] if more.get("centre") is not None else [])]
     narrow = more.get("narrow")

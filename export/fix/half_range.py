@@ -55,7 +55,7 @@ class _Widening:
         self.nodes: list[ir.Node] = []
 
     def rewrite(self, node: ir.Node) -> bool:
-        """Whether it had to be."""
+        """Rewrite a node if it needs it; return whether it did."""
         if node.domain or not (
             any(map(self._is_large, node.outputs)) or any(each in self.wide for each in node.inputs)
         ):
@@ -87,7 +87,7 @@ class _Widening:
         return False
 
     def _plain(self, node: ir.Node) -> Sequence[ir.Value]:
-        """The node on fp32."""
+        """Return the outputs of the node computed in fp32."""
         inputs = [each if each is None else self._single(each) for each in node.inputs]
         outputs = [self._value(f"{each.name}.wide", ir.DataType.FLOAT) for each in node.outputs]
         self.nodes.append(
@@ -96,7 +96,7 @@ class _Widening:
         return outputs
 
     def _product(self, node: ir.Node) -> ir.Value:
-        """The product, scaled down before and up behind."""
+        """Return the product, scaled down before and up behind."""
         (a, b), (y,) = node.inputs, node.outputs
         assert a is not None
         assert b is not None
@@ -110,7 +110,7 @@ class _Widening:
         return max(0, math.ceil(math.log2(self.largest.get(f"{value.name}", TARGET) / TARGET)))
 
     def _scaled(self, value: ir.Value, exponent: int, name: str) -> ir.Value:
-        """The value times ``2^-exponent``, in fp16."""
+        """Return the value times ``2^-exponent``, in fp16."""
         return self._to(self._power(self.wide.get(value, value), -exponent, name), ir.DataType.FLOAT16)
 
     def _power(self, value: ir.Value, exponent: int, name: str) -> ir.Value:

@@ -16,7 +16,7 @@ THROUGH = set("Add Sub Mul Where Expand Cast Reshape Unsqueeze Squeeze Slice Con
 
 
 class MaskRange(ir.passes.InPlacePass):
-    """For static quantization: a calibrated range must be that of the scores, not of the mask."""
+    """Narrow a mask for static quantization, so that calibrated ranges are those of the scores."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Raise every large negative number that reaches a Softmax by additions, choices and changes of shape."""

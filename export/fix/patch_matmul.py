@@ -79,7 +79,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _initializer(graph: ir.Graph, weight: ir.Value) -> ir.Value:
-    """The kernels as the columns of a matrix."""
+    """Return the kernels as the columns of a matrix."""
     assert weight.const_value is not None
     kernels = weight.const_value.numpy()
     matrix = kernels.reshape(len(kernels), -1).T.copy()

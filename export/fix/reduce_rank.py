@@ -47,7 +47,7 @@ class ReduceRank(ir.passes.InPlacePass):
 
 
 def _reduced(tape: ir.tape.Tape, node: ir.Node, max_rank: int) -> ir.Value | None:
-    """The result in another shape."""
+    """Return the result in another shape."""
     if node.op_type == "Transpose":
         return _transpose(tape, node, max_rank)
     if node.op_type in UNARY | BINARY:
@@ -60,7 +60,7 @@ def _reduced(tape: ir.tape.Tape, node: ir.Node, max_rank: int) -> ir.Value | Non
 
 
 def _transpose(tape: ir.tape.Tape, node: ir.Node, max_rank: int) -> ir.Value | None:
-    """Axes that stay side by side are one axis; those of size 1 are none."""
+    """Return the transposition with axes that stay side by side as one axis, and without those of size 1."""
     x = node.inputs[0]
     assert x is not None
     sizes = _known(x)
@@ -82,7 +82,7 @@ def _transpose(tape: ir.tape.Tape, node: ir.Node, max_rank: int) -> ir.Value | N
 
 
 def _elementwise(tape: ir.tape.Tape, node: ir.Node) -> ir.Value | None:
-    """All values of one size in one dimension; single numbers as they are. What broadcasts stays."""
+    """Return all values of one size in one dimension; single numbers as they are. What broadcasts stays."""
     count = math.prod(_known(node.outputs[0]))
     values: list[ir.Value | None] = []
     for value in node.inputs:
@@ -103,7 +103,7 @@ def _softmax(tape: ir.tape.Tape, node: ir.Node) -> ir.Value | None:
 
 
 def _matmul(tape: ir.tape.Tape, node: ir.Node) -> ir.Value | None:
-    """One batch dimension, where both operands have the same ones."""
+    """Return one batch dimension, where both operands have the same ones."""
     a, b = node.inputs
     assert a is not None
     assert b is not None
@@ -123,7 +123,7 @@ def _reshape(tape: ir.tape.Tape, value: ir.Value, sizes: list[int]) -> ir.Value:
 
 
 def _shape(value: ir.Value) -> list[int] | None:
-    """The sizes, if all of them are numbers."""
+    """Return the sizes, if all of them are numbers."""
     if value.shape is None:
         return None
     sizes = [size for size in value.shape if isinstance(size, int)]

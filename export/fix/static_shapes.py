@@ -10,7 +10,7 @@ from onnxscript.optimizer import optimize_ir
 
 
 class StaticShapes(ir.passes.InPlacePass):
-    """For a device without dynamic shapes; what was computed of the shapes becomes constants.
+    """Fix shapes for a device without dynamic ones; what was computed from the shapes becomes constants.
 
     Args:
         shapes: The sizes of each input, by its name. An input of another rank, or of another fixed size, stays.
@@ -42,7 +42,7 @@ def _fits(shape: ir.Shape, sizes: tuple[int, ...]) -> bool:
 
 
 def _forget(graph: ir.Graph) -> None:
-    """The shapes inside, which hold the names of what varied."""
+    """Drop the shapes inside, which hold the names of the dimensions that varied."""
     for node in graph:
         for value in node.outputs:
             if value.shape is not None and any(not isinstance(size, int) for size in value.shape):

@@ -34,11 +34,11 @@ class Matrix:
 
     @property
     def outcomes(self) -> list[Outcome]:
-        """All of them, in the order in which they were first asked for."""
+        """The outcomes, in the order in which they were first asked for."""
         return list(self._outcomes.values())
 
     def of(self, cells: Sequence[Cell]) -> list[Outcome]:
-        """Those of some cells."""
+        """Return the outcomes of some cells."""
         return [self._outcomes[cell.identity] for cell in cells]
 
     def fill(self, measure: Measurement, budget: int, workers: int, show: Callable[[str], object]) -> Iterator[Outcome]:
@@ -65,7 +65,7 @@ class Matrix:
         return outcome
 
     def _needs(self, programs: Programs, cell: Cell) -> int:
-        """What the cell's processes take at most: those of the export, or the original in fp32 beside torch."""
+        """Return what the cell's processes take at most: those of the export, or the original in fp32 beside torch."""
         key = cell.argument, cell.target
         if key not in self._planned:
             model = [cell.argument] if cell.argument else []

@@ -37,7 +37,7 @@ PROMPT, SCREEN, ANSWER = "Select OK", DATA / "evaluation" / "0001.webp", 32
 
 @dataclass(frozen=True)
 class Plan:
-    """What the cells have in common.
+    """The settings that all cells share.
 
     Args:
         budget: Bytes that one export may take.
@@ -63,7 +63,7 @@ class Measurement:
     _validating: Lock = field(default_factory=Lock)
 
     def __call__(self, cell: Cell) -> Outcome:
-        """What comes of a cell. Raises Stopped."""
+        """Return what comes of a cell. Raises Stopped."""
         outcome = untried(cell, dict(self.plan.environment), "")
         with tempfile.TemporaryDirectory(prefix="edgeglm-matrix-") as work:
             folder = Path(work) / "bundle"
@@ -95,7 +95,7 @@ class Measurement:
         return _validated(outcome, validated)
 
     def _compile(self, manifest: Mapping[str, Any], folder: Path) -> tuple[Stage, list[int]]:
-        """What compiled the modules for their engine: the export, or the builder here."""
+        """Return what compiled the modules for their engine: the export, or the builder here."""
         found = {
             f"{made['by']} for {made['chip']}" for module in manifest["modules"] if (made := module.get("compiled"))
         }
@@ -127,7 +127,7 @@ class Measurement:
 
 
 def export_arguments(cell: Cell, plan: Plan) -> Sequence[object]:
-    """MODEL and what else makes the cell's bundle."""
+    """Return MODEL and the options that make the cell's bundle."""
     choice = ["--format", cell.format] if plan.formats else []
     model = [cell.argument] if cell.argument else []
     return [*model, "--target", cell.target, "--precision", cell.precision, *choice, "--max-ram", plan.budget]

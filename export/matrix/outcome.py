@@ -21,7 +21,7 @@ State = Literal["done", "failed", "not run", "not needed"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One thing to try. ``argument`` is MODEL on the command line, None for the demo; ``model`` is its name.
+    """A combination to try. ``argument`` is MODEL on the command line, None for the demo; ``model`` is its name.
 
     ``inputs`` is a hash of all that decides the outcome besides the environment: checkpoint, profile and samples.
     """
@@ -35,12 +35,12 @@ class Cell:
 
     @property
     def identity(self) -> Identity:
-        """What the cell's row is found by."""
+        """The key of the cell's row."""
         return self.model, self.target, self.precision, self.format
 
 
 class Stage(Struct, frozen=True):
-    """How far a step came. ``text`` is by or on what it was done; else why it failed, or was not run."""
+    """The state of a step. ``text`` is by or on what it was done; else why it failed, or was not run."""
 
     state: State = "not run"
     text: str = ""
@@ -56,7 +56,7 @@ class Part(Struct, frozen=True):
 
 
 class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What came of a cell; sizes in bytes.
+    """The outcome of a cell; sizes in bytes.
 
     ``environment`` has the versions of what may change it. Only a ``finished`` outcome stands for the next run: one
     that was cut short, or that memory or disk had no room for, is tried again.
@@ -82,11 +82,11 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def identity(self) -> Identity:
-        """That of the cell."""
+        """The identity of the cell."""
         return self.model, self.target, self.precision, self.format
 
     def answers(self, cell: Cell, environment: dict[str, str]) -> bool:
-        """Whether the cell need not be tried again."""
+        """Return whether the cell need not be tried again."""
         same = (self.identity, self.inputs, self.environment) == (cell.identity, cell.inputs, environment)
         return self.finished and same
 
@@ -99,7 +99,7 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def untried(cell: Cell, environment: dict[str, str], why: str) -> Outcome:
-    """The outcome of a cell that nobody ran."""
+    """Return the outcome of a cell that nobody ran."""
     return Outcome(
         model=cell.model,
         target=cell.target,
@@ -112,7 +112,7 @@ def untried(cell: Cell, environment: dict[str, str], why: str) -> Outcome:
 
 
 def read_outcomes(file: Path) -> dict[Identity, Outcome]:
-    """The outcomes that a file keeps; none where there is no file.
+    """Return the outcomes that a file keeps; none where there is no file.
 
     Raises:
         UsageError: It is something else.

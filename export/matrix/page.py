@@ -30,7 +30,7 @@ measured by the commands of this version on one machine, as far as that machine 
 
 
 def page(outcomes: Iterable[Outcome]) -> str:
-    """The whole page; a table a model, then why what failed did."""
+    """Return the whole page; a table a model, then why what failed did."""
     ordered = sorted(outcomes, key=lambda each: each.model)
     environments = _distinct(ordered)
     lines = [INTRODUCTION]
@@ -77,7 +77,7 @@ def _row(outcome: Outcome) -> tuple[str, ...]:
 
 
 def _precision(outcome: Outcome) -> str:
-    """What was asked for; with what `auto` came to."""
+    """Return what was asked for; with what `auto` came to."""
     if outcome.precision != "auto" or not outcome.modules:
         return outcome.precision
     chosen = (f"{part.name} {part.precision}" for part in outcome.modules if part.name != "embedding")
@@ -85,7 +85,7 @@ def _precision(outcome: Outcome) -> str:
 
 
 def stage_text(stage: Stage) -> str:
-    """A step's cell: by or on what it was done, or how it ended."""
+    """Return a step's cell: by or on what it was done, or how it ended."""
     if stage.state == "done":
         return stage.text or "yes"
     return "-" if stage.state == "not needed" else f"**{stage.state}**"
@@ -102,7 +102,7 @@ def _accuracy(outcome: Outcome) -> str:
 
 
 def _reasons(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Why steps failed or were not run, each reason once with its cells."""
+    """Yield why steps failed or were not run, each reason once with its cells."""
     found: dict[tuple[str, str], list[str]] = {}
     for outcome in outcomes:
         for field, verb in VERBS.items():
@@ -115,7 +115,7 @@ def _reasons(outcomes: Sequence[Outcome]) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """Without what Markdown would take for a mark."""
+    """Escape what Markdown would take for a mark."""
     return text.replace("*", r"\*").replace("<", r"\<")
 
 

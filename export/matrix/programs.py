@@ -85,7 +85,7 @@ def _object(out: str) -> dict[str, Any]:
 
 
 def _reason(code: int, err: str) -> str:
-    """Our own line, wherever libraries wrote theirs; of a crash what there is."""
+    """Return edgeglm's own line, wherever libraries wrote theirs; of a crash what there is."""
     lines = [line.strip() for line in err.splitlines() if line.strip()]
     ours = [line.removeprefix(PREFIX) for line in lines if line.startswith(PREFIX)]
     if ours or not code:

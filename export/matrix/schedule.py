@@ -43,6 +43,6 @@ def run_within(
 
 
 def _fitting(waiting: Sequence[Task[T]], running: dict[Future[R], Task[T]], budget: int) -> Task[T] | None:
-    """The first task that there is memory for now."""
+    """Return the first task that there is memory for now."""
     free = budget - sum(task.bytes for task in running.values())
     return next((task for task in waiting if task.bytes <= free), None)

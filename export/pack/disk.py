@@ -39,7 +39,7 @@ def make_folders(folder: Path) -> list[Path]:
 
 
 def lock_folder(folder: Path) -> int | None:
-    """A descriptor that locks a folder, which is made, until it is closed; None while another process has the lock."""
+    """Make and lock a folder; return the descriptor that holds the lock, None while another process has it."""
     while True:
         folder.mkdir(exist_ok=True)
         # The process that had the lock may remove the folder at any step before we have it.
@@ -92,7 +92,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def _free(place: int | Path) -> int:
-    """The bytes a user may still write on the disk of a file, or of the nearest folder that exists."""
+    """Return the bytes a user may still write on the disk of a file, or of the nearest folder that exists."""
     if isinstance(place, Path):
         place = next(path for path in (place, *place.parents) if path.exists())
     status = os.statvfs(place)

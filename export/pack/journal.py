@@ -19,7 +19,7 @@ from edgeglm.export.pack.written import Written
 
 @dataclass
 class Record:
-    """What a journal says.
+    """The content of a journal.
 
     ``sizes`` are those of the files, ``jobs`` the notes of the finished jobs, ``written`` what each wrote by file;
     ``source`` is the last that was stated, ``length`` that of the whole lines, in bytes.
@@ -58,7 +58,7 @@ class Journal:
 
 
 def read_journal(path: Path) -> Record | None:
-    """What a journal says, None where there is none or it is still empty.
+    """Return what a journal says, None where there is none or it is still empty.
 
     Raises:
         ValueError: It is damaged.

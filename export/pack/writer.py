@@ -105,7 +105,7 @@ class BundleWriter:
             self._commit()
 
     def file(self, relative: str, size: int) -> OutputFile:
-        """A file of that size to write into, with its space reserved; ask for it in a resumed run too."""
+        """Return a file of that size to write into, with its space reserved; ask for it in a resumed run too."""
         known = self._record.sizes.get(relative)
         if known not in (None, size):
             raise ValueError(f"{relative}: has {known} bytes under this key already, not {size}")
@@ -138,20 +138,20 @@ class BundleWriter:
             self._small[relative] = File(digest.hexdigest(), path.stat().st_size)
 
     def done(self, job: str) -> bool:
-        """Whether a job was completed, in this run or an earlier one."""
+        """Return whether a job was completed, in this run or an earlier one."""
         return job in self._record.jobs
 
     def note_of(self, job: str) -> str:
-        """What `complete` was told of a job, in this run or an earlier one."""
+        """Return what `complete` was told of a job, in this run or an earlier one."""
         return self._record.jobs[job]
 
     @property
     def notes(self) -> Mapping[str, str]:
-        """What `complete` was told of each job."""
+        """The note of each job, as `complete` got it."""
         return self._record.jobs
 
     def path(self, relative: str) -> Path:
-        """Where a file lies as long as the bundle is not finished."""
+        """Return where a file lies as long as the bundle is not finished."""
         return self._bundle / relative
 
     def written(self, job: str, relative: str) -> Written:
@@ -279,7 +279,7 @@ class BundleWriter:
 
 
 def check_target(target: Path) -> Path:
-    """The resolved target, if a bundle may be put there. Raises UsageError."""
+    """Return the resolved target, if a bundle may be put there. Raises UsageError."""
     try:
         resolved = Path(os.path.realpath(target))
     except ValueError as error:

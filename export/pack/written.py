@@ -94,7 +94,7 @@ class Written:
                 yield begin, begin + run.length
 
     def is_in(self, descriptor: int, seen: Callable[[int, memoryview], None] = lambda _, __: None) -> bool:
-        """Whether a file still holds these bytes; `seen` is told of each piece that is read, with its offset."""
+        """Return whether a file still holds these bytes; `seen` is told of each piece that is read, with its offset."""
         crc = 0
         for begin, end in self.pieces():
             for offset, data in read_pieces(descriptor, begin, end):

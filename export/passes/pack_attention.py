@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 
 class PackAttention(ir.passes.InPlacePass):
-    """Only where rotary is inside the operator: with M-RoPE queries and keys are rotated before it."""
+    """Pack attention whose rotary is inside the operator: M-RoPE rotates queries and keys before it."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every attention whose three inputs are, in order, the outputs of one Split."""

@@ -52,7 +52,7 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
-def export(
+def export(  # noqa: PLR0913 (until requests are frozen dataclasses)
     prepared: Prepared,
     target: Path,
     predicted: manifest.Predicted,

@@ -40,7 +40,7 @@ class _Matrix(Protocol):
     shape: tuple[int, ...]
 
     def lines(self, start: int, stop: int) -> Array:
-        """Lines `start` to `stop`, in the type that the graph gives them."""
+        """Return the lines `start` to `stop`, in the type that the graph gives them."""
 
 
 class HalfGraph:
@@ -68,11 +68,11 @@ class HalfGraph:
 
     @classmethod
     def open(cls, path: Path) -> HalfGraph:
-        """A graph with its weights beside it."""
+        """Return a graph with its weights beside it."""
         return cls(onnx.load(path, load_external_data=False), path.parent)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs by name; `overflow` is then the first node whose result is not finite where its inputs are."""
+        """Return the outputs by name; `overflow` is then the first node that makes finite inputs infinite."""
         values: dict[str, Array | _Matrix] = dict(feeds)
         self.overflow = None
         with np.errstate(all="ignore"):
@@ -194,7 +194,7 @@ class _Cast:
 
 
 def _product(node: NodeProto, operands: Sequence[Any]) -> Array | None:
-    """``x @ matrix``, by pieces of the matrix, with one rounding at the end."""
+    """Return ``x @ matrix``, by pieces of the matrix, with one rounding at the end."""
     x, matrix = operands
     if isinstance(x, _Stored) or not _is_matrix(matrix):
         return None
@@ -247,7 +247,7 @@ def _whole(value: Any) -> Any:  # noqa: ANN401
 
 
 def _finite(values: Sequence[object]) -> bool:
-    """Whether all arrays in half precision are finite."""
+    """Return whether all arrays in half precision are finite."""
     return all(bool(np.isfinite(each).all()) for each in values if isinstance(each, np.ndarray) and each.dtype == HALF)
 
 
@@ -256,7 +256,7 @@ def _plain(dtype: type[np.generic]) -> Callable[[bytes, int], Array]:
 
 
 def _nibbles(dtype: type[np.generic]) -> Callable[[bytes, int], Array]:
-    """Two codes a byte, the first in its low half."""
+    """Return two codes a byte, the first in its low half."""
 
     def read(raw: bytes, columns: int) -> Array:
         pairs = np.frombuffer(raw, dtype).reshape(-1, columns // 2)

@@ -23,13 +23,13 @@ CHUNK_BYTES = 1 << 20  # of fp32 rows at once: what stays in the processor's cac
 
 
 class Weights(Protocol):
-    """Where a module's weights are read from, by the checkpoint's names."""
+    """A source of a module's weights, by the checkpoint's names."""
 
     def product(self, x: Floats, weight: str) -> Floats:
-        """``x W^T`` over the last axis."""
+        """Return ``x W^T`` over the last axis."""
 
     def vector(self, name: str) -> Floats:
-        """A bias or norm."""
+        """Return a bias or norm."""
 
 
 class OriginalWeights:
@@ -39,7 +39,7 @@ class OriginalWeights:
         self.source = source
 
     def product(self, x: Floats, weight: str) -> Floats:
-        """By chunks of rows."""
+        """Multiply by chunks of rows."""
         count, *columns = self.source.find(weight).shape
         step = max(1, CHUNK_BYTES // (4 * int(np.prod(columns))))
         y = np.empty((*x.shape[:-1], count), np.float32)
@@ -71,11 +71,11 @@ class Segment:
         self._evaluator = ReferenceEvaluator(ir.to_proto(segment), new_ops=_operators(weights))
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Outputs by name."""
+        """Return the outputs by name."""
         return dict(zip(self._evaluator.output_names, self._evaluator.run(None, dict(feeds)), strict=True))
 
     def run_all(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Everything that is computed, outputs and what lies before them, by name."""
+        """Return everything that is computed, outputs and what lies before them, by name."""
         found: dict[str, NDArray[Any]] = self._evaluator.run(None, dict(feeds), intermediate=True)  # type: ignore[assignment]
         return {name: array for name, array in found.items() if name and isinstance(array, np.ndarray)}
 
@@ -86,7 +86,7 @@ def run_segment(segment: ir.Model, weights: Weights, feeds: Mapping[str, NDArray
 
 
 def _operators(source: Weights) -> list[type[OpRun]]:
-    """The placeholders as operators that read from `source`."""
+    """Return the placeholders as operators that read from `source`."""
 
     def vectors(names: list[str], suffix: str) -> Floats:
         return np.concatenate([source.vector(f"{name}.{suffix}") for name in names])

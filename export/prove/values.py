@@ -16,7 +16,7 @@ HIDDEN = -1e4
 
 
 def decoder_inputs(hidden: NDArray[np.float32], position_ids: NDArray[np.int64]) -> Values:
-    """Everything that a decoder of either dialect may take, for one prompt of embeddings (1, length, hidden)."""
+    """Return everything that a decoder of either dialect may take, for one prompt of embeddings (1, length, hidden)."""
     length = hidden.shape[1]
     return {
         "hidden": hidden,
@@ -28,7 +28,7 @@ def decoder_inputs(hidden: NDArray[np.float32], position_ids: NDArray[np.int64])
 
 
 def feeds(inputs: Sequence[ir.Value], values: Mapping[str, NDArray[Any]]) -> Values:
-    """What the inputs of a graph are fed, in their types: `values` by name, and an empty key/value state."""
+    """Return what the inputs of a graph are fed, in their types: `values` by name, and an empty key/value state."""
     return {f"{value.name}": _feed(value, values) for value in inputs}
 
 
@@ -44,24 +44,24 @@ def _feed(value: ir.Value, values: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
 
 
 def passed_on(outputs: Mapping[str, NDArray[Any]]) -> Values:
-    """What a segment gives to the next, by the names of its inputs."""
+    """Return what a segment gives to the next, by the names of its inputs."""
     return {name.removesuffix(OUT): array for name, array in outputs.items() if not name.startswith("present_")}
 
 
 def relative_error(got: NDArray[Any], want: NDArray[Any]) -> float:
-    """Relative L2 error; infinite where anything is not finite."""
+    """Return the relative L2 error; infinite where anything is not finite."""
     difference = got.astype(np.float64) - want.astype(np.float64)
     error = float(np.linalg.norm(difference) / max(float(np.linalg.norm(want.astype(np.float64))), 1e-30))
     return error if np.isfinite(error) else float("inf")
 
 
 def two_digits(error: float) -> float:
-    """Rounded to two significant digits, which a repeated run gives again."""
+    """Round to two significant digits, which a repeated run gives again."""
     return float(f"{error:.1e}")
 
 
 def divergence(original: NDArray[Any], other: NDArray[Any]) -> float:
-    """Kullback-Leibler divergence of the distributions of two arrays of logits [..., vocabulary]: the mean, in nats."""
+    """Return the mean Kullback-Leibler divergence of two arrays of logits [..., vocabulary], in nats."""
     p, q = _log_softmax(original), _log_softmax(other)
     return float((np.exp(p) * (p - q)).sum(-1).mean())
 

@@ -78,7 +78,7 @@ class _Lowering:
         return values
 
     def _vector(self, node: ir.Node, names: Sequence[str], size: int, dtype: ir.DataType) -> ir.Value:
-        """A bias or norm: kept in the activations' type, [size]."""
+        """Return a bias or norm: kept in the activations' type, [size]."""
         scheme = Fp16() if dtype == ir.DataType.FLOAT16 else Fp32()
         rotary, head = (node.attributes.get_int(name, 0) for name in ("split_rotary", "head_dim"))
         part = Part("data", dtype, (size,), 0)
@@ -106,7 +106,7 @@ class _Lowering:
         return [self._portable_rmsnorm(f"{node.outputs[0].name}", x, weight, epsilon)]
 
     def _portable_rmsnorm(self, name: str, x: ir.Value | None, weight: ir.Value, epsilon: float) -> ir.Value:
-        """The decomposed form in fp32, as transformers computes it, and back to the type of x before the weight."""
+        """Build the norm from plain operators in fp32, like transformers, cast to the type of x before the weight."""
         assert x is not None
         assert x.dtype is not None
         half = x.dtype == ir.DataType.FLOAT16

@@ -17,7 +17,7 @@ from edgeglm.export.quantize.schemes import Fp16, Fp32, Int4, Int8, Int8Block, I
 MICROSOFT = "com.microsoft"
 
 
-def lower_linear(
+def lower_linear(  # noqa: PLR0913 (a layer is made of so many things)
     scheme: Scheme,
     dialect: Dialect,
     x: ir.Value,
@@ -67,7 +67,7 @@ def opset_imports(scheme: Scheme, dialect: Dialect) -> dict[str, int]:
 
 @dataclass
 class _Linear:
-    """One layer: what it reads, and the nodes made for it so far."""
+    """A layer: its input, and the nodes made for it so far."""
 
     name: str
     x: ir.Value

@@ -42,14 +42,14 @@ class Levels:
 
     @classmethod
     def of(cls, range_: Range, bits: int) -> Levels:
-        """Those whose ends are the ends of the range."""
+        """Return those whose ends are the ends of the range."""
         low, high = min(range_[0], 0.0), max(range_[1], 0.0)
         step = float(np.float32((high - low) / (2**bits - 1))) or 1.0
         return cls(step, min(2**bits - 1, max(0, round(-low / step))), bits)
 
     @classmethod
     def unit(cls, bits: int) -> Levels:
-        """Those of 0 to 1, short of 1 by one step."""
+        """Return those of 0 to 1, short of 1 by one step."""
         return cls(2.0**-bits, 0, bits)
 
 
@@ -136,13 +136,13 @@ class _Lowering:
         return self._vector(f"{name}.{suffix}", node.attributes["size"].as_int(), bits)
 
     def _vector(self, name: str, size: int, bits: int) -> ir.Node:
-        """A bias or norm as codes of a range of its own."""
+        """Return a bias or norm as codes of a range of its own."""
         return self._dequantized(name, size, 1, Codes(bits), {})
 
     def _dequantized(
         self, tensor: str, rows: int, columns: int, scheme: Scheme, attributes: Mapping[str, int]
     ) -> ir.Node:
-        """A tensor of the checkpoint as it is stored, and back to what the codes stand for."""
+        """Return a tensor of the checkpoint as it is stored, and back to what the codes stand for."""
         stored = parts(scheme, "qdq", rows, columns)
         values = [self._initializer(f"{tensor}.{part.suffix}", part) for part in stored]
         names = tuple(f"{value.name}" for value in values)
@@ -188,7 +188,7 @@ class _Lowering:
         return Levels.of(self.ranges.get(f"{value.name}", (0.0, 1.0)), self.bits)
 
     def _between(self, value: ir.Value, codes: Levels) -> None:
-        """After: value, its codes, and what they stand for, which all takers of the value take instead."""
+        """Insert a value's codes and what they stand for behind it, which all its consumers take instead."""
         name, node = f"{value.name}", value.producer()
         grid = self._grid(name, codes)
         quantized = ir.Value(name=f"{name}.codes", shape=value.shape, type=ir.TensorType(CODES[codes.bits]))
@@ -207,7 +207,7 @@ class _Lowering:
         self.codes[back] = codes
 
     def _constant(self, value: ir.Value) -> None:
-        """A constant of the trace, such as a rotary table, as codes of its own range."""
+        """Store a constant of the trace, such as a rotary table, as codes of its own range."""
         assert value.const_value is not None
         array = value.const_value.numpy()
         name, codes = f"{value.name}", Levels.of((float(array.min()), float(array.max())), self.bits)

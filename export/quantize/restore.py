@@ -21,7 +21,7 @@ ALIGN = 128
 
 @dataclass(frozen=True)
 class _Place:
-    """Where in a stored weight the `count` rows of one of its tensors begin."""
+    """The place of a tensor's `count` rows in a stored weight."""
 
     stored: Stored
     offsets: Sequence[int]
@@ -53,13 +53,13 @@ class StoredWeights:
                 first += count
 
     def product(self, x: Floats, weight: str) -> Floats:
-        """``x W^T`` over the last axis, by pieces that lie together in the file."""
+        """Return ``x W^T`` over the last axis, by pieces that lie together in the file."""
         place = self.places[weight]
         y = self._by_rows(x, place) if place.stored.parts[0].row_axis == 0 else self._by_columns(x, place)
         return self._unsplit(y, place.stored)
 
     def vector(self, name: str) -> Floats:
-        """A bias or norm, read whole."""
+        """Return a bias or norm, read whole."""
         place = self.places[name]
         arrays = [self._whole(part, offset) for part, offset in zip(place.stored.parts, place.offsets, strict=True)]
         whole = arrays[0].astype(np.float32)
@@ -81,7 +81,7 @@ class StoredWeights:
         return y
 
     def _by_columns(self, x: Floats, place: _Place) -> Floats:
-        """Of a [K, N] array some lines of K at a time, and of those the tensor's own N."""
+        """Read a [K, N] array some lines of K at a time, and of those the tensor's own N."""
         stored, columns = place.stored, place.stored.columns
         step = max(ALIGN, CHUNK_BYTES // (4 * stored.rows) // ALIGN * ALIGN)
         y = np.zeros((*x.shape[:-1], place.count), np.float32)
@@ -103,7 +103,7 @@ class StoredWeights:
         return lines[:, place.first // per_item : (place.first + place.count) // per_item]
 
     def _read(self, part: Part, offset: int, start: int, stop: int) -> NDArray[Any]:
-        """Entries `start` to `stop` of a part's first axis; two INT4 elements are one item of the last."""
+        """Return the entries `start` to `stop` of a part's first axis; two INT4 elements are one item of the last."""
         line = part.nbytes // part.shape[0]
         raw = os.pread(self.descriptor, (stop - start) * line, offset + start * line)
         dtype = np.dtype(np.uint8) if part.dtype.bitwidth < 8 else part.dtype.numpy()

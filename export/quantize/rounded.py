@@ -36,7 +36,7 @@ class RoundedWeights:
         self.room = KEPT_BYTES
 
     def product(self, x: Floats, weight: str) -> Floats:
-        """``x W^T`` over the last axis, by chunks of rows."""
+        """Return ``x W^T`` over the last axis, by chunks of rows."""
         count, *inner = self.source.find(weight).shape
         columns = int(np.prod(inner))
         step = max(2, CHUNK_BYTES // (4 * columns) // 2 * 2)
@@ -67,7 +67,7 @@ class RoundedWeights:
 
 
 def round_activations(x: Floats, scheme: Scheme) -> Floats:
-    """Activations [..., columns] as ONNX Runtime's operators round them, see `lowering`: INT8 by token or by block."""
+    """Round activations [..., columns] as ONNX Runtime's operators do, see `lowering`: INT8 by token or by block."""
     if isinstance(scheme, Int8):
         return _by_token(x)
     if isinstance(scheme, Int8Static):
@@ -76,14 +76,14 @@ def round_activations(x: Floats, scheme: Scheme) -> Floats:
 
 
 def _in_range(x: Floats, scheme: Int8Static) -> Floats:
-    """Codes of the calibrated range; what lies outside is clipped (QuantizeLinear)."""
+    """Return the codes of the calibrated range; what lies outside is clipped (QuantizeLinear)."""
     step, zero = np.float32(scheme.step), scheme.zero_point
     rounded: Floats = (np.clip(np.rint(x / step) + zero, 0, 255) - zero).astype(np.float32) * step
     return rounded
 
 
 def _by_token(x: Floats) -> Floats:
-    """Over each token's largest magnitude, then 256 steps over the range of the whole call (DynamicQuantizeLinear)."""
+    """Divide by each token's largest magnitude, then round to 256 steps over the whole call (DynamicQuantizeLinear)."""
     largest = np.maximum(np.abs(x).max(-1, keepdims=True), np.float32(1e-30))
     unit = x / largest
     low, high = min(0.0, float(unit.min())), max(0.0, float(unit.max()))
@@ -95,7 +95,7 @@ def _by_token(x: Floats) -> Floats:
 
 
 def _by_block(x: Floats, size: int) -> Floats:
-    """255 steps over the largest magnitude of each `size` channels of a token (MatMulNBits, accuracy level 4)."""
+    """Round to 255 steps over the largest magnitude of `size` channels of a token (MatMulNBits, accuracy level 4)."""
     columns = x.shape[-1]
     padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -columns % size)]).reshape(*x.shape[:-1], -1, size)
     step = np.maximum(np.abs(padded).max(-1, keepdims=True) / np.float32(127), np.float32(1e-30))

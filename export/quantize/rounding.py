@@ -114,14 +114,14 @@ def int4_block_scale(blocks: Floats, signed: bool, energy: Floats | None = None)
 
 
 def energy_blocks(energy: Floats, block_size: int) -> Floats:
-    """Damped mean squares [columns] as [block_size, blocks], zero where the last block is filled up."""
+    """Return the damped mean squares [columns] as [block_size, blocks], zero where the last block is filled up."""
     damped = energy + DAMPING * max(energy.mean(), np.float32(1e-30))
     padded = np.pad(damped, (0, -len(energy) % block_size))
     return np.ascontiguousarray(padded.reshape(-1, block_size).T)
 
 
 def _best_weighed_fit(units: Floats, energy: Floats) -> Floats:
-    """As `_best_fit`, over elements that count by the energy of their column.
+    """Find the best scale as `_best_fit` does, weighing each element by the energy of its column.
 
     Sums go element by element: numpy's own order would depend on the tile.
     """

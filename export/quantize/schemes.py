@@ -59,7 +59,7 @@ class NpuInt8:
 
 @dataclass(frozen=True)
 class Codes:
-    """What stands beside such weights, a norm, a bias or a table, in codes of `bits` bits with one scale for all."""
+    """A norm, bias or table beside such weights, in codes of `bits` bits with one scale for all."""
 
     bits: int = 8
 
@@ -104,7 +104,7 @@ SCHEMES: dict[str, Scheme] = {
 
 
 def in_whole_blocks(scheme: Scheme, columns: int) -> bool:
-    """Whether a row of so many columns has no last block that is shorter than the others."""
+    """Return whether a row of so many columns has no last block that is shorter than the others."""
     return not isinstance(scheme, _Blocked) or columns % scheme.block_size == 0
 
 
@@ -116,5 +116,5 @@ def parse_scheme(name: str) -> Scheme:
 
 
 def with_range(scheme: Scheme, range_: tuple[float, float] | None) -> Scheme:
-    """The scheme for a weight whose inputs have that range, where it makes a difference."""
+    """Return the scheme for a weight whose inputs have that range, where it makes a difference."""
     return Int8Static(*range_) if isinstance(scheme, Int8Static) and range_ else scheme

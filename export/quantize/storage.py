@@ -47,7 +47,7 @@ REACH = 1 << 24
 
 
 class Form(Protocol):
-    """One way to store a weight; `dtype` is that of the activations."""
+    """A way to store a weight; `dtype` is that of the activations."""
 
     def parts(self, rows: int, columns: int, dtype: ir.DataType) -> tuple[Part, ...]:
         """See `parts`."""
@@ -109,7 +109,7 @@ class Dense:
     dtype: ir.DataType
 
     def parts(self, rows: int, columns: int, dtype: ir.DataType) -> tuple[Part, ...]:
-        """``weight`` [K, N]; the activations' type has no part in it."""
+        """Return ``weight`` [K, N]; the activations' type has no part in it."""
         return (Part("weight", self.dtype, (columns, rows), 1),)
 
     def encode(self, weight: Floats, dtype: DTypeLike, energy: Floats | None = None) -> Arrays:
@@ -130,7 +130,7 @@ class PerChannel:
     """[K, N] INT8 and one scale a column, as DynamicQuantizeMatMul and DequantizeLinear(axis=1) read it."""
 
     def parts(self, rows: int, columns: int, dtype: ir.DataType) -> tuple[Part, ...]:
-        """``weight`` [K, N] INT8, ``scale`` [N]."""
+        """Return ``weight`` [K, N] INT8, ``scale`` [N]."""
         return (Part("weight", ir.DataType.INT8, (columns, rows), 1), Part("scale", dtype, (rows,), 0))
 
     def encode(self, weight: Floats, dtype: DTypeLike, energy: Floats | None = None) -> Arrays:
@@ -151,7 +151,7 @@ class PerChannel:
 
 @dataclass(frozen=True)
 class Blocks:
-    """What the two blocked forms share: a scale for `size` columns of a row, codes of `bits` bits."""
+    """The base of the two blocked forms: a scale for `size` columns of a row, codes of `bits` bits."""
 
     bits: int
     size: int
@@ -182,7 +182,7 @@ class PackedBlocks(Blocks):
     """Rows of blocks of unsigned codes around an implied zero point, as com.microsoft.MatMulNBits reads them."""
 
     def parts(self, rows: int, columns: int, dtype: ir.DataType) -> tuple[Part, ...]:
-        """``weight`` [N, blocks, bytes of a block] UINT8, ``scale`` [N, blocks]."""
+        """Return ``weight`` [N, blocks, bytes of a block] UINT8, ``scale`` [N, blocks]."""
         blocks = self.count(columns)
         packed = (rows, blocks, self.size * self.bits // 8)
         return (Part("weight", ir.DataType.UINT8, packed, 0), Part("scale", dtype, (rows, blocks), 0))
@@ -211,7 +211,7 @@ class ColumnBlocks(Blocks):
     """[K, N] signed codes and [blocks, N] positive scales, as the standard DequantizeLinear(axis=0) reads them."""
 
     def parts(self, rows: int, columns: int, dtype: ir.DataType) -> tuple[Part, ...]:
-        """``weight`` [K, N] INT8 or INT4, ``scale`` [blocks, N]."""
+        """Return ``weight`` [K, N] INT8 or INT4, ``scale`` [blocks, N]."""
         weight = Part("weight", ir.DataType.INT4 if self.bits == 4 else ir.DataType.INT8, (columns, rows), 1)
         self._check_rows(rows)
         return weight, Part("scale", dtype, (self.count(columns), rows), 1)
@@ -253,7 +253,7 @@ class Coded:
     bits: int
 
     def parts(self, rows: int, columns: int, dtype: ir.DataType) -> tuple[Part, ...]:
-        """``weight`` [N] or [N, K], ``scale`` [] FLOAT, ``zero`` []."""
+        """Return ``weight`` [N] or [N, K], ``scale`` [] FLOAT, ``zero`` []."""
         codes = CODES[self.bits]
         shape = (rows,) if columns == 1 else (rows, columns)
         return Part("weight", codes, shape, 0), Part("scale", ir.DataType.FLOAT, (), 0), Part("zero", codes, (), 0)
@@ -272,7 +272,7 @@ class Coded:
         return codes if weight.shape[1] > 1 else codes[:, 0].copy(), step, zero.astype(codes_type)
 
     def dequantize(self, arrays: Arrays, columns: int) -> Floats:
-        """Centre and multiply."""
+        """Subtract the zero point and multiply by the scale."""
         codes, step, zero = (array.astype(np.float32) for array in arrays)
         centred: Floats = ((codes - zero) * step).reshape(-1, columns)
         return centred

@@ -18,7 +18,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Answer:
-    """What was answered, and where it taps, if it does."""
+    """An answer, and the point of its tap, if it has one."""
 
     text: str
     point: Point | None = None
@@ -63,7 +63,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Rung:
-    """One precision that an export tried: how large the bundle was and what it lost, or why there was none."""
+    """A precision that an export tried: the bundle's size and its drops, or why there was none."""
 
     precision: str
     nbytes: int
@@ -105,7 +105,7 @@ class Report:
 
     @classmethod
     def of(cls, manifest: Manifest, module_bytes: Mapping[ModuleName, int], original_bytes: int) -> Report:
-        """What the manifest says, with the accuracy that the export measured, if it did."""
+        """Return what the manifest says, with the accuracy that the export measured, if it did."""
         measured = manifest.measured
         if measured is UNSET:
             return cls(manifest, module_bytes, original_bytes)
@@ -144,5 +144,5 @@ def _metrics(recorded: Iterable[manifest.Metric]) -> tuple[Metric, ...]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Numbers in a name as numbers, so that layer 10 comes behind layer 2."""
+    """Return a sort key with the numbers in a name as numbers, so that layer 10 comes behind layer 2."""
     return [(int(piece) if piece.isdecimal() else -1, piece) for piece in re.split(r"(\d+)", name)]

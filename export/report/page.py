@@ -17,7 +17,7 @@ TEMPLATE = Path(__file__).parent / "page.html.jinja"
 
 
 def render(report: Report) -> str:
-    """The page; every value is escaped, and equal reports give equal bytes."""
+    """Return the page; every value is escaped, and equal reports give equal bytes."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"size": format_size, "data_uri": _data_uri, "error": _error, "json": _json, "spot": _spot}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -55,5 +55,5 @@ def _json(value: object) -> str:
 
 
 def _spot(point: Point, case: Case) -> tuple[float, float]:
-    """Where a point is in the picture, in its pixels."""
+    """Return where a point is in the picture, in its pixels."""
     return round(point[0] * case.width / 1000, 1), round(point[1] * case.height / 1000, 1)

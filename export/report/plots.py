@@ -31,7 +31,7 @@ STYLE: dict[Any, Any] = {
 
 
 def drops(metrics: Sequence[Metric]) -> str:
-    """Each metric's drop with its interval, as a share of what is allowed, which is the line at 1."""
+    """Return each metric's drop with its interval, as a share of what is allowed, which is the line at 1."""
     shown = [metric for metric in metrics if metric.samples and metric.limit]
 
     def draw(axes: Axes) -> None:
@@ -51,7 +51,7 @@ def drops(metrics: Sequence[Metric]) -> str:
 
 
 def sensitivity(divergences: Mapping[str, float]) -> str:
-    """A bar for each part of a module."""
+    """Return a bar for each part of a module."""
 
     def draw(axes: Axes) -> None:
         axes.barh(range(len(divergences)), list(divergences.values()), color=ACCENT, height=0.7)
@@ -62,7 +62,7 @@ def sensitivity(divergences: Mapping[str, float]) -> str:
 
 
 def ladder(rungs: Sequence[Rung]) -> str:
-    """Size against loss: a numbered dot for each rung that was measured."""
+    """Plot size against loss: a numbered dot for each rung that was measured."""
 
     def draw(axes: Axes) -> None:
         for number, rung in enumerate(rungs, start=1):

@@ -19,7 +19,7 @@ NO_POINT = 1000.0
 def compare_agents(
     expected: Sequence[Expected], reference: Sequence[str], artifact: Sequence[str], limit: float
 ) -> list[Metric]:
-    """Action type, step success and tap hit as shares, the median tap error in thousandths of the screen.
+    """Return the action type, step success and tap hit as shares, the median tap error in thousandths of the screen.
 
     `limit` is a share; of the screen too, where the unit is a thousandth of it.
     """
@@ -44,7 +44,7 @@ def compare_agents(
 def worst_answers(
     expected: Sequence[Expected], reference: Sequence[str], artifact: Sequence[str], count: int
 ) -> list[int]:
-    """Samples that the artifact gets wrong: first those that the reference gets right, then the farthest taps."""
+    """Return wrong answers of the artifact: those that the reference gets right first, then the farthest taps."""
     wrong = [index for index, want in enumerate(expected) if not succeeds(want, artifact[index])]
 
     def order(index: int) -> tuple[bool, float, int]:

@@ -50,7 +50,7 @@ def artifact_answers(
     begun: Sequence[Sequence[int]] | None = None,
     show: Show = lambda _: None,
 ) -> list[list[int]]:
-    """What the bundle answers, as tokens: as on a device, the decoder comes when the vision module is gone.
+    """Return what the bundle answers, as tokens: as on a device, the decoder comes when the vision module is gone.
 
     `begun` are tokens that the answers begin with, none unless given. The last token of an answer ends it, unless
     it is as long as can be.
@@ -71,7 +71,7 @@ def artifact_answers(
 
 
 def as_text(bundle: Bundle, answers: Sequence[Sequence[int]]) -> list[str]:
-    """Answers as the runner prints them."""
+    """Return the answers as the runner prints them."""
     chat, ends = Chat.of_bundle(bundle), _ends(bundle)
     streams = [chat.stream() for _ in answers]
     for stream, answer in zip(streams, answers, strict=True):
@@ -82,7 +82,7 @@ def as_text(bundle: Bundle, answers: Sequence[Sequence[int]]) -> list[str]:
 
 
 def where_run(bundle: Bundle, samples: int) -> dict[str, str]:
-    """What runs each module in `artifact_answers` to so many samples, in words."""
+    """Return what runs each module in `artifact_answers` to so many samples, in words."""
     found: dict[str, str] = {
         module.name: ENGINES.get(engine_of(module), ENGINES["ort"]) + (", in fp16" if is_emulated(module) else "")
         for module in bundle.manifest.modules
@@ -102,12 +102,12 @@ def where_run(bundle: Bundle, samples: int) -> dict[str, str]:
 
 
 def _shape(sample: Sample, shapes: Sequence[Vision]) -> Vision:
-    """The shape that the runner brings a screen to."""
+    """Return the shape that the runner brings a screen to."""
     return shapes[0] if len(shapes) == 1 else nearest_shape(*sample.image.size, shapes)
 
 
 def _encoder(bundle: Bundle, vision: Vision, samples: int) -> EncoderSession:
-    """The vision module's session: the NPU's simulator for few samples, else ONNX Runtime."""
+    """Return the vision module's session: the NPU's simulator for few samples, else ONNX Runtime."""
     module = _module(bundle, "vision").for_grid(vision.grid)
     if module.engine == "qnn" and samples > SIMULATED_SCREENS:
         return ort.Encoder(bundle.path(module.file), _threads())
@@ -160,7 +160,7 @@ def _ends(bundle: Bundle) -> set[int]:
 
 
 def drafter(bundle: Bundle, answers: Sequence[Sequence[int]]) -> Drafter:
-    """The bundle, whose `answers` to all samples are known."""
+    """Return the bundle, whose `answers` to all samples are known."""
 
     def draft(samples: Sequence[Sample], begun: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
         return artifact_answers(bundle, samples, begun) if any(begun) else answers
@@ -171,7 +171,7 @@ def drafter(bundle: Bundle, answers: Sequence[Sequence[int]]) -> Drafter:
 def reference_answers(
     original: Original, samples: Sequence[Sample], budget: int, drafter: Drafter, show: Show = lambda _: None
 ) -> list[str]:
-    """What the original answers in fp32; kept in the cache by checkpoint and samples.
+    """Return what the original answers in fp32; kept in the cache by checkpoint and samples.
 
     transformers generates it. Where that takes more than the budget, or other weights than those that transformers
     finds in the folder (quantized ones are read by edgeglm), the original is streamed, and `drafter` drafts

@@ -28,20 +28,20 @@ EXACT = set(
 
 
 def is_emulated(module: Module) -> bool:
-    """Whether a module is for an accelerator's half precision, and none is here to run it."""
+    """Return whether a module is for an accelerator's half precision, and none is here to run it."""
     half = module.dialect == "portable" and any(value.dtype == "float16" for value in module.inputs)
     return half and sessions.engine_of(module) == "ort"
 
 
 def open_encoder(bundle: Bundle, module: Module, threads: int) -> EncoderSession:
-    """A module without a state, on its engine or in its arithmetic. Raises as its engine does."""
+    """Return a module without a state, on its engine or in its arithmetic. Raises as its engine does."""
     if not is_emulated(module):
         return sessions.open_encoder(bundle, module, threads)
     return _Encoder(bundle.path(module.file), threads, _rounded(bundle, module))
 
 
 def open_decoder(bundle: Bundle, module: Module, threads: int, capacity: int) -> DecoderSession:
-    """A decoder, on its engine or in its arithmetic. Raises as its engine does."""
+    """Return a decoder, on its engine or in its arithmetic. Raises as its engine does."""
     if not is_emulated(module):
         return sessions.open_decoder(bundle, module, threads, capacity)
     return _Decoder(bundle.path(module.file), threads, capacity, _rounded(bundle, module))
@@ -74,7 +74,7 @@ def _rounded(bundle: Bundle, module: Module) -> bytes:
 
 
 def round_results(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with every operator on fp16 in fp32, and its results cast to fp16."""
+    """Return the graph with every operator on fp16 in fp32, and its results cast to fp16."""
     types, single, nodes = _types(proto), dict[str, str](), list[NodeProto]()
     takers: dict[str, set[str]] = {}
     for node in proto.graph.node:
@@ -114,7 +114,7 @@ def round_results(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _types(proto: onnx.ModelProto) -> Mapping[str, int]:
-    """The element types of all values."""
+    """Return the element types of all values."""
     graph = onnx.shape_inference.infer_shapes(proto).graph
     values = [*graph.value_info, *graph.input, *graph.output]
     types = {value.name: value.type.tensor_type.elem_type for value in values}

@@ -9,17 +9,17 @@ BASE_BYTES = 900 << 20
 
 
 def whole_bytes(original: Original) -> int:
-    """As a whole, in fp32."""
+    """Return the memory of the whole original in fp32."""
     return BASE_BYTES + 4 * original.parameters
 
 
 def is_streamed(original: Original, budget: int) -> bool:
-    """Whether it answers layer by layer: the whole takes more than the budget, or transformers alone reads others."""
+    """Return whether it is streamed: the whole exceeds the budget, or transformers does not read its weights."""
     return not original.is_plain or whole_bytes(original) > budget
 
 
 def streamed_bytes(original: Original) -> int:
-    """One layer at a time; nothing else that is in memory at once is larger than a layer with its share of the rest."""
+    """Return the memory of one layer at a time; nothing else in memory at once is larger."""
     text = original.config.get("text_config")
     layers = (text if isinstance(text, dict) else original.config).get("num_hidden_layers")
     return BASE_BYTES + 4 * original.parameters // (layers if isinstance(layers, int) and layers > 0 else 1)

@@ -42,7 +42,7 @@ LAYER = re.compile(r"\.(\d{1,6})\.")
 
 
 def proof_bytes(original: Original) -> int:
-    """What `prove_reading` takes: the cut model, and the block that edgeglm fills."""
+    """Return what `prove_reading` takes: the cut model, and the block that edgeglm fills."""
     return BASE_BYTES + 6 * sum(math.prod(_cut_shape(original, name)) for name in _kept(original))
 
 
@@ -98,7 +98,7 @@ class Cut:
 
 
 def cut_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json with fewer layers, of text and vision."""
+    """Return a config.json with fewer layers, of text and vision."""
     cut = dict(config)
     for part in ("text_config", "vision_config"):
         if isinstance(cut.get(part), Mapping):
@@ -111,7 +111,7 @@ def cut_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What transformers takes, and the same for edgeglm's own classes."""
+    """A prompt as transformers takes it, and as edgeglm's own classes do."""
 
     inputs: dict[str, Tensor]
     tokens: NDArray[np.int64]
@@ -140,7 +140,7 @@ def _prompt(original: Original) -> Prompt:
 
 
 def _load(original: Original) -> Any:  # noqa: ANN401 (a class of transformers, chosen by name)
-    """transformers' own model of the checkpoint, cut, filled by its own loading."""
+    """Return transformers' own model of the checkpoint, cut, filled by its own loading."""
     config = reference_config(original.folder)
     architecture = getattr(transformers, config.architectures[0])
     text = config.get_text_config()
@@ -166,7 +166,7 @@ def _load(original: Original) -> Any:  # noqa: ANN401 (a class of transformers, 
 
 
 def _logits(cut: Cut, prompt: Prompt) -> Tensor:
-    """The same by the classes that stream an original."""
+    """Return the same by the classes that stream an original."""
     decoder, grids = StreamedDecoder(cut), list[tuple[int, int]]()
     hidden = decoder.embed(prompt.tokens)[None]
     if "pixel_values" in prompt.inputs:
@@ -180,7 +180,7 @@ def _logits(cut: Cut, prompt: Prompt) -> Tensor:
 
 
 def _kept(original: Original) -> list[str]:
-    """The names of all weights but those of further layers, by their number alone."""
+    """Return the names of all weights but those of further layers, by their number alone."""
     return [
         name for name in original.tensors if (match := LAYER.search(name)) is None or int(match[1]) < LAYERS
     ]  # fmt: skip
@@ -194,7 +194,7 @@ def _cut_shape(original: Original, name: str) -> tuple[int, ...]:
 
 
 def _rows(original: Original, name: str) -> NDArray[np.float32]:
-    """Of tables with a row for each word only the first rows."""
+    """Return only the first rows of tables with a row for each word."""
     shape = _cut_shape(original, name)
     return original.rows(name, 0, shape[0] if shape else None).reshape(shape)
 

@@ -51,7 +51,7 @@ class StreamedDecoder:
 
     @torch.inference_mode()
     def score(self, sequences: NDArray[np.int64], count: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """The last `count` tokens of every sequence, each given all before it.
+        """Return the last `count` tokens of every sequence, each given all before it.
 
         Args:
             sequences: Token ids (n, length), all text.
@@ -75,14 +75,14 @@ class StreamedDecoder:
 
     @torch.inference_mode()
     def hidden(self, tokens: NDArray[np.int64]) -> Tensor:
-        """The last hidden states (n, length, hidden) of token ids (n, length), after the last norm."""
+        """Return the last hidden states (n, length, hidden) of token ids (n, length), after the last norm."""
         hidden = torch.stack([self.embed(sequence) for sequence in tokens])
         where = prompt_positions([False] * tokens.shape[1], [] if self.decoder.mrope_section else None)
         self.run([hidden[index : index + 1] for index in range(len(hidden))], [where] * len(hidden))
         return hidden
 
     def embed(self, tokens: NDArray[np.int64]) -> Tensor:
-        """Embeddings (length, hidden) of token ids (length)."""
+        """Return the embeddings (length, hidden) of token ids (length)."""
         known, places = np.unique(tokens, return_inverse=True)
         rows = [self.source.rows(self.decoder.embedding, token, token + 1) for token in known.tolist()]
         return torch.from_numpy(np.concatenate(rows)[places])
@@ -109,7 +109,7 @@ class StreamedDecoder:
 
     @torch.inference_mode()
     def judge(self, hidden: Tensor, targets: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Log-probabilities of `targets` (…) and the likeliest tokens, from hidden states (…, hidden)."""
+        """Return log-probabilities of `targets` (…) and the likeliest tokens, from hidden states (…, hidden)."""
         rows, wanted = hidden.reshape(-1, self.decoder.hidden), torch.from_numpy(targets.reshape(-1))
         total = torch.full((len(rows),), -torch.inf, dtype=torch.float64)
         best, top = torch.full((len(rows),), -torch.inf), torch.zeros(len(rows), dtype=torch.int64)
@@ -127,7 +127,7 @@ class StreamedDecoder:
 
 
 def parts_of(config: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """transformers' config of a checkpoint, the description of its family, and transformers' module of it."""
+    """Return transformers' config of a checkpoint, the description of its family, and transformers' module of it."""
     family: Any = importlib.import_module(f"edgeglm.export.families.{FAMILIES[config['architectures'][0]]}")
     return build_config(config), family, importlib.import_module(family.MODELING)
 

@@ -60,10 +60,10 @@ def compare(
 
 
 def mean(values: Values) -> Values:
-    """Along the last axis."""
+    """Return the mean along the last axis."""
     return np.asarray(values.mean(-1))
 
 
 def median(values: Values) -> Values:
-    """Along the last axis."""
+    """Return the median along the last axis."""
     return np.asarray(np.median(values, axis=-1))

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Drafter:
-    """What drafts answers.
+    """The model that drafts answers.
 
     Args:
         ends: The tokens that end an answer.
@@ -52,7 +52,7 @@ def streamed_answers(
     drafter: Drafter,
     show: Callable[[float], object] = lambda _: None,
 ) -> list[str]:
-    """The answers of the original, in fp32; `show` is told which share is done."""
+    """Return the answers of the original, in fp32; `show` is told which share is done."""
     prompts, answers = Prompts.load(original.folder), dict[int, list[int]]()
     drafts = {index: list(each) for index, each in enumerate(drafter.draft(samples, [()] * len(samples)))}
     while drafts:
@@ -70,7 +70,7 @@ def streamed_answers(
 
 
 def corrected(draft: Sequence[int], likeliest: Sequence[int], ends: Collection[int]) -> tuple[list[int], bool]:
-    """What of a draft the model agrees to, with its own token at the first difference; and whether that is all.
+    """Return what of a draft the model agrees to, with its own token at the first difference; and whether that is all.
 
     `likeliest` are the model's tokens for each place, given the draft before it.
     """
@@ -102,7 +102,7 @@ class Drafted:
 
 
 def verdicts(original: Original, drafted: Iterable[Drafted]) -> Iterator[list[int]]:
-    """For each draft, the tokens that the original finds the likeliest, in as many passes as memory asks for."""
+    """Yield for each draft the original's likeliest tokens, in as many passes as memory asks for."""
     for some in _batches(drafted, lambda each: len(each.tokens), TOKENS):
         features = list(_features(original, some))  # of all, so that the tower is gone when the decoder comes
         decoder = StreamedDecoder(original)
@@ -134,7 +134,7 @@ def _drafted(prompts: Prompts, sample: Sample, draft: Sequence[int]) -> Drafted:
 
 
 def _batches(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
-    """Items in order, as many together as their sizes allow, or one."""
+    """Yield items in order, as many together as their sizes allow, or one."""
     some: list[T] = []
     for item in items:
         if some and sum(map(size, some)) + size(item) > limit:

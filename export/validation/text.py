@@ -23,14 +23,14 @@ from edgeglm.runtimes.window import capacity_for
 
 @dataclass(frozen=True)
 class Scores:
-    """Of every scored token, by window: its log-probability, and the token that the model finds the likeliest."""
+    """The scored tokens by window: log-probability, and the token that the model finds the likeliest."""
 
     log_probabilities: list[list[float]]
     top: list[list[int]]
 
 
 def artifact_scores(bundle: Bundle, windows: Windows, show: Callable[[float], object] = lambda _: None) -> Scores:
-    """What the bundle's decoder makes of the windows: token after token, as it decodes."""
+    """Return what the bundle's decoder makes of the windows: token after token, as it decodes."""
     model, rows = bundle.manifest.model, EmbeddingRows(bundle)
     module = bundle.module("decoder")
     assert module is not None
@@ -57,7 +57,7 @@ def artifact_scores(bundle: Bundle, windows: Windows, show: Callable[[float], ob
 
 
 def reference_scores(source: Original, windows: Windows) -> Scores:
-    """What the original makes of them, streamed block by block; kept in the cache by checkpoint and windows."""
+    """Return what the original makes of them, streamed block by block; kept in the cache by checkpoint and windows."""
 
     def compute() -> Scores:
         log_probabilities, top = StreamedDecoder(source).score(windows.sequences, windows.count)
@@ -69,7 +69,7 @@ def reference_scores(source: Original, windows: Windows) -> Scores:
 
 
 def compare_texts(reference: Scores, artifact: Scores, limit: float) -> list[Metric]:
-    """Perplexity, whose drop is a share of the reference's, and top-1 agreement, of which the reference has all."""
+    """Compare perplexity, whose drop is a share of the reference's, and top-1 agreement with the reference."""
     losses = [-np.array(scores.log_probabilities).mean(-1) for scores in (reference, artifact)]
     agreement = (np.array(reference.top) == np.array(artifact.top)).mean(-1)
     tokens = sum(map(len, reference.top))
@@ -84,7 +84,7 @@ def compare_texts(reference: Scores, artifact: Scores, limit: float) -> list[Met
 def worst_windows(
     bundle: Bundle, windows: Windows, reference: Scores, artifact: Scores, count: int
 ) -> list[tuple[str, float, float]]:
-    """The windows on which the artifact loses most: text, and perplexity of reference and artifact."""
+    """Return the windows on which the artifact loses most: text, and perplexity of reference and artifact."""
     losses = [-np.array(scores.log_probabilities).mean(-1) for scores in (reference, artifact)]
     tokenizer = bundle_tokenizer(bundle)
     return [

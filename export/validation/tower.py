@@ -41,13 +41,13 @@ class StreamedTower:
 
     @torch.inference_mode()
     def features(self, pixels: Tensor, grid: Tensor) -> Tensor:
-        """Features (merged patches, hidden) of a picture, as its processor gives it: patches, and their grid (1, 3)."""
+        """Return the features (merged patches, hidden) of a picture from its patches and their grid (1, 3)."""
         features: Tensor = self.tower(pixels, grid_thw=grid).pooler_output
         return features
 
 
 class _OneByOne(nn.Module):
-    """One block in place of all, which holds the weights of each in its turn."""
+    """A block in place of all, which holds the weights of each in its turn."""
 
     def __init__(self, block: nn.Module, depth: int, load: Callable[[int], None]) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ class Windows:
 
 
 def read_windows(bundle: Bundle, file: Path, limit: int | None) -> Windows:
-    """The first `limit` windows of a UTF-8 text, as long as the bundle's context allows.
+    """Return the first `limit` windows of a UTF-8 text, as long as the bundle's context allows.
 
     Raises:
         UsageError: The file is no text, or too short; the bundle has no tokenizer.
@@ -51,7 +51,7 @@ def read_windows(bundle: Bundle, file: Path, limit: int | None) -> Windows:
 
 
 def cut_windows(tokenizer: Tokenizer, file: Path, length: int, context: int, limit: int | None) -> Windows:
-    """The first `limit` windows of a UTF-8 text; what is left at its end makes none.
+    """Return the first `limit` windows of a UTF-8 text; what is left at its end makes none.
 
     Args:
         tokenizer: Of the model.
@@ -83,7 +83,7 @@ def cut_windows(tokenizer: Tokenizer, file: Path, length: int, context: int, lim
 
 
 def bundle_tokenizer(bundle: Bundle) -> Tokenizer:
-    """The one of a bundle. Raises UsageError, DamagedFileError."""
+    """Return the tokenizer of a bundle. Raises UsageError, DamagedFileError."""
     if "tokenizer/tokenizer.json" not in bundle.manifest.files:
         raise UsageError(bundle.folder, "has no tokenizer, and reads no text", "export with a tokenizer.json")
     return read_tokenizer(bundle.path("tokenizer/tokenizer.json"))

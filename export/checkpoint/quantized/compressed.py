@@ -61,7 +61,7 @@ def find_matrices(settings: Settings, stored: Mapping[str, Tensor]) -> Found:
 def _matrix(
     settings: Settings, codes: Tensor, stored: Mapping[str, Tensor], block: tuple[int, int] | None
 ) -> Matrix | None:
-    """The matrix that a tensor holds the codes of, if it holds any."""
+    """Return the matrix that a tensor holds the codes of, if it holds any."""
     module, _, last = codes.name.rpartition(".")
     prefix = f"{module}."
     if last not in (PACKED, WHOLE) or (last == WHOLE and prefix + SCALE not in stored and codes.dtype in FLOATS):
@@ -116,7 +116,7 @@ def _packed(
 
 
 def _shape(settings: Settings, codes: Tensor, shape: Tensor) -> tuple[int, int, int]:
-    """Rows, columns and bits of what is packed; where only headers are there, columns up to the end of a word."""
+    """Return rows, columns and bits of a packed matrix; from headers alone, columns to the end of a word."""
     choices = [
         Settings(settings.file, _weights(group)).number("num_bits")
         for group in _groups(settings)

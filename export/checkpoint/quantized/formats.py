@@ -48,7 +48,7 @@ def find_quantized(file: Path, config: Mapping[str, Any], stored: Mapping[str, T
 
 
 def quantization_config(config: Mapping[str, Any]) -> object:
-    """What a config says of quantization, for the whole model or for its text model; None where it says nothing."""
+    """Return a config's quantization settings, of the whole model or its text model; None if it has none."""
     for part in (config, config.get("text_config")):
         if isinstance(part, dict) and part.get("quantization_config") is not None:
             return part["quantization_config"]

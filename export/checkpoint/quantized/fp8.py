@@ -42,7 +42,7 @@ def find_matrices(settings: Settings, stored: Mapping[str, Tensor]) -> Found:
 
 
 def float_matrix(weight: Tensor, scale: Tensor, block: tuple[int, int] | None, rounded: str) -> Matrix:
-    """A matrix whose codes are FP8 numbers. Raises DamagedFileError where weight and scale do not fit."""
+    """Return a matrix whose codes are FP8 numbers. Raises DamagedFileError where weight and scale do not fit."""
     if len(weight.shape) != 2 or not all(weight.shape):
         raise misfit(weight, f"is quantized, and has shape {list(weight.shape)}")
     if scale.dtype not in SCALE_DTYPES:
@@ -62,7 +62,7 @@ def _scale(weight: Tensor, stored: Mapping[str, Tensor]) -> Tensor:
 
 
 def _table(exponent_bits: int, mantissa_bits: int) -> tuple[float, ...]:
-    """The numbers of an FP8 format without infinities (arXiv 2209.05433): all ones is no number."""
+    """Return the numbers of an FP8 format without infinities (arXiv 2209.05433): all ones is no number."""
     code = np.arange(256)
     bias, ones = 2 ** (exponent_bits - 1) - 1, 2**mantissa_bits
     exponent, mantissa = (code & 127) >> mantissa_bits, code & (ones - 1)

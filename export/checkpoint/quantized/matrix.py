@@ -60,7 +60,7 @@ class Numbers:
 
     @property
     def item_bytes(self) -> int:
-        """Of a number that `read` gives."""
+        """The bytes of a number that `read` returns."""
         return 1 if self.bits else ITEM_BYTES[self.tensor.dtype]
 
     @property
@@ -70,7 +70,7 @@ class Numbers:
         return shape if len(shape) > 1 else (*shape, *(1,) * (2 - len(shape)))
 
     def read(self, start: int, stop: int, *, keep_pages: bool) -> NDArray[np.uint8]:
-        """Rows of the matrix: (rows, bytes), a byte for what is packed."""
+        """Return the rows of the matrix: (rows, bytes), a byte for what is packed."""
         first, last = start // self.block, -(-stop // self.block)
         count, words = unit(self.bits) if self.bits and self.along_rows else (1, 1)
         unit_first, unit_last = first // count, -(-last // count)
@@ -82,7 +82,7 @@ class Numbers:
         return np.ascontiguousarray(found).view(np.uint8).reshape(stop - start, self.columns * self.item_bytes)
 
     def _numbers(self, first: int, last: int, keep_pages: bool) -> NDArray[np.generic]:
-        """Stored rows, or columns of a transposed tensor, as rows of numbers."""
+        """Return the stored rows, or columns of a transposed tensor, as rows of numbers."""
         kind = np.dtype(f"u{ITEM_BYTES[self.tensor.dtype]}")
         if self.transposed:
             found = self.tensor.columns(first, last, keep_pages=keep_pages).view(kind)
@@ -121,12 +121,12 @@ class Matrix:
 
     @property
     def file(self) -> Path:
-        """Where its codes lie."""
+        """The file of its codes."""
         return self.codes.tensor.file
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Those of all of its tensors."""
+        """The files of all of its tensors."""
         return tuple(dict.fromkeys(tensor.file for tensor in self._tensors))
 
     @property
@@ -141,7 +141,7 @@ class Matrix:
 
     @property
     def dtype(self) -> str:
-        """Its format; with the hash of the columns' groups, which the bytes of its rows do not have."""
+        """The format, with a hash of the columns' groups, which the bytes of its rows do not have."""
         if isinstance(self.groups, int):
             return self.format
         order = self.groups.read(0, self.groups.shape[0], keep_pages=True)
@@ -149,27 +149,27 @@ class Matrix:
 
     @property
     def nbytes(self) -> int:
-        """Of all of its tensors."""
+        """The stored bytes of all of its tensors."""
         return sum(tensor.nbytes for tensor in self._tensors)
 
     @property
     def row_bytes(self) -> int:
-        """Of a row that `read` gives."""
+        """The bytes of a row that `read` returns."""
         zeros = self.zeros.columns if self.zeros else 0
         return self.codes.columns + zeros + self.scales.columns * self.scales.item_bytes
 
     @property
     def decoding_bytes(self) -> int:
-        """Of the rows that are computed at once."""
+        """The memory of the rows that are computed at once."""
         return 3 * 4 * ROWS * self.shape[1]
 
     def read(self, start: int, stop: int, *, keep_pages: bool = False) -> NDArray[np.uint8]:
-        """Codes, zero points and scales of each row, one row after the other."""
+        """Return the codes, zero points and scales of each row, one row after the other."""
         parts = [self.codes, *([self.zeros] if self.zeros else []), self.scales]
         return np.concatenate([part.read(start, stop, keep_pages=keep_pages) for part in parts], axis=1).reshape(-1)
 
     def decode(self, stored: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Whole rows that `read` gave, as fp32: (rows, columns), in C order. Raises DamagedFileError for odd groups."""
+        """Return whole rows of `read` as fp32, (rows, columns), in C order. Raises DamagedFileError for odd groups."""
         columns, groups = self.codes.columns, self.scales.columns
         zeros = groups if self.zeros else 0
         records = stored.reshape(-1, self.row_bytes)
@@ -186,7 +186,7 @@ class Matrix:
         return values
 
     def _group_of(self) -> NDArray[np.int64]:
-        """Of each column."""
+        """Return the group of each column."""
         columns, count = self.codes.columns, self.scales.columns
         if isinstance(self.groups, int):
             return np.arange(columns) // self.groups

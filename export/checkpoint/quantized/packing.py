@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 
 def unit(bits: int) -> tuple[int, int]:
-    """The fewest integers that fill whole words, and how many words those are."""
+    """Return the fewest integers that fill whole words, and how many words those are."""
     common = gcd(bits, 32)
     return 32 // common, bits // common
 
 
 def words_of(count: int, bits: int) -> int:
-    """How many words so many integers take."""
+    """Return how many words so many integers take."""
     return -(-count * bits // 32)
 
 

@@ -24,21 +24,21 @@ class Settings:
     values: Mapping[str, Any]
 
     def number(self, *keys: str, default: int | None = None) -> int:
-        """An integer under the first of the keys that is there. Raises DamagedFileError for anything else."""
+        """Return an integer under the first of the keys that is there. Raises DamagedFileError for anything else."""
         value = next((self.values[key] for key in keys if self.values.get(key) is not None), default)
         if type(value) is not int:
             raise self.wrong(keys[0], value)
         return value
 
     def word(self, *keys: str, default: str = "") -> str:
-        """A text under the first of the keys that is there, in small letters. Raises DamagedFileError as `number`."""
+        """Return the text of the first key that is there, in lower case. Raises DamagedFileError as `number`."""
         value = next((self.values[key] for key in keys if self.values.get(key) is not None), default)
         if not isinstance(value, str):
             raise self.wrong(keys[0], value)
         return value.lower()
 
     def block(self, key: str) -> tuple[int, int] | None:
-        """Rows and columns of a block, if they are given. Raises DamagedFileError as `number`."""
+        """Return the rows and columns of a block, if they are given. Raises DamagedFileError as `number`."""
         match self.values.get(key):
             case None:
                 return None
@@ -48,16 +48,16 @@ class Settings:
                 raise self.wrong(key, value)
 
     def notes(self, *, activations: bool) -> tuple[str, ...]:
-        """What of its quantization is not in the weights, in words."""
+        """Return what of its quantization is not in the weights, in words."""
         keys = any(self.values.get(key) for key in ("kv_cache_scheme", "kv_cache_quant_algo"))
         return (*(["activations"] if activations else []), *(["keys and values"] if keys else []))
 
     def wrong(self, key: str, value: object) -> DamagedFileError:
-        """The error for a value that none of the format's tools writes."""
+        """Return the error for a value that none of the format's tools writes."""
         return DamagedFileError(self.file, f"its quantization_config has {reprlib.repr(value)} as {key}", AGAIN)
 
     def unsupported(self, why: str) -> UnsupportedError:
-        """The error for what edgeglm does not read."""
+        """Return the error for what edgeglm does not read."""
         return UnsupportedError(self.file, why, REMEDY)
 
 
@@ -70,7 +70,7 @@ class Found:
 
 
 def block_of(shape: tuple[int, ...], scale: Tensor, block: tuple[int, int] | None) -> tuple[int, int]:
-    """Rows and columns of a matrix that share a scale, as the scales' shape says it.
+    """Return the rows and columns of a matrix that share a scale, as the scales' shape says it.
 
     Args:
         shape: The matrix's.
@@ -93,7 +93,7 @@ def block_of(shape: tuple[int, ...], scale: Tensor, block: tuple[int, int] | Non
 
 
 def companion(stored: Mapping[str, Tensor], tensor: Tensor, module: str, suffix: str) -> Tensor:
-    """The tensor of a module that a quantized one cannot be read without. Raises DamagedFileError without it."""
+    """Return the tensor of a module that a quantized one cannot be read without. Raises DamagedFileError without it."""
     if found := stored.get(module + suffix):
         return found
     raise lacking(tensor, f"its {suffix}")
@@ -107,10 +107,10 @@ def check_matrix(tensor: Tensor, *dtypes: str) -> None:
 
 
 def lacking(tensor: Tensor, what: str) -> DamagedFileError:
-    """The error for a tensor whose companion is not there."""
+    """Return the error for a tensor whose companion is not there."""
     return DamagedFileError(f"{tensor.file}: {tensor.name}", f"is quantized, and {what} is missing", AGAIN)
 
 
 def misfit(tensor: Tensor, why: str) -> DamagedFileError:
-    """The error for a tensor that does not fit the others of its matrix."""
+    """Return the error for a tensor that does not fit the others of its matrix."""
     return DamagedFileError(f"{tensor.file}: {tensor.name}", why, AGAIN)
