@@ -33,7 +33,7 @@ REMEDY = "write it as docs/validate.md says"
 
 
 def read_calibration(file: Path, checkpoint: Path) -> tuple[Sequence[Example], Sequence[Example]]:
-    """The first samples of a calibration set, or windows of a text, and a few for the bundle's self-test.
+    """Return the first samples of a calibration set, or windows of a text, and a few for the bundle's self-test.
 
     Those are the next ones, or the last where the set has no more.
 
@@ -55,7 +55,7 @@ def _passages(file: Path, checkpoint: Path, limit: int) -> list[Passage]:
 
 
 def read_screens(file: Path, limit: int = SAMPLES) -> list[Sample]:
-    """The first samples of a calibration set. Raises UsageError."""
+    """Return the first samples of a calibration set. Raises UsageError."""
     try:
         samples = list(read_samples(file, limit))
     except DamagedFileError as error:
@@ -69,7 +69,7 @@ def read_screens(file: Path, limit: int = SAMPLES) -> list[Sample]:
 
 
 def samples_bytes(opened: Opened, examples: Sequence[Example]) -> int:
-    """What samples take while they pass through the model: pictures, patches, and what becomes of them on the way."""
+    """Return the memory of samples that pass through the model: pictures, patches and activations."""
     samples = [each for each in examples if isinstance(each, Sample)]
     if not samples:
         return KEPT_BYTES if examples else 0
@@ -81,7 +81,7 @@ def samples_bytes(opened: Opened, examples: Sequence[Example]) -> int:
 
 
 def observe(prepared: Prepared, examples: Sequence[Example]) -> Observed:
-    """What every weight is multiplied by on the samples.
+    """Return what every weight is multiplied by on the samples.
 
     Raises:
         UnsupportedError: The model takes no pictures, and the samples are screens, or the other way round.
@@ -104,7 +104,7 @@ def observe(prepared: Prepared, examples: Sequence[Example]) -> Observed:
 
 
 def calibrate(prepared: Prepared, examples: Sequence[Example]) -> Calibration:
-    """What the encoders take of `observe`, whose errors it raises, and the hash of what the model was fed."""
+    """Return what the encoders take of `observe`, whose errors it raises, and the hash of what the model was fed."""
     observed = observe(prepared, examples)
     ranges = {name: least_squares(seen) for name, seen in observed.histograms.items()}
     screens = [each for each in examples if isinstance(each, Sample)]
@@ -112,7 +112,7 @@ def calibrate(prepared: Prepared, examples: Sequence[Example]) -> Calibration:
 
 
 def examples_hash(examples: Sequence[Example]) -> str:
-    """Of what the model is fed."""
+    """Hash the samples that the model is fed."""
     digest = hashlib.sha256()
     for each in examples:
         if isinstance(each, Passage):

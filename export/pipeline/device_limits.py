@@ -29,5 +29,5 @@ def check_limits(choices: Iterable[Choice], profile: Profile) -> None:
 
 
 def needs_more_opset(choice: Choice, profile: Profile) -> bool:
-    """Whether a module would be written in a later opset than the device takes."""
+    """Return whether a module would be written in a later opset than the device takes."""
     return choice.dialect == "portable" and choice.engine is not None and profile.limits.opset.value < PORTABLE_OPSET

@@ -42,7 +42,7 @@ WORKERS = min(4, len(os.sched_getaffinity(0)))
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an export is: bytes of the module's file that are written, of how many."""
+    """The progress of an export: bytes of the module's file that are written, of how many."""
 
     module: str
     done: int
@@ -194,7 +194,7 @@ def _copy(module: PreparedModule, output: OutputFile, writer: BundleWriter, reus
 
 @contextmanager
 def _cancelled(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
-    """A pool that an error or an interrupt leaves without what has not begun."""
+    """Use a pool; on an error or interrupt cancel what has not begun."""
     with pool:
         try:
             yield pool
@@ -304,7 +304,7 @@ def _manifest(
 
 
 def _page(prepared: Prepared, made: manifest.Manifest, writer: BundleWriter) -> str:
-    """The report, with the accuracy where it was measured."""
+    """Return the report, with the accuracy where it was measured."""
     sizes = {
         module.name: sum(file.stat().st_size for file in writer.path(module.name).iterdir()) for module in made.modules
     }
@@ -312,7 +312,7 @@ def _page(prepared: Prepared, made: manifest.Manifest, writer: BundleWriter) -> 
 
 
 def _weights_sha256(prepared: Prepared, writer: BundleWriter) -> str:
-    """Over name, dtype, shape and hash of every tensor that was read, sorted: sharding does not change it."""
+    """Hash name, dtype, shape and hash of every tensor that was read, sorted: sharding does not change it."""
     hashes: dict[str, str] = {}
     for module in prepared.modules:
         for index, job in enumerate(module.jobs):

@@ -26,7 +26,7 @@ Fix = Callable[[ir.Model], ir.Model | None]
 def fit(
     model: ir.Model, profile: Profile, engine: Engine, name: str, shapes: Shapes | None = None
 ) -> tuple[ir.Model, tuple[Offence, ...]]:
-    """The graph as the engine takes it on the device, and what was fixed; itself, where nothing had to be.
+    """Return the graph as the engine takes it on the device, and what was fixed; itself, where nothing had to be.
 
     Args:
         model: The graph; its weights need not be there, and then what would need them is not fixed.
@@ -70,18 +70,18 @@ def refuse_final(model: ir.Model, profile: Profile, engine: Engine, name: str) -
 
 
 def _limits(profile: Profile, engine: Engine) -> Limits | None:
-    """The board's, which are those of its first engine."""
+    """Return the board's limits, which are those of its first engine."""
     return profile.limits if engine == profile.engines.value[0] else None
 
 
 def refusal(name: str, profile: Profile, offences: Sequence[Offence]) -> UnsupportedError:
-    """The error of what cannot be fixed: the first offence, and a line for each of the others."""
+    """Return the error for what cannot be fixed: the first violation, and a line for each of the others."""
     first, *more = [UnsupportedError(f"{name} on {profile.name}", f"{each}", each.remedy) for each in offences]
     return UnsupportedError(first.what, first.why, first.remedy, more)
 
 
 def _preferred(model: ir.Model, engine: Engine) -> tuple[ir.Model, list[Offence]]:
-    """Forms that an engine takes and computes wrong are no offence of any node: they are replaced in any case."""
+    """Replace forms that an engine takes and computes wrong, which are no violation of any node."""
     fixed = _with(fuse_norms.FuseNorms(), fuse_norms.RMS_NORM_OPSET)(model.clone()) if engine == "qnn" else None
     if fixed is None:
         return model, []
@@ -90,7 +90,7 @@ def _preferred(model: ir.Model, engine: Engine) -> tuple[ir.Model, list[Offence]
 
 
 def _fixes(table: Table, shapes: Shapes) -> Iterator[tuple[str, Fix]]:
-    """In the order in which they are tried; one that takes no offence away is not applied."""
+    """Yield the fixes in the order in which they are tried; a fix that removes no violation is discarded."""
     yield "the sizes of the samples", _with(StaticShapes(shapes))
     yield "patches times a matrix", _with(PatchMatMul())
     yield "GELU as one operator", _with(fuse_gelu.FuseGelu(), fuse_gelu.OPSET)
@@ -105,7 +105,7 @@ def _fixes(table: Table, shapes: Shapes) -> Iterator[tuple[str, Fix]]:
 
 
 def _with(fix: ir.passes.PassBase, opset: int = 0, then: ir.passes.PassBase | None = None) -> Fix:
-    """A pass, in a graph of at least an opset where it can be had, and what tidies up behind it."""
+    """Return a pass, in a graph of at least an opset where it can be had, and what tidies up behind it."""
 
     def apply(model: ir.Model) -> ir.Model | None:
         if model.graph.opset_imports.get("", opset) < opset:
@@ -122,7 +122,7 @@ def _with(fix: ir.passes.PassBase, opset: int = 0, then: ir.passes.PassBase | No
 
 
 def _to_opset(opset: int) -> Fix:
-    """The graph in another opset, as far as ONNX's converter knows the way, and all weights are there."""
+    """Return the graph in another opset, as far as ONNX's converter knows the way, and all weights are there."""
 
     def convert(model: ir.Model) -> ir.Model | None:
         if model.graph.opset_imports.get("", opset) == opset:
@@ -139,6 +139,6 @@ def _to_opset(opset: int) -> Fix:
 
 
 def _infer(model: ir.Model) -> None:
-    """Shapes and types of what is new, where all weights are there; else the check does not see them."""
+    """Infer shapes and types of new values if all weights are there; else the check does not see them."""
     if all(value.const_value is not None for value in model.graph.initializers.values()):
         ShapeInferencePass()(model)

@@ -35,7 +35,7 @@ LADDER = ("fp16", "int8", "int4")
 
 @dataclass(frozen=True)
 class Blocker:
-    """Why a module cannot be used on the target, and what to do."""
+    """A reason that a module cannot be used on the target, and what to do."""
 
     module: str
     reason: str
@@ -44,7 +44,7 @@ class Blocker:
 
 @dataclass(frozen=True)
 class Option:
-    """One precision: the bundle's bytes, the device's peak by context, and whether that fits."""
+    """A precision: the bundle's bytes, the device's peak by context, and whether that fits."""
 
     precision: str
     bundle_bytes: int
@@ -67,7 +67,7 @@ class Forecast:
 
 
 def export_peak(opened: Opened, *, workers: int, traced: bool) -> int:
-    """Peak resident memory of the export, from the headers alone; `traced` if its blocks must be traced first."""
+    """Return the export's peak memory, from the headers alone; `traced` if its blocks must be traced first."""
     sizes = [_from_headers(opened, choice) for choice in opened.choices]
     # By each worker, and by the proof that follows them.
     decoding = (workers + 1) * max((tensor.decoding_bytes for tensor in opened.checkpoint.tensors.values()), default=0)
@@ -79,7 +79,7 @@ def export_peak(opened: Opened, *, workers: int, traced: bool) -> int:
 
 
 def _example_bytes(opened: Opened) -> int:
-    """Of the largest picture's patches in fp32; sizes that the config leaves out are transformers' (5.23)."""
+    """Return the bytes of the largest picture's patches in fp32; missing sizes are transformers' (5.23)."""
     vision = opened.checkpoint.config.get("vision_config") or {}
     sizes = (vision.get("in_channels", 3), vision.get("temporal_patch_size", 2), vision.get("patch_size", 14) ** 2)
     values = math.prod(size for size in sizes if isinstance(size, int))  # transformers says what is wrong with others
@@ -88,12 +88,12 @@ def _example_bytes(opened: Opened) -> int:
 
 
 def loaded_bytes(opened: Opened) -> int:
-    """What a session of the largest module keeps in memory, from the headers alone."""
+    """Return what a session of the largest module keeps in memory, from the headers alone."""
     return max(_from_headers(opened, choice).loaded for choice in opened.choices if choice.engine)
 
 
 def check_budget(opened: Opened, budget: int, samples_bytes: int = 0) -> int:
-    """The export's peak, with what samples take in it, if it is within the budget of ``--max-ram``.
+    """Return the export's peak, with what samples take in it, if it is within the budget of ``--max-ram``.
 
     Raises:
         BudgetError: It is not; the message names the smallest budget that would do.
@@ -105,18 +105,18 @@ def check_budget(opened: Opened, budget: int, samples_bytes: int = 0) -> int:
 
 
 def predict(prepared: Prepared) -> manifest.Predicted:
-    """The peaks of a whole export and of running its bundle."""
+    """Return the peaks of a whole export and of running its bundle."""
     peaks = plan.by_context(module_sizes(prepared), prepared.model.decoder, prepared.opened.context)
     return manifest.Predicted(export_peak(prepared.opened, workers=plan.USUAL_WORKERS, traced=True), peaks)
 
 
 def module_sizes(prepared: Prepared) -> list[plan.ModuleSize]:
-    """What the predictions take of the modules."""
+    """Return what the predictions take of the modules."""
     return [_size(prepared, module) for module in prepared.modules]
 
 
 def _from_headers(opened: Opened, choice: Choice) -> plan.ModuleSize:
-    """A module as its checkpoint's tensors show it, before anything is fused."""
+    """Return a module as its checkpoint's tensors show it, before anything is fused."""
     weights = []
     for tensor in opened.checkpoint.tensors.values():
         if len(tensor.shape) < 2 or module_of(tensor.name) != choice.name:
@@ -135,7 +135,7 @@ def _from_headers(opened: Opened, choice: Choice) -> plan.ModuleSize:
 
 
 def _loaded(choice: Choice, weights: Sequence[Stored]) -> float:
-    """What a session keeps for a byte of the weights: the mean over those of a mixed module."""
+    """Return what a session keeps for a byte of the weights: the mean over those of a mixed module."""
     if not choice.parts:
         return plan.LOADED[choice.precision]
     names = {type(scheme): name for name, scheme in SCHEMES.items()}
@@ -230,7 +230,7 @@ def _memory_blocker(prepared: Prepared, others: Mapping[str, Prepared], context:
 
 
 def _fitting_targets(others: Mapping[str, Prepared], context: int) -> list[str]:
-    """The shipped profiles that the model fits, the smallest first, with the most accurate precision that does."""
+    """Return the profiles that the model fits, the smallest first, each with its most accurate precision."""
     profiles = sorted(map(load_profile, profile_names()), key=lambda each: int(each.memory.usable.value))
     found = ((profile, _fitting_precision(profile, others, context)) for profile in profiles)
     return [f"{profile.name} ({precision})" for profile, precision in found if precision]

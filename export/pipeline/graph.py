@@ -51,7 +51,7 @@ PROOF_SM = 86  # where TensorRT for RTX does not build for the device's own
 
 @dataclass(frozen=True)
 class GraphRequest:
-    """What the user asks for."""
+    """The user's request."""
 
     file: Path
     profile: Profile
@@ -60,13 +60,13 @@ class GraphRequest:
 
     @property
     def name(self) -> str:
-        """What the bundle calls the graph."""
+        """The graph's name in the bundle."""
         return fitted(self.file.stem)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was chosen: precision and engine, where the graph runs today, and the samples, made up or not."""
+    """The choices: precision and engine, where the graph runs today, and the samples, made up or not."""
 
     request: GraphRequest
     source: Source
@@ -77,7 +77,7 @@ class Plan:
 
 
 def is_graph(model: str) -> bool:
-    """Whether the user names a file in ONNX, not a checkpoint."""
+    """Return whether the user names a file in ONNX, not a checkpoint."""
     return model.endswith(".onnx") or Path(model).is_file()
 
 
@@ -158,7 +158,7 @@ def _precision(request: GraphRequest, engine: Engine) -> Precision:
 
 
 def _read(source: Source) -> ir.Model:
-    """The graph without functions, in known shapes."""
+    """Return the graph without functions, in known shapes."""
     model = ir.from_proto(source.proto)
     for each in (InlinePass(), ClearMetadataAndDocStringPass(), NameFixPass()):
         each(model)
@@ -169,7 +169,7 @@ def _read(source: Source) -> ir.Model:
 
 
 def _fitted(plan: Plan) -> tuple[ir.Model, tuple[Offence, ...]]:
-    """The graph as the engine takes it: checked and fixed."""
+    """Return the graph as the engine takes it: checked and fixed."""
     model = _read(plan.source)
     shapes = common_shapes(plan.samples) if plan.request.calibration else {}
     model, fixes = fit(model, plan.request.profile, plan.engine, str(plan.request.file), shapes)
@@ -180,7 +180,7 @@ def _fitted(plan: Plan) -> tuple[ir.Model, tuple[Offence, ...]]:
 
 
 def _sized(plan: Plan, model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> tuple[ir.Model, list[Offence]]:
-    """For an engine that a bundle has no ranges for: the sizes of the samples."""
+    """Fix the sizes to those of the samples, for an engine that a bundle has no ranges for."""
     StaticShapes(shapes)(model)
     offences = [
         Offence(
@@ -197,7 +197,7 @@ def _sized(plan: Plan, model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> t
 
 
 def _converted(plan: Plan, model: ir.Model, work: Path) -> ir.Model:
-    """The graph in its precision, checked again: what a converter wrote must run too."""
+    """Return the graph in its precision, checked again: what a converter wrote must run too."""
     if plan.precision == "fp32":
         return model
     if plan.precision == "int8":
@@ -234,7 +234,7 @@ def _emit(model: ir.Model, work: Path) -> Path:
 
 
 def _measure(plan: Plan, file: Path) -> float:
-    """The largest relative error of a floating-point output over the samples, against the original."""
+    """Return the largest relative error of a floating-point output over the samples, against the original."""
     worst = 0.0
     for sample in plan.samples:
         try:
@@ -257,7 +257,7 @@ def _measure(plan: Plan, file: Path) -> float:
 
 
 def _proof(plan: Plan, file: Path, work: Path) -> str | None:
-    """That TensorRT for RTX builds it, where that is installed."""
+    """Build the graph with TensorRT for RTX, if that is installed, and say so."""
     try:
         library = load_library(["tensorrt_rtx"])
     except UnsupportedError:

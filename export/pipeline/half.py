@@ -70,7 +70,7 @@ class Magnitudes:
 
 
 def _aligned(half: ir.Model, single: ir.Model) -> dict[ir.Value, str]:
-    """For each value in half precision, the name of the same in single precision."""
+    """Map each value in half precision to the name of the same in single precision."""
     pairs = zip(_computing(half), _computing(single), strict=True)
     same: dict[ir.Value, str] = {value: f"{value.name}" for value in half.graph.inputs}
     found: dict[ir.Value, str] = {}
@@ -96,7 +96,7 @@ def _computing(model: ir.Model) -> Iterable[ir.Node]:
 
 
 def probe_graph(prepared: Prepared, module: PreparedModule) -> ir.Model:
-    """The vision module's graph for the probe's picture: it reads the weights from the file of the whole one.
+    """Return the vision module's graph for the probe's picture: it reads the weights from the file of the whole one.
 
     The position embedding is an input of it.
     """

@@ -18,14 +18,14 @@ LAYER = re.compile(r"\.(?:layers|blocks)\.(\d+)\.")
 
 
 def module_of(tensor: str) -> str:
-    """The module of a tensor."""
+    """Return the module of a tensor."""
     if ".visual." in tensor:
         return "vision"
     return "embedding" if tensor.endswith("embed_tokens.weight") else "decoder"
 
 
 def part_of(tensor: str) -> str:
-    """The part of its module that a tensor with a common name is in; `modules.Stack` knows it from the traces."""
+    """Return the part of the module that a tensor is in by its name; `modules.Stack` knows it from the traces."""
     if found := LAYER.search(tensor):
         return f"layer.{found[1]}"
     return "front" if "embed" in tensor else "back"
@@ -33,7 +33,7 @@ def part_of(tensor: str) -> str:
 
 @dataclass(frozen=True)
 class Extent:
-    """What a key of the config must be: an extent of a weight, by the end of its name, over the product of others."""
+    """The right value of a config's key: an extent of a weight, by the end of its name, over a product of others."""
 
     key: str
     weight: str

@@ -36,7 +36,7 @@ RUNG = re.compile(r"rung-\d+(\.partial)?")
 
 @contextmanager
 def workplace(target: Path) -> Iterator[Path]:
-    """A folder beside the target for the bundles that are tried, ``TARGET.ladder``; it is gone afterwards.
+    """Make a folder beside the target for the bundles that are tried, ``TARGET.ladder``; remove it afterwards.
 
     Raises:
         UsageError: It holds something else, or another export works there.
@@ -66,7 +66,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 @dataclass(frozen=True)
 class Means:
-    """What a climb takes.
+    """The inputs of a climb.
 
     Args:
         work: A folder for bundles that are tried, on the disk of the target.
@@ -104,19 +104,19 @@ class Ladder:
 
     @property
     def nearest(self) -> manifest.Rung | None:
-        """Of those that fail, the one whose worst metric is the least beyond its limit."""
+        """The failed attempt whose worst metric is the least beyond its limit."""
         tried = [rung for rung in self.rungs if rung.metrics]
         return min(tried, key=lambda rung: excess(worst(rung)), default=None)
 
     @property
     def precision(self) -> str:
-        """That of the best one, as it was asked for where the first passed."""
+        """The precision of the best attempt, as it was asked for where the first passed."""
         assert self.best
         return self.request.precision if self.best is self.rungs[0] else self.best.precision
 
     @property
     def measured(self) -> manifest.Measured:
-        """What the manifest of the best one says."""
+        """The measurements for the manifest of the best attempt."""
         assert self.best
         return manifest.Measured(self.best.metrics, tuple(self.rungs), self.sensitivity)
 
@@ -154,7 +154,7 @@ class Ladder:
                 low = middle
 
     def _order(self, parts: Precisions) -> list[str]:
-        """The parts that can take a step, the most sensitive first."""
+        """Return the parts that can take a step, the most sensitive first."""
         prepared = self._prepare(spell(parts))
         prompts = example_prompts(prepared, self.means.samples[:SENSITIVITY_SAMPLES])
         movable = {part: precision for part, precision in parts.items() if precision in MILDER}
@@ -167,7 +167,7 @@ class Ladder:
         return prepare(opened, self.means.calibration)
 
     def _try(self, prepared: Prepared) -> Path:
-        """The folder of one more rung's bundle; each has its own name, which `reuse` goes by."""
+        """Return the folder of one more rung's bundle; each has its own name, which `reuse` goes by."""
         folder = self.means.work / f"rung-{len(self.rungs)}"
         rung = self._rung(prepared, folder)
         self.rungs.append(rung)
@@ -187,17 +187,17 @@ class Ladder:
 
 
 def excess(metric: manifest.Metric) -> float:
-    """How far a metric may be beyond its limit, as a multiple of that; what is not sure counts."""
+    """Return how far a metric may be beyond its limit, as a multiple of that; what is not sure counts."""
     return max(metric.drop, metric.drop_interval[1]) / max(metric.limit, 1e-9)
 
 
 def worst(rung: manifest.Rung) -> manifest.Metric:
-    """The metric that is the most beyond its limit, one that fails before one that passes."""
+    """Return the metric that is the most beyond its limit, one that fails before one that passes."""
     return max(rung.metrics, key=lambda metric: (not metric.passed, excess(metric)))
 
 
 def precisions(prepared: Prepared) -> Precisions:
-    """The precision of every part, in the order of the modules."""
+    """Return the precision of every part, in the order of the modules."""
     found: Precisions = {}
     for module in prepared.modules:
         name = module.choice.name
@@ -207,7 +207,7 @@ def precisions(prepared: Prepared) -> Precisions:
 
 
 def spell(parts: Mapping[str, str]) -> str:
-    """The ``--precision`` that gives these: the most frequent of a module, and the parts that differ from it."""
+    """Return the ``--precision`` that gives these: the most frequent of a module, and the parts that differ from it."""
     modules: dict[str, Precisions] = {}
     for part, precision in parts.items():
         modules.setdefault(part.partition(".")[0], {})[part] = precision

@@ -17,7 +17,7 @@ from edgeglm.manifest import Metric
 
 @dataclass(frozen=True)
 class Validation:
-    """What `edgeglm validate` is told; `data` and `reference` are given for all but the demo."""
+    """The options of `edgeglm validate`; `data` and `reference` are given for all but the demo."""
 
     accuracy_drop: float
     budget: int
@@ -27,7 +27,7 @@ class Validation:
     adapter: Path | None = None
 
     def metrics(self, bundle: Path) -> tuple[Metric, ...]:
-        """All metrics of a bundle, whether they pass or not.
+        """Return all metrics of a bundle, whether they pass or not.
 
         Raises:
             EdgeglmError: It cannot be validated, for the reason that the command gives.
@@ -39,7 +39,7 @@ class Validation:
         return msgspec.json.decode(done.stdout, type=_Result).metrics
 
     def peak(self, original: Checkpoint, loaded: int) -> int:
-        """Predicted bytes of all processes, where a session of the bundle takes `loaded`."""
+        """Return the predicted bytes of all processes, where a session of the bundle takes `loaded`."""
         streamed = is_streamed(original, self.budget) or (self.data is not None and self.data.suffix != ".jsonl")
         return max(streamed_bytes(original) if streamed else whole_bytes(original), BASE_BYTES + loaded)
 
@@ -56,7 +56,7 @@ class Validation:
 
 
 class _Result(msgspec.Struct):
-    """Of what the command prints, what counts here; a metric has keys beyond those of a manifest."""
+    """The keys of the command's output that count here; a metric has keys beyond those of a manifest."""
 
     found: list[dict[str, object]] = msgspec.field(name="metrics")
 
@@ -67,7 +67,7 @@ class _Result(msgspec.Struct):
 
 
 def _failure(code: int, text: str) -> EdgeglmError:
-    """The command's own error, or a bug where it ended otherwise."""
+    """Return the command's own error, or a bug where it ended otherwise."""
     line = (text.strip().splitlines() or [""])[-1].removeprefix("edgeglm: ")
     what, _, rest = line.partition(": ")
     why, _, remedy = rest.rpartition("; ")

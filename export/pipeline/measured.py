@@ -32,7 +32,7 @@ TOKENS = 64  # of the answer whose memory is measured
 
 @dataclass(frozen=True)
 class OnScreens:
-    """What was found on screens: the metrics, both models' answers, and what ran each module of the bundle."""
+    """The results on screens: the metrics, both models' answers, and what ran each module of the bundle."""
 
     metrics: list[Metric]
     screens: Sequence[Sample]
@@ -42,13 +42,13 @@ class OnScreens:
 
     @property
     def samples(self) -> int:
-        """How many."""
+        """The number of samples."""
         return len(self.screens)
 
 
 @dataclass(frozen=True)
 class OnText:
-    """What was found on a text: the metrics, and both models' scores of its windows."""
+    """The results on a text: the metrics, and both models' scores of its windows."""
 
     metrics: list[Metric]
     windows: Windows
@@ -57,7 +57,7 @@ class OnText:
 
     @property
     def samples(self) -> int:
-        """How many windows."""
+        """The number of windows."""
         return len(self.windows.sequences)
 
 
@@ -116,7 +116,7 @@ def _webp(image: Image.Image) -> bytes:
 
 
 def _shown(answer: str) -> Answer:
-    """An answer's action alone, where it has one."""
+    """Return an answer's action alone, where it has one."""
     action = parse_action(answer)
     if action is None:
         return Answer(answer)
@@ -130,7 +130,7 @@ def _passages(bundle: Bundle, found: OnText) -> Iterator[Passage]:
 
 
 def _memory(bundle: Bundle, question: str, picture: Path | None) -> Memory | None:
-    """The peak of one answer in a process of its own; None where the runner gives none, or it is for another device."""
+    """Return the peak of one answer in its own process; None if there is none, or it is for another device."""
     if any(module.placement != "cpu" for module in bundle.manifest.modules):
         return None
     command = [sys.executable, "-m", "edgeglm.runtimes", str(bundle.folder), "--json", "--max-new-tokens", str(TOKENS)]

@@ -49,7 +49,7 @@ def prepare_module(
     calibration: Calibration | None,
     shapes: Sequence[Traced] = (),
 ) -> PreparedModule:
-    """A module of one choice, with all but its weights.
+    """Return a module of one choice, with all but its weights.
 
     Args:
         choice: What it is, and how it is made.
@@ -129,7 +129,7 @@ def _lower(
 
 
 def stack_of(name: ModuleName, traced: Traced) -> Stack:
-    """The traces of one of the model's modules, and how they are stamped."""
+    """Return the traces of one of the model's modules, and how they are stamped."""
     if name != "vision":
         return decoder_stack(traced.decoder, traced.model.decoder)
     assert traced.vision is not None
@@ -146,7 +146,7 @@ def _integers(graph: ir.Model, choice: Choice, calibration: Calibration | None) 
 
 
 def is_position(stored: Stored) -> bool:
-    """Whether it is the position embedding, which is computed from the checkpoint's table."""
+    """Return whether it is the position embedding, which is computed from the checkpoint's table."""
     return stored.initializers[0] in (POSITION, f"{POSITION}.weight")
 
 
@@ -160,7 +160,7 @@ def _check_parts(choice: Choice, known: tuple[str, ...]) -> None:
 
 
 def serialize(graph: ir.Model) -> bytes:
-    """The bytes of ``model.onnx``, the same for the same graph."""
+    """Return the bytes of ``model.onnx``, the same for the same graph."""
     return bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
 
 

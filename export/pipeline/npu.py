@@ -45,7 +45,7 @@ SIMULATED_PRODUCTS = 1 << 34
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of one precision: the relative error on the compared screens, and the least cosine, if simulated."""
+    """The result of a precision: the relative error on the compared screens, and the least cosine, if simulated."""
 
     precision: str
     error: float
@@ -58,12 +58,12 @@ class Trial:
 
 
 def npu_choice(opened: Opened) -> bool:
-    """Whether a module goes to the NPU as ONNX."""
+    """Return whether a module goes to the NPU as ONNX."""
     return any(choice.placement == "npu" and choice.engine == "qnn" for choice in opened.choices)
 
 
 def npu_samples(opened: Opened, examples: Sequence[Example]) -> Sequence[Sample]:
-    """What the NPU's module is calibrated with: the samples that were given, and of the demo its own.
+    """Return what the NPU's module is calibrated with: the samples that were given, and of the demo its own.
 
     Raises:
         UsageError: There are none.
@@ -80,7 +80,7 @@ def npu_samples(opened: Opened, examples: Sequence[Example]) -> Sequence[Sample]
 
 
 def calibrate_npu(opened: Opened, samples: Sequence[Sample], found: Calibration | None) -> tuple[Calibration, str]:
-    """What the NPU's module takes of the samples, added to `found`, and the precision that was measured the best.
+    """Return the calibration for the NPU's module, added to `found`, and the precision with the least error.
 
     Where the user has named a precision it is that one, and no other is tried.
 
@@ -104,14 +104,14 @@ def calibrate_npu(opened: Opened, samples: Sequence[Sample], found: Calibration 
 
 
 def with_precision(request: Request, precision: str) -> Request:
-    """The request with the vision module's precision named."""
+    """Return the request with the vision module's precision named."""
     asked = {name: value for name, value in parse_precisions(request.precision).items() if name != "vision"}
     said = [value if name == "*" else f"{name}={value}" for name, value in asked.items()]
     return replace(request, precision=",".join([*said, f"vision={precision}"]))
 
 
 def _walk(prepared: Prepared, samples: Sequence[Sample]) -> tuple[Ranges, list[tuple[Values, Values]]]:
-    """The original over the pictures, a segment at a time: ranges of all values, and both ends of a few."""
+    """Return the original over the pictures, a segment at a time: ranges of all values, and both ends of a few."""
     vision, probe = prepared.probe.vision, prepared.probe.model.vision
     assert vision
     assert probe
@@ -135,7 +135,7 @@ def _walk(prepared: Prepared, samples: Sequence[Sample]) -> tuple[Ranges, list[t
 
 
 def _named(graph: ir.Model, segment: str, values: Values, weights: OriginalWeights) -> Iterator[tuple[str, Any]]:
-    """Values by the names that they have in the whole graph, and the products that a bias is added to."""
+    """Yield the values by the names that they have in the whole graph, and the products that a bias is added to."""
     inputs = {f"{value.name}" for value in graph.graph.inputs}
     for name, array in values.items():
         own = name.startswith(f"{segment}.") or name == "features"
@@ -151,7 +151,7 @@ def _named(graph: ir.Model, segment: str, values: Values, weights: OriginalWeigh
 
 
 def _try(prepared: Prepared, precision: str, calibration: Calibration) -> Trial:
-    """The module at the probe's grid, in a folder that is gone afterwards."""
+    """Return the module at the probe's grid, in a folder that is gone afterwards."""
     module = probe_module(prepared, precision, calibration)
     count = simulated_count(module, calibration.shown)
     inputs = [given for given, _ in calibration.shown[: count or None]]
@@ -163,7 +163,7 @@ def _try(prepared: Prepared, precision: str, calibration: Calibration) -> Trial:
 
 
 def _error(got: Sequence[Arrays], shown: Sequence[tuple[Arrays, Arrays]]) -> float:
-    """The largest relative error of the features, over as many samples as there are."""
+    """Return the largest relative error of the features, over as many samples as there are."""
     return max(relative_error(one[FEATURES], want[FEATURES]) for one, (_, want) in zip(got, shown, strict=False))
 
 
@@ -184,7 +184,7 @@ class _Plain:
     descriptor: int
 
     def pwrite(self, offset: int, data: memoryview) -> None:
-        """All of it."""
+        """Write all of it."""
         write_all(self.descriptor, data.cast("B"), offset)
 
 
@@ -219,7 +219,7 @@ def finish_on_npu(prepared: Prepared, module: PreparedModule, writer: BundleWrit
 
 
 def simulated_count(module: PreparedModule, samples: Sequence[object]) -> int:
-    """How many samples the simulator runs in bounded time: it takes seconds for what a device does in a blink."""
+    """Return how many samples the simulator runs in bounded time: it takes seconds for a device's milliseconds."""
     assert module.graph
     products = sum(stored.rows * stored.columns for stored in (job.stored for job in module.jobs) if stored.columns > 1)
     patches = module.graph.graph.inputs[0].shape
@@ -228,13 +228,13 @@ def simulated_count(module: PreparedModule, samples: Sequence[object]) -> int:
 
 
 def least_cosine(done: Compiled) -> float | None:
-    """Of the simulator's output and ONNX Runtime's, over the samples; None where nothing was simulated."""
+    """Return the least cosine of the simulator's output to ONNX Runtime's; None if nothing was simulated."""
     pairs = zip(done.simulated, done.onnx, strict=False)
     return min((cosine(got[FEATURES], want[FEATURES]) for got, want in pairs), default=None)
 
 
 def cosine(one: NDArray[Any], other: NDArray[Any]) -> float:
-    """Of the angle between two arrays."""
+    """Return the cosine of the angle between two arrays."""
     a, b = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
     return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30))
 

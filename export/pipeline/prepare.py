@@ -144,7 +144,7 @@ def _with_half(probe: TraceRequest, found: Mapping[TraceRequest, Traced]) -> Tra
 
 
 def probe_module(prepared: Prepared, precision: str, calibration: Calibration) -> PreparedModule:
-    """The NPU's module in another precision, at the grid of the probe's pictures."""
+    """Return the NPU's module in another precision, at the grid of the probe's pictures."""
     choice = next(module.choice for module in prepared.modules if module.choice.placement == "npu")
     choice = replace(choice, precision=precision)
     traced = {(choice.dialect, choice.half): prepared.probe}
@@ -152,14 +152,14 @@ def probe_module(prepared: Prepared, precision: str, calibration: Calibration) -
 
 
 def _probe_grid(grid: Grid | None) -> Grid | None:
-    """Of a large picture a corner is enough to see what its weights lost."""
+    """Return the probe's grid: a corner of a large picture shows what its weights lost."""
     if grid is None or grid[0] * grid[1] <= PROBE_PATCHES:
         return grid
     return min(grid[0], 16), min(grid[1], 16)
 
 
 def _unknown(checkpoint: Checkpoint) -> Iterator[str]:
-    """What config.json says and nobody honours."""
+    """Yield notes on the keys of config.json that are not honoured."""
     if unknown := unknown_keys(checkpoint.config, KNOWN | SILENT):
         names, more = ", ".join(map(shown, unknown[:MAX_KEYS])), len(unknown) - MAX_KEYS
         names += f" and {more} more" if more > 0 else ""
@@ -173,7 +173,7 @@ def _check_config(checkpoint: Checkpoint) -> None:
 
 
 def _pictures(request: Request, vision: Mapping[str, Any], processor: ImageProcessor, context: int) -> list[Picture]:
-    """One for each size that was asked for; else the usual one."""
+    """Return a picture for each size that was asked for; else the usual one."""
     limit, pictures = request.profile.limits.image_pixels, []
     for asked in request.image_sizes or [None]:
         picture = choose_picture(vision, processor, limit.value if limit else None, asked)
@@ -187,7 +187,7 @@ def _pictures(request: Request, vision: Mapping[str, Any], processor: ImageProce
 def _shape(
     choices: Sequence[Choice], requests: Mapping[tuple[Dialect, bool], TraceRequest], probe: TraceRequest, grid: Grid
 ) -> tuple[TraceRequest, TraceRequest]:
-    """The vision module's trace and the original's for a further grid. Raises UnsupportedError."""
+    """Return the vision module's trace and the original's for a further grid. Raises UnsupportedError."""
     choice = next(choice for choice in choices if choice.name == "vision")
     if choice.engine not in SHAPED:
         why = "a module that a compiler or a converter makes takes one size of picture"

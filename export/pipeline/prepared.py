@@ -35,7 +35,7 @@ COMPUTED = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", "embeddings.positi
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for; `name` is what the bundle calls the model."""
+    """The user's request; `name` is the model's name in the bundle."""
 
     folder: Path
     name: str
@@ -50,7 +50,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a calibration found of the inputs, by the name of the weight they meet: mean squares of channels, ranges.
+    """The statistics of a calibration by the name of the weight: mean squares of input channels, ranges.
 
     ``values`` are ranges of everything that flows through a module for an NPU, by its graph's names: by bits, since
     8 of them want a narrower one than 16. ``candidates`` are the errors that its precisions were found to have, and
@@ -68,7 +68,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Job:
-    """One stored weight to write: how its chunks are read and encoded."""
+    """A stored weight to write: how its chunks are read and encoded."""
 
     stored: Stored
     tasks: Callable[[], Iterator[Callable[[], Piece]]]
@@ -105,19 +105,19 @@ class PreparedModule:
 
     @property
     def file(self) -> str:
-        """What to open, relative to the bundle."""
+        """The file to open, relative to the bundle."""
         if self.graph is None:
             return self.weights_file
         return f"{self.choice.name}/{f'{self.grid[0]}x{self.grid[1]}' if self.grid else 'model'}.onnx"
 
     @property
     def part_precisions(self) -> dict[str, str]:
-        """Of every part."""
+        """The precision of every part."""
         return {part: self.choice.precision_of(part) for part in self.parts}
 
     @property
     def nbytes(self) -> int:
-        """Of all files of the module."""
+        """The bytes of all files of the module."""
         return self.layout.nbytes + self.graph_bytes + sum(shape.graph_bytes for shape in self.shapes)
 
 
@@ -143,12 +143,12 @@ class Opened:
 
     @property
     def probes(self) -> list[TraceRequest]:
-        """What the original is computed with, at the picture's grid and at each further one."""
+        """The probes that the original is computed with, at the picture's grid and at each further one."""
         return [self.probe, *(probe for _, probe in self.shapes)]
 
     @property
     def traces(self) -> list[TraceRequest]:
-        """All that the export is made with; a module in half precision is compared with the original value by value."""
+        """The traces of the export; a module in half precision is compared with the original value by value."""
         half = any(choice.half for choice in self.choices)
         halves = [replace(probe, half=True) for probe in self.probes] if half else []
         return list(
@@ -178,17 +178,17 @@ class Prepared:
 
     @property
     def request(self) -> Request:
-        """What the user asked for."""
+        """The user's request."""
         return self.opened.request
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """Where the weights are read from."""
+        """The checkpoint that weights are read from."""
         return self.opened.checkpoint
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know."""
+        """The notes for the user."""
         return (
             *self.opened.notes,
             *self._left_out(),
@@ -196,7 +196,7 @@ class Prepared:
         )
 
     def _left_out(self) -> Iterator[str]:
-        """Weights that no module has, but for tables that transformers 4 saved and every class computes."""
+        """Yield weights that no module has, but for tables that transformers 4 saved and every class computes."""
         names = {*self.checkpoint.tensors, *self.checkpoint.foreign}
         names -= {name for module in self.modules for job in module.jobs for name in job.stored.names}
         if left := sorted(name for name in names if not name.endswith(COMPUTED)):
@@ -205,21 +205,21 @@ class Prepared:
 
     @property
     def bundle_bytes(self) -> int:
-        """Of all files but the manifest, the report and a user's self-test, which hold what is measured."""
+        """The bytes of all files but the manifest, the report and a user's self-test, which hold measurements."""
         return sum(module.nbytes for module in self.modules) + sum(map(len, self.sidecars.values()))
 
     def manifest_model(self) -> manifest.Model:
-        """The manifest's description of the model."""
+        """Return the manifest's description of the model."""
         config = self.checkpoint.config
         return describe_model(self.request.name, self.model, config, self.opened.processor, self.opened.context)
 
     def versions(self) -> dict[str, str]:
-        """Of what made the bundle."""
+        """Return the versions of what made the bundle."""
         more = TFLITE_LIBRARIES if any(module.is_tflite for module in self.modules) else ()
         return {name: metadata.version(name) for name in (*LIBRARIES, *more)}
 
     def options(self) -> dict[str, str | int | float | bool | None]:
-        """As the manifest keeps them."""
+        """Return the options as the manifest keeps them."""
         asked = ",".join(f"{width}x{height}" for width, height in self.request.image_sizes) or None
         more = {} if self.request.format == "onnx" else {"format": self.request.format}
         if self.checkpoint.adapter_sha256:
@@ -238,7 +238,7 @@ class Prepared:
 
 
 def _code() -> str:
-    """A hash of the exporter itself: a partial bundle of other code is not gone on with."""
+    """Return a hash of the exporter itself: a partial bundle of other code is not gone on with."""
     folder = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for source in sorted(path for path in folder.rglob("*.py") if "demo" not in path.parts):

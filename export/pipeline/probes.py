@@ -62,12 +62,12 @@ Example = Sample | Passage
 
 
 def demo_prompts(prepared: Prepared) -> list[Prompt]:
-    """The first calibration screens with their instructions."""
+    """Return the first calibration screens with their instructions."""
     return sample_prompts(prepared, read_samples(DATA / "calibration.jsonl", DEMO_SCREENS), answered=False)
 
 
 def example_prompts(prepared: Prepared, examples: Iterable[Example]) -> list[Prompt]:
-    """What is calibrated with: windows of text, or screens with the right answers."""
+    """Return what is calibrated with: windows of text, or screens with the right answers."""
     samples: list[Sample] = []
     prompts: list[Prompt] = []
     for each in examples:
@@ -79,7 +79,7 @@ def example_prompts(prepared: Prepared, examples: Iterable[Example]) -> list[Pro
 
 
 def sample_prompts(prepared: Prepared, samples: Iterable[Sample], *, answered: bool) -> list[Prompt]:
-    """Screens with their instructions, in the checkpoint's chat form, and behind them the right answers."""
+    """Return screens with their instructions, in the checkpoint's chat form, and behind them the right answers."""
     checkpoint, vision = prepared.checkpoint, prepared.probe.model.vision
     assert vision is not None
     assert prepared.opened.processor is not None
@@ -97,7 +97,7 @@ def sample_prompts(prepared: Prepared, samples: Iterable[Sample], *, answered: b
 
 
 def chat_prompts(prepared: Prepared) -> list[Prompt]:
-    """A conversation with the beginning of its answer; random tokens where the checkpoint has no words for one."""
+    """Return a conversation with the beginning of its answer; random tokens if the checkpoint has no template."""
     vision = prepared.probe.model.vision
     chat = _chat(prepared)
     tokens = _conversation(chat) if chat else []
@@ -113,7 +113,7 @@ def chat_prompts(prepared: Prepared) -> list[Prompt]:
 
 
 def special_prompts(prepared: Prepared) -> list[Prompt]:
-    """One prompt of the tokenizer's special tokens, which have the largest values of all; none without any."""
+    """Return one prompt of the tokenizer's special tokens, which have the largest values of all; none without any."""
     chat = _chat(prepared)
     if chat is None:
         return []
@@ -125,7 +125,7 @@ def special_prompts(prepared: Prepared) -> list[Prompt]:
 
 
 def _chat(prepared: Prepared) -> Chat | None:
-    """What renders conversations, with pictures of the probe's size; None where the checkpoint has not all of it."""
+    """Return the renderer of conversations, with pictures of the probe's size; None if its files are missing."""
     checkpoint, vision, processor = prepared.checkpoint, prepared.probe.model.vision, prepared.opened.processor
     described = describe_vision(vision, checkpoint.config, processor) if vision and processor else None
     try:
@@ -135,7 +135,7 @@ def _chat(prepared: Prepared) -> Chat | None:
 
 
 def _conversation(chat: Chat) -> list[int]:
-    """A turn of each, as far as the template takes them, and the beginning of an answer."""
+    """Return a turn of each, as far as the template takes them, and the beginning of an answer."""
     picture = [{"type": "image", "image": Path("screen.png")}, {"type": "text", "text": QUESTION}]
     user: Message = {"role": "user", "content": picture if chat.vision else QUESTION}
     for messages in ([message("system", SYSTEM), user], [user]):
@@ -153,7 +153,7 @@ def _fits(prepared: Prepared, tokens: list[int]) -> bool:
 
 
 def random_prompts(prepared: Prepared) -> list[Prompt]:
-    """One prompt of random tokens; pictures are noise, and are not part of it."""
+    """Return one prompt of random tokens; pictures are noise, and are not part of it."""
     random = np.random.default_rng(0)
     length = min(RANDOM_TOKENS, prepared.opened.context)
     tokens = random.integers(0, prepared.model.decoder.vocabulary, length).tolist()
@@ -163,7 +163,7 @@ def random_prompts(prepared: Prepared) -> list[Prompt]:
 
 
 def _noise(prepared: Prepared) -> NDArray[np.float32]:
-    """A picture's patches."""
+    """Return a picture's patches."""
     vision = prepared.probe.model.vision
     assert vision is not None
     size = vision.channels * vision.temporal_patch * vision.patch**2
@@ -171,7 +171,7 @@ def _noise(prepared: Prepared) -> NDArray[np.float32]:
 
 
 def vision_inputs(prepared: Prepared, prompt: Prompt) -> Values:
-    """Patches and position embedding of the probe's grid."""
+    """Return patches and position embedding of the probe's grid."""
     vision = prepared.probe.model.vision
     assert vision is not None
     assert prompt.patches is not None
@@ -180,13 +180,13 @@ def vision_inputs(prepared: Prepared, prompt: Prompt) -> Values:
 
 
 def embed(prepared: Prepared, prompt: Prompt) -> NDArray[np.float32]:
-    """The rows of the table for a prompt's tokens: (tokens, hidden)."""
+    """Return the rows of the table for a prompt's tokens: (tokens, hidden)."""
     table = prepared.probe.model.decoder.embedding
     return np.concatenate([prepared.checkpoint.rows(table, token, token + 1) for token in prompt.tokens])
 
 
 def prompt_inputs(prepared: Prepared, prompt: Prompt, rows: NDArray[np.float32]) -> Values:
-    """What a decoder takes: embedded tokens with the picture's features in their place, and positions."""
+    """Return what a decoder takes: embedded tokens with the picture's features in their place, and positions."""
     hidden = rows[None].copy()
     if prompt.features is not None:
         hidden[0, prompt.is_image] = prompt.features

@@ -43,7 +43,7 @@ MAX_ERROR = 1.0
 
 
 class Prover:
-    """What the proofs of a bundle's modules share: the prompts, and the pictures' features as the original has them."""
+    """The shared inputs of a bundle's proofs: the prompts, and the original's features of the pictures."""
 
     def __init__(self, prepared: Prepared, writer: BundleWriter) -> None:
         self.prepared, self.writer = prepared, writer
@@ -57,7 +57,7 @@ class Prover:
         return (HalfProof if module.choice.half else StackProof)(self, module, output)
 
     def inputs(self, module: PreparedModule) -> list[Values]:
-        """What a module is given: the pictures, or the prompts with the pictures' features.
+        """Return what a module is given: the pictures, or the prompts with the pictures' features.
 
         Behind them may come what its values are looked at with; as no user writes such prompts, they are in no error.
         """
@@ -100,10 +100,10 @@ class EmbeddingProof:
         self.prover, self.module, self.output = prover, module, output
 
     def advance(self, left: frozenset[int]) -> None:
-        """Nothing to do before all is written."""
+        """Wait until all is written."""
 
     def finish(self) -> float:
-        """The largest relative error over the prompts."""
+        """Return the largest relative error over the prompts."""
         (job,), (offsets,) = self.module.jobs, self.module.layout.offsets
         errors = []
         for prompt in self.prover.prompts:
@@ -148,7 +148,7 @@ class StackProof:
         self.got = [dict(values) for values in self.inputs]
 
     def _is_whole(self) -> bool:
-        """Whether the probe has the picture's whole grid."""
+        """Return whether the probe has the picture's whole grid."""
         probe, model = self.prover.prepared.probe.model.vision, self.prover.prepared.model.vision
         return self.module.choice.name != "vision" or probe == model
 
@@ -167,7 +167,7 @@ class StackProof:
             values.update(passed_on(run_segment(segment, self.original, feeds(segment.graph.inputs, values))))
 
     def finish(self) -> float:
-        """The largest relative error of the module's output over the prompts.
+        """Return the largest relative error of the module's output over the prompts.
 
         Raises:
             EdgeglmError: The engine cannot load what was emitted.

@@ -18,7 +18,7 @@ COPY_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Found:
-    """Where a stored weight lies in an earlier bundle, what that one's journal noted of it, and what vouches for it.
+    """A stored weight in an earlier bundle: its place, its journal's note, and its checksums.
 
     ``source`` identifies the weights that it was made from.
     """
@@ -49,7 +49,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Reuse:
-    """What the bundles of earlier exports hold, whose calibration is the same; one that is gone is passed over."""
+    """The weights in bundles of earlier exports with the same calibration; a bundle that is gone is skipped."""
 
     known: dict[tuple[ModuleName, Dialect, Stored], list[Found]] = field(default_factory=lambda: defaultdict(list))
 

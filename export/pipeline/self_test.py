@@ -56,7 +56,7 @@ def _asset(image: str) -> str:
 
 @dataclass(frozen=True)
 class _Question:
-    """What the original is to judge, and the probe that it becomes."""
+    """A sequence for the original to judge, and the probe that it becomes."""
 
     prompt: Prompt
     text: str
@@ -134,7 +134,7 @@ def _sentences(prepared: Prepared) -> list[_Question]:
 
 
 def _texts(prepared: Prepared, chat: Chat, pairs: Sequence[tuple[str, list[int]]]) -> list[_Question]:
-    """Texts with the tokens of their answers, in the checkpoint's chat form."""
+    """Return texts with the tokens of their answers, in the checkpoint's chat form."""
     questions = []
     for text, answer in pairs:
         tokens = [*chat.encode(normalize([message("user", text)])), *answer]
@@ -143,7 +143,7 @@ def _texts(prepared: Prepared, chat: Chat, pairs: Sequence[tuple[str, list[int]]
 
 
 def _fits(prepared: Prepared, question: _Question) -> bool:
-    """Whether the device takes it, and may answer freely at twice the length."""
+    """Return whether the device takes it, and may answer freely at twice the length."""
     count, tokens = question.prompt.answer, question.prompt.tokens
     answer, ends = tokens[len(tokens) - count :], prepared.opened.generation.eos_token_ids
     short = 0 < count <= MAX_TOKENS and max(map(len, (question.text, *sum(question.before, ())))) <= MAX_TEXT

@@ -22,7 +22,7 @@ KIND, RESULT = "sensitivity", "result.json"
 
 
 def sensitivities(prepared: Prepared, prompts: Sequence[Prompt], parts: Mapping[str, str]) -> dict[str, float]:
-    """The damage of each of `parts`, a precision by the name that ``--precision`` has for it; kept in the cache.
+    """Return the damage of each of `parts`, a precision by the name that ``--precision`` has for it; kept in the cache.
 
     Damage is the mean Kullback-Leibler divergence, in nats a token of the prompts' answers, of the distribution with
     that part alone rounded from the original's; to three digits.

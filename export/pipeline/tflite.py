@@ -107,14 +107,14 @@ def _convert(
 
 
 def _candidates(opened: Opened, choice: Choice) -> tuple[str, ...]:
-    """What the precision of a vision module can mean: one way, or two to choose from by measured error."""
+    """Return what the precision of a vision module can mean: one way, or two to choose from by measured error."""
     if choice.placement == "npu":
         return NPU_PRECISIONS if is_measured(opened.request.precision) else (choice.precision,)
     return ("int8", "int8-static") if choice.precision == "int8" else (choice.precision,)
 
 
 def _pictures(prepared: Prepared, folder: Path) -> str | None:
-    """The file of patches that ranges are taken from, if there are pictures."""
+    """Return the file of patches that ranges are taken from, if there are pictures."""
     vision, samples = prepared.model.vision, prepared.calibration.samples if prepared.calibration else ()
     assert vision is not None
     if all_scores(prepared.opened) > CALIBRATE_BYTES:
@@ -131,7 +131,7 @@ def _pictures(prepared: Prepared, folder: Path) -> str | None:
 
 
 def _run(task: Task, share: Share) -> Report:
-    """The last report of a converting process that ends with us, whatever ends us."""
+    """Return the last report of a converting process that ends with us, whatever ends us."""
     with tempfile.TemporaryFile() as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", "edgeglm.export.pipeline.tflite_child"],
@@ -170,7 +170,7 @@ def _failure(task: Task, status: int, stderr: str) -> EdgeglmError:
 
 
 def _outputs(files: Mapping[str, Span], writer: BundleWriter) -> list[OutputFile]:
-    """The files as the writer knows them: it hashes them at the end."""
+    """Return the files as the writer knows them: it hashes them at the end."""
     outputs = []
     for file in files:
         path = writer.path(file)
@@ -208,7 +208,7 @@ class LitertProof(StackProof):
         return {"logits": decoder.step(values["hidden"], values["position_ids"])[None, None]}
 
     def _describe(self, files: list[File]) -> None:
-        """Inputs and outputs of a step, without what one file only hands to the next."""
+        """Describe inputs and outputs of a step, without what one file only hands to the next."""
         signature = ENCODE if self.module.choice.name == "vision" else DECODE
         inner: set[str] = set()
         for file in files:

@@ -45,14 +45,14 @@ class Hashed:
         self.find, self.read_bytes, self.decode = checkpoint.find, checkpoint.read_bytes, checkpoint.decode
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """A whole tensor as fp32."""
+        """Return a whole tensor as fp32."""
         raw = self.read_bytes(name, start, stop)
         self.sha256[name] = hashlib.sha256(raw.data).hexdigest()
         return self.decode(name, raw)
 
 
 class Conversion:
-    """One module on its way from the checkpoint to its files."""
+    """A module on its way from the checkpoint to its files."""
 
     def __init__(self, task: Task) -> None:
         self.task = task

@@ -28,7 +28,7 @@ CHUNK = 128
 
 
 def conversion_peak(opened: Opened) -> int:
-    """Peak resident memory of converting the largest file and of proving it, from the headers alone.
+    """Return the peak resident memory of converting the largest file and of proving it, from the headers alone.
 
     0 where nothing is to be converted.
     """
@@ -45,7 +45,7 @@ def conversion_peak(opened: Opened) -> int:
 
 
 def state_bytes(prepared: Prepared) -> int:
-    """What a decoder's keys and values take on the device, always for the whole context, and a chunk's scores."""
+    """Return the memory of a decoder's keys and values, always for the whole context, and of a chunk's scores."""
     decoder, context = prepared.model.decoder, prepared.opened.context
     rows = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim
     return 4 * context * (rows + SCORES * decoder.heads * min(CHUNK, context))
@@ -75,7 +75,7 @@ def check_npu(opened: Opened, samples: Sequence[object]) -> None:
 
 
 def files_of(opened: Opened, module: ModuleName) -> dict[str, Span]:
-    """The files of a module, and what each holds: as much as `FILE_BYTES` allow, and at least one part."""
+    """Return the files of a module, and what each holds: as much as `FILE_BYTES` allow, and at least one part."""
     sizes = _part_sizes(opened, module)
     layers = sum(part.startswith("layer.") for part in sizes)
     spans, start, front = [], 0, True
@@ -94,18 +94,18 @@ def files_of(opened: Opened, module: ModuleName) -> dict[str, Span]:
 
 
 def _scores(opened: Opened) -> int:
-    """Bytes of the scores of one vision block's attention."""
+    """Return the bytes of the scores of one vision block's attention."""
     rows, columns = opened.probe.grid or (0, 0)
     return 4 * int(opened.checkpoint.config["vision_config"]["num_heads"]) * (rows * columns) ** 2
 
 
 def all_scores(opened: Opened) -> int:
-    """Bytes of the scores of all vision blocks, as a calibration keeps them."""
+    """Return the bytes of the scores of all vision blocks, as a calibration keeps them."""
     return SCORES * int(opened.checkpoint.config["vision_config"]["depth"]) * _scores(opened)
 
 
 def _part_sizes(opened: Opened, module: ModuleName) -> dict[str, int]:
-    """Bytes of each part's weights in fp32."""
+    """Return the bytes of each part's weights in fp32."""
     sizes: dict[str, int] = {}
     tensors = opened.checkpoint.tensors.values()
     for tensor in tensors:

@@ -10,7 +10,7 @@ from edgeglm.manifest import ModuleName
 
 @dataclass(frozen=True)
 class Task:
-    """One module to convert.
+    """A module to convert.
 
     Args:
         checkpoint: Its folder.
@@ -39,7 +39,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Report:
-    """How many files are written; at the end, the hashes of the checkpoint's tensors by name.
+    """The number of files that are written; at the end, the hashes of the checkpoint's tensors by name.
 
     ``errors`` are those of the precisions that were tried, relative to fp32, where there was a choice; the first of the
     least is taken.

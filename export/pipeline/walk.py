@@ -28,7 +28,7 @@ Branches = dict[str, list[Values]]
 
 
 class Walk:
-    """What all segments share: the prompts, the original's weights, and the precision of each part to be rounded."""
+    """The shared inputs of all segments: prompts, the original's weights, and the precision of each rounded part."""
 
     def __init__(
         self, prepared: Prepared, prompts: Sequence[Prompt], original: Weights, parts: Mapping[str, str]
@@ -37,7 +37,7 @@ class Walk:
         self.source = replace(prepared.checkpoint, keep_pages=True)
 
     def logits(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """By prompt, the branch and its logits, the original's first.
+        """Yield by prompt each branch and its logits, the original's first.
 
         They are of the tokens of the answer: (answer, 1, vocabulary); of the next one without an answer.
         """
@@ -58,7 +58,7 @@ class Walk:
                 yield part, _logits(rounded, branches[ORIGINAL][index], prompt)
 
     def _pass(self, module: str, graphs: Iterable[tuple[str, ir.Model]], branches: Branches) -> Branches:
-        """All branches through segments of a module."""
+        """Return all branches through segments of a module."""
         for name, graph in graphs:
             part, inputs = f"{module}.{name}", graph.graph.inputs
 
@@ -80,7 +80,7 @@ class Walk:
         return RoundedWeights(self.source, parse_scheme(self.parts[part]), dialect, energies, ranges)
 
     def _embed(self, branches: Branches) -> Branches:
-        """From the pictures' features to the decoder's inputs, and one more branch for a rounded table."""
+        """Return the decoder's inputs from the pictures' features, and one more branch for a rounded table."""
         rows = [embed(self.prepared, prompt) for prompt in self.prompts]
         embedded = {branch: self._inputs(values, rows) for branch, values in branches.items()}
         if "embedding" in self.parts:
@@ -103,7 +103,7 @@ def _embedding(scheme: Scheme) -> EmbeddingScheme:
 
 
 def _logits(back: Segment, values: Values, prompt: Prompt) -> NDArray[np.float32]:
-    """From the hidden states that predict the answer's tokens, each as a prompt of its own: (answer, 1, hidden)."""
+    """Return the logits of the hidden states that predict the answer, each as its own prompt: (answer, 1, hidden)."""
     hidden = values["hidden"][0]
     last = hidden[-1 - prompt.answer : -1] if prompt.answer else hidden[-1:]
     logits: NDArray[np.float32] = back.run({"hidden": last[:, None]})["logits"]

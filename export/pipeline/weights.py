@@ -59,7 +59,7 @@ class Unchanged:
 
 
 def is_source_of(prepared: Prepared, notes: Mapping[str, str]) -> bool:
-    """Whether finished jobs were made from the weights as they are now; each is read again.
+    """Return whether finished jobs were made from the weights as they are now; each is read again.
 
     Args:
         prepared: The export.

@@ -199,7 +199,7 @@ class DecoderFront(nn.Module):
         self.rotary, self.interleaved, self.dtype = rotary, interleaved, dtype
 
     def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """M-RoPE gives each angle twice side by side, plain rotary all of them twice."""
+        """Return the tables: M-RoPE gives each angle twice side by side, plain rotary all of them twice."""
         like = torch.zeros(1, dtype=torch.float32)
         positions = position_ids if self.interleaved else position_ids[0]
         cos, sin = self.rotary(like, positions)
@@ -224,12 +224,12 @@ class DecoderTable(nn.Module):
         self.register_buffer("sin", sin[0, :, :half].to(dtype).contiguous())
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """The two tables."""
+        """Return the two tables."""
         return self.cos, self.sin
 
 
 class DecoderBlock(nn.Module):
-    """One decoder block with its key/value state as inputs and outputs."""
+    """A decoder block with its key/value state as inputs and outputs."""
 
     def __init__(self, layer: nn.Module, modeling: ModuleType, attention: Callable[[Step], Attention]) -> None:
         super().__init__()
@@ -245,7 +245,7 @@ class DecoderBlock(nn.Module):
         mask_or_lengths: Tensor,
         total: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(1, length, hidden) and the present keys and values."""
+        """Return (1, length, hidden) and the present keys and values."""
         state = (past_key, past_value, mask_or_lengths) + (() if total is None else (total,))
         step = Step(cos, sin, *state)
         with hooked(self.modeling, self.attention(step)):
@@ -262,7 +262,7 @@ class DecoderBack(nn.Module):
         self.norm, self.head = norm, head
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Only the last token goes through norm and head."""
+        """Return the logits: only the last token goes through norm and head."""
         logits: Tensor = self.head(self.norm(hidden[:, -1:]))
         return logits
 
@@ -283,12 +283,12 @@ class VisionFront(nn.Module):
         self.register_buffer("sin", sin.to(dtype))
 
     def forward(self, pixel_values: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden state (count, hidden), cosines and sines (count, head)."""
+        """Return the hidden state (count, hidden), cosines and sines (count, head)."""
         return self.norm(self.embed.proj(pixel_values)) + position, self.cos, self.sin
 
 
 class VisionBlock(nn.Module):
-    """One vision block over one picture."""
+    """A vision block over one picture."""
 
     def __init__(
         self, block: nn.Module, modeling: ModuleType, attention: Callable[[Step], Attention], count: int
@@ -312,7 +312,7 @@ class VisionBack(nn.Module):
         self.merge = tower.spatial_merge_size
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """The same steps as the end of `Glm4vVisionModel.forward`."""
+        """Merge as the end of `Glm4vVisionModel.forward`."""
         merged = self.norm(hidden).view(-1, self.merge, self.merge, hidden.shape[-1]).permute(0, 3, 1, 2)
         features: Tensor = self.merger(self.downsample(merged))
         return features

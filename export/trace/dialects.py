@@ -29,7 +29,7 @@ class Step:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """(batch, heads, length, head) to (batch, length, heads * head)."""
+    """Reshape (batch, heads, length, head) to (batch, length, heads * head)."""
     return x.transpose(1, 2).flatten(2)
 
 
@@ -40,7 +40,7 @@ class OrtAttention:
         self.step, self.rotary_inside = step, rotary_inside
 
     def rotate(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-        """Queries and keys flattened, and rotated unless attention does it."""
+        """Return queries and keys flattened, and rotated unless attention does it."""
         if self.rotary_inside:
             return _flat(q), _flat(k)
         return self._rotated(q), self._rotated(k)
@@ -57,7 +57,7 @@ class OrtAttention:
         )
 
     def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, *_: object, **settings: Any) -> tuple[Tensor, None]:
-        """Attention of flat queries and keys, and of values (batch, heads, length, head)."""
+        """Return the attention of flat queries and keys, and of values (batch, heads, length, head)."""
         scale = settings["scaling"]
         if not self.step.state:
             return self._without_state(q, k, v, scale), None
@@ -100,7 +100,7 @@ class PortableAttention:
         self.step = step
 
     def rotate(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-        """Rotates halves: the projections' rows are stored even channels first (`Linear.split_rotary`)."""
+        """Rotate halves: the projections' rows are stored even channels first (`Linear.split_rotary`)."""
         return self._rotated(q), self._rotated(k)
 
     def _rotated(self, x: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class PortableAttention:
         return torch.cat([even * cos - odd * sin, odd * cos + even * sin, rest], dim=-1)
 
     def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, *_: object, **settings: Any) -> tuple[Tensor, None]:
-        """Attention of (batch, heads, length, head); a group of query heads is folded into the rows of its key head."""
+        """Return the attention of (batch, heads, length, head); query heads become rows of their key head."""
         mask: Tensor | None = None
         if self.step.state:
             past_key, past_value, mask = self.step.state
@@ -120,7 +120,7 @@ class PortableAttention:
 
     @staticmethod
     def attend_all(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, None]:
-        """Attention over all of `k` and `v` that the mask shows."""
+        """Return the attention over all of `k` and `v` that the mask shows."""
         batch, heads, length, width = q.shape
         folded = (q * scale).reshape(batch, k.shape[1], heads // k.shape[1] * length, width)
         scores = torch.matmul(folded, k.transpose(2, 3)).reshape(batch, heads, length, -1)
@@ -137,7 +137,7 @@ Attention = OrtAttention | PortableAttention
 
 @contextmanager
 def hooked(modeling: ModuleType, attention: Attention) -> Iterator[None]:
-    """While tracing, `attention` stands for the family's attention and rotary functions."""
+    """Replace the family's attention and rotary functions by `attention` while tracing."""
     original = modeling.apply_rotary_pos_emb
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention.attend)
     modeling.apply_rotary_pos_emb = attention.rotate  # type: ignore[attr-defined]

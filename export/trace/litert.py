@@ -29,7 +29,7 @@ class BufferAttention(PortableAttention):
     """Attention over (key, value, mask, start): buffers in which the new tokens are written from `start`."""
 
     def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, *_: object, **settings: Any) -> tuple[Tensor, None]:
-        """Attention of (batch, heads, length, head) over the whole buffers."""
+        """Return the attention of (batch, heads, length, head) over the whole buffers."""
         if not self.step.state:
             return self.attend_all(q, k, v, None, settings["scaling"])
         key, value, mask, start = self.step.state
@@ -44,7 +44,7 @@ class PatchLinear(nn.Linear):
     """A convolution whose kernel is its stride, on one patch each: (n, channels, …) to (n, rows)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, channels, *kernel) to (n, rows)."""
+        """Project (n, channels, *kernel) to (n, rows)."""
         return super().forward(x.flatten(1))
 
 
@@ -52,7 +52,7 @@ class SquaredNorm(nn.LayerNorm):
     """A LayerNorm whose variance is a mean of products: squared differences have no form in 16 bits for the NPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The shape of `x`."""
+        """Return the shape of `x`."""
         centred = x - x.mean(-1, keepdim=True)
         scaled = centred * torch.rsqrt((centred * centred).mean(-1, keepdim=True) + self.eps)
         return scaled * self.weight + self.bias
@@ -72,7 +72,7 @@ class DecoderSpan(nn.Module):
     def forward(
         self, hidden: Tensor, position_ids: Tensor, start: Tensor, last: Tensor | None = None, **state: Tensor
     ) -> dict[str, Tensor]:
-        """Logits of the token at `last` (of the last where it is not given), or hidden states; and the new state.
+        """Return the logits of the token at `last` (default: the last one) or hidden states, and the new state.
 
         Args:
             hidden: (1, length, hidden).
@@ -118,7 +118,7 @@ class VisionSpan(nn.Module):
         self.register_buffer("position", position)
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """``pixel_values`` (count, values) to ``features`` (count / merge**2, output); ``hidden`` at an inner end."""
+        """Map ``pixel_values`` (count, values) to ``features`` (count / merge**2, output) or inner ``hidden``."""
         (hidden,) = inputs.values()
         if self.front is not None:
             hidden, _, _ = self.front(hidden, self.position)
@@ -140,7 +140,7 @@ class Builder:
         self.source = source
 
     def decoder(self, piece: Span) -> DecoderSpan:
-        """Some of the decoder's blocks; the head too, where it is in the piece."""
+        """Return some of the decoder's blocks; the head too, where it is in the piece."""
         decoder = self.model.decoder
         rotary = getattr(self.modeling, self.family.ROTARY)(config=self.text)
         rotary.rope_type = "default"  # as in `child.Tracer`
@@ -149,7 +149,7 @@ class Builder:
         return DecoderSpan(front, blocks, self._back() if piece.back else None).eval()
 
     def decoder_inputs(self, piece: Span, length: int, context: int) -> dict[str, Tensor]:
-        """Inputs of `decoder` with the shapes of a step of `length` tokens; a step of one has no ``last``."""
+        """Return the inputs of `decoder` with the shapes of a step of `length` tokens; one token has no ``last``."""
         decoder = self.model.decoder
         inputs = {
             "hidden": torch.zeros(1, length, decoder.hidden),
@@ -164,7 +164,7 @@ class Builder:
         return inputs
 
     def vision(self, piece: Span, position: Tensor) -> VisionSpan:
-        """Some of the vision tower; patch embedding with the grid's position embedding where it is in the piece."""
+        """Return a piece of the vision tower; its patch embedding has the grid's position embedding."""
         vision, config = self.model.vision, self.config.vision_config
         assert vision is not None
         with torch.device("meta"):
@@ -186,7 +186,7 @@ class Builder:
         return VisionSpan(front, stack, back if piece.back else None, position if piece.front else None).eval()
 
     def vision_inputs(self, piece: Span) -> dict[str, Tensor]:
-        """Inputs of `vision` with its shapes."""
+        """Return the inputs of `vision` with its shapes."""
         vision = self.model.vision
         assert vision is not None
         count, values = vision.grid[0] * vision.grid[1], vision.channels * vision.temporal_patch * vision.patch**2

@@ -50,7 +50,7 @@ class PatchLinear(Linear):
     """A convolution whose kernel is its stride, on one patch each: (n, channels, …) to (n, rows)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, channels, *kernel) to (n, rows)."""
+        """Project (n, channels, *kernel) to (n, rows)."""
         return super().forward(x.flatten(1))
 
 
@@ -62,7 +62,7 @@ class Norm(nn.Module):
         self.operator, self.weight_name, self.size, self.epsilon = operator, weight, size, epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        """The shape of `x`."""
+        """Return the shape of `x`."""
         shape = tuple(x.shape)
         return _node(self.operator, x, shape, weight=self.weight_name, size=self.size, epsilon=self.epsilon)
 
@@ -78,7 +78,7 @@ def insert_placeholders(module: nn.Module, prefix: str = "") -> None:
 
 
 def placeholder(module: nn.Module, name: str) -> nn.Module | None:
-    """The stand-in for `module`, or None for one that holds no weights of its own."""
+    """Return the stand-in for `module`, or None for one that holds no weights of its own."""
     if isinstance(module, nn.Linear):
         return Linear(name, module.out_features, module.in_features, module.bias is not None)
     if isinstance(module, nn.Conv2d | nn.Conv3d):

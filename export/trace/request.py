@@ -9,7 +9,7 @@ from edgeglm.export.model import Dialect
 
 @dataclass(frozen=True)
 class TraceRequest:
-    """Which traces of a checkpoint's architecture are wanted.
+    """A request for traces of a checkpoint's architecture.
 
     `config` is the checkpoint's in JSON, `context` the largest number of positions, `grid` the rows and columns of a
     picture's patches (None for a model without pictures), `half` traces in fp16 with norms and softmax in fp32,

@@ -30,7 +30,7 @@ RAISED = re.compile(r"[\w.]*(Error|Exception|Violation)\w*: .")
 
 @dataclass(frozen=True)
 class Traced:
-    """What a model is made of, and the traces of its modules; `half` is the same in half precision, if there is one."""
+    """A model's parts and the traces of its modules; `half` is the same in half precision, if there is one."""
 
     model: Model
     decoder: Traces
@@ -39,7 +39,7 @@ class Traced:
 
 
 def trace(requests: Sequence[TraceRequest]) -> list[Traced]:
-    """The traces of each request, by one child process that ends before this returns; cached by all that makes them.
+    """Trace each request in one child process that ends before this returns; cached by all inputs.
 
     Raises:
         UnsupportedError: transformers cannot build the model that the config describes.
@@ -56,12 +56,12 @@ def trace(requests: Sequence[TraceRequest]) -> list[Traced]:
 
 
 def is_cached(requests: Sequence[TraceRequest]) -> bool:
-    """Whether `trace` would find all of them."""
+    """Return whether `trace` would find all of them."""
     return all(find(KIND, key(request)) for request in requests)
 
 
 def key(request: TraceRequest) -> str:
-    """A hash of the request, the configuration it names, the libraries' versions and our own tracing code."""
+    """Return a hash of the request, the configuration it names, the libraries' versions and our own tracing code."""
     digest = hashlib.sha256(msgspec.json.encode(request))
     digest.update(repr([(name, metadata.version(name)) for name in LIBRARIES]).encode())
     here = Path(__file__).parent
