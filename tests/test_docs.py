@@ -37,3 +37,11 @@ def test_the_command_line_page_has_every_command_and_every_key_of_doctor() -> No
     keys = {field.name for field in fields(Report)} | {f"machine.{field.name}" for field in fields(Machine)}
     keys -= {"machine"}
     assert [key for key in sorted(keys) if f"`{key}`" not in text and f"`{key}[]`" not in text] == []
+
+
+def test_the_changelog_has_the_version_and_what_is_not_released() -> None:
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert version
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] == "[Unreleased]"
+    assert re.fullmatch(re.escape(f"[{version[1]}]") + r" - \d{4}-\d\d-\d\d", headings[1])
