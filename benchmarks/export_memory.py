@@ -1,7 +1,8 @@
 """Peak memory and time of exports, side by side with what was predicted and with what the disk alone takes.
 
-``python benchmarks/export_memory.py WORK_DIR [SHAPE …]`` writes random checkpoints of real shapes into WORK_DIR one
-after the other, plans and exports each in fresh processes, and prints one table, and with ``--plot FILE.svg`` a plot.
+``python -m benchmarks.export_memory WORK_DIR [SHAPE …]`` writes random checkpoints of real shapes into WORK_DIR one
+after the other, with a tokenizer of GLM-4's size, so that modules are proven on a conversation and the bundle gets a
+self-test. It plans and exports each in fresh processes, and prints one table, and with ``--plot FILE.svg`` a plot.
 The time is compared with reading the checkpoint once and writing the bundle's bytes once on the same disk, in the same
 run. A shape that the disk has no room for is skipped with a line.
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.random_tokenizer import write_tokenizer
 from edgeglm.units import format_size
 
 ROOT = Path(__file__).parents[1]
@@ -80,15 +82,15 @@ def edgeglm(*arguments: str | Path, cache: Path) -> dict[str, object]:
     return result
 
 
-def measure(shape: str, work: Path, target: str, precision: str) -> Row:
+def measure(shape: str, work: Path, options: list[str]) -> Row:
     """Write the checkpoint, export it with nothing cached, plan it, and time the disk alone."""
     model, bundle, cache = work / shape, work / "bundle", work / "cache"
     try:
         subprocess.run([sys.executable, ROOT / "benchmarks/random_checkpoint.py", shape, model], check=True)
-        options = (model, "--target", target, "--precision", precision)
+        write_tokenizer(model)
         drop_caches(model)
-        export = edgeglm("export", *options, "-o", bundle, cache=cache)
-        plan = edgeglm("plan", *options, cache=cache)
+        export = edgeglm("export", model, *options, "-o", bundle, cache=cache)
+        plan = edgeglm("plan", model, *options, cache=cache)
         shutil.rmtree(bundle)
         size = number(export["bundle_bytes"])
         return Row(
@@ -180,16 +182,19 @@ def main() -> None:
     parser.add_argument("shapes", nargs="*", metavar="SHAPE", default=SHAPES)
     parser.add_argument("--target", default="cpu")
     parser.add_argument("--precision", default="int4")
+    parser.add_argument("--image-size", metavar="WxH", help="of a model that takes pictures")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
+    options = ["--target", arguments.target, "--precision", arguments.precision]
+    options += ["--image-size", arguments.image_size] if arguments.image_size else []
     rows = []
     for shape in arguments.shapes:
         free, needed = shutil.disk_usage(arguments.work).free, ROOM.get(shape, 1 << 30)
         if free < needed:
             print(f"{shape}: skipped: it needs {format_size(needed)} of disk, and {format_size(free)} is free")
             continue
-        rows.append(measure(shape, arguments.work, arguments.target, arguments.precision))
+        rows.append(measure(shape, arguments.work, options))
     print(table(rows))
     if arguments.plot and rows:
         arguments.plot.write_text(plot(rows))
