@@ -6,40 +6,31 @@ The product is computed in fp64 and rounded once, so that it does not depend on 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeglm.digest import hash_range
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
-from edgeglm.export.checkpoint.files import AGAIN, opened, read_json, shown
+from edgeglm.export.checkpoint.adapter_settings import CONFIG, MERGE, AdapterSettings
+from edgeglm.export.checkpoint.files import AGAIN, opened, shown
 from edgeglm.export.checkpoint.header import ITEM_BYTES, read_header
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.checkpoint.tensor import FLOATS, Tensor, Weight, to_float32
-from edgeglm.export.families.configs import normalize
+from edgeglm.export.families.configs import HEAD, normalize
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 # What an adapter adds to a module's weight: A and B of a linear layer, and of a table, whose product is transposed.
 PARTS = ("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")
-# Settings that change what is computed, or the base's own weights, in a way that is not read.
-REFUSED = (
-    "use_dora", "lora_bias", "layer_replication", "trainable_token_indices", "target_parameters",
-    "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "monteclora_config", "velora_config",
-)  # fmt: skip
-# Ways to begin a training that leave the base as it is; the others put a part of it into the adapter.
-BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
-MODULE = re.compile(r"\^?[\w.]{1,512}")
+TABLE = "embed_tokens.weight"
 # Rows that are computed at once.
 ROWS = 64
-MERGE = "merge it with peft, and export the result"
+TRAINED = "give the model that the adapter was trained on"
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ class Merged:
         if [(*self.shape[:1], self.rank), (self.rank, *self.shape[1:])] != shapes or len(self.shape) != 2:
             found = f"{list(self.left.shape)} and {list(self.right.shape)}"
             why = f"does not fit the base's weight of shape {list(self.shape)}: the adapter has {found}"
-            raise DamagedFileError(f"{self.left.file}: {self.left.name}", why, "give the model that it was trained on")
+            raise DamagedFileError(f"{self.left.file}: {self.left.name}", why, TRAINED)
 
     @property
     def rank(self) -> int:
@@ -146,27 +137,64 @@ def open_checkpoint(folder: Path, adapter: Path | None = None, *, headers_only: 
 def _adapted(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     if not (folder / CONFIG).is_file():
         raise UsageError(folder, f"holds no {CONFIG}", "give the folder of a LoRA adapter that peft saved")
-    config = read_json(folder / CONFIG)
-    _check(folder / CONFIG, config)
+    settings, file = AdapterSettings(folder), folder / WEIGHTS
     parts, tensors = _read_parts(folder), dict(checkpoint.tensors)
-    for name, tensor in parts.items():
-        if not any(name.endswith(end) for pair in PARTS for end in pair):
-            _replace(checkpoint, tensors, tensor)
+    own = [tensor for name, tensor in parts.items() if not any(name.endswith(end) for pair in PARTS for end in pair)]
+    tied = _is_tied(checkpoint)
+    if tied:
+        _check_tied(settings.file, [f"{module.removeprefix(PREFIX)}weight" for module in _modules(parts)])
+        _untie(settings, tensors, own)
+    replaced = {_replace(checkpoint, tensors, tensor) for tensor in own}
+    settings.check_saved(file, {*tensors, HEAD} if tied else tensors, replaced)
+    adapted = []
     for pair in PARTS:
         for module in _modules(parts, pair):
             target = f"{module.removeprefix(PREFIX)}weight"
-            a, b = (_part(parts, folder / WEIGHTS, module, end) for end in pair)
-            scale = _scale(folder / CONFIG, config, target.removesuffix(".weight"), a, b)
-            base, is_table = _base(tensors, target, checkpoint, folder / WEIGHTS), pair == PARTS[1]
+            adapted.append(target.removesuffix(".weight"))
+            a, b = (_part(parts, file, module, end) for end in pair)
+            base = _base(tensors, target, checkpoint, file)
+            settings.check_target(file, adapted[-1], a.shape[0] if a.shape else 0)
+            scale = settings.scale(adapted[-1])
             # Of a table, A has a column for each row of it.
-            tensors[target] = Merged(base, a, b, scale, transposed=True) if is_table else Merged(base, b, a, scale)
+            tensors[target] = (
+                Merged(base, a, b, scale, transposed=True) if pair == PARTS[1] else Merged(base, b, a, scale)
+            )
+    notes = (*checkpoint.notes, *settings.notes(checkpoint.tensors, adapted, replaced), *_notes(checkpoint, folder))
     return replace(
         checkpoint,
         tensors=tensors,
         config=normalize(checkpoint.config, tensors),
-        notes=(*checkpoint.notes, *_notes(checkpoint, folder)),
+        notes=notes,
         adapter_sha256=_sha256(folder),
     )
+
+
+def _is_tied(checkpoint: Checkpoint) -> bool:
+    """Return whether the head is the embedding's weight."""
+    text = checkpoint.config.get("text_config")
+    parts = checkpoint.config, text if isinstance(text, Mapping) else {}
+    return HEAD not in checkpoint.tensors and any(part.get("tie_word_embeddings") for part in parts)
+
+
+def _untie(settings: AdapterSettings, tensors: dict[str, Weight], own: Sequence[Tensor]) -> None:
+    """Give the head a weight of its own where one of the two is saved, which unties them in peft."""
+    names = {_target(tensor) for tensor in own}
+    for name in [name for name in tensors if name.endswith(TABLE)]:
+        is_saved = {part: part in names and settings.saves(part.removesuffix(".weight")) for part in (name, HEAD)}
+        table = tensors[name]
+        if any(is_saved.values()):
+            if not isinstance(table, Tensor):
+                why = f"trains {name}, which embedding and head share, of a quantized table"
+                raise UnsupportedError(settings.file, why, MERGE)
+            tensors[HEAD] = replace(table, name=HEAD)
+
+
+def _check_tied(file: Path, targets: Sequence[str]) -> None:
+    """Raise UnsupportedError where one half of what is tied is adapted: peft changes both, but only as it merges."""
+    for target in targets:
+        if target == HEAD or target.endswith(TABLE):
+            why = f"adapts {shown(target)}, which embedding and head share, and a merge changes both"
+            raise UnsupportedError(file, why, "untie them and merge with peft, and export the result")
 
 
 def _read_parts(folder: Path) -> dict[str, Tensor]:
@@ -185,9 +213,10 @@ def _read_parts(folder: Path) -> dict[str, Tensor]:
     return {entry.name: Tensor.of(entry) for entry in entries}
 
 
-def _modules(parts: Mapping[str, Tensor], pair: tuple[str, str]) -> list[str]:
-    """Return the modules that have one of a pair of parts or both, up to the last dot of their names."""
-    return sorted({name.removesuffix(end) for name in parts for end in pair if name.endswith(end)})
+def _modules(parts: Mapping[str, Tensor], *pairs: tuple[str, str]) -> list[str]:
+    """Return the modules that have a part of a pair, or of any, up to the last dot of their names."""
+    ends = [end for pair in pairs or PARTS for end in pair]
+    return sorted({name.removesuffix(end) for name in parts for end in ends if name.endswith(end)})
 
 
 def _part(parts: Mapping[str, Tensor], file: Path, module: str, end: str) -> Tensor:
@@ -196,60 +225,31 @@ def _part(parts: Mapping[str, Tensor], file: Path, module: str, end: str) -> Ten
     return parts[module + end]
 
 
-def _replace(checkpoint: Checkpoint, tensors: dict[str, Weight], tensor: Tensor) -> None:
+def _replace(checkpoint: Checkpoint, tensors: dict[str, Weight], tensor: Tensor) -> str:
     """Put a whole weight in the place of the base's: one of modules_to_save, a bias, or a table that is trained."""
-    target = tensor.name.removeprefix(PREFIX).replace(".base_layer.", ".")
+    target = _target(tensor)
+    if ".lora_" in target:
+        why = "is no part of a LoRA adapter as peft saves it"
+        raise DamagedFileError(f"{tensor.file}: {shown(tensor.name)}", why, "save it with peft's save_pretrained")
     base = _base(tensors, target, checkpoint, tensor.file)
     if base.shape != tensor.shape:
         why = f"has shape {list(tensor.shape)} where the base has {list(base.shape)}"
-        raise DamagedFileError(f"{tensor.file}: {shown(tensor.name)}", why, "give the model that it was trained on")
+        raise DamagedFileError(f"{tensor.file}: {shown(tensor.name)}", why, TRAINED)
     tensors[target] = replace(tensor, name=target)
+    return target
 
 
-def _check(file: Path, config: Mapping[str, Any]) -> None:
-    """Raises UnsupportedError for what changes more than a weight by a product of two matrices."""
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        why = f"is of an adapter by {shown(str(kind))}, and edgeglm merges LORA"
-        raise UnsupportedError(file, why, MERGE)
-    for key in REFUSED:
-        if config.get(key):
-            raise UnsupportedError(file, f"sets {key}, which edgeglm does not merge", MERGE)
-    if config.get("init_lora_weights") not in BEGINNINGS:
-        why = f"began as {shown(str(config['init_lora_weights']))}, which changes the base's weights too"
-        raise UnsupportedError(file, why, MERGE)
-
-
-def _scale(file: Path, config: Mapping[str, Any], module: str, a: Tensor, b: Tensor) -> float:
-    """Return what the product is multiplied by: alpha over the rank, or over its root."""
-    rank, patterns = a.shape[0] if a.shape else 0, config.get("alpha_pattern") or {}
-    said = _number(file, "r", config.get("r"))
-    if rank < 1 or (rank != said and not config.get("rank_pattern")):
-        why = f"has rank {rank} where {CONFIG} says {said:g}"
-        raise DamagedFileError(f"{a.file}: {shown(a.name)}", why, "take both files of one adapter")
-    if not isinstance(patterns, Mapping):
-        raise DamagedFileError(file, "its alpha_pattern is no object", AGAIN)
-    alpha = _number(file, "lora_alpha", config.get("lora_alpha"))
-    for pattern, value in patterns.items():
-        if not MODULE.fullmatch(pattern):
-            raise UnsupportedError(file, f"its alpha_pattern {shown(pattern)} is no module's name", MERGE)
-        exact = module == pattern or module.endswith(f".{pattern}")
-        if module.startswith(pattern[1:]) if pattern.startswith("^") else exact:
-            alpha = _number(file, "alpha_pattern", value)
-            break
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _number(file: Path, key: str, value: object) -> float:
-    if type(value) not in (int, float) or not math.isfinite(float(value)):  # type: ignore[arg-type]
-        raise DamagedFileError(file, f"has {shown(repr(value))} as {key}", AGAIN)
-    return float(value)  # type: ignore[arg-type]
+def _target(tensor: Tensor) -> str:
+    """Return the name of what a whole weight of the adapter replaces."""
+    return tensor.name.removeprefix(PREFIX).replace(".base_layer.", ".")
 
 
 def _base(tensors: Mapping[str, Weight], name: str, checkpoint: Checkpoint, file: Path) -> Weight:
     if name not in tensors:
         why = f"changes {shown(name)}, which {checkpoint.folder} does not have"
-        raise UsageError(file, why, "give the model that the adapter was trained on")
+        raise UsageError(file, why, TRAINED)
+    if isinstance(tensors[name], Merged):
+        raise DamagedFileError(file, f"changes {shown(name)} twice", AGAIN)
     return tensors[name]
 
 
