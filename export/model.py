@@ -29,6 +29,7 @@ class Decoder:
 
     layers: int
     hidden: int
+    intermediate: int
     heads: int
     kv_heads: int
     head_dim: int

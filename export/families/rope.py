@@ -13,6 +13,8 @@ TYPES = ("default", "linear", "yarn", "llama3", "proportional", "dynamic", "long
 # Their angles are others once a prompt is longer than what the model was first trained for.
 VARYING = ("dynamic", "longrope")
 FILE = "config.json"
+# What transformers' configs take for max_position_embeddings that a file leaves out (5.23).
+USUAL = {"GlmForCausalLM": 131_072, "Glm4ForCausalLM": 131_072, "Glm4vForConditionalGeneration": 32_768}
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,18 @@ class Positions:
     varying: str | None = None
 
 
-def read_positions(text: Mapping[str, Any], file: object = FILE) -> Positions:
+def read_positions(text: Mapping[str, Any], file: object = FILE, usual: int | None = None) -> Positions:
     """Return what a text model's config says: ``max_position_embeddings``, and what its rope scaling makes of it.
+
+    Args:
+        text: The config.
+        file: Where it is from.
+        usual: What transformers takes where the config says no ``max_position_embeddings``.
 
     Raises:
         UnsupportedError: The rotary embedding is of no type that transformers knows, or its settings are no numbers.
     """
-    longest = text.get("max_position_embeddings")
+    longest = text.get("max_position_embeddings", usual)
     if not _is_count(longest):
         raise UnsupportedError(file, "has no max_position_embeddings", "take an unchanged config of the model")
     # In transformers' order (5.23, convert_rope_params_to_dict).

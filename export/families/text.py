@@ -15,6 +15,7 @@ def describe_decoder(config: Any, prefix: str, tied: bool) -> Decoder:
     return Decoder(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads or config.num_attention_heads,
         head_dim=head_dim,

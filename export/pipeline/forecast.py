@@ -174,15 +174,14 @@ def forecast(request: Request) -> Forecast:
 
 
 def _size(prepared: Prepared, module: PreparedModule) -> plan.ModuleSize:
-    config = prepared.checkpoint.config
-    text, vision, pixels, inputs = config.get("text_config", config), prepared.model.vision, 0, 0
+    decoder, vision, pixels, inputs = prepared.model.decoder, prepared.model.vision, 0, 0
     if module.choice.name == "vision" and vision:
         grids = [vision.grid, *(shape.grid for shape in module.shapes if shape.grid)]
         tokens, wide = max(rows * columns for rows, columns in grids), vision.hidden + 2 * vision.output
         pixels = tokens * vision.patch**2
         inputs = 4 * vision.channels * vision.temporal_patch * pixels
     else:
-        tokens, wide = plan.PREFILL_CHUNK, text["hidden_size"] + 2 * text["intermediate_size"]
+        tokens, wide = plan.PREFILL_CHUNK, decoder.hidden + 2 * decoder.intermediate
     weights = [job.stored for job in module.jobs]
     factor = _loaded(module.choice, weights)
     state = None

@@ -18,7 +18,7 @@ from edgeglm.export.checkpoint.sidecars import open_chat, picture_note
 from edgeglm.export.choices import choose, npu_note
 from edgeglm.export.families import FAMILIES
 from edgeglm.export.families.keys import unknown_keys
-from edgeglm.export.families.rope import read_positions
+from edgeglm.export.families.rope import USUAL, read_positions
 from edgeglm.export.formats import with_formats
 from edgeglm.export.model import Choice, Dialect, Grid, ImageProcessor
 from edgeglm.export.modules import check_weights
@@ -198,7 +198,7 @@ def _shape(
 
 def _context(request: Request, checkpoint: Checkpoint) -> int:
     text = checkpoint.config.get("text_config", checkpoint.config)
-    positions = read_positions(text, checkpoint.folder / "config.json")
+    positions = read_positions(text, checkpoint.folder / "config.json", USUAL.get(checkpoint.architecture))
     if request.context is not None and request.context > positions.most:
         why = f"the model has {positions.most} positions"
         if positions.varying:

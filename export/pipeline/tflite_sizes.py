@@ -96,12 +96,18 @@ def files_of(opened: Opened, module: ModuleName) -> dict[str, Span]:
 def _scores(opened: Opened) -> int:
     """Return the bytes of the scores of one vision block's attention."""
     rows, columns = opened.probe.grid or (0, 0)
-    return 4 * int(opened.checkpoint.config["vision_config"]["num_heads"]) * (rows * columns) ** 2
+    return 4 * _vision_size(opened, "num_heads", 12) * (rows * columns) ** 2
 
 
 def all_scores(opened: Opened) -> int:
     """Return the bytes of the scores of all vision blocks, as a calibration keeps them."""
-    return SCORES * int(opened.checkpoint.config["vision_config"]["depth"]) * _scores(opened)
+    return SCORES * _vision_size(opened, "depth", 24) * _scores(opened)
+
+
+def _vision_size(opened: Opened, name: str, usual: int) -> int:
+    """Return a size of the vision tower; `usual` is transformers' for a config that leaves it out (5.23)."""
+    size = opened.checkpoint.config["vision_config"].get(name, usual)
+    return size if isinstance(size, int) else usual  # transformers says what is wrong with others
 
 
 def _part_sizes(opened: Opened, module: ModuleName) -> dict[str, int]:

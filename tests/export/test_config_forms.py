@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,26 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import numpy as np
+import transformers
 from safetensors.torch import load_file, save_file
-from transformers import Glm4ForCausalLM, GlmForCausalLM, PreTrainedModel
+from transformers import (
+    Glm4ForCausalLM,
+    Glm4vConfig,
+    Glm4vForConditionalGeneration,
+    GlmForCausalLM,
+    PreTrainedModel,
+)
 
+from edgeglm.devices.loader import load_profile
 from edgeglm.errors import UnsupportedError
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.families.configs import normalize
-from edgeglm.export.families.rope import Positions, read_positions
+from edgeglm.export.families.rope import USUAL, Positions, read_positions
 from edgeglm.export.modules import build, decoder_stack
+from edgeglm.export.pipeline.forecast import forecast
+from edgeglm.export.pipeline.prepare import open_export
+from edgeglm.export.pipeline.prepared import Request
+from edgeglm.export.pipeline.tflite_sizes import conversion_peak
 from edgeglm.export.trace.request import TraceRequest
 from edgeglm.export.trace.tracer import trace
 from edgeglm.export.validation.reference import StreamedDecoder
@@ -170,3 +183,42 @@ def test_an_odd_rope_scaling_is_refused(rope: object) -> None:
 def test_a_config_in_todays_form_stays_as_it_is() -> None:
     config = {"model_type": "glm4v", "text_config": {"hidden_size": 64}, "tie_word_embeddings": True}
     assert normalize(config, ["model.embed_tokens.weight"]) == config
+
+
+def save_usual(folder: Path) -> None:
+    """A model most of whose sizes are those that transformers takes where a config says nothing."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [2, 3, 3]}
+    text = {"vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "pad_token_id": 0}
+    vision = {"depth": 1, "hidden_size": 48, "out_hidden_size": 64, "intermediate_size": 72}
+    config = Glm4vConfig(
+        text_config=text | {"rope_parameters": rope}, vision_config=vision, image_token_id=250, image_start_token_id=252
+    )
+    Glm4vForConditionalGeneration(config).save_pretrained(folder)
+
+
+def drop_usual(config: dict[str, Any]) -> None:
+    """Leave out whatever is transformers' default, as older versions of it wrote files."""
+    usual = Glm4vConfig().to_dict()
+    for part, values in (("text_config", usual["text_config"]), ("vision_config", usual["vision_config"])):
+        config[part] = {key: value for key, value in config[part].items() if values.get(key) != value}
+
+
+def test_a_config_without_what_is_usual_is_planned_as_the_whole(tmp_path: Path) -> None:
+    def plan() -> tuple[object, int]:
+        request = Request(tmp_path, "usual", load_profile("cpu"), image_sizes=((112, 112),))
+        tflite = replace(request, profile=load_profile("qcs6490"), format="vision=tflite")
+        return forecast(request), conversion_peak(open_export(tflite))
+
+    save_usual(tmp_path)
+    whole = plan()
+    edit(tmp_path, drop_usual)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert not {"intermediate_size", "num_key_value_heads", "max_position_embeddings"} & config["text_config"].keys()
+    assert not {"num_heads", "image_size", "patch_size"} & config["vision_config"].keys()
+    assert plan() == whole
+
+
+@pytest.mark.parametrize("architecture", USUAL)
+def test_usual_positions_are_those_of_transformers(architecture: str) -> None:
+    text = getattr(transformers, architecture).config_class().get_text_config()
+    assert read_positions({}, usual=USUAL[architecture]).most == text.max_position_embeddings
