@@ -71,7 +71,7 @@ class Settings(Struct, frozen=True):
 
 
 class AdapterSettings:
-    """What an adapter's config says.
+    """Holds an adapter's config: what it says of each module.
 
     Args:
         folder: The adapter's.
