@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test adversary test-arm lint format wheel clean
+.PHONY: help demo test adversary test-arm lint format docs wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the commands
@@ -59,11 +59,14 @@ format: $(INSTALLED) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(INSTALLED) ## build docs/ as a site into build/site; a warning is an error
+	$(BIN)/zensical build --strict
+
 wheel: $(INSTALLED) ## build the sdist and the wheel into dist/
 	$(BIN)/python -m build --no-isolation --outdir dist
 
 clean: ## remove the environment and everything built
-	rm -rf .venv build dist edgeglm.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .cache build dist edgeglm.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n '$(PYTHON)' || { \
