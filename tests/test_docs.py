@@ -45,3 +45,24 @@ def test_the_changelog_has_the_version_and_what_is_not_released() -> None:
     headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert headings[0] == "[Unreleased]"
     assert re.fullmatch(re.escape(f"[{version[1]}]") + r" - \d{4}-\d\d-\d\d", headings[1])
+
+
+def test_the_architecture_page_names_files_that_exist() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^### In `([\w/]+)/`\n(.*?)(?=^#)", text, re.MULTILINE | re.DOTALL)
+    assert [folder for folder, _ in sections] == ["runtimes", "export", "export/pipeline"]
+    for folder, table in sections:
+        names = [name for row in re.findall(r"^\|(.+?)\|", table, re.MULTILINE) for name in re.findall(r"`(.+?)`", row)]
+        assert names
+        missing = [n for n in names if not (ROOT / folder / n).is_dir() and not (ROOT / folder / f"{n}.py").is_file()]
+        assert missing == []
+
+
+def test_the_architecture_pages_walks_name_files_that_exist() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    walks = re.findall(r"^## The walk of one (?:weight|screenshot)\n(.*?)(?=^## )", text, re.MULTILINE | re.DOTALL)
+    assert len(walks) == 2
+    for walk, folder in zip(walks, ("export", "runtimes"), strict=True):
+        names = re.findall(r"`([\w/]+\.py)`", walk)
+        assert names
+        assert [name for name in names if not (ROOT / folder / name).is_file() and not (ROOT / name).is_file()] == []
