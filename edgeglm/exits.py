@@ -23,7 +23,8 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 # What a library in Rust raises where its code is at its end; it is no Exception.
 RUST_PANIC = "PanicException"
-DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_TEMPORARY = "No usable temporary directory"
 # What libraries say of memory that they do not get, most of them under an exception of their own.
 NO_MEMORY = re.compile(
     "cannot allocate memory|failed to map segment|bad[ _]alloc|failed to allocate memory|can't start new thread", re.I
@@ -133,7 +134,9 @@ def _explain(error: BaseException, again: str) -> EdgeglmError:
     if isinstance(error, EdgeglmError) and not _is_of_memory(error.__cause__):
         return error
     if _is_of_disk(error):
-        return BudgetError(getattr(error, "filename", None) or "disk", "no space is left", "free some")
+        return _of_disk(error)
+    if NO_TEMPORARY in str(error):
+        return BudgetError("TMPDIR", "no folder for temporary files can be written", "free some, or set it to one")
     if _is_of_memory(error) or _is_of_memory(error.__cause__):
         return BudgetError("memory", "is not enough for this", "free some, or allow the process more")
     if type(error).__module__.startswith("onnxruntime"):
@@ -141,6 +144,13 @@ def _explain(error: BaseException, again: str) -> EdgeglmError:
         return DamagedFileError("bundle", why, "export it again with this version of edgeglm")
     why = f"{type(error).__name__}: {error}"
     return EdgeglmError("internal error", why, f"this is a bug in edgeglm, {again} for the traceback")
+
+
+def _of_disk(error: BaseException) -> BudgetError:
+    place = getattr(error, "filename", None) or "disk"
+    if getattr(error, "errno", None) == errno.EFBIG:
+        return BudgetError(place, "may not become so large here", "allow the process larger files: ulimit -f")
+    return BudgetError(place, "no space is left", "free some")
 
 
 def _is_of_memory(error: BaseException | None) -> bool:

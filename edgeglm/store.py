@@ -33,7 +33,7 @@ def find(kind: str, key: str) -> dict[str, bytes] | None:
     """Read the files of an entry; None where there is none, or a damaged one, or one that another user may change."""
     folder = cache_folder()
     if folder:
-        _sweep_once(folder / kind)
+        sweep_once(folder / kind)
         data = _read(folder / kind / key)
         if hashlib.sha256(data[_DIGEST:]).digest() == data[:_DIGEST]:
             with suppress(msgspec.DecodeError):
@@ -82,7 +82,7 @@ def partial(target: Path) -> Iterator[Path]:
         OSError: The folder in which it lies cannot be made or written.
     """
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _sweep_once(target.parent)
+    sweep_once(target.parent)
     folder = target.with_name(f"{target.name}.{os.getpid()}{PARTIAL}")
     shutil.rmtree(folder, ignore_errors=True)  # of a dead process of our number
     folder.mkdir(mode=0o700)
@@ -96,12 +96,12 @@ def partial(target: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def sweep(folder: Path) -> None:
-    """Remove the partial files and folders whose process is no more."""
+def sweep(folder: Path, prefix: str = "") -> None:
+    """Remove the partial files and folders of that prefix whose process is no more."""
     names: list[str] = []
     with suppress(OSError, ValueError):
         names = os.listdir(folder)
-    for path in (folder / name for name in names if name.endswith(PARTIAL)):
+    for path in (folder / name for name in names if name.startswith(prefix) and name.endswith(PARTIAL)):
         with suppress(OSError):
             lock = os.open(path, READ)
             try:
@@ -114,10 +114,11 @@ def sweep(folder: Path) -> None:
                 os.close(lock)
 
 
-def _sweep_once(folder: Path) -> None:
+def sweep_once(folder: Path, prefix: str = "") -> None:
+    """Remove them the first time that this process asks for it."""
     if folder not in _swept:
         _swept.add(folder)
-        sweep(folder)
+        sweep(folder, prefix)
 
 
 def _read(file: Path) -> bytes:

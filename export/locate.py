@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgeglm.errors import DamagedFileError, EdgeglmError, UsageError
+from edgeglm.scratch import scratch_folder
 from edgeglm.strict_json import fitted
 
 DEMO = Path(__file__).parent / "demo" / "checkpoint"
@@ -63,8 +63,8 @@ def locate_headers(model: str | None) -> Iterator[tuple[Path, str]]:
 
     disable_progress_bars()  # of small files
     snapshot = _download(model, SMALL_FILES)
-    with tempfile.TemporaryDirectory(prefix="edgeglm-") as scratch:
-        folder = Path(scratch, model)  # so that lines about its files name the model
+    with scratch_folder("plan") as scratch:
+        folder = scratch / model  # so that lines about its files name the model
         folder.mkdir(parents=True)
         for file in snapshot.iterdir():
             (folder / file.name).symlink_to(file.resolve())

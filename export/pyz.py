@@ -22,6 +22,7 @@ SHARED = (
     "machine",
     "manifest",
     "memory",
+    "scratch",
     "store",
     "strict_json",
     "telemetry",

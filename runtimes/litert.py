@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from edgeglm.errors import BudgetError, DamagedFileError, UnsupportedError
 from edgeglm.runtimes.session import Feeds
+from edgeglm.scratch import scratch_folder
 
 ENCODE, DECODE, PREFILL = "encode", "decode", "prefill_"
 STATE = ("key_", "value_")
@@ -51,9 +52,9 @@ class File:
 
     def __init__(self, path: Path, threads: int, weights: Path | None) -> None:
         check_library()
-        with quiet() as said, tempfile.TemporaryDirectory() as nowhere:
+        with quiet() as said, scratch_folder("litert") as nowhere:
             try:
-                self._open(path, threads, weights, nowhere)
+                self._open(path, threads, weights, str(nowhere))
             except Exception as error:  # the engine's own exceptions have no common base
                 self._environment.close()
                 why = f"LiteRT {version()} cannot load it: {_reason(said(), error)}"

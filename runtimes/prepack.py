@@ -8,7 +8,6 @@ the user's cache folder, for one processor and one version of the engine.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import platform
@@ -97,7 +96,7 @@ def _make(path: Path, folder: Path, room: int, threads: int) -> None:
     try:
         _pack(path, folder, room, threads)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in DISK_IS_FULL:
             raise BudgetError("--low-rss", f"no space is left in {folder.parent}", "free some of the disk") from error
         why = f"the packed weights cannot be kept in {folder.parent}: {error.strerror or error}"
         raise UnsupportedError("--low-rss", why, "set XDG_CACHE_HOME to a folder that can be written") from error

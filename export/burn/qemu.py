@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from edgeglm.export.burn.device import Ran
 from edgeglm.export.burn.userland import CPU, set_up
+from edgeglm.scratch import scratch_folder
 
 
 class Qemu:
@@ -20,14 +20,14 @@ class Qemu:
 
     def __enter__(self) -> Qemu:
         self._userland = set_up(self._wheels)
-        self._temporary = tempfile.TemporaryDirectory(prefix="edgeglm-burn-")
-        self._folder = Path(self._temporary.name)
+        self._scratch = scratch_folder("burn")
+        self._folder = self._scratch.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._temporary.cleanup()
+        self._scratch.__exit__(None, None, None)
 
     def push(self, files: Sequence[tuple[Path, str]]) -> None:
         """Link the files in place of copying them."""

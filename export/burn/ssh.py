@@ -6,12 +6,12 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from pathlib import Path
 from types import TracebackType
 
 from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.export.burn.device import Ran
 from edgeglm.export.burn.remote import RemoteDevice, last_line
+from edgeglm.scratch import scratch_folder
 
 FAILED = 255  # ssh's own code
 BASE = '"$HOME"/.cache/edgeglm'
@@ -31,7 +31,8 @@ class Ssh(RemoteDevice):
     def __enter__(self) -> Ssh:
         if not shutil.which("ssh"):
             raise UnsupportedError("ssh", "is not installed", "run apt install openssh-client")
-        self._sockets = tempfile.TemporaryDirectory(prefix="edgeglm-")
+        self._scratch = scratch_folder("ssh")
+        self._sockets = self._scratch.__enter__()
         try:
             self._connect()
             super().__enter__()
@@ -59,7 +60,7 @@ class Ssh(RemoteDevice):
             raise UnsupportedError(self.title, f"cannot be reached: {last_line(ran.err)}", remedy)
 
     def _ssh(self) -> list[str]:
-        return ["ssh", "-o", f"ControlPath={Path(self._sockets.name, 'socket')}"]
+        return ["ssh", "-o", f"ControlPath={self._sockets / 'socket'}"]
 
     def _connect(self) -> None:
         # Into a file, because the connection stays and may keep a pipe open.
@@ -71,4 +72,4 @@ class Ssh(RemoteDevice):
 
     def _disconnect(self) -> None:
         subprocess.run([*self._ssh(), "-O", "exit", self._host], capture_output=True, check=False)
-        self._sockets.cleanup()
+        self._scratch.__exit__(None, None, None)

@@ -29,6 +29,7 @@ from edgeglm.export.emit import qnn
 from edgeglm.process import at_fixed_addresses
 from edgeglm.runtimes.litert import version
 from edgeglm.runtimes.qnn import PROVIDER, Chip
+from edgeglm.scratch import scratch_folder
 
 TOOL, PLUGINS = "tools/apply_plugin_main", "vendors/qualcomm/compiler"
 PLUGIN = f"{PLUGINS}/libLiteRtCompilerPlugin_Qualcomm.so"
@@ -105,8 +106,7 @@ def compile_file(model: Path, compiled: Path, chip: Chip) -> tuple[str, Program]
         raise UnsupportedError(f"soc_model {chip[0]}", f"{title()} has no such chip", INSTEAD)
     tools = find_tools()
     # What it writes depends on its arguments and environment, so that they are the same wherever it is and works.
-    with tempfile.TemporaryDirectory(prefix="edgeglm-plugin-") as folder:
-        place = Path(folder)
+    with scratch_folder("plugin") as place:
         (place / UNUSED).symlink_to(tools.libraries / STAND_IN)
         (place / "litert").symlink_to(tools.litert)
         (place / "qnn").symlink_to(tools.libraries)
@@ -148,8 +148,8 @@ def execute(program: Program, chip: Chip, samples: list[NDArray[np.float32]]) ->
     The simulator is that of onnxruntime-qnn, which takes the program in an ONNX file. Raises as `qnn.execute`.
     """
     (given, *_), (wanted, *_) = program.inputs, program.outputs
-    with tempfile.TemporaryDirectory(prefix="edgeglm-plugin-") as place:
-        context = Path(place, "npu.onnx")
+    with scratch_folder("plugin") as place:
+        context = place / "npu.onnx"
         onnx.save(_wrapped(program), context)
         found = qnn.execute(context, chip, [{given: sample} for sample in samples])
     return [each[wanted] for each in found]

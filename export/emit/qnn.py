@@ -6,7 +6,6 @@ import mmap
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -21,6 +20,7 @@ from edgeglm.errors import BudgetError, UnsupportedError
 from edgeglm.export.emit.qnn_child import Work
 from edgeglm.process import end_with_parent
 from edgeglm.runtimes.qnn import DISTRIBUTION, INSTALL, Chip
+from edgeglm.scratch import scratch_folder
 
 # What the compiler writes into its file: "soc_type=QCS6490;arch=68".
 CHIP = re.compile(rb"soc_type=(\w+);arch=(\d+)")
@@ -93,8 +93,8 @@ def execute(context: Path, chip: Chip, samples: Sequence[Arrays]) -> Sequence[Ar
 
 def _run(work: Work, samples: Sequence[Arrays]) -> dict[str, list[Arrays]]:
     """Do the work in a process of its own; outputs by engine and sample."""
-    with tempfile.TemporaryDirectory(prefix="edgeglm-qnn-") as place:
-        inputs, outputs = Path(place, "inputs.npz"), Path(place, "outputs.npz")
+    with scratch_folder("qnn") as place:
+        inputs, outputs = place / "inputs.npz", place / "outputs.npz"
         flat = {f"{number}.{name}": array for number, each in enumerate(samples) for name, array in each.items()}
         np.savez(inputs, **flat)  # type: ignore[arg-type]
         _process(msgspec.structs.replace(work, inputs=str(inputs) if samples else None, outputs=str(outputs)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from edgeglm.export.demo.samples import DATA
 from edgeglm.export.matrix.outcome import Cell, Outcome, Part, Stage, untried
 from edgeglm.export.matrix.programs import Done, Programs
 from edgeglm.manifest import MANIFEST, Metric
+from edgeglm.scratch import scratch_folder
 
 # What an engine is installed as.
 DISTRIBUTIONS = {
@@ -65,8 +65,8 @@ class Measurement:
     def __call__(self, cell: Cell) -> Outcome:
         """Return what comes of a cell. Raises Stopped."""
         outcome = untried(cell, dict(self.plan.environment), "")
-        with tempfile.TemporaryDirectory(prefix="edgeglm-matrix-") as work:
-            folder = Path(work) / "bundle"
+        with scratch_folder("matrix") as work:
+            folder = work / "bundle"
             done = self._command(folder, "export", *export_arguments(cell, self.plan), "-o", folder)
             if done.code:
                 failed = Stage("failed", done.line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -33,6 +32,7 @@ from edgeglm.export.prove.values import relative_error, two_digits
 from edgeglm.runtimes.engines import try_build
 from edgeglm.runtimes.tensorrt_build import Task as BuildTask
 from edgeglm.runtimes.tensorrt_library import load_library
+from edgeglm.scratch import scratch_folder
 from edgeglm.strict_json import fitted
 from edgeglm.suggest import nearest_name
 
@@ -117,8 +117,7 @@ def export_graph(
         UsageError, BudgetError: Of the target or its disk.
     """
     request, notes = plan.request, []
-    with tempfile.TemporaryDirectory(prefix="edgeglm-") as folder:
-        work = Path(folder)
+    with scratch_folder("graph") as work:
         say("checking")
         model, fixes = _fitted(plan)
         say(f"converting to {plan.precision}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from edgeglm.export.prove.reference import OriginalWeights, Segment
 from edgeglm.export.prove.values import Values, feeds, passed_on, relative_error, two_digits
 from edgeglm.export.quantize.qdq import PRODUCT
 from edgeglm.runtimes.qnn import chip_of
+from edgeglm.scratch import scratch_folder
 
 # Of the simulator's output and ONNX Runtime's of the same integers: a graph that compiles may still be wrong.
 MIN_COSINE = 0.999
@@ -155,9 +155,9 @@ def _try(prepared: Prepared, precision: str, calibration: Calibration) -> Trial:
     module = probe_module(prepared, precision, calibration)
     count = simulated_count(module, calibration.shown)
     inputs = [given for given, _ in calibration.shown[: count or None]]
-    with tempfile.TemporaryDirectory(prefix="edgeglm-npu-") as place:
-        _write(module, Path(place))
-        model, context = Path(place, "model.onnx"), CONTEXT if count else None
+    with scratch_folder("npu") as place:
+        _write(module, place)
+        model, context = place / "model.onnx", CONTEXT if count else None
         done = compile_file(model, context, chip_of(prepared.request.profile), inputs, simulate=count > 0)
     return Trial(precision, _error(done.simulated or done.onnx, calibration.shown), least_cosine(done))
 

@@ -35,6 +35,7 @@ from edgeglm.export.prove.values import Values
 from edgeglm.process import end_with_parent
 from edgeglm.runtimes.image import to_patches
 from edgeglm.runtimes.litert import DECODE, ENCODE, Decoder, Encoder, File
+from edgeglm.scratch import scratch_folder
 
 PICTURES = 16
 Share = Callable[[float], None]
@@ -90,7 +91,7 @@ def _convert(
 ) -> Report:
     choice, grid = module.choice, prepared.model.vision.grid if prepared.model.vision else None
     context = prepared.opened.context
-    with tempfile.TemporaryDirectory(prefix="edgeglm-") as scratch:
+    with scratch_folder("tflite") as scratch:
         task = Task(
             str(prepared.checkpoint.folder),
             choice.name,
@@ -100,7 +101,7 @@ def _convert(
             min(CHUNK, context),
             grid,
             {str(writer.path(file)): span for file, span in files.items()},
-            _pictures(prepared, Path(scratch)) if choice.name == "vision" and len(files) == 1 else None,
+            _pictures(prepared, scratch) if choice.name == "vision" and len(files) == 1 else None,
             str(prepared.request.adapter) if prepared.request.adapter else None,
         )
         return _run(task, share)
