@@ -59,7 +59,7 @@ SHARED = {
         "Vision",
         "parse_manifest",
     },
-    "edgeglm.store": {"find", "keep", "making", "partial", "sweep"},
+    "edgeglm.store": {"find", "keep", "making", "partial", "sweep", "sweep_once"},
     "edgeglm.memory": {"MemoryCurve", "MemorySampler", "Phase", "PhaseLog", "current_rss", "peak_rss"},
     "edgeglm.process": {"at_fixed_addresses", "end_with_parent"},
     "edgeglm.strict_json": {"StrictJsonError", "check_json", "fitted"},
