@@ -77,7 +77,10 @@ def command(
         _measured(data, limit),
     )
     kept, environment = _beside(out), read_environment()
-    matrix = Matrix(read_outcomes(kept), cells, environment)
+    known, damaged = read_outcomes(kept)
+    if damaged:
+        click.echo(f"edgeglm: {kept}: {damaged} of its outcomes are damaged, and left out", err=True)
+    matrix = Matrix(known, cells, environment)
     measure = Measurement(Plan(budget, limit, data, has_format_option(), environment))
     total = len(matrix.waiting)
     with MemorySampler() as memory, Display(memory, budget, time.monotonic()) as display:

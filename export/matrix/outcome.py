@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -12,9 +14,13 @@ import msgspec
 from msgspec import Struct
 
 from edgeglm.errors import UsageError
+from edgeglm.files import read_bytes
 from edgeglm.manifest import Metric
+from edgeglm.strict_json import StrictJsonError, check_json
 
 SCHEMA: Final = 1
+MAX_BYTES = 64 << 20
+REMEDY = "remove it, or give another -o"
 Identity = tuple[str, str, str, str]
 State = Literal["done", "failed", "not run", "not needed"]
 
@@ -92,10 +98,11 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class _File(Struct, frozen=True, forbid_unknown_fields=True):
-    """The file's only object."""
+    """The file's only object; ``checksums`` are the SHA-256 of the outcomes, one each."""
 
     matrix_schema: Literal[1]
-    outcomes: list[Outcome]
+    checksums: list[str] = []
+    outcomes: list[msgspec.Raw] = []
 
 
 def untried(cell: Cell, environment: dict[str, str], why: str) -> Outcome:
@@ -111,24 +118,46 @@ def untried(cell: Cell, environment: dict[str, str], why: str) -> Outcome:
     )
 
 
-def read_outcomes(file: Path) -> dict[Identity, Outcome]:
-    """Return the outcomes that a file keeps; none where there is no file.
+def read_outcomes(file: Path) -> tuple[dict[Identity, Outcome], int]:
+    """Return the outcomes that a file keeps, and how many of it are damaged and left out.
+
+    Both are nothing where there is no file.
 
     Raises:
-        UsageError: It is something else.
+        UsageError: It is something else, or too damaged to tell.
     """
+    if not os.path.lexists(file):
+        return {}, 0
+    data = read_bytes(file, REMEDY, MAX_BYTES)
     try:
-        kept = msgspec.json.decode(file.read_bytes(), type=_File).outcomes
-    except FileNotFoundError:
-        return {}
-    except (OSError, msgspec.DecodeError) as error:
-        raise UsageError(file, f"holds no results of a matrix: {error}", "remove it, or give another -o") from error
-    return {outcome.identity: outcome for outcome in kept}
+        check_json(data)
+        kept = msgspec.json.decode(data, type=_File)
+    except (StrictJsonError, msgspec.DecodeError) as error:
+        raise UsageError(file, f"holds no results of a matrix: {error}", REMEDY) from error
+    sums = [*kept.checksums, *[""] * len(kept.outcomes)]
+    found = [_checked(raw, checksum) for raw, checksum in zip(kept.outcomes, sums, strict=False)]
+    whole = {outcome.identity: outcome for outcome in found if outcome}
+    return whole, len(found) - len(whole)
+
+
+def _checked(raw: bytes | msgspec.Raw, checksum: str) -> Outcome | None:
+    """Return an outcome, or None where it is not what was written."""
+    with suppress(msgspec.DecodeError):
+        outcome = msgspec.json.decode(raw, type=Outcome)
+        return outcome if _checksum(outcome) == checksum else None
+    return None
+
+
+def _checksum(outcome: Outcome) -> str:
+    return hashlib.sha256(msgspec.json.encode(outcome, order="deterministic")).hexdigest()
 
 
 def write_outcomes(file: Path, outcomes: Iterable[Outcome]) -> None:
     """Keep outcomes; a kill leaves the old file or the new one."""
-    data = msgspec.json.encode(_File(SCHEMA, list(outcomes)), order="deterministic")
+    raw = [msgspec.Raw(msgspec.json.encode(outcome, order="deterministic")) for outcome in outcomes]
+    # Of what will be read: a whole number may stand where a fraction can.
+    sums = [_checksum(msgspec.json.decode(each, type=Outcome)) for each in raw]
+    data = msgspec.json.encode(_File(SCHEMA, sums, raw), order="deterministic")
     replace_file(file, msgspec.json.format(data, indent=1) + b"\n")
 
 

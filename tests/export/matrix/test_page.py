@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -91,14 +93,51 @@ def test_rows_of_other_versions_say_which() -> None:
     assert "2. edgeglm 0.0.9" in text.splitlines()
 
 
+KEPT = {WORKS.identity: WORKS, REFUSED.identity: REFUSED}
+
+
 def test_outcomes_are_read_as_they_were_written(tmp_path: Path) -> None:
     file = tmp_path / "matrix.json"
-    assert read_outcomes(file) == {}
+    assert read_outcomes(file) == ({}, 0)
     write_outcomes(file, [WORKS, REFUSED])
-    assert read_outcomes(file) == {WORKS.identity: WORKS, REFUSED.identity: REFUSED}
+    assert read_outcomes(file) == (KEPT, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["matrix.json"]
+
+
+def test_a_damaged_outcome_is_left_out_and_the_others_stand(tmp_path: Path) -> None:
+    file = tmp_path / "matrix.json"
+    write_outcomes(file, [WORKS, REFUSED])
+    whole = file.read_text()
+    file.write_text(whole.replace('"reference": 0.9,', '"reference": 0.91,'))
+    assert file.read_text() != whole
+    assert read_outcomes(file) == ({REFUSED.identity: REFUSED}, 1)
     file.write_text('{"matrix_schema": 1, "outcomes": [{}]}')
+    assert read_outcomes(file) == ({}, 1)
+
+
+def test_no_changed_bit_of_the_file_is_believed(tmp_path: Path) -> None:
+    file = tmp_path / "matrix.json"
+    write_outcomes(file, [WORKS, REFUSED])
+    whole = file.read_bytes()
+    for place in range(0, len(whole), 3):
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 8
+        file.write_bytes(data)
+        with suppress(UsageError):
+            found, damaged = read_outcomes(file)
+            assert found.items() <= KEPT.items()
+            assert len(found) + damaged in (0, 2)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"outcomes": []}', '{"matrix_schema": 2}', "\x00", "mine"])
+def test_what_is_no_file_of_a_matrix_is_one_line_and_stays(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "matrix.json"
+    file.write_text(content)
     with pytest.raises(UsageError, match=r"holds no results of a matrix: .*; remove it"):
+        read_outcomes(file)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UsageError, match="is not a regular file; remove it"):
         read_outcomes(file)
 
 
@@ -114,6 +153,7 @@ def test_only_a_finished_outcome_of_the_same_stands(change: dict[str, object], s
 
 
 def test_the_page_in_the_documentation_is_what_its_outcomes_make() -> None:
-    kept = read_outcomes(DOCS / "compatibility.json")
+    kept, damaged = read_outcomes(DOCS / "compatibility.json")
+    assert damaged == 0
     assert (DOCS / "compatibility.md").read_text() == page(kept.values())
     assert len({outcome.target for outcome in kept.values()}) >= 8
