@@ -59,6 +59,7 @@ SHARED = {
         "Vision",
         "parse_manifest",
     },
+    "edgeglm.scratch": {"scratch_folder"},
     "edgeglm.store": {"find", "keep", "making", "partial", "sweep", "sweep_once"},
     "edgeglm.memory": {"MemoryCurve", "MemorySampler", "Phase", "PhaseLog", "current_rss", "peak_rss"},
     "edgeglm.process": {"at_fixed_addresses", "end_with_parent"},
