@@ -122,7 +122,7 @@ def _report(error: BaseException, debug: bool, again: str) -> int:
             traceback.print_exception(error)
     if _is_of_disk(error):
         _discard(sys.stdout)
-    explained = _explain(error, again)
+    explained = explain(error) or _unexplained(error, again)
     for line in (explained, *explained.more):
         _say(str(line))
     with suppress(OSError, ValueError):
@@ -130,7 +130,8 @@ def _report(error: BaseException, debug: bool, again: str) -> int:
     return explained.exit_code
 
 
-def _explain(error: BaseException, again: str) -> EdgeglmError:
+def explain(error: BaseException) -> EdgeglmError | None:
+    """Return what ended a program as an error of ours: its own, or memory or disk that ran out; None of a bug."""
     if isinstance(error, EdgeglmError) and not _is_of_memory(error.__cause__):
         return error
     if _is_of_disk(error):
@@ -139,6 +140,10 @@ def _explain(error: BaseException, again: str) -> EdgeglmError:
         return BudgetError("TMPDIR", "no folder for temporary files can be written", "free some, or set it to one")
     if _is_of_memory(error) or _is_of_memory(error.__cause__):
         return BudgetError("memory", "is not enough for this", "free some, or allow the process more")
+    return None
+
+
+def _unexplained(error: BaseException, again: str) -> EdgeglmError:
     if type(error).__module__.startswith("onnxruntime"):
         why = f"ONNX Runtime cannot run a module: {next(iter(str(error).splitlines()), '')}"
         return DamagedFileError("bundle", why, "export it again with this version of edgeglm")

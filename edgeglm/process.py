@@ -1,29 +1,129 @@
-"""Child processes that do not outlive us."""
+"""Processes that do not outlive us, whatever ends us."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import msgspec
 
 # Loaded here, because between fork and exec nothing may be.
 _PRCTL = ctypes.CDLL(None).prctl
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _PERSONALITY = ctypes.CDLL(None).personality
 _ADDR_NO_RANDOMIZE = 0x0040000  # personality(2)
+KILLED = -signal.SIGKILL
 
 
-def end_with_parent() -> None:
-    """Have the kernel end this child with its parent, for ``preexec_fn``, even before Popen returns.
+@contextmanager
+def child(
+    command: Sequence[str],
+    *,
+    patience: float = 0,
+    before: Callable[[], None] | None = None,
+    **options: Any,  # noqa: ANN401
+) -> Iterator[subprocess.Popen[Any]]:
+    """Start a program that does not outlive this block, nor the thread that starts it.
 
-    The one C call in between fork and exec is safe beside other threads.
+    Args:
+        command: The program and its arguments.
+        patience: Seconds that it has to put its files in order when the block ends before it; it is told by SIGINT.
+        before: Called in the child before the program is loaded; C calls alone are safe there.
+        options: Of `subprocess.Popen`.
+
+    Raises:
+        OSError: It cannot be started.
     """
-    _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    parent = os.getpid()
+
+    def prepare() -> None:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it has ended before that
+            os._exit(1)
+        if before:
+            before()
+
+    process = None
+    try:
+        # An interrupt inside Popen would lose the child that it has started.
+        with _interrupts_held():
+            process = subprocess.Popen(command, preexec_fn=prepare, **options)  # noqa: PLW1509
+        yield process
+    finally:
+        if process:
+            end(process, patience)
+
+
+def end(process: subprocess.Popen[Any], patience: float) -> None:
+    """End a process, which has some seconds to put its files in order, and wait until it is gone."""
+    if patience and process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream:
+            with suppress(OSError):  # what was buffered for it goes nowhere
+                stream.close()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold back a Ctrl-C until the end of the block."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    held: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *arguments: held.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if held:
+            handler(*held[0])
 
 
 def at_fixed_addresses() -> None:
-    """`end_with_parent` for a program whose output depends on where its memory lies: the kernel does not randomize it.
+    """Have the kernel not randomize where memory lies, for a program whose output depends on it.
 
     Where a container forbids it, it has no effect.
     """
-    end_with_parent()
     _PERSONALITY(_ADDR_NO_RANDOMIZE)
+
+
+class Ran(msgspec.Struct, frozen=True):
+    """A program that has ended: its exit code, or minus the signal that ended it, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_program(command: Sequence[str], *, patience: float = 0, **options: Any) -> Ran:  # noqa: ANN401
+    """Run a program to its end, without a stdin; it does not outlive us.
+
+    Raises:
+        OSError: It cannot be started.
+    """
+    options |= {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with child(command, patience=patience, text=True, errors="replace", **options) as process:
+        out, err = process.communicate()
+    return Ran(process.returncode, out, err)
+
+
+def ended(status: int) -> str:
+    """Say in a clause how a process ended."""
+    if status >= 0:
+        return f"it ended with exit code {status}"
+    with suppress(ValueError):
+        return f"it was ended by {signal.Signals(-status).name}"
+    return f"it was ended by signal {-status}"

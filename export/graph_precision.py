@@ -1,13 +1,10 @@
-"""A whole graph in another precision, by ONNX Runtime's own tools, in a process of its own.
+"""A whole graph in another precision, by ONNX Runtime's own tools.
 
-``python -m edgeglm.export.graph_precision`` reads a `Task` on stdin. A process of its own, because these tools take a
-multiple of the weights, keep it, and log to stderr.
+They take a multiple of the weights, keep it, and log to stderr, so a worker runs them.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +14,8 @@ import onnx
 from numpy.typing import NDArray
 
 from edgeglm.devices.profile import Engine
-from edgeglm.errors import BudgetError, UnsupportedError
+from edgeglm.errors import UnsupportedError
+from edgeglm.worker import Crashed, Worker, serve
 
 # What TensorRT fuses with its neighbours' steps.
 TENSORRT_OPERATORS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
@@ -25,6 +23,7 @@ TENSORRT_OPERATORS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
 WANT_UNSIGNED_WEIGHTS = {"LayerNormalization", "RMSNormalization", "Gelu"}
 # Sums that fp16 overflows stay in fp32.
 WIDE = ["LayerNormalization", "RMSNormalization", "InstanceNormalization", "GroupNormalization", "Softmax"]
+CONVERTER = Worker("edgeglm.export.graph_precision", type(None), "the converter", "free memory, or export it in fp32")
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -44,14 +43,10 @@ def convert(task: Task) -> None:
         BudgetError: The process was killed, most likely for its memory.
         UnsupportedError: The tool cannot do it.
     """
-    command = [sys.executable, "-m", "edgeglm.export.graph_precision"]
-    done = subprocess.run(command, input=msgspec.json.encode(task), capture_output=True, check=False)
-    if done.returncode == -9:
-        why = "the converter was killed, most likely because memory ran out"
-        raise BudgetError(task.precision, why, "free memory, or export it in fp32")
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"it ended with {done.returncode}"]
-        raise UnsupportedError(task.precision, f"ONNX Runtime cannot do it: {lines[-1]}", "export it in fp32")
+    try:
+        CONVERTER.run(task, task.precision)
+    except Crashed as error:
+        raise UnsupportedError(task.precision, f"ONNX Runtime cannot do it: {error}", "export it in fp32") from error
 
 
 class Samples:
@@ -110,6 +105,6 @@ def _quantize(task: Task) -> None:
     )
 
 
-if __name__ == "__main__":
-    read = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
-    {"fp16": _narrow, "int8": _quantize}[read.precision](read)
+def main() -> int:
+    """Convert in this process."""
+    return serve(Task, lambda task, show: {"fp16": _narrow, "int8": _quantize}[task.precision](task))

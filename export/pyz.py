@@ -22,11 +22,13 @@ SHARED = (
     "machine",
     "manifest",
     "memory",
+    "process",
     "scratch",
     "store",
     "strict_json",
     "telemetry",
     "units",
+    "worker",
 )
 FILES = (*(f"{name}.py" for name in SHARED), "devices/__init__.py", "devices/profile.py")
 # zip's earliest time: the same sources give the same bytes.

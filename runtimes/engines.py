@@ -13,11 +13,8 @@ import hashlib
 import os
 import shutil
 import stat
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,25 +22,25 @@ from typing import BinaryIO
 
 import msgspec
 
-import edgeglm
 from edgeglm.bundle import Bundle
 from edgeglm.cache import cache_folder
 from edgeglm.digest import KnownHashes
-from edgeglm.errors import BudgetError, DamagedFileError, EdgeglmError, UnsupportedError
+from edgeglm.errors import BudgetError, UnsupportedError
 from edgeglm.machine import read_machine
 from edgeglm.manifest import Module
 from edgeglm.runtimes.generate import PREFILL_CHUNK
-from edgeglm.runtimes.tensorrt_build import AGAIN, REMEDY, Range, Report, Task
+from edgeglm.runtimes.tensorrt_build import AGAIN, REMEDY, Range, Task
 from edgeglm.runtimes.tensorrt_library import Library
 from edgeglm.units import format_size
+from edgeglm.worker import Crashed, Worker
 
 # Memory that the builder takes for a byte of weights: three (benchmarks/build_memory.py), less the file that it maps.
 GROWTH = 2
 ENGINE, RECORD = "engine.plan", "built.json"
 SMALLER = "free memory, or export it in a smaller precision"
+BUILDER = Worker("edgeglm.runtimes.tensorrt_build", type(None), "the builder", SMALLER)
 # Of what stands in the folder and what the builder is asked for: an older engine is not used.
 REVISION = 1
-ERRORS = {kind.exit_code: kind for kind in (UnsupportedError, BudgetError, DamagedFileError)}
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -93,7 +90,7 @@ def engine_for(
         with _partial(folder) as partial:
             task = Task(library.name, str(bundle.path(module.file)), sm, ranges, str(partial / ENGINE))
             start = time.monotonic()
-            _run(task, lock, show)
+            _build(task, show, [lock.fileno()])
             record = _record(partial, library, sm, time.monotonic() - start)
             _publish(partial, folder)
     return Engine(folder / ENGINE, record, fresh=True)
@@ -255,58 +252,15 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _run(task: Task, lock: BinaryIO, show: Callable[[float], None]) -> None:
+def _build(task: Task, show: Callable[[float], None], pass_fds: Sequence[int] = ()) -> None:
     """Build in a process of its own, which finds edgeglm where this one did: a folder, or run.pyz."""
-    paths = [str(Path(edgeglm.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    with tempfile.TemporaryFile() as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "edgeglm.runtimes.tensorrt_build"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env=environment,
-            pass_fds=[lock.fileno()],
-            start_new_session=True,
-        )
-        try:
-            reports = _talk(process, task, show)
-        finally:
-            process.kill()
-            process.wait()
-        if process.returncode:
-            stderr.seek(0)
-            raise _failure(task, process.returncode, reports, stderr.read().decode(errors="replace"))
-
-
-def _talk(process: subprocess.Popen[bytes], task: Task, show: Callable[[float], None]) -> Report:
-    """Send the task, show the progress, and return the last report, when the process has ended."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    report = Report()
-    with process.stdout:
-        with suppress(BrokenPipeError), process.stdin:  # it has ended already, and says why on stderr
-            process.stdin.write(msgspec.json.encode(task))
-        for line in process.stdout:
-            report = msgspec.json.decode(line, type=Report)
-            show(report.done)
-    process.wait()
-    return report
-
-
-def _failure(task: Task, status: int, report: Report, stderr: str) -> EdgeglmError:
-    if report.error:
-        code, what, why, remedy = report.error
-        return ERRORS[code](what, why, remedy)
-    if status == -9:
-        why = "the builder was killed, most likely because memory ran out"
-        return BudgetError(task.graph, why, SMALLER)
-    lines = stderr.strip().splitlines() or ["without a word"]
-    why = f"the builder of {task.library} ended with {status}: {lines[-1]}"
-    return UnsupportedError(task.graph, why, REMEDY)
+    try:
+        BUILDER.run(task, task.graph, show, pass_fds)
+    except Crashed as error:
+        why = f"the builder of {task.library} ended with {error.status}: {error}"
+        raise UnsupportedError(task.graph, why, REMEDY) from error
 
 
 def try_build(task: Task) -> None:
     """Build once, in the builder's own process, and keep nothing but ``task.output``. Raises as `engine_for`."""
-    with tempfile.TemporaryFile() as lock:
-        _run(task, lock, lambda _: None)
+    _build(task, lambda done: None)

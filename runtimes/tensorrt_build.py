@@ -1,31 +1,26 @@
 """TensorRT's builder: a module's graph to the engine of one GPU, in a process of its own.
 
-``python -m edgeglm.runtimes.tensorrt_build`` reads a `Task` on stdin and writes a `Report` a line on stdout. A process
-of its own, because a builder that crashes or takes all memory must not take the runner with it, and what it took is
-given back.
+A worker of its own, because a builder that crashes or takes all memory must not take the runner with it, and what it
+took is given back.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from edgeglm.errors import BudgetError, DamagedFileError, EdgeglmError, UnsupportedError
+from edgeglm.errors import DamagedFileError, EdgeglmError, UnsupportedError
 from edgeglm.runtimes.tensorrt_library import Library, load_library, new_log, reason
+from edgeglm.worker import serve
 
 Shape = tuple[int, ...]
 # The smallest, the usual and the largest shape of an input.
 Range = tuple[Shape, Shape, Shape]
 REMEDY = "export it in another precision, or for a target without TensorRT"
 AGAIN = "export the bundle again"
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -36,13 +31,6 @@ class Task(msgspec.Struct, frozen=True):
     sm: int
     ranges: dict[str, Range]
     output: str
-
-
-class Report(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The progress of a build, from 0 to 1; or its error: exit code, what, why and remedy."""
-
-    done: float = 0.0
-    error: tuple[int, str, str, str] | None = None
 
 
 def build(task: Task, library: Library, show: Callable[[float], None]) -> None:
@@ -149,38 +137,17 @@ def _monitor(library: Library, show: Callable[[float], None]) -> Any:  # noqa: A
 
 
 def main() -> int:
-    """Build what stdin says; the parent reads errors as reports, and everything else as a crash."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # so does the kernel, should the parent be killed
-    task = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
-    last = 0.0
+    """Build what the task says."""
 
-    def show(done: float) -> None:
-        nonlocal last
-        if done >= last + 0.01:
-            last = done
-            _write(Report(done))
+    def work(task: Task, show: Callable[[float], None]) -> None:
+        shown = 0.0
 
-    try:
-        build(task, load_library([task.library]), show)
-    except EdgeglmError as error:
-        return _fail(error)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return _fail(BudgetError(task.output, "no space is left for the engine", "free some"))
-        raise
-    return 0
+        def step(done: float) -> None:
+            nonlocal shown
+            if done >= shown + 0.01:
+                shown = done
+                show(done)
 
+        build(task, load_library([task.library]), step)
 
-def _fail(error: EdgeglmError) -> int:
-    _write(Report(error=(error.exit_code, error.what, error.why, error.remedy)))
-    return error.exit_code
-
-
-def _write(report: Report) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
-    sys.stdout.buffer.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return serve(Task, work)

@@ -16,7 +16,7 @@ LONGEST = 300
 # Files of more than 300 lines, by name: a file may move.
 LONG = set(
     """
-    child.py engines.py export.py graph.py manifest.py random_checkpoint.py runner.py screens.py storage.py tasks.py
+    child.py export.py graph.py manifest.py random_checkpoint.py runner.py screens.py storage.py tasks.py
     templates.py test_bundle.py test_pack.py test_templates.py writer.py
 """.split()
 )
@@ -26,7 +26,7 @@ UNTESTED = set(
     """
     adb awq budget building cases checkpoint_options child choices compressed device device_limits dialects disk engine
     exits explain fill formats generate glm gptq graph graph_precision header headers matrix_cells measured module
-    observe output packing placeholders process progress prompt qnn_child reader remote request restore rounded run
+    observe output packing placeholders progress prompt qnn_child reader remote request restore rounded run
     settings sidecars stamp start template_limits text tflite_child tflite_task tower values walk
 """.split()
 )

@@ -35,7 +35,7 @@ SHARED = {
         "UsageError",
         "printable",
     },
-    "edgeglm.exits": {"installed", "run_program"},
+    "edgeglm.exits": {"explain", "installed", "run_program"},
     "edgeglm.files": {"open_regular", "opened", "read_bytes"},
     "edgeglm.machine": {"Machine", "describe_kernels", "read_machine"},
     "edgeglm.manifest": {
@@ -60,13 +60,14 @@ SHARED = {
         "parse_manifest",
     },
     "edgeglm.scratch": {"scratch_folder"},
+    "edgeglm.process": {"Ran", "at_fixed_addresses", "child", "end", "ended", "run_program"},
     "edgeglm.store": {"find", "keep", "making", "partial", "sweep", "sweep_once"},
     "edgeglm.memory": {"MemoryCurve", "MemorySampler", "Phase", "PhaseLog", "current_rss", "peak_rss"},
-    "edgeglm.process": {"at_fixed_addresses", "end_with_parent"},
     "edgeglm.strict_json": {"StrictJsonError", "check_json", "fitted"},
     "edgeglm.suggest": {"nearest_name"},
     "edgeglm.telemetry": {"disable_telemetry", "telemetry_is_off"},
     "edgeglm.units": {"format_size", "parse_percent", "parse_size"},
+    "edgeglm.worker": {"Crashed", "Failure", "Overdue", "Progress", "Result", "Worker", "serve"},
 }
 DEVICES = {
     "edgeglm.devices.loader": {"load_profile", "profile_names", "read_profile"},

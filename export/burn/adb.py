@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 
 from edgeglm.errors import UnsupportedError
-from edgeglm.export.burn.device import Ran
 from edgeglm.export.burn.remote import RemoteDevice, last_line
+from edgeglm.process import Ran, run_program
 
 BASE = "/data/local/tmp/edgeglm"  # where adb's user may write and execute
 LOST = ("error: device ", "error: no devices", "adb: device ", "error: closed")
@@ -22,9 +21,9 @@ class Adb(RemoteDevice):
     def __enter__(self) -> Adb:
         if not shutil.which("adb"):
             raise UnsupportedError("adb", "is not installed", "run apt install adb")
-        done = subprocess.run(["adb", "get-state"], capture_output=True, text=True, check=False)
-        if done.stdout.strip() != "device":
-            why = last_line(done.stderr or done.stdout).removeprefix("error: ").removeprefix("adb: ")
+        ran = run_program(["adb", "get-state"])
+        if ran.out.strip() != "device":
+            why = last_line(ran.err or ran.out).removeprefix("error: ").removeprefix("adb: ")
             raise UnsupportedError("adb", f"has no device that it can use: {why}", "connect one, and see adb devices")
         super().__enter__()
         return self

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from typing import Any
 
 from edgeglm.bundle import Bundle
 from edgeglm.errors import AccuracyError, BudgetError, EdgeglmError, UnsupportedError
-from edgeglm.export.burn.device import BUNDLE, SCREENS, Device, Ran
+from edgeglm.export.burn.device import BUNDLE, SCREENS, Device
 from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.manifest import MANIFEST
+from edgeglm.process import Ran, run_program
 from edgeglm.runtimes.self_test import FILE
 from edgeglm.units import format_size
 
@@ -131,11 +131,11 @@ def _run(device: Device, bundle: Bundle, arguments: Sequence[str], memory: int, 
 
 def _here(bundle: Bundle, question: Question) -> Reply:
     command = [sys.executable, str(bundle.folder / RUNNER), *_arguments(question, question.picture)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if done.returncode:
-        why, remedy = _told(Ran(done.returncode, done.stdout, done.stderr))
+    ran = run_program(command)
+    if ran.code:
+        why, remedy = _told(ran)
         raise UnsupportedError("this machine", why, remedy)
-    return Reply(json.loads(done.stdout))
+    return Reply(json.loads(ran.out))
 
 
 def _arguments(question: Question, picture: object) -> list[str]:

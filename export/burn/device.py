@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from edgeglm.process import Ran
+
 # Where things lie in the device's folder.
 BUNDLE, SCREENS = "bundle", "screens"
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A program that ended."""
-
-    code: int
-    out: str
-    err: str
 
 
 class Device(Protocol):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from edgeglm.export.burn.device import Ran
 from edgeglm.export.burn.userland import CPU, set_up
+from edgeglm.process import Ran
 from edgeglm.scratch import scratch_folder
 
 
@@ -38,5 +38,4 @@ class Qemu:
 
     def python(self, arguments: Sequence[str], memory: int | None = None) -> Ran:
         """Run Python there; an interrupt ends it with this process's other children."""
-        done = self._userland.python(arguments, memory, self._folder)
-        return Ran(done.returncode, done.stdout, done.stderr)
+        return self._userland.python(arguments, memory, self._folder)

@@ -9,12 +9,13 @@ import tarfile
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from edgeglm.errors import BudgetError, UnsupportedError
-from edgeglm.export.burn.device import Ran
+from edgeglm.process import Ran, child, run_program
 from edgeglm.units import format_size
 
 NOT_FOUND = 127  # of a shell
@@ -77,22 +78,21 @@ class RemoteDevice(ABC):
             self._stream(files, script, err)
 
     def _stream(self, files: Sequence[tuple[Path, str]], script: str, err: IO[bytes]) -> None:
-        process = subprocess.Popen(self.command(script), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=err)
-        assert process.stdin
-        try:
-            with process.stdin as pipe, tarfile.open(fileobj=pipe, mode="w|", dereference=True) as archive:
+        options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": err}
+        with child(self.command(script), **options) as process:
+            assert process.stdin
+            with (
+                suppress(BrokenPipeError),  # the reason is on the other side
+                process.stdin as pipe,
+                tarfile.open(fileobj=pipe, mode="w|", dereference=True) as archive,
+            ):
                 for source, target in files:
                     archive.add(source, target)
-        except BrokenPipeError:
-            pass  # the reason is on the other side
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        if process.wait():
+            status = process.wait()
+        if status:
             err.seek(0)
             told = err.read().decode(errors="replace")
-            self.check(Ran(process.returncode, "", told))
+            self.check(Ran(status, "", told))
             why = f"files cannot be put there: {last_line(told)}"
             raise UnsupportedError(self.title, why, "see to it there")
 
@@ -114,15 +114,7 @@ class RemoteDevice(ABC):
         return ran
 
     def _run(self, script: str) -> Ran:
-        done = subprocess.run(
-            self.command(script),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-        return Ran(done.returncode, done.stdout, done.stderr)
+        return run_program(self.command(script))
 
 
 def last_line(text: str) -> str:

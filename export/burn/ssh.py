@@ -7,10 +7,11 @@ import shutil
 import subprocess
 import tempfile
 from types import TracebackType
+from typing import Any
 
 from edgeglm.errors import UnsupportedError, UsageError
-from edgeglm.export.burn.device import Ran
 from edgeglm.export.burn.remote import RemoteDevice, last_line
+from edgeglm.process import Ran, child, run_program
 from edgeglm.scratch import scratch_folder
 
 FAILED = 255  # ssh's own code
@@ -66,10 +67,12 @@ class Ssh(RemoteDevice):
         # Into a file, because the connection stays and may keep a pipe open.
         with tempfile.TemporaryFile("w+") as err:
             command = [*self._ssh(), *MASTER, self._host, "true"]
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err, check=False)
+            options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": err}
+            with child(command, **options) as process:
+                status = process.wait()
             err.seek(0)
-            self.check(Ran(done.returncode, "", err.read()))
+            self.check(Ran(status, "", err.read()))
 
     def _disconnect(self) -> None:
-        subprocess.run([*self._ssh(), "-O", "exit", self._host], capture_output=True, check=False)
+        run_program([*self._ssh(), "-O", "exit", self._host])
         self._scratch.__exit__(None, None, None)

@@ -13,7 +13,6 @@ import hashlib
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from edgeglm.cache import cache_folder
 from edgeglm.errors import UnsupportedError
+from edgeglm.process import Ran, run_program
 
 MIRROR = "http://deb.debian.org/debian"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -43,15 +43,13 @@ class Userland:
     def __init__(self, folder: Path, site: Path) -> None:
         self.folder, self.site = folder, site
 
-    def python(
-        self, arguments: Sequence[str | Path], memory: int | None = None, cwd: Path | None = None
-    ) -> subprocess.CompletedProcess[str]:
+    def python(self, arguments: Sequence[str | Path], memory: int | None = None, cwd: Path | None = None) -> Ran:
         """Run its Python, in at most `memory` bytes of address space where that is given."""
         root, limit = self.folder / "root", ["-R", str(memory // PAGE * PAGE)] if memory else []
         emulator = [str(self.folder / "qemu-aarch64"), *limit, "-cpu", CPU, "-L", str(root)]
         environment = {"PYTHONPATH": str(self.site), "PATH": os.environ["PATH"]}
         command = [*emulator, str(root / "usr/bin/python3.11"), *map(str, arguments)]
-        return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, check=False)
+        return run_program(command, env=environment, cwd=cwd)
 
 
 def set_up(wheels: Sequence[str]) -> Userland:
@@ -144,10 +142,10 @@ def _install(requirements: Sequence[str], site: Path) -> None:
 
 
 def _run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> None:
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        why = f"{' '.join(map(str, command[:4]))} ended with {done.returncode}: {lines[-1] if lines else 'no word'}"
+    ran = run_program(list(map(str, command)), env=environment)
+    if ran.code:
+        lines = [line for line in ran.err.splitlines() if line.strip()]
+        why = f"{' '.join(map(str, command[:4]))} ended with {ran.code}: {lines[-1] if lines else 'no word'}"
         raise _unavailable(why, "the first time it takes a network: connect, and run it again")
 
 

@@ -1,4 +1,4 @@
-"""The process with transformers: conversations as its own tokenizer and template have them, on stdout."""
+"""The worker with transformers: conversations as its own tokenizer and template have them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import sys
 from datetime import datetime, tzinfo
 from typing import Any
 
-import msgspec
-
 from edgeglm.export.chat.request import NOW, Answer, Case, Rendered, Request
+from edgeglm.worker import serve
 
 # Neither is needed for a tokenizer, and importing them takes seconds and hundreds of megabytes.
 for name in ("torch", "torchao", "torchvision", "torchaudio", "tensorflow", "jax"):
@@ -61,6 +60,6 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:300]
 
 
-if __name__ == "__main__":
-    request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
-    sys.stdout.buffer.write(msgspec.json.encode(answer(request)))
+def main() -> int:
+    """Answer a request."""
+    return serve(Request, lambda request, show: answer(request))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -13,12 +11,13 @@ import msgspec
 from edgeglm.errors import EdgeglmError, UnsupportedError
 from edgeglm.export.chat.cases import cases
 from edgeglm.export.chat.request import NOW, Answer, Case, Rendered, Request
-from edgeglm.process import end_with_parent
 from edgeglm.runtimes.chat import Chat
 from edgeglm.runtimes.messages import normalize
 from edgeglm.store import find, keep, making
+from edgeglm.worker import Crashed, Overdue, Worker
 
 SECONDS = 180  # that transformers may take; our own limits were kept before it is asked
+TRANSFORMERS = Worker("edgeglm.export.chat.child", Answer, "the process with transformers", seconds=SECONDS)
 LIBRARIES = ("transformers", "tokenizers", "jinja2")
 AROUND = 24  # characters that are shown of a difference
 KIND = "chats"  # in the cache
@@ -101,21 +100,11 @@ def _key(request: Request, chat: Chat) -> str:
 
 
 def _ask(request: Request) -> bytes:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "edgeglm.export.chat.child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=end_with_parent,  # noqa: PLW1509
-    )
+    """What transformers' own process makes of it; where it ends without an answer, the reason is one."""
     try:
-        data, _ = process.communicate(msgspec.json.encode(request), timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        return msgspec.json.encode(Answer(error=f"it takes more than {SECONDS} seconds"))
-    finally:
-        process.kill()
-        process.wait()
-    if process.returncode:
-        return msgspec.json.encode(Answer(error=f"its process ended with {process.returncode}"))
-    return data
+        answer = TRANSFORMERS.run(request, "chat template")
+    except Overdue:
+        answer = Answer(error=f"it takes more than {SECONDS} seconds")
+    except Crashed as error:
+        answer = Answer(error=f"its process ended: {error}")
+    return msgspec.json.encode(answer)

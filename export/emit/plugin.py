@@ -10,7 +10,6 @@ import importlib.util
 import re
 import resource
 import shutil
-import signal
 import subprocess
 import tempfile
 from collections import Counter
@@ -26,7 +25,7 @@ from onnx import TensorProto, helper
 
 from edgeglm.errors import BudgetError, UnsupportedError
 from edgeglm.export.emit import qnn
-from edgeglm.process import at_fixed_addresses
+from edgeglm.process import KILLED, at_fixed_addresses, child, ended
 from edgeglm.runtimes.litert import version
 from edgeglm.runtimes.qnn import PROVIDER, Chip
 from edgeglm.scratch import scratch_folder
@@ -181,31 +180,26 @@ def _run(place: Path, soc: str, most: int) -> None:
         at_fixed_addresses()
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
+    options: dict[str, Any] = {
+        "cwd": place,
+        "env": {"LD_LIBRARY_PATH": ".:qnn"},
+        "start_new_session": True,
+        "before": bounded,
+    }
     with tempfile.TemporaryFile() as noise:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=noise,
-            stderr=noise,
-            cwd=place,
-            env={"LD_LIBRARY_PATH": ".:qnn"},
-            start_new_session=True,
-            preexec_fn=bounded,  # noqa: PLW1509
-        )
-        try:
-            status = process.wait(SECONDS)
-        except subprocess.TimeoutExpired as error:
-            raise UnsupportedError("vision", f"{title()} was not done after {SECONDS} s", INSTEAD) from error
-        finally:
-            process.kill()
-            process.wait()
+        with child(command, stdin=subprocess.DEVNULL, stdout=noise, stderr=noise, **options) as process:
+            try:
+                status = process.wait(SECONDS)
+            except subprocess.TimeoutExpired as error:
+                raise UnsupportedError("vision", f"{title()} was not done after {SECONDS} s", INSTEAD) from error
         noise.seek(0)
         said = noise.read().decode(errors="replace")
-    if status == qnn.KILLED:
-        raise BudgetError("vision", f"{title()} was killed while it compiled", "give it more memory")
+    if status == KILLED:
+        why = f"{title()} was killed, most likely because memory ran out"
+        raise BudgetError("vision", why, "give it more memory")
     made = place / MADE
     if status or not made.is_file() or not made.stat().st_size:
-        reason = f"it was ended by {signal.Signals(-status).name}" if status < 0 else _said(said, status)
+        reason = ended(status) if status < 0 else _said(said, status)
         raise UnsupportedError("vision", f"{title()} cannot compile it: {reason}", INSTEAD)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import mmap
 import re
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -16,11 +14,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeglm.errors import BudgetError, UnsupportedError
+from edgeglm.errors import UnsupportedError
 from edgeglm.export.emit.qnn_child import Work
-from edgeglm.process import end_with_parent
 from edgeglm.runtimes.qnn import DISTRIBUTION, INSTALL, Chip
 from edgeglm.scratch import scratch_folder
+from edgeglm.worker import Crashed, Worker
 
 # What the compiler writes into its file: "soc_type=QCS6490;arch=68".
 CHIP = re.compile(rb"soc_type=(\w+);arch=(\d+)")
@@ -29,8 +27,6 @@ CHIPS = {93: "QCS6490", 43: "SM8550"}
 UNSUPPORTED = re.compile(r"Unsupported nodes in QNN EP:(.*)")
 NODE = re.compile(r"\{ name: (.*?), type: (\w+) \}")
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
-# signal.SIGKILL, by which the kernel ends who takes too much memory.
-KILLED = -9
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -102,37 +98,24 @@ def _run(work: Work, samples: Sequence[Arrays]) -> dict[str, list[Arrays]]:
 
 
 def _process(work: Work) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "edgeglm.export.emit.qnn_child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for us, and we end the child
-        preexec_fn=end_with_parent,  # noqa: PLW1509
-    )
+    """Do the work in a worker: the vendor's libraries print, keep memory, and may end the process."""
+    compiler = Worker("edgeglm.export.emit.qnn_child", type(None), title(), "give it more memory")
     try:
-        _, noise = process.communicate(msgspec.json.encode(work))
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    if process.returncode == KILLED:
-        raise BudgetError("vision", f"{title()} was killed while it compiled", "give it more memory")
-    if process.returncode:
-        raise UnsupportedError("vision", _reason(noise, process.returncode), "place it on the cpu in the profile")
+        compiler.run(work, "vision")
+    except Crashed as error:
+        raise UnsupportedError("vision", _reason(error), "place it on the cpu in the profile") from error
 
 
-def _reason(noise: bytes, status: int) -> str:
+def _reason(error: Crashed) -> str:
     """Return why the compiler failed, out of what it printed."""
-    text = COLOUR.sub("", noise.decode(errors="replace"))
+    text = COLOUR.sub("", "\n".join(error.lines))
     if found := UNSUPPORTED.search(text):
         nodes = [f"{name} ({operator})" for name, operator in NODE.findall(found[1])]
         more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
         return f"{title()} has no form on this NPU for {', '.join(nodes[:3])}{more}"
     if "fallback to CPU EP has been explicitly disabled" in text:
         return f"{title()} has no form on this NPU for some of its operators"
-    lines = [line for line in text.strip().splitlines() if line.strip()] or [f"it ended with {status}"]
-    return f"{title()} cannot compile it: {lines[-1]}"
+    return f"{title()} cannot compile it: {COLOUR.sub('', str(error))}"
 
 
 def chip_name(context: Path, chip: Chip) -> str:

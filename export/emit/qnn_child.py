@@ -1,4 +1,4 @@
-"""The compiling process: ``python -m edgeglm.export.emit.qnn_child`` with a `Work` on stdin.
+"""The compiling worker, which does a `Work`.
 
 It compiles a quantized ONNX for the NPU, runs both where inputs are given, and leaves the outputs in a file. It is a
 process of its own because the vendor's libraries print, keep memory, and may end the process; what it writes on stdout
@@ -8,16 +8,15 @@ and stderr is for the parent to look through.
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnxruntime
 from msgspec import Struct
 
 from edgeglm.runtimes.ort_session import session_options
 from edgeglm.runtimes.qnn import Chip, Npu, find_npu
+from edgeglm.worker import serve
 
 
 class Work(Struct, frozen=True):
@@ -36,9 +35,8 @@ class Work(Struct, frozen=True):
     simulate: bool = False
 
 
-def main() -> None:
-    """Read the work and do it."""
-    work = msgspec.json.decode(sys.stdin.buffer.read(), type=Work)
+def do(work: Work) -> None:
+    """Compile and run what is asked for."""
     # The compiler puts a hash of the model's path, as it was given, into what it makes.
     os.chdir(work.folder)
     npu = find_npu()
@@ -85,5 +83,6 @@ def _run(engine: str, session: onnxruntime.InferenceSession, samples: list[dict[
     }
 
 
-if __name__ == "__main__":
-    main()
+def main() -> int:
+    """Do the work."""
+    return serve(Work, lambda work, show: do(work))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
+
+from edgeglm.process import child, end, ended
 
 PREFIX = "edgeglm: "
 PATIENCE = 10.0  # seconds for a command to put its files in order
@@ -42,21 +43,16 @@ class Programs:
             Stopped: It was stopped before that.
         """
         command = [sys.executable, "-m", "edgeglm", *map(str, arguments), "--json"]
-        with self._lock:
-            if self._stopped:
-                raise Stopped
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-            self._running.add(process)
-        try:
-            out, err = process.communicate()
-        except BaseException:  # an interrupt of this thread
-            _end(process)
-            raise
-        finally:
+        pipe, running = subprocess.PIPE, ExitStack()
+        with running:
             with self._lock:
-                self._running.discard(process)
+                if self._stopped:
+                    raise Stopped
+                options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": pipe, "stderr": pipe, "text": True}
+                process = running.enter_context(child(command, patience=PATIENCE, **options))
+                self._running.add(process)
+            running.callback(self._running.discard, process)
+            out, err = process.communicate()
         if self._stopped:
             raise Stopped
         return Done(process.returncode, _object(out), _reason(process.returncode, err))
@@ -66,15 +62,7 @@ class Programs:
         with self._lock:
             self._stopped, running = True, list(self._running)
         for process in running:
-            _end(process)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """Have a command that was interrupted end, by force if it takes too long."""
-    process.send_signal(signal.SIGINT)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(PATIENCE)
-    process.kill()
+            end(process, PATIENCE)
 
 
 def _object(out: str) -> dict[str, Any]:
@@ -90,5 +78,5 @@ def _reason(code: int, err: str) -> str:
     ours = [line.removeprefix(PREFIX) for line in lines if line.startswith(PREFIX)]
     if ours or not code:
         return ours[-1] if ours else ""
-    end = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    return f"{end}: {lines[-1]}" if lines else end
+    how = ended(code)
+    return f"{how}: {lines[-1]}" if lines else how

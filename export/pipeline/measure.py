@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from edgeglm.errors import AccuracyError, EdgeglmError
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.validation.memory import BASE_BYTES, is_streamed, streamed_bytes, whole_bytes
 from edgeglm.manifest import Metric
+from edgeglm.process import run_program
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Validation:
             EdgeglmError: It cannot be validated, for the reason that the command gives.
         """
         command = [sys.executable, "-m", "edgeglm", "validate", str(bundle), "--json", *self._options()]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode not in (0, AccuracyError.exit_code):
-            raise _failure(done.returncode, done.stderr)
-        return msgspec.json.decode(done.stdout, type=_Result).metrics
+        ran = run_program(command)
+        if ran.code not in (0, AccuracyError.exit_code):
+            raise _failure(ran.code, ran.err)
+        return msgspec.json.decode(ran.out, type=_Result).metrics
 
     def peak(self, original: Checkpoint, loaded: int) -> int:
         """Return the predicted bytes of all processes, where a session of the bundle takes `loaded`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from edgeglm.export.report.page import render
 from edgeglm.export.validation.agent import worst_answers
 from edgeglm.export.validation.text import Scores, worst_windows
 from edgeglm.export.validation.windows import Windows
+from edgeglm.process import run_program
 
 CASES, PASSAGES = 9, 5
 # Of a picture in the page, in pixels, and of a passage in characters.
@@ -135,10 +135,10 @@ def _memory(bundle: Bundle, question: str, picture: Path | None) -> Memory | Non
         return None
     command = [sys.executable, "-m", "edgeglm.runtimes", str(bundle.folder), "--json", "--max-new-tokens", str(TOKENS)]
     command += [f"--prompt={question}", *([f"--image={picture}"] if picture else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
+    ran = run_program(command)
+    if ran.code:
         return None
-    answer = json.loads(done.stdout)
+    answer = json.loads(ran.out)
     tokens = answer["prompt_tokens"] + answer["generated_tokens"]
     predicted = bundle.manifest.predicted.device_peak_rss_bytes
     context = min((length for length in predicted if length >= tokens), default=max(predicted))

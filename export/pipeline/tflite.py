@@ -6,19 +6,15 @@ A file holds as many blocks as have few enough weights, so that memory is bounde
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-import msgspec
 import numpy as np
 
 from edgeglm import manifest
-from edgeglm.errors import BudgetError, EdgeglmError
+from edgeglm.errors import EdgeglmError
 from edgeglm.export.choices import NPU_PRECISIONS, is_measured
 from edgeglm.export.demo.samples import DATA, Sample, read_samples
 from edgeglm.export.describe import describe_vision
@@ -32,12 +28,13 @@ from edgeglm.export.pipeline.tflite_npu import compile_on_npu
 from edgeglm.export.pipeline.tflite_sizes import CALIBRATE_BYTES, CHUNK, all_scores, files_of
 from edgeglm.export.pipeline.tflite_task import Report, Task
 from edgeglm.export.prove.values import Values
-from edgeglm.process import end_with_parent
 from edgeglm.runtimes.image import to_patches
 from edgeglm.runtimes.litert import DECODE, ENCODE, Decoder, Encoder, File
 from edgeglm.scratch import scratch_folder
+from edgeglm.worker import Crashed, Worker
 
 PICTURES = 16
+CONVERTER = Worker("edgeglm.export.pipeline.tflite_child", Report, "the converter")
 Share = Callable[[float], None]
 
 
@@ -132,42 +129,13 @@ def _pictures(prepared: Prepared, folder: Path) -> str | None:
 
 
 def _run(task: Task, share: Share) -> Report:
-    """Return the last report of a converting process that ends with us, whatever ends us."""
-    with tempfile.TemporaryFile() as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "edgeglm.export.pipeline.tflite_child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            start_new_session=True,
-            preexec_fn=end_with_parent,  # noqa: PLW1509
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            with process.stdin:
-                process.stdin.write(msgspec.json.encode(task))
-            report = Report(0)
-            with process.stdout:
-                for line in process.stdout:
-                    report = msgspec.json.decode(line, type=Report)
-                    share(report.done / len(task.files))
-            process.wait()
-        finally:
-            process.kill()
-            process.wait()
-        if process.returncode:
-            stderr.seek(0)
-            raise _failure(task, process.returncode, stderr.read().decode(errors="replace"))
-        return report
-
-
-def _failure(task: Task, status: int, stderr: str) -> EdgeglmError:
+    """Have a worker convert, and return its report."""
     what = f"{task.module}: converting to TFLite"
-    if status == -9:
-        return BudgetError(what, "the converter was killed, most likely because memory ran out", "free some memory")
-    lines = stderr.strip().splitlines() or ["without a word"]
-    return EdgeglmError(what, f"the converter ended with {status}: {lines[-1]}", "report it, or export to ONNX")
+    try:
+        return CONVERTER.run(task, what, share)
+    except Crashed as error:
+        why = f"the converter ended with {error.status}: {error}"
+        raise EdgeglmError(what, why, "report it, or export to ONNX") from error
 
 
 def _outputs(files: Mapping[str, Span], writer: BundleWriter) -> list[OutputFile]:

@@ -1,20 +1,13 @@
-"""The converting process: ``python -m edgeglm.export.pipeline.tflite_child`` with a `Task` on stdin.
-
-It is a process of its own because torch, the converter and what they keep of a module must be gone afterwards. It says
-a `Report` in a line on stdout for each file that is written.
-"""
+"""The converting worker: torch, the converter and what they keep of a module are gone when it ends."""
 
 from __future__ import annotations
 
 import gc
 import hashlib
-import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 # edgeglm.export keeps it out of its processes, and litert-torch cannot be imported without.
 if sys.modules["torchao"] is None:
@@ -33,6 +26,7 @@ from edgeglm.export.positions import position_embedding
 from edgeglm.export.prove.values import relative_error, two_digits
 from edgeglm.export.trace.litert import Builder
 from edgeglm.runtimes.litert import Encoder, File
+from edgeglm.worker import serve
 
 FLOAT = "float.tflite"
 
@@ -61,7 +55,7 @@ class Conversion:
         self.builder = Builder(checkpoint.config, task.grid, self.source)
         self.precision, self.errors = task.precision, dict[str, float]()
 
-    def run(self, say: Any) -> None:  # noqa: ANN401
+    def run(self, show: Callable[[float], None]) -> Report:
         """Write all files."""
         for index, (name, span) in enumerate(self.task.files.items(), 1):
             path = Path(name)
@@ -71,8 +65,8 @@ class Conversion:
             else:
                 self._quantize(span, path)
             gc.collect()
-            last = index == len(self.task.files)
-            say(Report(index, self.source.sha256, self.precision, self.errors) if last else Report(index))
+            show(index / len(self.task.files))
+        return Report(self.source.sha256, self.precision, self.errors)
 
     def _convert(self, span: Span, path: Path) -> None:
         builder, task = self.builder, self.task
@@ -121,14 +115,7 @@ def _features(path: Path, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
         encoder.close()
 
 
-def main() -> None:
-    """Read the task, write the files, say how far it is."""
+def main() -> int:
+    """Write the files of a task."""
     warnings.simplefilter("ignore")
-    answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # what libraries print is no answer
-    task = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
-    Conversion(task).run(lambda report: answers.write(msgspec.json.encode(report) + b"\n"))
-
-
-if __name__ == "__main__":
-    main()
+    return serve(Task, lambda task, show: Conversion(task).run(show))

@@ -1,4 +1,4 @@
-"""What the converting process is asked, and what it says: plain data, so that both sides of the pipe share it."""
+"""What the converting worker is asked, and what it answers."""
 
 from __future__ import annotations
 
@@ -39,13 +39,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Report:
-    """The number of files that are written; at the end, the hashes of the checkpoint's tensors by name.
+    """The hashes of the checkpoint's tensors by name, and the precision.
 
     ``errors`` are those of the precisions that were tried, relative to fp32, where there was a choice; the first of the
     least is taken.
     """
 
-    done: int
-    sha256: dict[str, str] = field(default_factory=dict)
-    precision: str = ""
+    sha256: dict[str, str]
+    precision: str
     errors: dict[str, float] = field(default_factory=dict)

@@ -1,8 +1,8 @@
-"""The tracing process: ``python -m edgeglm.export.trace.child`` with a list of `TraceRequest` on stdin.
+"""The tracing worker, which answers a list of `TraceRequest` with the files of each.
 
 It builds one block of each kind on the meta device from transformers' own classes, traces it with hooks for the
-dialect, and gives on stdout, as MessagePack, ``{kind}.{front,block,back}.onnx`` and ``model.json`` of each request:
-nothing is written to a disk, which could be full. It is a process of its own because importing torch and transformers
+dialect, and returns ``{kind}.{front,block,back}.onnx`` and ``model.json`` of each request: nothing is written to a
+disk, which could be full. It is a process of its own because importing torch and transformers
 costs several hundred megabytes that must be gone before weights stream.
 """
 
@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
-import sys
 import warnings
 from collections.abc import Callable
 from types import ModuleType
@@ -28,6 +26,7 @@ from edgeglm.export.model import Model
 from edgeglm.export.trace.dialects import ATTENTION, OPSETS, Attention, OrtAttention, PortableAttention, Step, hooked
 from edgeglm.export.trace.placeholders import Linear, insert_placeholders
 from edgeglm.export.trace.request import TraceRequest
+from edgeglm.worker import serve
 
 # Sizes of the example inputs; none equal, so that no two dynamic axes are taken for one.
 LENGTH, PAST = 5, 11
@@ -318,15 +317,8 @@ class VisionBack(nn.Module):
         return features
 
 
-def main() -> None:
-    """Read the requests, answer with the files of each."""
+def main() -> int:
+    """Trace what is requested."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    with os.fdopen(os.dup(1), "wb") as answers:
-        os.dup2(2, 1)  # what libraries print is no answer
-        requests = msgspec.json.decode(sys.stdin.buffer.read(), type=list[TraceRequest])
-        answers.write(msgspec.msgpack.encode([Tracer(request).run() for request in requests]))
-
-
-if __name__ == "__main__":
-    main()
+    return serve(list[TraceRequest], lambda requests, show: [Tracer(request).run() for request in requests])

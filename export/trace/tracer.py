@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -16,16 +13,22 @@ import msgspec
 import onnx
 import onnx_ir as ir
 
-from edgeglm.errors import BudgetError, UnsupportedError
+from edgeglm.errors import UnsupportedError
 from edgeglm.export.model import Model, Traces
 from edgeglm.export.trace.request import PARTS, TraceRequest
-from edgeglm.process import end_with_parent
 from edgeglm.store import find, keep, making
+from edgeglm.worker import Crashed, Worker
 
 KIND = "traces"
 LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 # The last line of a traceback.
 RAISED = re.compile(r"[\w.]*(Error|Exception|Violation)\w*: .")
+TRACER = Worker(
+    "edgeglm.export.trace.child",
+    list[dict[str, bytes]],
+    "the tracing process",
+    "free some memory, then run the same command",
+)
 
 
 @dataclass(frozen=True)
@@ -77,32 +80,14 @@ def _find(requests: Sequence[TraceRequest]) -> tuple[dict[TraceRequest, dict[str
 
 
 def _run(requests: Sequence[TraceRequest]) -> list[dict[str, bytes]]:
-    """Trace in a child process; the files of each request."""
-    # A process group of its own: Ctrl-C is for us, and we end the child; so does the kernel, should we be killed.
-    process = subprocess.Popen(
-        [sys.executable, "-m", "edgeglm.export.trace.child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        preexec_fn=end_with_parent,  # noqa: PLW1509
-    )
+    """Trace in a worker; the files of each request."""
     try:
-        answer, errors = process.communicate(msgspec.json.encode(requests))
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    if process.returncode == -signal.SIGKILL:
-        why = "the tracing process was killed, most likely because memory ran out"
-        raise BudgetError("tracing", why, "free some memory, then run the same command")
-    if process.returncode:
-        lines = errors.decode(errors="replace").strip().splitlines() or [f"it ended with {process.returncode}"]
+        return TRACER.run(list(requests), "tracing")
+    except Crashed as error:
         # Behind an error's own line, libraries may print more of it.
-        said = next((line for line in reversed(lines) if RAISED.match(line)), lines[-1])
+        said = next((line for line in reversed(error.lines) if RAISED.match(line)), str(error))
         why = f"transformers cannot build and trace this model: {said}"
-        raise UnsupportedError("config.json", why, "take an unchanged config of the model")
-    return msgspec.msgpack.decode(answer, type=list[dict[str, bytes]])
+        raise UnsupportedError("config.json", why, "take an unchanged config of the model") from error
 
 
 def _load(files: Mapping[str, bytes]) -> Traced:

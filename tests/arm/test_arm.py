@@ -43,9 +43,9 @@ def bundle(arm: Userland, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_user_land_is_arm_and_its_address_space_can_be_limited(arm: Userland) -> None:
     done = arm.python(["-c", "import platform; print(platform.machine())"])
-    assert (done.stdout, done.stderr) == ("aarch64\n", "")
+    assert (done.out, done.err) == ("aarch64\n", "")
     limited = arm.python(["-c", "bytes(256 << 20)"], 256 * MIB)
-    assert limited.stderr.endswith("MemoryError\n")
+    assert limited.err.endswith("MemoryError\n")
 
 
 def test_answers_are_the_same_as_here(bundle: Path, capsys: Capture) -> None:

@@ -148,7 +148,7 @@ def test_the_compiler_is_ended_with_its_bounds(bundle: Path, tmp_path: Path, mon
             compile_file(model, compiled, QCS6490)
     with monkeypatch.context() as patch:  # a second of the processor's time, after which the kernel kills it
         patch.setattr(plugin, "at_fixed_addresses", lambda: resource.setrlimit(resource.RLIMIT_CPU, (1, 1)))
-        with pytest.raises(BudgetError, match="was killed while it compiled; give it more memory"):
+        with pytest.raises(BudgetError, match="was killed, most likely because memory ran out; give it"):
             compile_file(model, compiled, QCS6490)
 
 
