@@ -26,6 +26,7 @@ SMALL_FILES = (
     "config_sentence_transformers.json",
 )  # fmt: skip
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+OTHER = re.compile(r"[\w.+ -]{1,200}")
 SHARD = re.compile(r"[\w.+ -]{1,200}\.safetensors")
 # Most headers are whole in so many bytes, and none is larger than so many (the safetensors library's own limit).
 FIRST_BYTES, MOST_BYTES = 100_000, 100_000_000
@@ -66,12 +67,26 @@ def locate_headers(model: str | None) -> Iterator[tuple[Path, str]]:
     with scratch_folder("plan") as scratch:
         folder = scratch / model  # so that lines about its files name the model
         folder.mkdir(parents=True)
-        for file in snapshot.iterdir():
+        for file in snapshot.iterdir() if snapshot.is_dir() else ():
             (folder / file.name).symlink_to(file.resolve())
         for shard in _shards(snapshot):
             if not (folder / shard).exists() and (header := _read_header(model, shard, snapshot.name)):
                 (folder / shard).write_bytes(header)
+        if not any(folder.glob("*.safetensors")):
+            _touch_others(model, folder)
         yield folder, model
+
+
+def _touch_others(model: str, folder: Path) -> None:
+    """Make empty files of the names of what was not downloaded, by which a folder is recognized."""
+    from huggingface_hub import HfApi
+
+    names: list[str] = []
+    with suppress(Exception):  # the checkpoint's reader says what is missing
+        names = HfApi().list_repo_files(model)
+    for name in names:
+        if OTHER.fullmatch(name) and not name.endswith((".json", ".safetensors")) and not (folder / name).exists():
+            (folder / name).touch()
 
 
 def _is_on_hub(model: str) -> bool:
@@ -81,7 +96,9 @@ def _is_on_hub(model: str) -> bool:
 def _download(name: str, files: tuple[str, ...]) -> Path:
     # Only here, because it costs an import that no folder needs.
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # that no name matched is said below
     try:
         return Path(snapshot_download(name, allow_patterns=list(files)))
     except Exception as error:

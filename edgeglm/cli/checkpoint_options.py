@@ -15,6 +15,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from edgeglm.devices.loader import load_profile
 from edgeglm.devices.profile import Profile
+from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.locate import locate, locate_headers
 from edgeglm.export.picture import parse_image_size
 from edgeglm.export.pipeline.prepared import Request
@@ -54,6 +55,9 @@ def to_request(
     """Return what the options ask of the exporter. Raises UsageError for a wrong one."""
     profile, sizes = _parse(target, image_size)
     folder, name = locate(model)
+    if model == name and not any(folder.glob("*.safetensors")):
+        with locate_headers(model) as (names, _):  # which has the names of all files of a repository
+            Checkpoint.open(names, headers_only=True)
     return Request(folder, name, profile, precision, context, sizes, model is None, adapter=_folder(adapter))
 
 

@@ -30,11 +30,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def plan(hub: Hub, home: Path, name: str = NAME) -> subprocess.CompletedProcess[str]:
+def plan(hub: Hub, home: Path, name: str = NAME, command: str = "plan") -> subprocess.CompletedProcess[str]:
     """In a process of its own, since the hub's address is read once."""
     environment = os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
-    command = [sys.executable, "-m", "edgeglm", "plan", name, "--target", "cpu", "--json"]
-    return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, check=False)
+    line = [sys.executable, "-m", "edgeglm", command, name, "--target", "cpu", "--json"]
+    return subprocess.run(line, env=environment, cwd=home, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
@@ -71,3 +71,30 @@ def test_a_shard_that_is_not_there_is_one_line(folder: Path, tmp_path: Path) -> 
     done = plan(Hub(NAME, copy), tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (6, 1), done.stderr
     assert f"{NAME}/model-00002-of-00002.safetensors: is missing, and 1 of the 2 files" in done.stderr
+
+
+OTHERS = {
+    "GGUF alone": (["glm-Q4_K_M.gguf", "README.md"], 3, "glm-Q4_K_M.gguf: is a model in GGUF, the format of llama.cpp"),
+    "GGUF with a config": (["glm-Q4_K_M.gguf", "config.json"], 3, "glm-Q4_K_M.gguf: is a model in GGUF, the format of"),
+    "a pickle": (["pytorch_model.bin", "config.json"], 3, "pytorch_model.bin: is a pickle, which can run code"),
+    "nothing": (["README.md"], 2, "someone/Tiny-GLM: holds no config.json; "),
+}
+
+
+@pytest.mark.parametrize("command", ["plan", "export"])
+@pytest.mark.parametrize(("names", "code", "told"), OTHERS.values(), ids=OTHERS)
+def test_a_repository_without_safetensors_is_recognized_and_not_downloaded(
+    names: list[str], code: int, told: str, command: str, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    for name in names:
+        (repository / name).write_text("{}" if name.endswith(".json") else "GGUF" * 1000)
+    hub = Hub(NAME, repository)
+    done = plan(hub, tmp_path, command=command)
+    assert (done.returncode, done.stdout) == (code, "")
+    (line,) = [line for line in done.stderr.splitlines() if line and "Fetching" not in line]
+    assert line.startswith("edgeglm: ")
+    assert NAME in line
+    assert told in line
+    assert {name for name in hub.sent if name} <= {"config.json"}
