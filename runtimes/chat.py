@@ -135,14 +135,26 @@ class Chat:
 
 
 class TextStream:
-    """The text of an answer, token by token; a character that takes several tokens comes when it is whole."""
+    """Holds the text of an answer, token by token; a character that takes several tokens comes when it is whole."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer, self.decoder = tokenizer, DecodeStream(skip_special_tokens=True)
+        self.tokens: list[int] = []
         self.text = ""
 
     def add(self, token: int) -> str:
         """Return what the token adds to the text."""
+        self.tokens.append(token)
         piece = self.decoder.step(self.tokenizer, token) or ""
+        self.text += piece
+        return piece
+
+    def finish(self) -> str:
+        """Return what the end of the answer adds: the sign for a character that was cut off, as transformers decodes.
+
+        It stands in the text from then on, as a place where something is missing.
+        """
+        whole = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        piece = whole[len(self.text) :] if whole.startswith(self.text) else ""
         self.text += piece
         return piece

@@ -287,6 +287,7 @@ class Runner:
                 if (following := next(answer, None)) is None:
                     break
                 token = following
+            show(stream.finish())
         seconds, generated = (self._log.ms() - first) / 1e3, len(self._generated)
         return Answer(
             text=stream.text,

@@ -18,6 +18,7 @@ from edgeglm.errors import BudgetError, DamagedFileError, UsageError
 from edgeglm.export.demo.agent import MAX_NEW_TOKENS, Agent
 from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.export.locate import DEMO
+from edgeglm.runtimes.messages import message
 from edgeglm.runtimes.runner import Runner
 from edgeglm.runtimes.sampling import Sampling
 from tests.runtimes.demo import SCREEN, ask, demo_bundle
@@ -79,6 +80,16 @@ def test_an_answer_that_was_cut_off_says_so(exact: Path, capsys: pytest.CaptureF
     assert "cut off after 3 tokens; raise --max-new-tokens" in capsys.readouterr().out
     assert main(command) == 0
     assert "cut off" not in capsys.readouterr().out
+
+
+def test_an_answer_that_ends_within_a_character_shows_it(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Runner(exact) as runner:
+        tokens = runner.chat.bounded.encode("OK 🙂")[:-1]
+        monkeypatch.setattr("edgeglm.runtimes.runner.generate", lambda *_: iter(tokens))
+        shown: list[str] = []
+        answer = runner.answer([message("user", "Open Maps")], show=shown.append)
+    assert answer.text == "".join(shown) == "OK \ufffd"
+    assert [piece for piece in shown if "\ufffd" in piece] == shown[-1:]
 
 
 def test_options_of_the_sampling_reach_it(exact: Path, capsys: pytest.CaptureFixture[str]) -> None:

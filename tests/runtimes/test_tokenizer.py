@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -156,3 +157,32 @@ def test_a_pointer_is_called_one(tmp_path: Path, name: str) -> None:
     (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(DamagedFileError, match=f"{name}: is a Git LFS pointer, not the file itself; run git lfs pull"):
         Chat(Sidecars(folder), None, sees=True)
+
+
+def streamed(chat: Chat, tokens: list[int]) -> tuple[list[str], str]:
+    stream = chat.stream()
+    pieces = [stream.add(token) for token in tokens]
+    end = stream.finish()
+    assert stream.text == "".join(pieces) + end
+    return pieces, stream.text
+
+
+def test_characters_come_whole_and_the_text_is_that_of_transformers() -> None:
+    chat, theirs = Chat(Sidecars(DEMO), None), AutoTokenizer.from_pretrained(DEMO)
+    tokens = chat.bounded.encode("Open 打开设置 é 🙂🏽!")
+    assert len(tokens) > 12
+    for count in range(len(tokens) + 1):
+        pieces, text = streamed(chat, tokens[:count])
+        assert text == theirs.decode(tokens[:count], skip_special_tokens=True)
+        assert "\ufffd" not in "".join(pieces)
+    assert any(streamed(chat, tokens[:count])[1].endswith("\ufffd") for count in range(len(tokens)))
+
+
+def test_bytes_that_are_no_text_are_shown_as_in_transformers() -> None:
+    chat, theirs = Chat(Sidecars(DEMO), None), AutoTokenizer.from_pretrained(DEMO)
+    chance = random.Random(1)
+    for _ in range(300):
+        tokens = [chance.randrange(chat.tokenizer.get_vocab_size()) for _ in range(chance.randrange(12))]
+        pieces, text = streamed(chat, tokens)
+        assert text == theirs.decode(tokens, skip_special_tokens=True)
+        assert not "".join(pieces).endswith("\ufffd")
