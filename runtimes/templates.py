@@ -153,9 +153,7 @@ def named_templates(folder: Path) -> list[str]:
 
 def special_tokens(sidecars: Sidecars) -> dict[str, str]:
     """Return the tokens that ``tokenizer_config.json`` and ``special_tokens_map.json`` name, such as ``bos_token``."""
-    settings = sidecars.object(SETTINGS)
-    if "added_tokens_decoder" not in settings:
-        settings |= sidecars.object(TOKENS)
+    settings = _settings(sidecars)
     for key in ("model_specific_special_tokens", "extra_special_tokens"):
         if isinstance(more := settings.get(key), dict):
             settings = {**more, **settings}
@@ -165,6 +163,23 @@ def special_tokens(sidecars: Sidecars) -> dict[str, str]:
         if key.endswith("_token") and isinstance(token, str):
             found[key] = token
     return found
+
+
+def extra_tokens(sidecars: Sidecars) -> list[str]:
+    """Return the special tokens that the same files list without names."""
+    settings = _settings(sidecars)
+    extra = settings.get("extra_special_tokens")
+    listed = extra if extra and isinstance(extra, list) else settings.get("additional_special_tokens")
+    tokens = [
+        token.get("content") if isinstance(token, dict) else token
+        for token in (listed if isinstance(listed, list) else ())
+    ]
+    return [token for token in tokens if isinstance(token, str)]
+
+
+def _settings(sidecars: Sidecars) -> dict[str, Any]:
+    settings = sidecars.object(SETTINGS)
+    return settings if "added_tokens_decoder" in settings else settings | sidecars.object(TOKENS)
 
 
 def _of_tokenizer(sidecars: Sidecars) -> dict[str, Template]:

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 from edgeglm.errors import BudgetError, DamagedFileError, UnsupportedError
 from edgeglm.runtimes.sidecars import Sidecars, damaged
 from edgeglm.runtimes.template_prices import MAX_TEXT
-from edgeglm.runtimes.templates import SETTINGS, special_tokens
+from edgeglm.runtimes.templates import SETTINGS, extra_tokens, special_tokens
 
 FILE = "tokenizer.json"
 SECONDS = 20.0  # that encoding may take, and...
@@ -116,7 +116,7 @@ class BoundedTokenizer:
             if repr(made) not in have:
                 named.add(made.content)
                 yield made
-        for content in dict.fromkeys(special_tokens(sidecars).values()):
+        for content in dict.fromkeys([*special_tokens(sidecars).values(), *extra_tokens(sidecars)]):
             if content not in named:
                 yield AddedToken(content, special=True)
 

@@ -14,6 +14,7 @@ from edgeglm.export.checkpoint.files import shown
 from edgeglm.export.checkpoint.generation import KNOWN, SILENT, read_generation
 from edgeglm.export.checkpoint.processor import read_processor
 from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.checkpoint.sidecar_keys import unheard
 from edgeglm.export.checkpoint.sidecars import open_chat, picture_note
 from edgeglm.export.choices import choose, npu_note
 from edgeglm.export.families import FAMILIES
@@ -84,7 +85,7 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     context, config = _context(request, checkpoint), checkpoint.config_json
     if vision is None and request.image_sizes:
         raise UsageError("--image-size", "the model takes no pictures", "leave it out")
-    processor, notes, pictures = None, [*checkpoint.notes, *_unknown(checkpoint)], list[Picture]()
+    processor, notes, pictures = None, [*checkpoint.notes, *_unknown(checkpoint), *unheard(checkpoint)], list[Picture]()
     if vision is not None:
         processor, said = read_processor(checkpoint, vision)
         pictures = _pictures(request, vision, processor, context)
