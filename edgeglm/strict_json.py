@@ -84,7 +84,7 @@ def _fault(value: object) -> str | None:
     if isinstance(value, str) and UNFIT.search(value):
         return f"{value[:80]!r} has control characters"
     if isinstance(value, _Unfit):
-        return f"{value.text[:MAX_DIGITS]} is not a number that can be"
+        return f"{value.text[:MAX_DIGITS]} is infinite, NaN or too long"
     if isinstance(value, list):
         return next((why for item in value if (why := _fault(item))), None)
     return None

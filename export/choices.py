@@ -44,9 +44,7 @@ def parse_precisions(text: str) -> dict[str, str]:
         elif (module := name.partition(".")[0]) not in MODULES:
             raise UsageError(f"--precision {text}", f"{module!r} is not a module", nearest_name(module, MODULES))
         if not precision or name in asked:
-            raise UsageError(
-                f"--precision {text}", "says too little or twice", "write int4, or decoder=int4,vision=fp16"
-            )
+            raise UsageError(f"--precision {text}", "is empty or repeated", "write int4, or decoder=int4,vision=fp16")
         asked[name] = precision
     return {name: precision for name, precision in asked.items() if precision != "auto"}
 

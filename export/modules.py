@@ -109,11 +109,11 @@ def check_weights(weights: Iterable[Stored], source: Rows) -> None:
         sizes = [_size(name, source) for name in stored.names]
         for name, (_, columns) in zip(stored.names, sizes, strict=True):
             if columns != stored.columns:
-                raise _contradiction(source, name, f"has {columns} columns where config.json makes it {stored.columns}")
-        if sum(rows for rows, _ in sizes) != stored.rows:
-            raise _contradiction(
-                source, stored.names[0], f"has not the {stored.rows} rows that config.json makes it have"
-            )
+                why = f"expected {stored.columns} columns from config.json, found {columns}"
+                raise _contradiction(source, name, why)
+        if (found := sum(rows for rows, _ in sizes)) != stored.rows:
+            why = f"expected {stored.rows} rows from config.json, found {found}"
+            raise _contradiction(source, stored.names[0], why)
 
 
 def _size(name: str, source: Rows) -> tuple[int, int]:

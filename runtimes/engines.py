@@ -131,7 +131,7 @@ def _check_library(bundle: Bundle, library: Library, sm: int) -> None:
         why = f"is older than the {needed.version.value} that {bundle.manifest.profile.name} asks for"
         raise UnsupportedError(library.title, why, "update JetPack, or export for this device's profile")
     if not library.builds_for(sm):
-        why = f"{library.title} builds for none but {', '.join(map(str, library.compute_capabilities))}"
+        why = f"{library.title} supports only {', '.join(map(str, library.compute_capabilities))}"
         raise UnsupportedError(f"compute capability {sm}", why, "give one of these with --sm")
 
 
@@ -184,7 +184,7 @@ def _locked(folder: Path) -> Iterator[BinaryIO]:
         lock = open(folder.with_suffix(".lock"), "ab")  # noqa: SIM115
     except OSError as error:
         why = f"cannot be written: {error.strerror}"
-        raise UnsupportedError(folder.parent, why, "set XDG_CACHE_HOME to a folder that can be") from error
+        raise UnsupportedError(folder.parent, why, "set XDG_CACHE_HOME to a writable folder") from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         _sweep(folder)

@@ -56,7 +56,7 @@ def prepacked(path: Path, files: Mapping[str, File], threads: int) -> Path:
             if error.errno in DISK_IS_FULL:
                 raise
             why = f"the packed weights cannot be kept in {folder.parent}: {error.strerror}"
-            raise UnsupportedError("--low-rss", why, "set XDG_CACHE_HOME to a folder that can be written") from error
+            raise UnsupportedError("--low-rss", why, "set XDG_CACHE_HOME to a writable folder") from error
     return folder / MODEL
 
 
@@ -99,7 +99,7 @@ def _make(path: Path, folder: Path, room: int, threads: int) -> None:
         if error.errno in DISK_IS_FULL:
             raise BudgetError("--low-rss", f"no space is left in {folder.parent}", "free some of the disk") from error
         why = f"the packed weights cannot be kept in {folder.parent}: {error.strerror or error}"
-        raise UnsupportedError("--low-rss", why, "set XDG_CACHE_HOME to a folder that can be written") from error
+        raise UnsupportedError("--low-rss", why, "set XDG_CACHE_HOME to a writable folder") from error
 
 
 def _pack(path: Path, folder: Path, room: int, threads: int) -> None:

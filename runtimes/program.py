@@ -132,31 +132,47 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser(bundle: Path | None) -> argparse.ArgumentParser:
-    parser = _Parser(prog="edgeglm run", description="Answer a prompt from a bundle, and say what it took.")
+    parser = _Parser(prog="edgeglm run", description="Answer a prompt from a bundle, and report time and memory.")
     if bundle:
         parser.set_defaults(bundle=bundle)
     else:
         parser.add_argument("bundle", type=Path, help="the bundle's folder")
-    parser.add_argument("--prompt", help="what to ask (default: a chat, on a terminal)")
-    parser.add_argument("--self-test", action="store_true", help="ask the bundle's own prompts, and compare")
-    parser.add_argument("--image", type=Path, help="a picture: WebP, PNG or JPEG")
-    parser.add_argument("--max-new-tokens", type=_count, default=128, metavar="N", help="longest answer (default: 128)")
+    parser.add_argument("--prompt", help="the prompt (default: a chat, on a terminal)")
+    parser.add_argument("--self-test", action="store_true", help="answer the bundle's own prompts, and compare")
+    parser.add_argument("--image", type=Path, help="an image: WebP, PNG or JPEG")
     parser.add_argument(
-        "--context", type=_count, metavar="N", help="longest prompt and answer together (default: the bundle's)"
+        "--max-new-tokens", type=_count, default=128, metavar="N", help="maximum length of the answer (default: 128)"
     )
-    parser.add_argument("--max-ram", metavar="SIZE", help="refuse what would take more, such as 500MiB")
+    parser.add_argument(
+        "--context",
+        type=_count,
+        metavar="N",
+        help="maximum length of prompt and answer together (default: the bundle's)",
+    )
+    parser.add_argument("--max-ram", metavar="SIZE", help="refuse a request that needs more, such as 500MiB")
     parser.add_argument("--low-rss", action="store_true", help="keep packed weights in a file, made on first use")
-    parser.add_argument("--threads", type=_threads, metavar="N", help="of the engine (default: all cores)")
+    parser.add_argument("--threads", type=_threads, metavar="N", help="engine threads (default: all cores)")
     parser.add_argument("--temperature", type=_number, metavar="T", help="0 is greedy (default: the bundle's)")
     parser.add_argument(
-        "--top-k", type=_natural, metavar="N", help="of the likeliest tokens, 0 all (default: the bundle's)"
+        "--top-k",
+        type=_natural,
+        metavar="N",
+        help="sample from the N likeliest tokens, 0 for all (default: the bundle's)",
     )
     parser.add_argument(
-        "--top-p", type=_share, metavar="P", help="of the likeliest tokens' shares (default: the bundle's)"
+        "--top-p",
+        type=_share,
+        metavar="P",
+        help="sample from the likeliest tokens with this probability together (default: the bundle's)",
     )
-    parser.add_argument("--min-p", type=_part, metavar="P", help="of the likeliest's share (default: the bundle's)")
+    parser.add_argument(
+        "--min-p",
+        type=_part,
+        metavar="P",
+        help="minimum share of the likeliest token's probability (default: the bundle's)",
+    )
     parser.add_argument("--repetition-penalty", type=_positive, metavar="R", help="1 is none (default: the bundle's)")
-    parser.add_argument("--seed", type=_natural, default=0, help="of the sampling (default: 0)")
+    parser.add_argument("--seed", type=_natural, default=0, help="seed of the sampling (default: 0)")
     parser.add_argument("--memory-plot", type=Path, metavar="FILE", help="draw memory over time, as .png or .svg")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
@@ -191,7 +207,7 @@ def _number(text: str) -> float:
 
 def _positive(text: str) -> float:
     if not _number(text):
-        raise argparse.ArgumentTypeError("0 is no penalty that can be")
+        raise argparse.ArgumentTypeError("must be greater than 0")
     return float(text)
 
 

@@ -135,7 +135,7 @@ def _devices() -> tuple[dict[str, Any], str]:
     except Exception as error:  # the engine's own exceptions have no common base
         reason = str(error).splitlines()[0]
         why = f"{DISTRIBUTION} cannot be loaded into ONNX Runtime {onnxruntime.__version__}: {reason}"
-        raise UnsupportedError("NPU", why, "install both anew") from error
+        raise UnsupportedError("NPU", why, "install both again") from error
     return {each.device.type.name: each for each in devices}, library.get_qnn_htp_path()
 
 

@@ -96,7 +96,7 @@ def _as_described(path: Path, module: Module, open_: Callable[[], OrtSession]) -
     ):
         shapes = {value.name: value.shape for value in values}
         if shapes.keys() != {tensor.name for tensor in tensors}:
-            raise DamagedFileError(path, f"has not the {kind}s that the manifest lists", remedy)
+            raise DamagedFileError(path, f"has other {kind}s than the manifest lists", remedy)
         for tensor in tensors:
             if not _agree(shapes[tensor.name], tensor.shape):
                 why = f"its {kind} {tensor.name} is {shapes[tensor.name]}, and {list(tensor.shape)} in the manifest"

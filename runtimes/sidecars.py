@@ -89,7 +89,7 @@ def typed(file: Path, name: str, value: object, kind: type[T]) -> T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise damaged(file, f"its {name} cannot be so: {error}") from error
+        raise damaged(file, f"its {name} is not valid: {error}") from error
 
 
 def damaged(file: Path, why: str) -> DamagedFileError:

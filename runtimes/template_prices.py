@@ -144,7 +144,7 @@ def price_method(text: str, name: str, arguments: Sequence[Any]) -> None:
     """Pay for a method of a text."""
     spend(len(text) + sum(map(weigh, arguments)))
     if name == "encode" and arguments and arguments[0] not in ENCODINGS:
-        raise TemplateLimitError("it encodes a text in another way than UTF-8")  # some take time by its square
+        raise TemplateLimitError("it encodes a text in an encoding other than UTF-8")  # some take time by its square
     if price := METHODS.get(name):
         price(text, *arguments)
 

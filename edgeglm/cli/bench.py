@@ -21,12 +21,18 @@ from edgeglm.units import format_size
 
 @click.command("bench")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--requests", type=click.IntRange(min=2), default=6, show_default=True, metavar="N", help="How many.")
-@click.option("--max-new-tokens", type=click.IntRange(min=2), default=128, show_default=True, help="Of each answer.")
-@click.option("--threads", type=click.IntRange(1, MAX_THREADS), metavar="N", help="Of the engine (default: all cores).")
+@click.option(
+    "--requests", type=click.IntRange(min=2), default=6, show_default=True, metavar="N", help="Number of screenshots."
+)
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=2), default=128, show_default=True, help="Maximum length of an answer."
+)
+@click.option(
+    "--threads", type=click.IntRange(1, MAX_THREADS), metavar="N", help="Engine threads (default: all cores)."
+)
 @json_option
 def command(bundle: Path, requests: int, max_new_tokens: int, threads: int | None, as_json: bool) -> None:
-    """Measure how fast a bundle answers here, and in how much memory."""
+    """Measure a bundle's speed and memory on this machine."""
     samples, answers = list(read_samples(DATA / "evaluation.jsonl", requests)), list[Answer]()
     with progress_line("answering") as show, Runner(bundle, threads) as runner:
         for sample in samples:
@@ -41,7 +47,7 @@ def command(bundle: Path, requests: int, max_new_tokens: int, threads: int | Non
 
 
 def _answer(runner: Runner, sample: Sample, max_new_tokens: int) -> Answer:
-    """Return the requests; each has another picture, so that nothing of the one before is reused."""
+    """Return the requests; each has another image, so that nothing of the one before is reused."""
     picture = sample.screen if runner.model.vision and isinstance(sample.screen, Path) else None
     messages = [message("user", sample.prompt, picture)]
     return runner.answer(messages, max_new_tokens=max_new_tokens, sampling=Sampling())

@@ -16,7 +16,7 @@ SHARE = 0.6  # of the memory that is available, where no budget is given
 def max_ram_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the option, whose value goes to `parse_budget`."""
     option = click.option(
-        "--max-ram", metavar="SIZE", help="Budget of all processes, such as 2GiB (default: 60% of what is available)."
+        "--max-ram", metavar="SIZE", help="Memory of all processes, such as 2GiB (default: 60% of the available)."
     )
     return option(function)
 

@@ -52,7 +52,7 @@ def command(bundle: Path, sm: int | None, as_json: bool) -> None:
 
 
 def _builder(manifest: Manifest, sm: int | None) -> tuple[Library, int]:
-    """TensorRT, and the compute capability to build for: the GPU's, or the one that was asked for."""
+    """Return TensorRT and the compute capability to build for: the GPU's, or that of ``--sm``."""
     if sm is not None:
         return load_library(["tensorrt_rtx"]), sm
     try:

@@ -45,13 +45,13 @@ class _Command(click.Command):
 
 @click.command("burn-test", cls=_Command)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--via", default="qemu", show_default=True, metavar="WAY", help="qemu, ssh HOST, or adb.")
-@click.option("--limit", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Screens.")
-@click.option("--max-ram", metavar="SIZE", help="What the runner may take there (default: the profile's usable).")
+@click.option("--via", default="qemu", show_default=True, metavar="BACKEND", help="qemu, ssh HOST, or adb.")
+@click.option("--limit", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Screenshots.")
+@click.option("--max-ram", metavar="SIZE", help="The runner's memory there (default: the profile's usable).")
 @click.option("--python", default="python3", show_default=True, metavar="COMMAND", help="Python on the device.")
 @json_option
 def command(bundle: Path, via: str, limit: int, max_ram: str | None, python: str, as_json: bool) -> None:
-    """Run a bundle on a device: its self-test, and its answers beside this machine's."""
+    """Run a bundle on a device, and compare its answers with this machine's."""
     opened = load_bundle(bundle)
     verify_bundle(opened)
     profile = opened.manifest.profile
@@ -88,7 +88,7 @@ def _device(via: str, python: str, bundle: Bundle) -> Device:
     if way == "qemu":
         engines = {module.engine for module in bundle.manifest.modules if module.engine}
         return Qemu([*WHEELS.split(), *(ENGINE_WHEELS[name] for name in sorted(engines & ENGINE_WHEELS.keys()))])
-    raise UsageError(f"--via {way}", "is no way to a device", nearest_name(way, WAYS))
+    raise UsageError(f"--via {way}", "is not a backend", nearest_name(way, WAYS))
 
 
 def _judge(bundle: Path, device: Device, memory: int, pairs: Sequence[Pair], proof: Proof = None) -> None:
@@ -97,10 +97,10 @@ def _judge(bundle: Path, device: Device, memory: int, pairs: Sequence[Pair], pro
         if not pair.same:
             there, here = _brief(pair.there.said), _brief(pair.here.said)
             why = f"answers {_screen(number, pair)} by {there} on {device.title}, and by {here} here"
-            raise AccuracyError(bundle, why, "export it in a milder precision, or validate it there")
+            raise AccuracyError(bundle, why, "export it in a higher precision, or validate it there")
     if proof and not proof["passed"]:
         why = f"fails its self-test on {device.title}: {_agreed(proof)}"
-        raise AccuracyError(bundle, why, "export it in a milder precision, or validate it there")
+        raise AccuracyError(bundle, why, "export it in a higher precision, or validate it there")
     peak = _peak(pairs, proof)
     if not device.emulated and peak > memory:
         why = f"took {format_size(peak)}, more than {format_size(memory)}"

@@ -30,12 +30,10 @@ def checkpoint_options(function: F) -> F:
             "--image-size",
             multiple=True,
             metavar="WxH",
-            help="Picture of the vision module in pixels, such as 504x1008; once for each shape that it is to take.",
+            help="Image size of the vision module in pixels, such as 504x1008; once for each shape.",
         ),
-        click.option(
-            "--adapter", metavar="DIR", help="A LoRA adapter of peft, merged into the weights as they stream."
-        ),
-        click.option("--context", type=click.IntRange(min=1), metavar="N", help="Most tokens of a conversation."),
+        click.option("--adapter", metavar="DIR", help="A LoRA adapter of peft to merge into the weights."),
+        click.option("--context", type=click.IntRange(min=1), metavar="N", help="Maximum context length in tokens."),
         click.option(
             "--precision",
             default="auto",

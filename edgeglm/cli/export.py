@@ -45,16 +45,14 @@ from edgeglm.units import format_size
     help="onnx or tflite, or by module: vision=tflite (default: onnx).",
 )
 @max_ram_option
-@click.option(
-    "--accuracy-drop", metavar="PCT", help="Measure, and go on to milder precisions until no metric drops by more."
-)
+@click.option("--accuracy-drop", metavar="PCT", help="Maximum accuracy drop; raises precision until the bundle passes.")
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Samples (.jsonl) or a text to calibrate with; of the demo, its own.",
+    help="Samples (.jsonl) or a text to calibrate with (default: the demo's, for the demo).",
 )
-@click.option("--no-resume", is_flag=True, help="Throw a partial bundle away instead of going on from it.")
+@click.option("--no-resume", is_flag=True, help="Discard a partial bundle instead of resuming it.")
 @json_option
 def command(
     model: str | None,

@@ -27,7 +27,7 @@ def export_file(
     start = time.monotonic()
     for option, value in unusable.items():
         if value is not None:
-            raise UsageError(option, "is for checkpoints, and a graph has none of it", "leave it out")
+            raise UsageError(option, "is only for checkpoints", "leave it out")
     folder = out or Path(f"{request.name}-{request.profile.name}")
     check_target(folder)
     with MemorySampler() as memory, Display(memory, budget, start) as display:

@@ -17,17 +17,17 @@ from edgeglm.suggest import nearest_name
 
 # Name and short help of each command; the module edgeglm.cli.<name>, with _ for -, holds it under the name `command`.
 COMMANDS = {
-    "bench": "Measure how fast a bundle answers here, and in how much memory.",
+    "bench": "Measure a bundle's speed and memory on this machine.",
     "build": "Build the TensorRT engines of a bundle, on the device that runs them.",
-    "burn-test": "Run a bundle on a device: its self-test, and its answers beside this machine's.",
+    "burn-test": "Run a bundle on a device, and compare its answers with this machine's.",
     "devices": "List the device profiles, or show every fact of one with its source.",
     "doctor": "Report what this machine has and what edgeglm can use of it.",
     "export": "Export a checkpoint to a bundle for a device.",
     "inspect": "Show what a bundle holds, needs and was made from.",
-    "matrix": "Try models on targets in every precision and format, and write what works.",
-    "plan": "Say what an export takes, and whether its bundle fits the device.",
-    "run": "Answer a prompt from a bundle, and say what it took.",
-    "validate": "Compare a bundle with the original on its task, and fail where it lost too much.",
+    "matrix": "Try models on targets in every precision and format, and write a table of what works.",
+    "plan": "Predict the export's memory and whether the bundle fits the device.",
+    "run": "Answer a prompt from a bundle, and report time and memory.",
+    "validate": "Compare a bundle with the original on its task; fail if accuracy drops too far.",
     "verify": "Check every file of a bundle against its hash.",
 }
 # Those that need the extra.

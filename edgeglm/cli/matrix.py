@@ -34,13 +34,13 @@ SAMPLES = 256
 
 
 @click.command("matrix")
-@click.option("--models", multiple=True, metavar="LIST", help="Checkpoints; demo is the demo, and the default.")
+@click.option("--models", multiple=True, metavar="LIST", help="Checkpoints (default: demo, the bundled model).")
 @click.option("--targets", multiple=True, metavar="LIST", help="Device profiles (default: all that ship).")
 @click.option("--precisions", multiple=True, metavar="LIST", help=f"Precisions (default: {','.join(PRECISIONS)}).")
-@click.option("--formats", multiple=True, metavar="LIST", help="Formats (default: all that export has).")
-@click.option("--data", type=click.Path(path_type=Path), help="Samples (.jsonl) or a text for other models.")
+@click.option("--formats", multiple=True, metavar="LIST", help="File formats (default: all).")
+@click.option("--data", type=click.Path(path_type=Path), help="Samples (.jsonl) or a text to validate other models.")
 @click.option(
-    "--limit", type=click.IntRange(min=1), default=SAMPLES, show_default=True, metavar="N", help="Samples a cell."
+    "--limit", type=click.IntRange(min=1), default=SAMPLES, show_default=True, metavar="N", help="Samples per cell."
 )
 @max_ram_option
 @click.option(
@@ -50,7 +50,7 @@ SAMPLES = 256
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("compatibility.md"),
     show_default=True,
-    help="The page; what it is made of goes beside it, as JSON.",
+    help="The page; its results are kept beside it as JSON.",
 )
 @json_option
 def command(
@@ -64,9 +64,9 @@ def command(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Try models on targets in every precision and format, and write what works.
+    """Try models on targets in every precision and format, and write a table of what works.
 
-    Items of a LIST are parted by commas. What was tried before is not tried again, unless versions or inputs changed.
+    Items of a LIST are separated by commas. Results are kept, and tried again only if versions or inputs changed.
     """
     budget = parse_budget(max_ram)
     cells = cells_of(

@@ -27,7 +27,7 @@ def command(
     adapter: str | None,
     as_json: bool,
 ) -> None:
-    """Say what an export takes, and whether its bundle fits the device.
+    """Predict the export's memory and whether the bundle fits the device.
 
     MODEL is a directory with config.json and the headers of the weights, or org/name on the hub; without it, the demo.
     """

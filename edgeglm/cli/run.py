@@ -13,7 +13,7 @@ from edgeglm.runtimes.program import run
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def command(ctx: click.Context, arguments: tuple[str, ...]) -> None:
-    """Answer a prompt from a bundle, and say what it took."""
+    """Answer a prompt from a bundle, and report time and memory."""
     if ctx.obj and "--debug" in arguments:  # which stands before the command too
         ctx.obj.debug = True
     run(arguments)

@@ -35,17 +35,17 @@ HEADINGS = ("METRIC", "SAMPLES", "REFERENCE", "ARTIFACT", "DROP", "95% OF IT", "
 
 @click.command("validate")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--accuracy-drop", default="2%", show_default=True, metavar="PCT", help="The largest drop that passes.")
+@click.option("--accuracy-drop", default="2%", show_default=True, metavar="PCT", help="Maximum accuracy drop.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Samples (.jsonl) or a text; of a demo bundle, its held-out screens.",
+    help="Samples (.jsonl) or a text (default: the demo's held-out screenshots, for the demo).",
 )
-@click.option("--reference", metavar="MODEL", help="The original; of a demo bundle, the demo.")
-@click.option("--adapter", metavar="DIR", help="The adapter that the bundle was exported with, if it was.")
+@click.option("--reference", metavar="MODEL", help="The original (default: the demo, for the demo).")
+@click.option("--adapter", metavar="DIR", help="The adapter that the bundle was exported with.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N samples, or windows of text.")
 @max_ram_option
-@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write what was found as an HTML page.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the result as an HTML page.")
 @json_option
 def command(
     bundle: Path,
@@ -58,7 +58,7 @@ def command(
     report: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare a bundle with the original on its task, and fail where it lost too much."""
+    """Compare a bundle with the original on its task; fail if accuracy drops too far."""
     allowed = parse_percent(accuracy_drop)
     budget = parse_budget(max_ram)
     if report and not report.absolute().parent.is_dir():
@@ -168,8 +168,8 @@ def _why(metric: Metric) -> str:
 
 def _remedy(metric: Metric) -> str:
     if metric.verdict == "fail":
-        return "export it in a milder precision, or allow more with --accuracy-drop"
-    return f"about {metric.needed} samples would do"
+        return "export it in a higher precision, or allow more with --accuracy-drop"
+    return f"give about {metric.needed} samples"
 
 
 def _summary(bundle: Path, samples: int, metrics: Sequence[Metric]) -> dict[str, object]:

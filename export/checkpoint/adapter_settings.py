@@ -77,7 +77,7 @@ class AdapterSettings:
         folder: The adapter's.
 
     Raises:
-        DamagedFileError: It cannot be so; the message names the key.
+        DamagedFileError: It is not valid; the message names the key.
         UnsupportedError: It changes more than a weight by a product of two matrices.
     """
 
@@ -88,7 +88,7 @@ class AdapterSettings:
         try:
             self.said = msgspec.convert(members, Settings)
         except msgspec.ValidationError as error:
-            raise DamagedFileError(self.file, f"cannot be so: {error}", AGAIN) from error
+            raise DamagedFileError(self.file, f"is not valid: {error}", AGAIN) from error
         self._ranks = self._compiled("rank_pattern", self.said.rank_pattern)
         self._alphas = self._compiled("alpha_pattern", self.said.alpha_pattern)
         known = {*Settings.__struct_fields__, *REFUSED, *SILENT}

@@ -101,7 +101,7 @@ def read_processor(checkpoint: Checkpoint, vision: Mapping[str, Any]) -> tuple[I
     try:
         settings = msgspec.convert(said, Settings)
     except msgspec.ValidationError as error:
-        raise DamagedFileError(file, f"its settings cannot be so: {error}", f"correct it, or {AGAIN}") from error
+        raise DamagedFileError(file, f"its settings are not valid: {error}", f"correct it, or {AGAIN}") from error
     for own, theirs, usual_size in SIZES:
         value, towers = getattr(settings, own), vision.get(theirs, usual_size)
         if value != towers:

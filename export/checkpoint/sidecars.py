@@ -34,7 +34,7 @@ def read_sidecar(checkpoint: Checkpoint, name: str, kind: type[T]) -> T | None:
     try:
         return msgspec.convert(members, kind)
     except msgspec.ValidationError as error:
-        raise DamagedFileError(file, f"cannot be so: {error}", f"correct it, or {AGAIN}") from error
+        raise DamagedFileError(file, f"is not valid: {error}", f"correct it, or {AGAIN}") from error
 
 
 def open_chat(checkpoint: Checkpoint) -> Chat | None:

@@ -60,7 +60,7 @@ SILENT = {
     "video_end_token_id": "is of videos, which a bundle does not take",
     "attn_implementation": "chooses a kernel of transformers",
     "_attn_implementation": "chooses a kernel of transformers",
-    "pretraining_tp": "is of a way to train that transformers 5 has not",
+    "pretraining_tp": "is for training, and transformers 5 does not use it",
     "bos_token": "is of the tokenizer",
     "eos_token": "is of the tokenizer",
     "tokenizer_class": "is of the tokenizer",

@@ -26,7 +26,7 @@ def explained(what: Path, place: int | Path, need: int = 0) -> Iterator[None]:
             why = f"{needed} where {format_size(_free(place))} is free: {error.strerror}"
             raise BudgetError(what, why, "free some, then run the same command to go on") from error
         why = f"cannot be written: {error.strerror or error}"
-        raise UsageError(what, why, "give a folder on a disk that can be written") from error
+        raise UsageError(what, why, "give a folder on a writable disk") from error
 
 
 def make_folders(folder: Path) -> list[Path]:

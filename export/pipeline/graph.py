@@ -148,7 +148,7 @@ def _precision(request: GraphRequest, engine: Engine) -> Precision:
     profile, asked = request.profile, request.precision
     precision = profile.modules.vision.precision.value if asked == "auto" else asked
     if precision not in PRECISIONS:
-        raise UsageError(f"--precision {asked}", "is none that a graph can have", nearest_name(asked, PRECISIONS))
+        raise UsageError(f"--precision {asked}", "is not available for ONNX graphs", nearest_name(asked, PRECISIONS))
     floats = profile.limits.npu_float
     if engine == "qnn" and precision != "int8" and floats and not floats.value:
         why = f"the NPU of {profile.name} computes no {precision} (limits.npu_float)"
@@ -251,7 +251,7 @@ def _measure(plan: Plan, file: Path) -> float:
                 worst = max(worst, relative_error(got[name], array))
     if worst > MAX_ERROR:
         why = f"its output is {worst:.2g} away from the original's, relative to it"
-        raise AccuracyError(plan.request.file, why, f"use a milder precision than {plan.precision}")
+        raise AccuracyError(plan.request.file, why, f"use a higher precision than {plan.precision}")
     return two_digits(worst)
 
 

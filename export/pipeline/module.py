@@ -216,7 +216,7 @@ def _position_job(graph: ir.Model, model: Model, checkpoint: Checkpoint, choice:
     )
     count, *columns = checkpoint.find(table).shape
     if columns != [vision.hidden] or round(count**0.5) ** 2 != count:
-        why = f"has shape {[count, *columns]} where config.json makes it a square of positions x {vision.hidden}"
+        why = f"has shape {[count, *columns]}, expected a square of positions x {vision.hidden}"
         raise DamagedFileError(f"{checkpoint.find(table).file}: {table}", why, "download the whole checkpoint again")
     scheme: Scheme = Fp16() if dtype == ir.DataType.FLOAT16 else Fp32()
     if isinstance(integers := parse_scheme(choice.precision), NpuInt8):

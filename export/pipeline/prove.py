@@ -258,7 +258,7 @@ class HalfProof(StackProof):
 def _checked(module: PreparedModule, error: float) -> float:
     if error > MAX_ERROR:
         why = f"its output is {error:.2g} away from the original's, relative to it"
-        raise AccuracyError(module.choice.name, why, f"use a milder precision than {module.choice.stated}")
+        raise AccuracyError(module.choice.name, why, f"use a higher precision than {module.choice.stated}")
     return two_digits(error)
 
 

@@ -86,8 +86,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], int, str]] = {
         6,
         "no weight of the embedding is there, only of",
     ),
-    "short matrix": (shorten(MATRIX), 6, f"{MATRIX}: has not the 96 rows"),
-    "short norm": (shorten(NORM), 6, f"{NORM}: has not the 96 rows"),
+    "short matrix": (shorten(MATRIX), 6, f"{MATRIX}: expected 96 rows"),
+    "short norm": (shorten(NORM), 6, f"{NORM}: expected 96 rows"),
     "NaN": (put(TABLE, np.nan), 6, f"{TABLE}: the weight holds NaN or infinity; download it again"),
     "too large": (put(TABLE, 1e6), 3, f"{TABLE}: the weight holds 1e.06, more than float16 can"),
 }

@@ -101,7 +101,7 @@ def test_without_a_gpu_it_says_what_can_be_done(half: Path, no_gpu: None, capsys
 
 
 def test_a_gpu_that_it_builds_nothing_for(half: Path, capsys: Capture) -> None:
-    why = "compute capability 87: tensorrt-rtx 1.* builds for none but 75, 80, 86, .*; give one of these with --sm"
+    why = "compute capability 87: tensorrt-rtx 1.* supports only 75, 80, 86, .*; give one of these with --sm"
     check_failure(run(capsys, "build", half, "--sm", "87"), 3, why)
 
 

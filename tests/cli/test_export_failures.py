@@ -56,7 +56,7 @@ def target(tmp_path: Path) -> Path:
         ("--precision int4,decoder.layer.0=banana", 2, "'banana'.*choose one of a16w8, a8w8, fp16, fp32, int4, int8"),
         ("--precision embedding.back=int8", 2, "embedding has no such part; write embedding=int8"),
         ("--precision vision.layer.0=fp16", 2, "the model has no vision module; leave vision out"),
-        ("--precision decoder=int4,decoder=int8", 2, "says too little or twice"),
+        ("--precision decoder=int4,decoder=int8", 2, "is empty or repeated"),
         ("--precision embedding=int4", 2, "no 'int4' form; choose one of fp32, fp16, int8"),
         ("--precision vision=fp16", 2, "the model has no vision module; leave vision out"),
         ("--image-size 10", 2, "--image-size 10: is not a size in pixels; write WIDTHxHEIGHT"),

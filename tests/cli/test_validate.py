@@ -46,7 +46,7 @@ def test_few_samples_are_not_passed_quietly(demo: Path, tmp_path: Path, capsys: 
     assert main(["validate", str(demo), "--limit", "12", "--report", str(page)]) == 4
     captured = capsys.readouterr()
     assert "12 samples are too few to tell: action_type drops by 0.00%, but it may be 25.00%" in captured.err
-    assert captured.err.strip().endswith("about 150 samples would do")
+    assert captured.err.strip().endswith("give about 150 samples")
     assert "unclear" in captured.out
     # The page is written all the same, with the memory of an answer, and what both got wrong.
     text = page.read_text()
@@ -71,7 +71,7 @@ def test_a_model_that_lost_its_task_fails(tmp_path: Path, capsys: pytest.Capture
     assert "--reference: is needed for spoilt; give the checkpoint it was made from" in capsys.readouterr().err
     data = ["--reference", str(DEMO), "--data", str(DATA / "evaluation.jsonl")]
     assert main([*arguments, *data]) == 4
-    assert "more than 2.00%; export it in a milder precision" in capsys.readouterr().err
+    assert "more than 2.00%; export it in a higher precision" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_what_int4_loses_of_random_weights_fails(
     assert rises == sorted(rises, reverse=True)
     assert rises[0] > rises[-1]
     assert all(words.split()[1] in WORDS for words, _, _ in passages)
-    assert "more than 2.00%; export it in a milder precision" in error
+    assert "more than 2.00%; export it in a higher precision" in error
 
 
 @pytest.mark.parametrize("model", ["glm4"], indirect=True)

@@ -297,8 +297,8 @@ def test_only_files_that_a_bundle_vouches_for_speak(tmp_path: Path) -> None:
         ("chat_template.jinja", b"\xff\xfe", "is not UTF-8"),
         ("tokenizer_config.json", b"[]", "is not a JSON object"),
         ("tokenizer_config.json", b"{", "is not valid JSON"),
-        ("tokenizer_config.json", b'{"chat_template": 5}', "its chat_template cannot be so"),
-        ("tokenizer_config.json", b'{"chat_template": [{"name": "a"}]}', "its chat_template cannot be so"),
+        ("tokenizer_config.json", b'{"chat_template": 5}', "its chat_template is not valid"),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": "a"}]}', "its chat_template is not valid"),
     ],
 )
 def test_a_damaged_file_is_named_with_the_checkpoints(tmp_path: Path, name: str, data: bytes, why: str) -> None:
