@@ -20,13 +20,13 @@ INTRODUCTION = """\
 Written by [`edgeglm matrix`](cli.md#edgeglm-matrix); do not edit it. Every cell was exported, compiled, executed and
 measured by the commands of this version on one machine, as far as that machine could.
 
-- **compiled by**: what built the modules for their engine; `-` where the engine takes them as they are.
-- **executed on**: the engine that answered here. A module for an accelerator that is not here runs on ONNX Runtime,
-  from the same graph.
+- **compiled by**: the compiler of the modules; `-` if the engine needs none.
+- **executed on**: the engine that answered here. A module for a missing accelerator runs on ONNX Runtime, from the same
+  graph.
 - **error**: the largest relative L2 error of a module's output against the original.
-- **accuracy**: of the bundle on its engine, its drop against the original, and of how many samples.
-- **peak RSS**: of `edgeglm run` with one answer, on this machine.
-- **failed** has its reason below the table; **not run** is what nobody tried."""
+- **accuracy**: the bundle's on its engine, its drop against the original, and the number of samples.
+- **peak RSS**: the peak of `edgeglm run` with one answer, on this machine.
+- **failed**: the reason is below the table. **not run**: not tried."""
 
 
 def page(outcomes: Iterable[Outcome]) -> str:
