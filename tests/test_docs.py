@@ -66,3 +66,28 @@ def test_the_architecture_pages_walks_name_files_that_exist() -> None:
         names = re.findall(r"`([\w/]+\.py)`", walk)
         assert names
         assert [name for name in names if not (ROOT / folder / name).is_file() and not (ROOT / name).is_file()] == []
+
+
+def test_the_readmes_figure_is_that_of_the_benchmarks() -> None:
+    row = re.compile(r"^autoglm-phone-9b .*$", re.MULTILINE)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert row.findall(readme) == row.findall((ROOT / "docs/benchmarks.md").read_text(encoding="utf-8"))
+    peak = re.search(r"^autoglm-phone-9b .*?([\d.]+)MiB", readme, re.MULTILINE)
+    assert peak
+    assert f"in {float(peak[1]) / 1024:.2f} GiB of memory" in readme
+
+
+def test_the_readmes_picture_is_small() -> None:
+    assert (ROOT / "docs/taps.webp").stat().st_size < 100_000
+
+
+# Words that made readers stumble; CONTRIBUTING.md has the terms to write instead.
+STUMBLES = re.compile(
+    r"\b(surely|milder|offen[cs]es?|at hand|has not the|gone on with|thrown away|nobody|as they come)\b"
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_pages_use_the_terms_of_the_field(page: Path) -> None:
+    if page.name != "CHANGELOG.md":
+        assert STUMBLES.findall(page.read_text(encoding="utf-8")) == []
