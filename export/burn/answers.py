@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+from msgspec import Struct
+
 from edgeglm.bundle import Bundle
 from edgeglm.errors import AccuracyError, BudgetError, EdgeglmError, UnsupportedError
 from edgeglm.export.burn.device import BUNDLE, SCREENS, Device
@@ -20,6 +23,7 @@ from edgeglm.runtimes.self_test import FILE
 from edgeglm.units import format_size
 
 RUNNER = "run.pyz"
+HERE = "this machine"
 EVALUATION = DATA / "evaluation.jsonl"
 PREFIX = re.compile(rf"edgeglm: (?:{re.escape(RUNNER)}: )?(?P<why>.*)")
 # How Python, C++, the C library, the loader and OpenBLAS say that an address space is full.
@@ -36,6 +40,25 @@ class Question:
 
     prompt: str
     picture: Path | None
+
+
+class _Answer(Struct):
+    """What is used of an answer of the runner."""
+
+    action: dict[str, str | int | float | bool | list[int | float] | None] | None
+    text: str
+    time_to_first_token_ms: float
+    decode_tokens_per_second: float
+    peak_rss_bytes: int
+
+
+class _Verdict(Struct):
+    """What is used of a self-test."""
+
+    passed: bool
+    agreement: float
+    int8_kernels: str
+    peak_rss_bytes: int
 
 
 @dataclass(frozen=True)
@@ -105,7 +128,7 @@ def ask(device: Device, bundle: Bundle, asked: Sequence[Question], memory: int) 
     for question in asked:
         here = _here(bundle, question)
         picture = f"{SCREENS}/{question.picture.name}" if question.picture else None
-        yield Pair(question, here, Reply(_run(device, bundle, _arguments(question, picture), memory)))
+        yield Pair(question, here, Reply(_run(device, bundle, _arguments(question, picture), memory, _Answer)))
 
 
 def prove(device: Device, bundle: Bundle, memory: int) -> dict[str, Any] | None:
@@ -115,18 +138,19 @@ def prove(device: Device, bundle: Bundle, memory: int) -> dict[str, Any] | None:
     """
     if FILE not in bundle.manifest.files:
         return None
-    return _run(device, bundle, ["--self-test", "--json"], memory, AccuracyError.exit_code)
+    return _run(device, bundle, ["--self-test", "--json"], memory, _Verdict, AccuracyError.exit_code)
 
 
-def _run(device: Device, bundle: Bundle, arguments: Sequence[str], memory: int, allowed: int = 0) -> dict[str, Any]:
+def _run(
+    device: Device, bundle: Bundle, arguments: Sequence[str], memory: int, kind: type[Struct], allowed: int = 0
+) -> dict[str, Any]:
     """Return the object that the runner prints there, if it ends with 0 or the `allowed` exit code."""
     on_gpu = any(module.placement == "gpu" for module in bundle.manifest.modules)
     command = [f"{BUNDLE}/{RUNNER}", *arguments, "--max-ram", str(memory)]
     ran = device.python(command, None if on_gpu else memory)
     if ran.code not in (0, allowed):
         raise _failure(device, ran, memory)
-    result: dict[str, Any] = json.loads(ran.out)
-    return result
+    return _printed(device.title, ran.out, kind)
 
 
 def _here(bundle: Bundle, question: Question) -> Reply:
@@ -134,8 +158,19 @@ def _here(bundle: Bundle, question: Question) -> Reply:
     ran = run_program(command)
     if ran.code:
         why, remedy = _told(ran)
-        raise UnsupportedError("this machine", why, remedy)
-    return Reply(json.loads(ran.out))
+        raise UnsupportedError(HERE, why, remedy)
+    return Reply(_printed(HERE, ran.out, _Answer))
+
+
+def _printed(where: str, text: str, kind: type[Struct]) -> dict[str, Any]:
+    """Return the object that a runner printed. Raises UnsupportedError where it printed something else."""
+    try:
+        result: dict[str, Any] = json.loads(text)
+        msgspec.convert(result, kind)
+    except (ValueError, RecursionError) as error:  # msgspec's own are of the first
+        why = f"the runner printed no result but {text[:80]!r}"
+        raise UnsupportedError(where, why, f"run python3 {RUNNER} there by hand") from error
+    return result
 
 
 def _arguments(question: Question, picture: object) -> list[str]:

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from edgeglm.errors import BudgetError, UnsupportedError
+from edgeglm.errors import BudgetError, DamagedFileError, UnsupportedError
+from edgeglm.files import open_regular
 from edgeglm.process import Ran, child, run_program
 from edgeglm.units import format_size
 
@@ -55,10 +56,11 @@ class RemoteDevice(ABC):
 
     def __enter__(self) -> RemoteDevice:
         ran = self._shell(MAKE.format(base=self._base))
-        if ran.code or not ran.out.startswith("/"):
+        folder, _, sizes = ran.out.partition("\n")
+        free = (sizes.splitlines() or [""])[-1].split()[3:4]
+        if ran.code or not folder.startswith("/") or not "".join(free).isdecimal():
             raise UnsupportedError(self.title, f"no folder can be made there: {last_line(ran.err)}", "free some room")
-        self._folder, _, sizes = ran.out.partition("\n")
-        self._free = int(sizes.splitlines()[-1].split()[3]) << 10
+        self._folder, self._free = folder, int(free[0]) << 10
         return self
 
     def __exit__(
@@ -69,7 +71,7 @@ class RemoteDevice(ABC):
 
     def push(self, files: Sequence[tuple[Path, str]]) -> None:
         """Stream them; a file of gigabytes is never in memory."""
-        needed = sum(source.stat().st_size for source, _ in files)
+        needed = sum(_size(source) for source, _ in files)
         if needed > self._free:
             why = f"has {format_size(self._free)} free, and the test takes {format_size(needed)}"
             raise BudgetError(self.title, why, "free some there")
@@ -87,7 +89,7 @@ class RemoteDevice(ABC):
                 tarfile.open(fileobj=pipe, mode="w|", dereference=True) as archive,
             ):
                 for source, target in files:
-                    archive.add(source, target)
+                    _add(archive, source, target)
             status = process.wait()
         if status:
             err.seek(0)
@@ -115,6 +117,28 @@ class RemoteDevice(ABC):
 
     def _run(self, script: str) -> Ran:
         return run_program(self.command(script))
+
+
+def _size(source: Path) -> int:
+    try:
+        return source.stat().st_size
+    except OSError as error:
+        raise _changed(source, error) from error
+
+
+def _add(archive: tarfile.TarFile, source: Path, target: str) -> None:
+    """Put a file into an archive. Raises DamagedFileError for one that is not what was checked a moment ago."""
+    try:
+        with open_regular(source) as stream:
+            archive.addfile(archive.gettarinfo(arcname=target, fileobj=stream), stream)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _changed(source, error) from error
+
+
+def _changed(source: Path, error: OSError) -> DamagedFileError:
+    return DamagedFileError(source, f"cannot be read: {error.strerror or error}", "copy the bundle again")
 
 
 def last_line(text: str) -> str:

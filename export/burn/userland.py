@@ -21,6 +21,8 @@ from pathlib import Path
 
 from edgeglm.cache import cache_folder
 from edgeglm.errors import UnsupportedError
+from edgeglm.exits import DISK_IS_FULL
+from edgeglm.files import open_regular
 from edgeglm.process import Ran, run_program
 
 MIRROR = "http://deb.debian.org/debian"
@@ -30,6 +32,7 @@ PYTHON = ("--python-version", "3.11", *(f"--platform=manylinux_2_{minor}_aarch64
 TOOLS = ("apt-get", "dpkg", "dpkg-deb")
 CPU = "cortex-a76"  # of a Raspberry Pi 5
 PAGE = 4096
+MAX_STAMP = 1024
 
 
 class Userland:
@@ -61,19 +64,37 @@ def set_up(wheels: Sequence[str]) -> Userland:
     cache = cache_folder()
     if cache is None:
         raise _unavailable("there is no home folder to keep it in", "set XDG_CACHE_HOME")
-    folder, pinned = cache / "aarch64", sorted(map(_pinned, wheels))
+    try:
+        return _set_up(cache, sorted(map(_pinned, wheels)))
+    except OSError as error:
+        if error.errno in DISK_IS_FULL:
+            raise
+        why = f"{error.filename or cache} cannot be used: {error.strerror or error}"
+        raise _unavailable(why, "set XDG_CACHE_HOME to a folder that can be written") from error
+
+
+def _set_up(cache: Path, pinned: Sequence[str]) -> Userland:
+    folder = cache / "aarch64"
     site = folder / f"site-{hashlib.sha256(' '.join(pinned).encode()).hexdigest()[:16]}"
     recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     with _locked(cache / "aarch64.lock"):
         stamp = folder / "recipe"
-        if not (stamp.is_file() and stamp.read_text() == recipe):
-            shutil.rmtree(folder, ignore_errors=True)
+        if _read(stamp) != recipe.encode():
+            if folder.is_dir():
+                shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             _unpack_debian(folder)
             stamp.write_text(recipe)
         if not site.is_dir():
             _install(pinned, site)
     return Userland(folder, site)
+
+
+def _read(stamp: Path) -> bytes:
+    """Return what a file says, nothing where it is none."""
+    with suppress(OSError), open_regular(stamp) as stream:
+        return stream.read(MAX_STAMP)
+    return b""
 
 
 def _pinned(wheel: str) -> str:
@@ -86,9 +107,12 @@ def _pinned(wheel: str) -> str:
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as lock:
+    lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def _unpack_debian(folder: Path) -> None:

@@ -9,8 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -21,7 +22,7 @@ pytest.importorskip("transformers")
 
 from edgeglm.bundle import read_manifest
 from edgeglm.cli.burn_test import _judge
-from edgeglm.errors import AccuracyError, BudgetError
+from edgeglm.errors import AccuracyError, BudgetError, DamagedFileError
 from edgeglm.export.burn.answers import Pair, Question, Reply
 from edgeglm.export.burn.qemu import Qemu
 from edgeglm.export.burn.ssh import Ssh
@@ -142,6 +143,43 @@ def test_what_the_board_lacks_is_said_in_one_line(
 def test_a_board_that_cannot_be_reached(bundle: Path, board: Server, capsys: Capture) -> None:
     arguments = ["burn-test", bundle, "--via", "ssh", f"ssh://127.0.0.1:{free_port()}"]
     check_failure(run(capsys, *arguments), 3, r"cannot be reached: .*Connection refused; see that 'ssh .* true' works")
+
+
+@pytest.mark.parametrize(
+    "said", ["", "hello", "[]", '{"text": "a"}', "[" * 100_000, '{"action": 7, "text": "a", "peak_rss_bytes": "x"}']
+)
+def test_a_board_that_prints_something_else_is_one_line(
+    bundle: Path, board: Server, said: str, tmp_path: Path, capsys: Capture
+) -> None:
+    other, words = tmp_path / "python", tmp_path / "words"
+    words.write_text(said)
+    other.write_text(f'#!/bin/sh\n[ "$2" = --help ] || exec cat {words}\n')
+    other.chmod(0o755)
+    arguments = via_ssh(bundle, "--limit", 1, python=str(other))
+    check_failure(run(capsys, *arguments), 3, f"ssh {HOST}: the runner printed no result but .*; run python3 run.pyz")
+
+
+def exchange(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("change", [Path.unlink, exchange, lambda path: os.truncate(path, 10)])
+def test_a_file_that_changes_behind_the_check_is_one_line(
+    change: Callable[[Path], object], bundle: Path, board: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is changed when its size is known, as late as can be."""
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    victim = folder / "decoder/model.onnx"
+    size = victim.stat().st_size
+    with Ssh(HOST, sys.executable) as device:
+        change(victim)
+        monkeypatch.setattr("edgeglm.export.burn.remote._size", lambda _: size)
+        told = tarfile.TarInfo("model.onnx")
+        told.size = size
+        monkeypatch.setattr("tarfile.TarFile.gettarinfo", lambda *_, **__: told)
+        with pytest.raises(DamagedFileError, match=r"decoder/model\.onnx: cannot be read: .*; copy the bundle again"):
+            device.push([(victim, "bundle/decoder/model.onnx")])
 
 
 def test_an_interrupt_leaves_nothing_on_the_board(bundle: Path, board: Server) -> None:
