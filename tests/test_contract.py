@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from edgeglm.bundle import load_bundle, read_manifest
-from edgeglm.cli.main import main
+from edgeglm.cli.main import COMMANDS as MAIN
+from edgeglm.cli.main import HOST_SIDE, cli, main
 from edgeglm.contract import scales_offset
 from edgeglm.errors import DamagedFileError
 from edgeglm.manifest import MANIFEST
 from tests.bundles import reseal, write_bundle
+
+# Every command that takes a bundle, with what it needs beside it.
+COMMANDS: dict[str, list[str]] = {
+    "verify": [],
+    "inspect": [],
+    "run": ["--prompt", "x"],
+    "bench": [],
+    "build": [],
+    "validate": [],
+    "burn-test": ["--via", "ssh", "nowhere.invalid"],
+}
+has_torch = find_spec("torch") is not None
 
 
 @pytest.fixture
@@ -101,15 +117,53 @@ def test_a_key_that_stands_twice_is_refused(folder: Path, capsys: pytest.Capture
         assert "manifest.json: layers: stands twice; " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["verify", "inspect", "run", "bench", "build"])
+def test_these_are_the_commands_that_take_a_bundle() -> None:
+    group = click.Context(cli)
+    taking = {"run"}  # which parses its arguments by itself
+    for name in MAIN:
+        if has_torch or name not in HOST_SIDE:
+            found = cli.get_command(group, name)
+            if found and any(parameter.name == "bundle" for parameter in found.params):
+                taking.add(name)
+    assert taking == set(COMMANDS) - (set() if has_torch else set(HOST_SIDE))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_says_so_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    if command in HOST_SIDE and not has_torch:
+        pytest.skip("needs torch")
     reseal(folder, lambda m: m.update({"\x1b]0;pwned\x07": 1}))
-    assert main([command, str(folder), *(["--prompt", "x"] if command == "run" else [])]) == 6
+    assert main([command, str(folder), *COMMANDS[command]]) == 6
     told = capsys.readouterr()
     assert (told.out, told.err.count("\n"), "\x1b" in told.err) == ("", 1, False)
     reseal(folder, lambda m: [m.pop("\x1b]0;pwned\x07"), m["profile"].update(title="\x9b2J")])
-    assert main([command, str(folder), *(["--prompt", "x"] if command == "run" else [])]) == 6
+    assert main([command, str(folder), *COMMANDS[command]]) == 6
     assert "manifest.json: title: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "inspect"])
+@pytest.mark.parametrize("name", ["decoder/model.onnx", "tokenizer/tokenizer.json", "decoder/weights.bin"])
+def test_no_command_takes_a_damaged_file(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: str, name: str
+) -> None:
+    """What inspect reads is the manifest alone; a build reads what an engine is made of."""
+    if command in HOST_SIDE and not has_torch:
+        pytest.skip("needs torch")
+    data = (folder / name).read_bytes()
+    for damaged in (bytes([data[0] ^ 1]) + data[1:], data + b"1", None):
+        (folder / name).unlink()
+        if damaged is None:
+            os.mkfifo(folder / name)
+        else:
+            (folder / name).write_bytes(damaged)
+        status = main([command, str(folder), *COMMANDS[command]])
+        told = capsys.readouterr()
+        of_same_size = damaged is not None and len(damaged) == len(data)
+        if of_same_size and command == "build":
+            continue
+        assert status == 6, told
+        assert (command == "verify" or told.out == "", told.err.count("\n")) == (True, 1)
+        assert name in told.err
 
 
 def test_a_bit_in_a_key_is_damage(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,13 @@ from tests.adversary.mutate import mutate
 
 ALLOWED = {0, 2, 3, 5, 6}
 PROMPT = ("--prompt", "Select OK", "--max-new-tokens", "2")
+# What else a command is given: a prompt, and what ends it in a moment once it has taken the bundle.
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "run": PROMPT,
+    "validate": ("--max-ram", "1MiB"),
+    "burn-test": ("--via", "nowhere"),
+    "bench": ("--requests", "2", "--max-new-tokens", "2"),
+}
 
 
 def seal(tree: dict[str, Any]) -> bytes:
@@ -49,8 +56,8 @@ def test_any_value_replaced_is_a_line_or_an_answer(
     for _ in fuzzer.attempts():
         changed, attempt = mutate(tree, fuzzer.random)
         (copy / MANIFEST).write_bytes(seal(changed))
-        command = fuzzer.random.choice(["run", "run", "verify", "inspect"])
-        status = main([command, str(copy), *(PROMPT if command == "run" else ())])
+        command = fuzzer.random.choice(["run", "run", "verify", "inspect", "validate", "burn-test"])
+        status = main([command, str(copy), *OPTIONS.get(command, ())])
         out, err = capsys.readouterr()
         fuzzer.judge(
             f"{command}: {attempt}", status, "" if status in (5, 6) and command == "run" else out, err, ALLOWED
@@ -85,10 +92,10 @@ def test_any_bytes_of_a_manifest_are_a_line(
         else:
             changed[place:place] = chance.choice([b"[" * 5000, b"9" * 5000, b'"\\u001b":1,', b"NaN", b"\xff", b"\x00"])
         (copy / MANIFEST).write_bytes(changed)
-        command = chance.choice(["verify", "inspect", "run"])
-        status = main([command, str(copy), *(PROMPT if command == "run" else ())])
+        command = chance.choice(["verify", "inspect", "run", "validate", "burn-test", "bench", "build"])
+        status = main([command, str(copy), *OPTIONS.get(command, ())])
         out, err = capsys.readouterr()
-        fuzzer.judge(f"{command}: kind {kind} at {place}", status, out, err, {3, 6} if changed != data else {0})
+        fuzzer.judge(f"{command}: kind {kind} at {place}", status, out, err, {3, 6} if changed != data else ALLOWED)
 
 
 def test_a_bit_of_run_pyz_is_a_line(bundle: Path, tmp_path: Path, fuzz: Callable[[str], Fuzzer]) -> None:
