@@ -129,7 +129,7 @@ def _version(path: Path) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """10.3 is (10, 3), v68 is (68,); of 8.5.2 the first two count."""
+    """Return 10.3 as (10, 3), v68 as (68,); of 8.5.2 the first two numbers."""
     parts = version.removeprefix("v").split(".")[:2]
     return tuple(int(part) for part in parts if part.isdecimal())
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path | None:
-    """``$XDG_CACHE_HOME/edgeglm``, else ``~/.cache/edgeglm``; None where the user has no home."""
+    """Return ``$XDG_CACHE_HOME/edgeglm``, or ``~/.cache/edgeglm``; None where the user has no home."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not base.is_absolute():  # as the XDG base directory specification demands
         base = Path(os.path.expanduser("~/.cache"))

@@ -72,7 +72,7 @@ def _choice(profile: Profile, name: ModuleName, asked: dict[str, str]) -> Choice
 def _on_npu(profile: Profile, name: ModuleName, asked: dict[str, str]) -> Choice:
     """Choose for a module on the NPU: another precision is refused if it names the module, and ignored otherwise."""
     if name != "vision":
-        why = f"puts the {name} on the NPU, and edgeglm compiles picture encoders alone for one"
+        why = f"puts the {name} on the NPU, and edgeglm compiles image encoders alone for one"
         raise UnsupportedError(profile.name, why, f"place the {name} on the cpu in the profile")
     usual = profile.modules.vision.precision.value
     if usual != "int8":

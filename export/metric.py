@@ -65,7 +65,7 @@ class Metric:
 
     @property
     def passed(self) -> bool:
-        """Whether the drop is surely within its limit."""
+        """Whether the drop is within its limit at 95% confidence."""
         return self.verdict == "pass"
 
     def value(self, value: float) -> str:

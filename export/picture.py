@@ -84,7 +84,7 @@ def _fewer(tokens: int, own: int, size: tuple[int, int], theirs: tuple[int, int]
     if tokens >= FAR_FEWER * own:
         return None
     return (
-        f"a picture is {size[0]}x{size[1]} here and takes {tokens} tokens; the checkpoint's own processor gives a "
+        f"an image is {size[0]}x{size[1]} here and takes {tokens} tokens; the checkpoint's own processor gives a "
         f"screen of {SCREEN[0]}x{SCREEN[1]} {own}: --image-size {theirs[0]}x{theirs[1]} keeps them"
     )
 

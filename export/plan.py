@@ -84,7 +84,7 @@ class ModuleSize:
 
 
 def check_peak(peak: int, budget: int, purpose: str, remedy: str = "") -> None:
-    """Raises BudgetError, which names the smallest budget that would do, if `peak` is above that of ``--max-ram``.
+    """Raise BudgetError, which names the smallest budget that would do, if `peak` is above that of ``--max-ram``.
 
     `purpose` says what the budget is too little for, `remedy` what else can be done.
     """
@@ -160,7 +160,7 @@ def by_context(modules: Sequence[ModuleSize], decoder: Decoder, longest: int) ->
 
 
 def largest_decoder(usable: int, modules: Mapping[ModuleName, ModuleSize], decoder: Decoder, context: int) -> int:
-    """About how many parameters a decoder like this one may have to fit into `usable` bytes."""
+    """Estimate how many parameters a decoder like this one may have to fit into `usable` bytes."""
     module = modules["decoder"]
     parameters = sum(stored.rows * stored.columns for stored in module.weights)
     needed = device_peak([module], decoder, context) - RUNNER_BYTES

@@ -168,7 +168,7 @@ def _check(source: Source) -> None:
         if not stat.S_ISREG(status.st_mode):
             raise _unreadable(source, "it is not a regular file")
     if length > MAX_BYTES:
-        raise UsageError(picture_name(source), f"is larger than {format_size(MAX_BYTES)}", "give a smaller picture")
+        raise UsageError(picture_name(source), f"is larger than {format_size(MAX_BYTES)}", "give a smaller image")
 
 
 def _load(source: Source, room: int | None) -> Image.Image:
@@ -180,7 +180,7 @@ def _load(source: Source, room: int | None) -> Image.Image:
         needed = image.width * image.height * (WEBP_PIXEL_BYTES if image.format == "WEBP" else PIXEL_BYTES)
         if room is not None and needed > room:
             why = f"decoding it takes {format_size(needed)}, and --max-ram leaves {format_size(max(0, room))}"
-            raise BudgetError(picture_name(source), why, "give a smaller picture, or more memory")
+            raise BudgetError(picture_name(source), why, "give a smaller image, or more memory")
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return image
@@ -208,16 +208,14 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 def picture_name(source: Source) -> object:
     """Return what errors call a picture."""
-    return "the picture" if isinstance(source, bytes) else source
+    return "the image" if isinstance(source, bytes) else source
 
 
 def _unreadable(source: Source, why: str) -> UsageError:
-    return UsageError(
-        picture_name(source), f"is not a picture that can be read: {why}", "give a WebP, PNG or JPEG file"
-    )
+    return UsageError(picture_name(source), f"is not a readable image: {why}", "give a WebP, PNG or JPEG file")
 
 
 def _too_large(source: Source) -> UsageError:
     return UsageError(
-        picture_name(source), f"has more pixels than the {MAX_PIXELS} that are taken", "give a smaller picture"
+        picture_name(source), f"has more pixels than the {MAX_PIXELS} that are taken", "give a smaller image"
     )

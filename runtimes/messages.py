@@ -117,7 +117,7 @@ def _picture(where: str, part: Message, files: bool) -> Path | bytes:
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     if not isinstance(source, str) or not source:
-        raise UsageError(f"{where}: its picture", "has neither a URL nor a path", TAKEN)
+        raise UsageError(f"{where}: its image", "has neither a URL nor a path", TAKEN)
     if place == "base64" and not source.startswith("data:"):
         return _decoded(where, partial(_base64, source), len(source))
     scheme = SCHEME.match(source)
@@ -129,13 +129,13 @@ def _picture(where: str, part: Message, files: bool) -> Path | bytes:
         case "file:":
             return _of_file_url(where, source, files)
     why = f"is at {_short(source)}, and nothing is fetched from a network"
-    raise UsageError(f"{where}: its picture", why, f"download it, and {TAKEN}")
+    raise UsageError(f"{where}: its image", why, f"download it, and {TAKEN}")
 
 
 def _of_data_url(where: str, url: str) -> bytes:
     head, comma, body = url.partition(",")
     if not comma:
-        raise UsageError(f"{where}: its picture", "is no data URL: it has no comma", TAKEN)
+        raise UsageError(f"{where}: its image", "is no data URL: it has no comma", TAKEN)
     is_base64 = head.rstrip().lower().endswith(";base64")
     decode = partial(_base64, unquote(body)) if is_base64 else partial(unquote_to_bytes, body)
     return _decoded(where, decode, len(body))
@@ -145,17 +145,17 @@ def _of_file_url(where: str, url: str, files: bool) -> Path:
     try:
         split = urlsplit(url)
     except ValueError as error:
-        raise UsageError(f"{where}: its picture", f"is no URL: {error}", TAKEN) from error
+        raise UsageError(f"{where}: its image", f"is no URL: {error}", TAKEN) from error
     if split.netloc not in ("", "localhost"):
-        raise UsageError(f"{where}: its picture", f"is on another machine: {_short(url)}", TAKEN)
+        raise UsageError(f"{where}: its image", f"is on another machine: {_short(url)}", TAKEN)
     return _path(where, unquote(split.path, errors="surrogateescape"), files)
 
 
 def _path(where: str, path: str, files: bool) -> Path:
     if not files:
-        raise UsageError(f"{where}: its picture", "is named as a file, and no files are read", "send it as a data URL")
+        raise UsageError(f"{where}: its image", "is named as a file, and no files are read", "send it as a data URL")
     if "\0" in path or len(os.fsencode(path)) > os.pathconf("/", "PC_PATH_MAX"):
-        raise UsageError(f"{where}: its picture", f"is no path: {_short(path)}", TAKEN)
+        raise UsageError(f"{where}: its image", f"is no path: {_short(path)}", TAKEN)
     return Path(path)
 
 
@@ -165,7 +165,7 @@ def _decoded(where: str, decode: Callable[[], bytes], length: int) -> bytes:
     try:
         return _bounded(where, decode())
     except (ValueError, binascii.Error) as error:
-        raise UsageError(f"{where}: its picture", f"is not valid base64: {error}", TAKEN) from error
+        raise UsageError(f"{where}: its image", f"is not valid base64: {error}", TAKEN) from error
 
 
 def _base64(text: str) -> bytes:
@@ -180,7 +180,7 @@ def _bounded(where: str, data: bytes) -> bytes:
 
 
 def _too_large(where: str) -> UsageError:
-    return UsageError(f"{where}: its picture", f"is larger than {format_size(MAX_BYTES)}", "give a smaller picture")
+    return UsageError(f"{where}: its image", f"is larger than {format_size(MAX_BYTES)}", "give a smaller image")
 
 
 def _plain(where: str, value: object, room: list[int], depth: int = 0) -> Any:  # noqa: ANN401

@@ -66,9 +66,9 @@ def read_prompt(chat: Chat, model: Model, messages: Sequence[Message], shapes: S
         raise UsageError("the prompt", "is not UTF-8", "check the terminal's locale")
     sources, vision = pictures(said), model.vision
     if sources and not vision:
-        raise UnsupportedError(model.name, "sees no pictures", "leave the picture out")
+        raise UnsupportedError(model.name, "takes no images", "leave the image out")
     if any(chat.image_token and chat.image_token in text for text in words):
-        raise UsageError("the prompt", "holds the token that stands for a picture", "take it out of the text")
+        raise UsageError("the prompt", "holds the image token", "take it out of the text")
     visions = [_shape(source, shapes or [vision]) for source in sources] if vision else []
     tokens = chat.encode(said, grids=[each.grid for each in visions])
     if tokens and max(tokens) >= model.vocabulary:
@@ -77,8 +77,8 @@ def read_prompt(chat: Chat, model: Model, messages: Sequence[Message], shapes: S
     is_image = [bool(vision) and token == vision.image_token_id for token in tokens]  # type: ignore[union-attr]
     grids, spans = [merged_grid(each) for each in visions], picture_spans(is_image)
     if [stop - start for start, stop in spans] != [rows * columns for rows, columns in grids]:
-        why = f"has {len(spans)} places for {len(sources)} pictures"
-        raise UnsupportedError("the prompt", why, "give each message as many pictures as its chat template takes")
+        why = f"has {len(spans)} places for {len(sources)} images"
+        raise UnsupportedError("the prompt", why, "give each message as many images as its chat template takes")
     positions = prompt_positions(is_image, grids if model.rope.mrope_sections else None)
     places = zip(sources, visions, spans, strict=True)
     found = [Picture(source, shape, hash_picture(source), *span) for source, shape, span in places]

@@ -140,7 +140,7 @@ def read_self_test(bundle: Bundle) -> SelfTest:
         if max(*probe.tokens, *probe.likeliest) >= vocabulary:
             raise DamagedFileError(path, f"has a token beyond the vocabulary of {vocabulary}", RESTORE)
         if probe.image is not None and probe.image not in bundle.manifest.files:
-            raise DamagedFileError(path, "has a picture that the bundle lacks", RESTORE)
+            raise DamagedFileError(path, "has an image that the bundle lacks", RESTORE)
     return test
 
 

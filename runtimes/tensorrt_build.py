@@ -68,7 +68,7 @@ def _flags(library: Library) -> int:
 
 
 def _choose_gpu(task: Task, library: Library, config: Any) -> None:  # noqa: ANN401
-    """TensorRT builds for the GPU that is there; TensorRT for RTX for the one that is named."""
+    """Set the GPU to build for: TensorRT takes this machine's, TensorRT for RTX the one that is named."""
     if library.name == "tensorrt_rtx":
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(library.module.ComputeCapability, f"SM{task.sm}"), 0)
@@ -105,7 +105,7 @@ def _refusal(path: Path, library: Library, parser: Any, logged: list[str]) -> Ed
 
 
 def _monitor(library: Library, show: Callable[[float], None]) -> Any:  # noqa: ANN401
-    """Shows how much of the outermost phase is done, its inner phases included."""
+    """Show how much of the outermost phase is done, its inner phases included."""
 
     class Monitor(library.module.IProgressMonitor):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:

@@ -52,8 +52,8 @@ class Window:
         """
         needed = self._peak(1) + (count - 1) * nbytes
         if self._max_ram is not None and needed > self._max_ram:
-            why = f"{format_size(self._max_ram)} is too little for {count} pictures in one prompt"
-            raise BudgetError("--max-ram", why, f"give at least {format_size(needed)}, or fewer pictures")
+            why = f"{format_size(self._max_ram)} is too little for {count} images in one prompt"
+            raise BudgetError("--max-ram", why, f"give at least {format_size(needed)}, or fewer images")
 
     def _restrict(self, context: int | None, longest: int, max_ram: int) -> None:
         fitting = [count for count in (*range(BUCKET, longest, BUCKET), longest) if self._peak(count) <= max_ram]

@@ -174,7 +174,7 @@ def test_a_picture_of_a_sample_has_no_more_pixels_than_the_runner_takes(tmp_path
     content = [{"type": "image_url", "image_url": {"url": "bomb.png"}}, {"type": "text", "text": "x"}]
     record = {"messages": [{"role": "user", "content": content}], "target": 'finish(message="x")'}
     (tmp_path / "s.jsonl").write_text(json.dumps(record))
-    with pytest.raises(EdgeglmError, match=r"s\.jsonl:1: its picture cannot be read: it has more pixels than"):
+    with pytest.raises(EdgeglmError, match=r"s\.jsonl:1: its image cannot be read: it has more pixels than"):
         list(samples.read_samples(tmp_path / "s.jsonl"))
 
 

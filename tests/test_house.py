@@ -34,8 +34,8 @@ UNTESTED = set(
 # First words that no verb is, and no noun.
 FRAGMENT = set(
     """
-    all as both by each every everything for from how in its of one only over so some that these this those what when
-    where which while why without
+    about all as both by does each every everything for from how in into is its of on one only over so some that these
+    this those what when where which while why with without
 """.split()
 )
 ARTICLES = {"a", "an", "the"}

@@ -99,7 +99,7 @@ def _exceptions(module: str, asked: Mapping[str, str]) -> str:
 
 
 def _failing(metrics: Sequence[Metric]) -> str:
-    """Return whether a drop is beyond its limit, or only not surely within."""
+    """Return whether a drop exceeds its limit, or is unclear."""
     return "fail" if any(metric.drop > metric.limit for metric in metrics) else "unclear"
 
 

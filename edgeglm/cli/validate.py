@@ -93,7 +93,7 @@ def command(
         click.echo("\n".join([*_lines(metrics), *(["", *more] if more else [])]))
     if report:
         write_report(report, opened, original.total_bytes, found)
-    # What surely failed says more than what is not clear.
+    # A failure says more than an unclear verdict.
     for metric in sorted(metrics, key=lambda each: each.verdict == "unclear"):
         if not metric.passed:
             raise AccuracyError(bundle, _why(metric), _remedy(metric))
@@ -114,7 +114,7 @@ def _on_screens(
     bundle: Bundle, original: Checkpoint, file: Path, limit: int | None, allowed: float, budget: int
 ) -> Found:
     if bundle.manifest.model.vision is None:
-        raise UnsupportedError(bundle.manifest.model.name, "sees no pictures", "validate it on a text: --data FILE.txt")
+        raise UnsupportedError(bundle.manifest.model.name, "takes no images", "validate it on a text: --data FILE.txt")
     samples = list(read_samples(file, limit))
     with progress_line("the bundle answers") as show:
         answers = artifact_answers(bundle, samples, show=show)

@@ -51,11 +51,11 @@ class Ssh(RemoteDevice):
             self._disconnect()
 
     def command(self, script: str) -> list[str]:
-        """POSIX's shell, whatever the user's own is."""
+        """Return the command in a POSIX shell, whatever the user's own is."""
         return [*self._ssh(), self._host, f"sh -c {shlex.quote(script)}"]
 
     def check(self, ran: Ran) -> None:
-        """ssh has an exit code for this."""
+        """Raise UnsupportedError if ssh's exit code says that the connection failed."""
         if ran.code == FAILED:
             remedy = f"see that 'ssh {self._host} true' works"
             raise UnsupportedError(self.title, f"cannot be reached: {last_line(ran.err)}", remedy)

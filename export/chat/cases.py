@@ -34,8 +34,8 @@ def cases(*, sees: bool) -> list[Case]:
     ]
     if sees:
         found += [
-            Case("a picture", [SYSTEM, _with([PICTURE, _text("Tap OK")])]),
-            Case("two pictures", [_with([_text("Before:"), PICTURE, _text("after:"), PICTURE]), ANSWER, NEXT]),
+            Case("an image", [SYSTEM, _with([PICTURE, _text("Tap OK")])]),
+            Case("two images", [_with([_text("Before:"), PICTURE, _text("after:"), PICTURE]), ANSWER, NEXT]),
         ]
     return found
 

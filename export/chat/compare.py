@@ -100,7 +100,7 @@ def _key(request: Request, chat: Chat) -> str:
 
 
 def _ask(request: Request) -> bytes:
-    """What transformers' own process makes of it; where it ends without an answer, the reason is one."""
+    """Return the answer of transformers' own process; if it ends without one, the reason."""
     try:
         answer = TRANSFORMERS.run(request, "chat template")
     except Overdue:

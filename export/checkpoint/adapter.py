@@ -47,7 +47,7 @@ class Merged:
     transposed: bool = False
 
     def __post_init__(self) -> None:
-        """Raises DamagedFileError where the three do not fit."""
+        """Raise DamagedFileError where the three do not fit."""
         shapes = [tensor.shape[::-1] if self.transposed else tensor.shape for tensor in (self.left, self.right)]
         if [(*self.shape[:1], self.rank), (self.rank, *self.shape[1:])] != shapes or len(self.shape) != 2:
             found = f"{list(self.left.shape)} and {list(self.right.shape)}"

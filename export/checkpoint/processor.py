@@ -39,7 +39,7 @@ SILENT = {
     "pad_size": "the same",
     "default_to_square": "is of a size that is one number",
     "data_format": "is of the array, not of the patches",
-    "input_data_format": "is of arrays, and pictures are files",
+    "input_data_format": "is of arrays, and images are files",
     "device": "is of torchvision's backend",
     "disable_grouping": "is of torchvision's backend",
     "return_tensors": "is of the array, not of the patches",
@@ -96,7 +96,7 @@ def read_processor(checkpoint: Checkpoint, vision: Mapping[str, Any]) -> tuple[I
     file, said = _find(checkpoint)
     if file is None:
         return _processor(checkpoint.folder, Settings()), (
-            f"{checkpoint.folder} has no {OWN}: pictures are prepared as GLM-4.1V's own are",
+            f"{checkpoint.folder} has no {OWN}: images are prepared as GLM-4.1V's own are",
         )
     try:
         settings = msgspec.convert(said, Settings)
@@ -151,9 +151,9 @@ def _notes(said: Mapping[str, Any], settings: Settings) -> Iterator[str]:
     if kind not in TYPES:
         yield f"{str(kind)[:60]!r} is read as GLM-4.1V's image processor"
     if not settings.do_resize:
-        yield "do_resize is false, and pictures are resized to the bundle's size all the same"
+        yield "do_resize is false, and images are resized to the bundle's size anyway"
     if not settings.do_convert_rgb:
-        yield "do_convert_rgb is false, and pictures are converted to RGB all the same"
+        yield "do_convert_rgb is false, and images are converted to RGB anyway"
     known = {*Settings.__struct_fields__, *SILENT}
     if unknown := sorted(shown(key) for key in said.keys() - known):
         yield f"transformers' image processor does not know {', '.join(unknown)}, and neither does edgeglm"

@@ -46,7 +46,7 @@ SISTERS = {
     "glm-4-9b-chat": "THUDM/glm-4-9b-chat-hf",
     "glm-4-9b": "THUDM/glm-4-9b-hf",
 }
-OTHER_VISION = "use GLM-4.1V (zai-org/GLM-4.1V-9B-Thinking) or AutoGLM-Phone for pictures"
+OTHER_VISION = "use GLM-4.1V (zai-org/GLM-4.1V-9B-Thinking) or AutoGLM-Phone for images"
 INCOMPLETE = ("*.incomplete", ".cache/huggingface/download/**/*.incomplete", "../../blobs/*.incomplete")
 AGAIN_ALL = "download the whole checkpoint again"
 OTHER = "rest"
@@ -104,7 +104,7 @@ def check_config_kind(file: Path, config: Mapping[str, Any]) -> None:
         why = f"is of {what}, which runs code of its own repository, and edgeglm does not"
         raise UnsupportedError(file, why, _sister(file, config, vision))
     if FAMILIES.get(name) in ("glm", "glm4") and vision is not None:
-        why = f"has a vision_config, and transformers' {name} sees no pictures"
+        why = f"has a vision_config, and transformers' {name} takes no images"
         if kind == "glm":
             why = "is of GLM-Edge-V, whose vision is not supported: it runs code of its own repository"
         raise UnsupportedError(file, why, f"{OTHER_VISION}, or the text model of the family")
@@ -118,7 +118,7 @@ def check_config_kind(file: Path, config: Mapping[str, Any]) -> None:
 
 
 def check_shards(index: Path, shards: Iterable[Path]) -> None:
-    """Raises DamagedFileError where files of an index are missing, with the likely reason."""
+    """Raise DamagedFileError where files of an index are missing, with the likely reason."""
     files = list(shards)
     missing = [file for file in files if not file.is_file()]
     if not missing:

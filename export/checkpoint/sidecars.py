@@ -58,7 +58,7 @@ def picture_note(chat: Chat, checkpoint: Checkpoint) -> str | None:
     try:
         tokens = chat.encode([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}])
     except EdgeglmError as error:
-        return f"{chat.template.file}: {error.why}: no prompt has a place for a picture"
+        return f"{chat.template.file}: {error.why}: no prompt has a place for an image"
     count = tokens.count(token)
-    why = f"a prompt has {count} places for one picture, and so takes none"
+    why = f"a prompt has {count} places for one image, and so takes none"
     return None if count == 1 else f"{chat.template.file}: {why}"

@@ -69,7 +69,7 @@ class Agent(Prompts):
 
     @torch.inference_mode()
     def answer(self, images: Sequence[Image.Image], chats: Sequence[Chat], batch_size: int = 32) -> Iterator[str]:
-        """Greedy answers, one a screenshot, whatever the checkpoint's own way of generating."""
+        """Answer greedily, once a screenshot, whatever the checkpoint's own generation settings."""
         for start in range(0, len(chats), batch_size):
             some = slice(start, start + batch_size)
             inputs = self.encode(images[some], chats[some]).to(self.model.device)

@@ -51,7 +51,7 @@ class Losses:
 
 
 def encode_images(vision: Glm4vVisionModel, patches: Tensor) -> Tensor:
-    """`Glm4vVisionModel` for a batch of equal grids: (B, N, C*P*P) -> (B, N / MERGE**2, hidden).
+    """Run `Glm4vVisionModel` on a batch of equal grids: (B, N, C*P*P) -> (B, N / MERGE**2, hidden).
 
     The same computation as its forward, with one attention call for the whole batch instead of one an image.
     """
@@ -125,7 +125,7 @@ class Helper(nn.Module):
         return F.cross_entropy(rows.flatten(0, 1), row) + F.cross_entropy(columns.flatten(0, 1), column)
 
     def pointer_loss(self, pointers: Tensor) -> Tensor:
-        """Does the decoder know the target's patch when it begins to answer, and when it begins the action?"""
+        """Score whether the decoder knows the target's patch at the beginning of the answer and of the action."""
         image, spot, row, column = pointers.unbind(1)
         rows, columns = self.pointer(self.hidden[image, spot]).float().split([ROWS + 1, COLUMNS + 1], dim=-1)
         return 0.5 * (F.cross_entropy(rows, row) + F.cross_entropy(columns, column))

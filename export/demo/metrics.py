@@ -84,7 +84,7 @@ def _distance(want: Expected, got: Action | None) -> float:
 
 
 def _direction(swipe: Action) -> tuple[bool, bool] | None:
-    """(is it horizontal, does it grow) of the larger component."""
+    """Return (is it horizontal, does it grow) of the larger component."""
     start, end = swipe.arguments.get("start"), swipe.arguments.get("end")
     if not isinstance(start, tuple) or not isinstance(end, tuple):
         return None

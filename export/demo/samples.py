@@ -125,7 +125,7 @@ def read_samples(file: Path, limit: int | None = None) -> Iterator[Sample]:
         try:
             _ = sample.image
         except UsageError as error:
-            raise DamagedFileError(where, f"its picture cannot be read: it {error.why}", error.remedy) from error
+            raise DamagedFileError(where, f"its image cannot be read: it {error.why}", error.remedy) from error
         yield sample
 
 
@@ -161,7 +161,7 @@ def _from_record(record: _Record, folder: Path) -> Sample:
         case _Message(role="user", content=[_Picture(image_url=_Url(url=url)), _Text(text=prompt)]):
             pass
         case _:
-            raise ValueError("its last message is not the user's, one picture and one text behind it")
+            raise ValueError("its last message is not the user's, one image, then one text")
     action = parse_action(record.target)
     if action is None:
         raise ValueError("its target is not an action")
@@ -179,16 +179,16 @@ def _text(message: _Message) -> str:
     match message.content:
         case str(text) | [_Text(text=text)]:
             return text
-    raise ValueError("only its last message may have a picture, and each before it is one text")
+    raise ValueError("only its last message may have an image, and each before it is one text")
 
 
 def _inside(folder: Path, url: str) -> Path:
     """Return a picture's path, which may not lead out of the folder of the file that names it."""
     path, root = Path(os.path.realpath(folder / url)), Path(os.path.realpath(folder))
     if not path.is_relative_to(root):
-        raise ValueError(f"its picture {url!r} is not in the folder of the file")
+        raise ValueError(f"its image {url!r} is not in the folder of the file")
     if not os.path.isfile(path):  # of a name that no file can have too
-        raise ValueError(f"its picture {url!r} is not there")
+        raise ValueError(f"its image {url!r} is not there")
     return path
 
 

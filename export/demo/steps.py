@@ -40,7 +40,7 @@ def do(action: str, **arguments: Value) -> str:
 
 
 def finish(message: str) -> str:
-    """``finish(message="…")``."""
+    """Return ``finish(message="…")``."""
     return write_action(Action("finish", {"message": message}))
 
 

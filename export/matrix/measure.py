@@ -149,7 +149,7 @@ def _exported(outcome: Outcome, result: Mapping[str, Any]) -> Outcome:
 
 
 def _executed(done: Done, modules: Sequence[Mapping[str, Any]]) -> Stage:
-    """On which engines it answered; and what else has run a module, such as a compiler's simulator."""
+    """Return the engines that answered, and what else ran a module, such as a compiler's simulator."""
     if done.code:
         return Stage("failed", done.line)
     engines = {_engine(module["engine"]) for module in done.result["modules"]}
@@ -165,7 +165,7 @@ def _engine(name: str) -> str:
 
 
 def _validated(outcome: Outcome, done: Done | None) -> Outcome:
-    """With the metrics; too great a drop is a failure, too few samples to be sure are none."""
+    """Return the outcome with the metrics; too great a drop is a failure, too few samples are not."""
     if done is None:
         why = "there is nothing to measure it on: give --data FILE"
         return msgspec.structs.replace(outcome, validated=Stage("not run", why))

@@ -89,9 +89,9 @@ def observe(prepared: Prepared, examples: Sequence[Example]) -> Observed:
     """
     sees, screens = prepared.model.vision is not None, isinstance(examples[0], Sample)
     if screens and not sees:
-        raise UnsupportedError("--calibration", f"{prepared.request.name} sees no pictures", "give a text")
+        raise UnsupportedError("--calibration", f"{prepared.request.name} takes no images", "give a text")
     if sees and not screens:
-        raise UnsupportedError("--calibration", f"{prepared.request.name} sees pictures", "give samples (.jsonl)")
+        raise UnsupportedError("--calibration", f"{prepared.request.name} takes images", "give samples (.jsonl)")
     observed = Observed(OriginalWeights(replace(prepared.checkpoint, keep_pages=True)))
     prompts = example_prompts(prepared, examples)
     try:

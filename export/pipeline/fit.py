@@ -62,7 +62,7 @@ def fit(
 
 
 def refuse_final(model: ir.Model, profile: Profile, engine: Engine, name: str) -> None:
-    """Raises UnsupportedError for what neither a fix nor samples would mend; the arguments are those of `fit`."""
+    """Raise UnsupportedError for what neither a fix nor samples can mend; the arguments are those of `fit`."""
     table = table_for(profile, engine)
     found = check(model, table, _limits(profile, engine)) if table else []
     if final := [each for each in found if each.is_final]:

@@ -272,7 +272,7 @@ def _proof(plan: Plan, file: Path, work: Path) -> str | None:
 
 
 def _copy(path: Path, writer: BundleWriter) -> None:
-    """Into the bundle, piece by piece."""
+    """Write the weights into the bundle, piece by piece."""
     relative, size = f"graph/{path.name}", path.stat().st_size
     if size <= CHUNK:
         writer.small(relative, path.read_bytes())

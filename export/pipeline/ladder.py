@@ -23,7 +23,7 @@ from edgeglm.export.pipeline.probes import Example, example_prompts
 from edgeglm.export.pipeline.reuse import Reuse
 from edgeglm.export.pipeline.sensitivity import sensitivities
 
-# What a part becomes next. Blocks of 8 bits are milder than channels: a large channel spoils only its block.
+# What a part becomes next. Blocks of 8 bits are more precise than channels: a large channel spoils only its block.
 MILDER = {"int4": "int8-block", "int8-static": "int8", "int8": "int8-block", "int8-block": "fp16"}
 # Of the calibration set, for the order of the parts.
 SENSITIVITY_SAMPLES = 16
@@ -125,7 +125,7 @@ class Ladder:
 
         On each level all parts that can take one step first take it together. If that passes, bisection finds how many
         of the most sensitive ones must. The bundles of both ends of a level stay until it is left: whatever lies in
-        between is copied from them. TFLite has no milder precision that is smaller than fp32, and is tried once.
+        between is copied from them. TFLite has no higher precision that is smaller than fp32, and is tried once.
         """
         prepared = self._prepare(self.request.precision)
         parts, low = precisions(prepared), self._try(prepared)

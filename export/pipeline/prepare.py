@@ -84,7 +84,7 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     choices = with_formats(choices, request.profile, request.format, checkpoint.tensors.values())
     context, config = _context(request, checkpoint), checkpoint.config_json
     if vision is None and request.image_sizes:
-        raise UsageError("--image-size", "the model takes no pictures", "leave it out")
+        raise UsageError("--image-size", "the model takes no images", "leave it out")
     processor, notes, pictures = None, [*checkpoint.notes, *_unknown(checkpoint), *unheard(checkpoint)], list[Picture]()
     if vision is not None:
         processor, said = read_processor(checkpoint, vision)
@@ -191,7 +191,7 @@ def _shape(
     """Return the vision module's trace and the original's for a further grid. Raises UnsupportedError."""
     choice = next(choice for choice in choices if choice.name == "vision")
     if choice.engine not in SHAPED:
-        why = "a module that a compiler or a converter makes takes one size of picture"
+        why = "a module that a compiler or a converter makes takes one image size"
         raise UnsupportedError("--image-size", why, "give it once, or vision=fp16 or another precision of the CPU")
     traced = requests[choice.dialect, choice.half]
     return replace(traced, grid=grid), replace(probe, grid=_probe_grid(grid))

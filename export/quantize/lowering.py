@@ -118,7 +118,7 @@ class _Linear:
 
 
 def _dense(linear: _Linear, _: Fp32 | Fp16) -> ir.Value:
-    """MatMul. FP16 weights under FP32 activations are cast, which ONNX Runtime does once, at load.
+    """Build MatMul. FP16 weights under FP32 activations are cast, which ONNX Runtime does once, at load.
 
     That halves the file, not the memory: after load the weights take as much anonymous memory as those stored in fp32,
     and run as fast. Casting the activations instead ends in the same fp32 kernels (x86 has no others) with a fifth more
@@ -128,7 +128,7 @@ def _dense(linear: _Linear, _: Fp32 | Fp16) -> ir.Value:
 
 
 def _dynamic_int8(linear: _Linear, _: Int8) -> ir.Value:
-    """DynamicQuantizeMatMul on x over its largest magnitude per token.
+    """Build DynamicQuantizeMatMul on x over its largest magnitude per token.
 
     The operator takes one activation scale for all tokens of the call: one token 64 times larger than the others, as
     the first one of many language models is, costs the others 48% relative error. Divided per token that is 1.2%,
@@ -168,7 +168,7 @@ def _static_int8(linear: _Linear, scheme: Int8Static) -> ir.Value:
 
 
 def _n_bits(linear: _Linear, scheme: Int8Block | Int4) -> ir.Value:
-    """MatMulNBits with its implied zero point (8 or 128), activations in INT8 blocks.
+    """Build MatMulNBits with its implied zero point (8 or 128), activations in INT8 blocks.
 
     accuracy_level 4 is what has fast kernels: without it 8 bits take 4 times as long for a prompt and 80 times for a
     single token. (https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits)
@@ -185,7 +185,7 @@ def _n_bits(linear: _Linear, scheme: Int8Block | Int4) -> ir.Value:
 
 
 def _dequantized(linear: _Linear, scheme: Int8 | Int8Block | Int4) -> ir.Value:
-    """DequantizeLinear on [K, N], per column or in blocks along K, then MatMul: engines fuse the two."""
+    """Build DequantizeLinear on [K, N], per column or in blocks along K, then MatMul: engines fuse the two."""
     attributes = {"axis": 1} if isinstance(scheme, Int8) else {"axis": 0, "block_size": scheme.block_size}
     weight = linear.op("DequantizeLinear", linear.parts, "dequantized", attributes, linear.parts[1].dtype)
     return linear.matmul(linear.x, weight)

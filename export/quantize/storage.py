@@ -173,7 +173,7 @@ class Blocks:
             yield rows, slice(first, first + scale.shape[1]), scale, codes
 
     def count(self, columns: int) -> int:
-        """Blocks in a row of `columns`, the last one possibly part filled."""
+        """Count the blocks in a row of `columns`, the last one possibly part filled."""
         return -(-columns // self.size)
 
 

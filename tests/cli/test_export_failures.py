@@ -61,7 +61,7 @@ def target(tmp_path: Path) -> Path:
         ("--precision vision=fp16", 2, "the model has no vision module; leave vision out"),
         ("--image-size 10", 2, "--image-size 10: is not a size in pixels; write WIDTHxHEIGHT"),
         ("--image-size 0x0", 2, "--image-size 0x0: is not a size in pixels; write WIDTHxHEIGHT"),
-        ("--image-size 504x1008", 2, "--image-size: the model takes no pictures"),
+        ("--image-size 504x1008", 2, "--image-size: the model takes no images"),
         ("--context 0", 2, "'--context': 0 is not in the range"),
         ("--context 10000000", 3, "--context 10000000: the model has 512 positions; give at most 512"),
         (

@@ -126,7 +126,7 @@ def test_int4_of_a_text_model_errs_less_when_calibrated(
 
 def test_a_text_is_not_for_a_model_that_sees(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = run(capsys, "export", "--target", "cpu", "--calibration", text, "-o", tmp_path / "bundle")
-    check_failure(done, 3, r"sees pictures; give samples \(\.jsonl\)")
+    check_failure(done, 3, r"takes images; give samples \(\.jsonl\)")
     assert not (tmp_path / "bundle").exists()
 
 
@@ -167,7 +167,7 @@ def test_a_text_bundle_is_not_compared_on_screens_or_with_another_model(
     reference = ["--reference", model / "model"]
     check_failure(run(capsys, "validate", model / "fp32", *reference), 2, "--data: is needed for model")
     screens = write_samples("test", 1, tmp_path)
-    check_failure(run(capsys, "validate", model / "fp32", *reference, "--data", screens), 3, "sees no pictures")
+    check_failure(run(capsys, "validate", model / "fp32", *reference, "--data", screens), 3, "takes no images")
     other = tmp_path / "other"
     save(SHAPES["glm4v"], other)
     capsys.readouterr()

@@ -208,7 +208,7 @@ def test_a_model_without_eyes_is_refused(tmp_path: Path, capsys: Capture) -> Non
     save(SHAPES["glm4"], tmp_path / "blind")
     capsys.readouterr()  # transformers may show its progress
     done = run(capsys, "export", tmp_path / "blind", "--target", "cpu", "-o", tmp_path / "b", "--calibration", SET)
-    check_failure(done, 3, "--calibration: blind sees no pictures; give a text")
+    check_failure(done, 3, "--calibration: blind takes no images; give a text")
 
 
 def test_a_set_is_read_no_further_than_it_is_used() -> None:

@@ -87,7 +87,7 @@ def test_a_template_without_a_place_for_pictures_is_a_note(capsys: pytest.Captur
     (tmp_path / "model" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}{% endfor %}")
     status, out, err = run(capsys, "plan", str(tmp_path / "model"), "--target", "cpu")
     assert (status, err) == (0, "")
-    assert "chat_template.jinja: a prompt has 0 places for one picture, and so takes none" in out
+    assert "chat_template.jinja: a prompt has 0 places for one image, and so takes none" in out
 
 
 @pytest.mark.parametrize("command", ["plan", "export"])

@@ -179,7 +179,7 @@ def test_a_decoder_on_the_npu_is_refused(tmp_path: Path, capsys: Capture) -> Non
     board = tmp_path / "board.toml"
     board.write_text(on_npu((PROFILES / "qcs6490.toml").read_text("utf-8")))
     done = run(capsys, "export", "--target", board, "-o", tmp_path / "bundle")
-    check_failure(done, 3, "puts the decoder on the NPU, and edgeglm compiles picture encoders alone for one")
+    check_failure(done, 3, "puts the decoder on the NPU, and edgeglm compiles image encoders alone for one")
 
 
 def test_a_precision_for_all_leaves_the_npu_its_integers(capsys: Capture) -> None:

@@ -78,7 +78,7 @@ def test_without_a_file_the_models_own_are_taken_and_said(tmp_path: Path) -> Non
     theirs = Glm4vImageProcessorPil
     assert [processor.mean, processor.std] == [tuple(theirs.image_mean), tuple(theirs.image_std)]
     assert [processor.smallest, processor.largest] == [*theirs.size.values()]
-    assert note.endswith("has no preprocessor_config.json: pictures are prepared as GLM-4.1V's own are")
+    assert note.endswith("has no preprocessor_config.json: images are prepared as GLM-4.1V's own are")
 
 
 def test_every_setting_is_honoured_named_or_known_to_say_nothing(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def refused(folder: Path, error: type[EdgeglmError]) -> str:
     ("config", "message"),
     [
         (GLM | SIGLIP, "GLM-Edge-V, whose vision is not supported"),
-        ({"architectures": ["Glm4ForCausalLM"], "model_type": "glm4"} | SIGLIP, "Glm4ForCausalLM sees no pictures"),
+        ({"architectures": ["Glm4ForCausalLM"], "model_type": "glm4"} | SIGLIP, "Glm4ForCausalLM takes no images"),
         (CHATGLM | {"_name_or_path": "THUDM/glm-4-9b-chat"}, "use THUDM/glm-4-9b-chat-hf, the same weights"),
         (CHATGLM | {"_name_or_path": "THUDM/glm-4-9b-chat-1m"}, "use THUDM/glm-4-9b-chat-1m-hf,"),
         (CHATGLM, "ChatGLMModel, which runs code of its own repository, .*such as THUDM/glm-4-9b-chat-hf"),

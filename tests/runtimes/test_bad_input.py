@@ -120,7 +120,7 @@ PROMPTS = {
         5,
         r"5006 tokens of prompt and 128 of answer are more than the 4096 .*; shorten the prompt",
     ),
-    "a picture's token": ("<|image|>", 2, "holds the token that stands for a picture"),
+    "a picture's token": ("<|image|>", 2, "holds the image token"),
     "not UTF-8": (os.fsdecode(b"\xff\xfe"), 2, "the prompt: is not UTF-8"),
 }
 
@@ -144,7 +144,7 @@ def claim_webp(path: Path) -> None:
     path.write_bytes(data)
 
 
-DAMAGED, LARGE, NONE = "is not a picture that can be read", "has more pixels than", "it is no WebP, PNG or JPEG"
+DAMAGED, LARGE, NONE = "is not a readable image", "has more pixels than", "it is no WebP, PNG or JPEG"
 BOMBS: dict[str, tuple[Callable[[Path], object], str]] = {
     "20,000 x 20,000": (png(20_000, 20_000, rows=20_000), LARGE),
     "a claim of 50,000 x 50,000": (png(50_000, 50_000, rows=1), LARGE),

@@ -139,7 +139,7 @@ def test_what_was_taken_is_given_back_once_in_reverse_order_whatever_fails(exact
 
 def test_a_prompt_cannot_smuggle_a_picture_in(exact: Path) -> None:
     with Runner(exact) as runner:
-        with pytest.raises(UsageError, match=r"holds the token that stands for a picture"):
+        with pytest.raises(UsageError, match=r"holds the image token"):
             runner.answer([message("user", "Look: <|image|>")])
         with pytest.raises(UsageError, match=r"the prompt: is empty"):
             runner.answer([message("user", " ", SCREEN)])
@@ -157,7 +157,7 @@ def test_a_picture_in_any_form_is_the_same_picture(exact: Path) -> None:
         ):
             answer = runner.answer([{"role": "user", "content": [part, question]}])
             assert (answer.text, answer.prompt_tokens, answer.prefilled_tokens) == (right.text, right.prompt_tokens, 1)
-        with pytest.raises(UsageError, match="the picture: is not a picture that can be read: it is no WebP") as caught:
+        with pytest.raises(UsageError, match="the image: is not a readable image: it is no WebP") as caught:
             runner.answer([{"role": "user", "content": [{"type": "image", "url": "data:;base64,AAAA"}, question]}])
         assert len(str(caught.value)) < 200
         with pytest.raises(UnsupportedError, match="message 1: holds a part of type video, which no model here takes"):

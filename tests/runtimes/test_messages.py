@@ -159,7 +159,7 @@ def test_a_conversation_of_any_size_and_depth_is_refused_in_bounded_time() -> No
 
 def test_a_server_may_forbid_files(screen: Path) -> None:
     for url in (str(screen), screen.as_uri(), "/etc/passwd", screen):
-        with pytest.raises(UsageError, match="message 1: its picture: is named as a file, and no files are read"):
+        with pytest.raises(UsageError, match="message 1: its image: is named as a file, and no files are read"):
             normalize(user({"type": "image", "image": url}), files=False)
 
 

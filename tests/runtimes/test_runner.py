@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_refused_before_it_runs(exact: Path) -> None:
 
 def test_a_wrong_picture_or_a_damaged_bundle_is_one_line(exact: Path, tmp_path: Path) -> None:
     (tmp_path / "screen.webp").write_bytes(SCREEN.read_bytes()[:100])
-    with pytest.raises(UsageError, match=r"screen.webp: is not a picture that can be read"):
+    with pytest.raises(UsageError, match=r"screen.webp: is not a readable image"):
         ask(exact, "Select OK", tmp_path / "screen.webp")
     damaged = demo_bundle(tmp_path / "bundle", "cpu", "int8")
     weights = damaged / "decoder" / "weights.bin"

@@ -108,7 +108,7 @@ def test_another_action_fails_though_few_tokens_differ(exact: Path, tmp_path: Pa
         (b'{"probes": [{"prompt": "a", "tokens": [1024], "likeliest": [1], "sure": [true]}]}', "beyond the vocabulary"),
         (
             b'{"probes": [{"prompt": "a", "tokens": [1], "likeliest": [1], "sure": [true], "image": "../a.webp"}]}',
-            "a picture that the bundle lacks",
+            "an image that the bundle lacks",
         ),
         (b'{"probes": [{"prompt": "a", "tokens": [1], "likeliest": [1], "sure": [true], "more": 1}]}', "unknown field"),
     ],

@@ -76,7 +76,7 @@ def test_pictures_of_all_shapes_in_one_prompt_are_answered_as_transformers_does(
 
 def test_a_module_that_is_compiled_takes_one_shape() -> None:
     request = Request(DEMO, DEMO_NAME, load_profile("qcs6490"), image_sizes=SIZES)
-    with pytest.raises(UnsupportedError, match="takes one size of picture"):
+    with pytest.raises(UnsupportedError, match="takes one image size"):
         open_export(request)
 
 

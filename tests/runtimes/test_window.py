@@ -54,6 +54,6 @@ def test_a_prompt_beyond_the_window_is_refused_with_what_fits() -> None:
 def test_more_pictures_than_the_budget_has_room_for_are_refused() -> None:
     window = Window(sample_manifest(), None, GIB)
     window.check_pictures(1, 1 << 20)
-    with pytest.raises(BudgetError, match="1GiB is too little for 3 pictures in one prompt; give at least "):
+    with pytest.raises(BudgetError, match="1GiB is too little for 3 images in one prompt; give at least "):
         window.check_pictures(3, 8 << 20)
     Window(sample_manifest(), None, None).check_pictures(100, GIB)

@@ -48,7 +48,7 @@ class Numbers:
     one_less: bool = False
 
     def __post_init__(self) -> None:
-        """Raises DamagedFileError where the tensor has another shape."""
+        """Raise DamagedFileError where the tensor has another shape."""
         rows, columns = -(-self.rows // self.block), self.columns
         if self.bits:
             rows = words_of(rows, self.bits) if self.along_rows else rows

@@ -100,7 +100,7 @@ def companion(stored: Mapping[str, Tensor], tensor: Tensor, module: str, suffix:
 
 
 def check_matrix(tensor: Tensor, *dtypes: str) -> None:
-    """Raises DamagedFileError where a tensor is not a matrix of one of the dtypes."""
+    """Raise DamagedFileError where a tensor is not a matrix of one of the dtypes."""
     if tensor.dtype not in dtypes or len(tensor.shape) != 2 or not all(tensor.shape):
         wanted = f"a matrix of {' or '.join(dtypes)} is needed"
         raise misfit(tensor, f"is stored as {tensor.dtype} of shape {list(tensor.shape)}, where {wanted}")

@@ -70,7 +70,7 @@ def test_a_target_may_have_quotes_in_its_text(tmp_path: Path) -> None:
 
 PICTURE = {"type": "image_url", "image_url": {"url": "test/0000.webp"}}
 TEXT = {"type": "text", "text": "Tap OK"}
-LAST = "its last message is not the user's, one picture and one text behind it"
+LAST = "its last message is not the user's, one image, then one text"
 TAP = 'do(action="Tap", element=[500,500])'
 
 
@@ -86,7 +86,7 @@ def link(url: str) -> dict[str, object]:
     ("change", "why"),
     [
         ({"messages": []}, "Expected `array` of length >= 1 - at `$.messages`"),
-        ({"messages": user(PICTURE, TEXT)["messages"] * 2}, "only its last message may have a picture"),  # type: ignore[operator]
+        ({"messages": user(PICTURE, TEXT)["messages"] * 2}, "only its last message may have an image"),  # type: ignore[operator]
         ({"messages": [{"role": "user", "content": "text alone"}]}, LAST),
         ({"messages": [{"role": "assistant", "content": [PICTURE, TEXT]}]}, LAST),
         ({"messages": [{"role": "tool", "content": [TEXT]}]}, "Invalid enum value 'tool'"),
@@ -104,8 +104,8 @@ def link(url: str) -> dict[str, object]:
         ({"target": TAP, "box": [1, 2, 3, 4000]}, "is not x0, y0, x1, y1 in thousandths"),
         ({"target": TAP, "box": [1, 2, 3, float("nan")]}, "JSON is malformed"),
         ({"bbox": [1, 2, 3, 4]}, "Object contains unknown field `bbox`"),
-        (link("nowhere.webp"), "its picture 'nowhere.webp' is not there"),
-        (link("../test.jsonl"), "its picture '../test.jsonl' is not in the folder of the file"),
+        (link("nowhere.webp"), "its image 'nowhere.webp' is not there"),
+        (link("../test.jsonl"), "its image '../test.jsonl' is not in the folder of the file"),
         (link("/etc/hostname"), "is not in the folder of the file"),
         (link("https://example.org/screen.webp"), "is not there"),
         (link("bad\0name"), "null"),
@@ -158,7 +158,7 @@ def test_a_damaged_image_names_its_line(tmp_path: Path) -> None:
     image = tmp_path / "test" / "0000.webp"
     for content in (image.read_bytes()[:200], b"", b"<svg/>"):
         image.write_bytes(content)
-        with pytest.raises(DamagedFileError, match=r"test\.jsonl:1: its picture cannot be read"):
+        with pytest.raises(DamagedFileError, match=r"test\.jsonl:1: its image cannot be read"):
             list(read_samples(file))
 
 

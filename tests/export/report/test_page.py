@@ -139,10 +139,10 @@ def words(report: Report) -> str:
 def test_sizes_verdicts_and_memory_are_told() -> None:
     text = words(whole())
     assert "4MiB of modules, from a checkpoint of 16MiB (-75%)" in text
-    assert "fails 1 of 3 metrics surely within their limits" in text
+    assert "fails 1 of 3 metrics within their limits at 95% confidence" in text
     assert "unclear 77 samples would tell" in text
     assert "119 tokens 94MiB 91MiB" in text
-    assert "passes 1 of 1 metrics surely within their limits" in words(replace(plain(), metrics=(metric(),)))
+    assert "passes 1 of 1 metrics within their limits at 95% confidence" in words(replace(plain(), metrics=(metric(),)))
 
 
 def test_taps_and_target_are_drawn_where_they_are() -> None:
@@ -192,6 +192,6 @@ def test_what_the_manifest_says_was_measured_is_shown() -> None:
     assert [(rung.passed, round(rung.worst, 3)) for rung in report.ladder] == [(False, 2.5), (False, 0.0), (True, 0.5)]
     assert list(report.sensitivity) == ["decoder.layer.2", "decoder.layer.10"]
     text = words(report)
-    assert "passes 2 of 2 metrics surely within their limits" in text
+    assert "passes 2 of 2 metrics within their limits at 95% confidence" in text
     assert "1 int4 2MiB 5.00% 0.2 no 2 odd – computes garbage no 3 int8 4MiB 1.00% 0.2 pass" in text
     assert "not measured" in words(Report.of(sample_manifest(), plain().module_bytes, 0))
