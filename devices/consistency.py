@@ -36,7 +36,7 @@ def _check_names(profile: Profile) -> None:
     for key, names in (("name", (profile.name,)), ("aliases", profile.aliases)):
         for name in names:
             if not NAME.fullmatch(name):
-                remedy = "use lower-case letters and digits, parted by '-'"
+                remedy = "use lower-case letters and digits, separated by '-'"
                 raise InvalidValueError(key, f"{name!r} is not a profile name", remedy)
 
 
