@@ -7,7 +7,7 @@
     ├── BudgetError        5   does not fit the memory or disk budget
     └── DamagedFileError   6   a file that is truncated, inconsistent or tampered with
 
-Exit code 0 is success, 1 a bug of ours (a traceback), 130 an interrupt.
+Exit code 0 is success, 1 a bug of ours (a traceback), 130 an interrupt, 143 a SIGTERM.
 """
 
 from __future__ import annotations

@@ -12,13 +12,15 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 from edgeglm.errors import BudgetError, DamagedFileError, EdgeglmError, UnsupportedError
 
 INTERRUPTED = 130
+# 128 + SIGTERM, as a shell has it of a program that the signal ends.
+TERMINATED = 143
 # 128 + SIGPIPE, with which a program ends whose reader went away.
 BROKEN_PIPE = 141
 # What a library in Rust raises where its code is at its end; it is no Exception.
@@ -31,6 +33,10 @@ NO_MEMORY = re.compile(
 )
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, on which a command puts its files in order as on Ctrl-C."""
+
+
 def run_program(body: Callable[[], int | None], *, debug: Callable[[], bool], again: str) -> int:
     """Run the body of a program and return the exit code; a failure is one line on stderr.
 
@@ -40,8 +46,9 @@ def run_program(body: Callable[[], int | None], *, debug: Callable[[], bool], ag
         again: How to get it, in a clause.
     """
     _open_streams()
+    came: list[KeyboardInterrupt] = []
     try:
-        with _interrupted_once():
+        with _interrupted_once(came):
             status = _status(body)
             # Here, where a closed pipe is caught, and not at the interpreter's exit, where it is not.
             sys.stdout.flush()
@@ -49,10 +56,10 @@ def run_program(body: Callable[[], int | None], *, debug: Callable[[], bool], ag
     except BrokenPipeError:
         _discard(sys.stdout)
         return BROKEN_PIPE
-    except KeyboardInterrupt:
-        _say("interrupted")
-        return INTERRUPTED
     except BaseException as error:
+        # Libraries that it meets while they are loaded make an error of their own of it.
+        if came or isinstance(error, KeyboardInterrupt):
+            return _interrupted(came)
         if not isinstance(error, Exception) and type(error).__name__ != RUST_PANIC:
             raise
         return _report(error, debug(), again)
@@ -96,24 +103,53 @@ def _open_streams() -> None:
 
 
 @contextmanager
-def _interrupted_once() -> Iterator[None]:
-    """Let the first Ctrl-C end the command, and the next ones not disturb it while it puts its files in order."""
+def _interrupted_once(came: list[KeyboardInterrupt]) -> Iterator[None]:
+    """Let the first Ctrl-C end the command, and the next ones not disturb it while it puts its files in order.
+
+    So does SIGTERM, the second of which ends it at once.
+
+    Args:
+        came: Takes the one that came.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        came.append(KeyboardInterrupt())
+        raise came[-1]
 
-    ours = threading.current_thread() is threading.main_thread()
-    # Whoever has the signal ignored (nohup, a shell's background) or handles it in another way keeps that.
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    def terminate(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        came.append(_Terminated())
+        raise came[-1]
+
+    with (
+        _handled(signal.SIGINT, interrupt, signal.default_int_handler),
+        _handled(signal.SIGTERM, terminate, signal.SIG_DFL),
+    ):
+        yield
+
+
+@contextmanager
+def _handled(number: signal.Signals, handler: Callable[[int, FrameType | None], None], usual: object) -> Iterator[None]:
+    """Handle a signal; whoever has it ignored (nohup, a shell's background) or handles it in another way keeps that."""
+    before = signal.getsignal(number)
+    if threading.current_thread() is not threading.main_thread() or before is not usual:
         yield
         return
-    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(number, handler)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGINT) is interrupt:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(number) is handler:
+            signal.signal(number, before)
+
+
+def _interrupted(came: Sequence[KeyboardInterrupt]) -> int:
+    """Say so, and return the exit code."""
+    is_terminated = any(isinstance(each, _Terminated) for each in came)
+    _say("terminated" if is_terminated else "interrupted")
+    return TERMINATED if is_terminated else INTERRUPTED
 
 
 def _report(error: BaseException, debug: bool, again: str) -> int:

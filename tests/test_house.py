@@ -25,7 +25,7 @@ LONG = set(
 UNTESTED = set(
     """
     adb awq budget building cases checkpoint_options child choices compressed device device_limits dialects disk engine
-    exits explain fill formats generate glm gptq graph graph_precision header headers matrix_cells measured module
+    explain fill formats generate glm gptq graph graph_precision header headers matrix_cells measured module
     observe output packing placeholders progress prompt qnn_child reader remote request restore rounded run
     settings sidecars stamp start template_limits text tflite_child tflite_task tower values walk
 """.split()
