@@ -1,4 +1,4 @@
-"""What an engine's version supports of ONNX: the tables in ``operators/``, their strict reader, and which one holds.
+"""Operator tables of the engines' versions in ``operators/``, their strict reader, and the choice of one.
 
 An operator is named as in ONNX, one of another domain behind it (``com.microsoft.MatMulNBits``); in LiteRT's table, as
 its builtins are. docs/operators.md has the format.

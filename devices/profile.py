@@ -1,4 +1,4 @@
-"""What a device profile may say, as types: every value is a `Fact` with a source or a `Choice` with a reason.
+"""Types of a device profile: every value is a `Fact` with a source or a `Choice` with a reason.
 
 A profile file that does not fit these types is refused by `edgeglm.devices.loader`, with the key at fault.
 """

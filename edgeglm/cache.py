@@ -1,4 +1,4 @@
-"""Where edgeglm keeps what it can make again: the user's cache folder."""
+"""Cache folder: the user's, for all that edgeglm can make again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the parts of a manifest must agree on, so that nothing that runs a bundle need ask again.
+"""Check that the parts of a manifest agree, so that code that runs a bundle need not ask again.
 
 A manifest is typed before it comes here. What is compared here is what two of its keys say of one thing: a module's
 file and its folder, the embedding's rows and their bytes, tensors and the model's dimensions.

@@ -1,4 +1,4 @@
-"""Every error that a user can cause, and the exit code it ends with.
+"""Errors that a user can cause, and the exit code of each.
 
     EdgeglmError
     ├── UsageError         2   a wrong option, path, value or input file

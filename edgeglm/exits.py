@@ -1,4 +1,4 @@
-"""How every program of ours ends: streams that take whatever is written, and a code and a line for whatever is raised.
+"""End every program of ours: streams that take whatever is written, a code and a line for whatever is raised.
 
 The command line, ``python -m edgeglm.runtimes`` and ``run.pyz`` share it, so it imports nothing that is not Python's.
 """

@@ -1,4 +1,4 @@
-"""What this machine is: its CPU and how much memory a process may use, from Linux's ``/proc`` and cgroups."""
+"""Describe this machine: its CPU and the memory of a process, from Linux's ``/proc`` and cgroups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a bundle's manifest says, as types, and its bytes: strict, the same for the same content, and sealed."""
+"""Manifest of a bundle, as types, and its bytes: strict, the same for the same content, and sealed."""
 
 from __future__ import annotations
 

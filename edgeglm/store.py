@@ -1,4 +1,4 @@
-"""What edgeglm can make again, kept in the user's cache folder by what it was made from, and verified as it is read.
+"""Store results that can be made again in the cache folder, under a hash of their inputs; verified when read.
 
 An entry appears whole or not at all, and its bytes are compared with their checksum each time: a damaged one is made
 again. A folder that is none, cannot be written or is full means doing without. What a killed process left is removed

@@ -1,4 +1,4 @@
-"""What is chosen for each module: precision, where it runs, and with it the engine and the dialect of its graph."""
+"""Choose each module's precision and placement, and with it the engine and the dialect of its graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a bundle's manifest says of the model, from the checkpoint's own files."""
+"""Describe the model for a bundle's manifest, from the checkpoint's own files."""
 
 from __future__ import annotations
 

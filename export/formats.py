@@ -1,4 +1,4 @@
-"""In which format each module is written: ``--format``."""
+"""Choose each module's file format: ``--format``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the checkpoint that the user names lies: a folder, a Hugging Face name, or the demo that ships with edgeglm."""
+"""Locate the checkpoint that the user names: a folder, a Hugging Face name, or the demo that ships with edgeglm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What travels between the stages of an export: plain data that all of them share."""
+"""Data that travels between the stages of an export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From traces to the graph of a module: fuse within the block, stamp it, fuse across blocks; and what it must find."""
+"""Build the graph of a module from traces: fuse within the block, stamp it, fuse across blocks, check its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory an export and its bundle will take, before either begins.
+"""Predict the memory of an export and of its bundle, before either begins.
 
 The constants were fitted to what `benchmarks/export_memory.py` measures; it prints prediction and measurement side by
 side.

@@ -1,4 +1,4 @@
-"""From a user's words to tokens and back: the checkpoint's own tokenizer and chat template."""
+"""Encode a conversation and decode its answer, by the checkpoint's own tokenizer and chat template."""
 
 from __future__ import annotations
 

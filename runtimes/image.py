@@ -1,4 +1,4 @@
-"""From a picture to a vision module's input, in numpy: what GLM-4.1V's image processor does for one fixed grid."""
+"""Turn an image into the vision module's input, in numpy, as GLM-4.1V's image processor does for one fixed grid."""
 
 from __future__ import annotations
 

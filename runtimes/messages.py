@@ -1,4 +1,4 @@
-"""One form of the messages that clients send: OpenAI's, Hugging Face's, and what stands between them."""
+"""Normalize the messages that clients send: OpenAI's forms, Hugging Face's, and those in between."""
 
 from __future__ import annotations
 

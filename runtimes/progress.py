@@ -1,4 +1,4 @@
-"""How far something is, in one line of a terminal's stderr."""
+"""Show progress in one line of a terminal's stderr."""
 
 from __future__ import annotations
 

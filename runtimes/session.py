@@ -1,4 +1,4 @@
-"""What the runner asks of an engine: one file an engine, each with these two classes' shape."""
+"""Interface of an engine for the runner: one file per engine, each with these two classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a bundle has of its checkpoint's own files, read with distrust: a faithful copy may be anything."""
+"""Read the checkpoint's own files in a bundle with distrust: a faithful copy may be anything."""
 
 from __future__ import annotations
 

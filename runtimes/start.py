@@ -1,4 +1,4 @@
-"""How ``run.pyz`` starts: it compares itself with the manifest beside it before it imports the rest of itself.
+"""Start ``run.pyz``: it compares itself with the manifest beside it before it imports the rest of itself.
 
 Python does not check what it imports from an archive. A flipped bit would be a traceback, or another program.
 """

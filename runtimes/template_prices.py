@@ -1,4 +1,4 @@
-"""What a template pays for: characters that it touches and makes, counted before they are made."""
+"""Prices of a template's operations: characters that they read and make, counted before they are made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many tokens a runner may hold: the bundle's most, ``--context``, and what ``--max-ram`` has room for."""
+"""Compute a runner's window: the least of the bundle's context, ``--context``, and what ``--max-ram`` has room for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the lists of `edgeglm matrix` ask for, as cells."""
+"""Turn the lists of `edgeglm matrix` into cells."""
 
 from __future__ import annotations
 

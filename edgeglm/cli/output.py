@@ -1,4 +1,4 @@
-"""What every command prints the same way: with ``--json``, exactly one JSON object on stdout."""
+"""Print what all commands share: with ``--json``, exactly one JSON object on stdout."""
 
 from __future__ import annotations
 

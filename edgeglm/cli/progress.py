@@ -1,4 +1,4 @@
-"""What a long command shows while it works, and what it takes of memory meanwhile."""
+"""Show the progress of a long command, and its memory meanwhile."""
 
 from __future__ import annotations
 

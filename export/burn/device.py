@@ -1,4 +1,4 @@
-"""What a burn test asks of a device."""
+"""Interface of a device for the burn test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a tensor holds, in bounded memory, and the ranges that an 8-bit quantizer may give it.
+"""Histogram of a tensor in bounded memory, and the ranges that an 8-bit quantizer may give it.
 
 min-max keeps everything, percentile cuts the tails, and mean-squared-error finds the cut at which rounding inside and
 clipping outside cost the least together (Banner et al., arXiv 1810.05723).

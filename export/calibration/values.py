@@ -1,4 +1,4 @@
-"""What flows through a segment of a module, value by value: an NPU's integers need a range for each of them."""
+"""Ranges of every value in a segment of a module, which an NPU's integers need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the process with transformers is asked, and what it answers: plain data, so that both sides share it."""
+"""Request to the process with transformers, and its answer: plain data, so that both sides share it."""
 
 from __future__ import annotations
 

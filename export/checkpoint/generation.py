@@ -1,4 +1,4 @@
-"""How a checkpoint's answers are generated: ``generation_config.json`` by types, and the tokens that end an answer."""
+"""Read a checkpoint's generation settings: ``generation_config.json`` by types, and the end tokens."""
 
 from __future__ import annotations
 

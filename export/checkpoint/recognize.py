@@ -1,4 +1,4 @@
-"""What a folder is that is no checkpoint edgeglm can take, and what to do with it: said before its parts are judged."""
+"""Recognize a folder that is not a usable checkpoint, and name the way on, before its parts are judged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which keys of a tokenizer's and a processor's files say something: those that nobody honours are named in a note.
+"""Keys of a tokenizer's and a processor's files that mean something; a note names those that are not honoured.
 
 The library refuses a tokenizer.json with a key that it does not know. The settings of pictures are
 `edgeglm.export.checkpoint.processor`'s, those of answers `generation`'s.

@@ -1,4 +1,4 @@
-"""One tensor of a safetensors file: where it lies, and its rows or columns, one read at a time."""
+"""Tensor of a safetensors file: its place, and its rows or columns, one read at a time."""
 
 from __future__ import annotations
 

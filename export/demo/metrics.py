@@ -1,4 +1,4 @@
-"""How right a phone agent's answers are."""
+"""Metrics of a phone agent's answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One step of a phone agent: what is asked on a screen, and the answer in Open-AutoGLM's language."""
+"""Step of a phone agent: a question about a screen, and the answer in Open-AutoGLM's language."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the user wants on a screen, and the one right next action in Open-AutoGLM's language.
+"""Tasks on a screen, each with the one right next action in Open-AutoGLM's language.
 
 A step is an instruction (English or Chinese), the actions already done, a short thought and the action.
 Multi-step goals (launch, search, switch on, confirm, finish) are sampled at any of their steps.

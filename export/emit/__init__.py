@@ -1,1 +1,1 @@
-"""One file an artifact format: `onnx` today; TensorRT, TFLite and QNN context binaries go beside it."""
+"""Emitters, one file per artifact format."""

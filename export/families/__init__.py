@@ -1,4 +1,4 @@
-"""One file per model family: what it is made of and where transformers keeps the parts."""
+"""Model families, one file each: a family's parts, and their places in transformers."""
 
 # The architectures that a checkpoint's config may name -> the module that describes them.
 FAMILIES = {

@@ -1,4 +1,4 @@
-"""From a checkpoint's config to transformers' own config class; what imports this has transformers."""
+"""Build transformers' own config class from a checkpoint's config; importing this needs transformers."""
 
 from __future__ import annotations
 

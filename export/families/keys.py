@@ -1,4 +1,4 @@
-"""Which keys of a config.json say something: those that nobody honours are named in a note."""
+"""Keys of a config.json that mean something; a note names those that are not honoured."""
 
 from __future__ import annotations
 

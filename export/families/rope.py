@@ -1,4 +1,4 @@
-"""How many positions a model's rotary embedding is made for, and whether its angles depend on the prompt's length."""
+"""Read how many positions a rotary embedding is made for, and whether its angles depend on the prompt's length."""
 
 from __future__ import annotations
 

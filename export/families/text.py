@@ -1,4 +1,4 @@
-"""What the text halves of all GLM families have in common."""
+"""Shared text half of all GLM families."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What hides a token before a softmax, -1e4 or -inf -> -30, which static INT8 has a step for."""
+"""Replace the value that masks a token before a softmax, -1e4 or -inf -> -30, for static INT8."""
 
 from __future__ import annotations
 

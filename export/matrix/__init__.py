@@ -1,1 +1,1 @@
-"""What works: model x target x precision x format, each exported, compiled, executed and measured on this machine."""
+"""Matrix of what works: model x target x precision x format, each exported, compiled, executed and measured here."""

@@ -1,4 +1,4 @@
-"""One cell from end to end, by the commands that a user would type: export, build, run, validate."""
+"""Measure one cell by the commands that a user would type: export, build, run, validate."""
 
 from __future__ import annotations
 

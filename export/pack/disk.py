@@ -1,4 +1,4 @@
-"""What writing takes of the operating system, with its errors in a user's words."""
+"""Write through the operating system, with its errors in a user's words."""
 
 from __future__ import annotations
 

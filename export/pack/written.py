@@ -1,4 +1,4 @@
-"""Which bytes of a file were written, and the checksum that vouches for those of one job."""
+"""Record which bytes of a file a job wrote, and their checksum."""
 
 from __future__ import annotations
 

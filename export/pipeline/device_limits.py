@@ -1,4 +1,4 @@
-"""What a checkpoint's headers show that a device cannot run; the graphs of the rest are checked in `fit`."""
+"""Refuse from a checkpoint's headers what a device cannot run; `fit` checks the graphs of the rest."""
 
 from __future__ import annotations
 

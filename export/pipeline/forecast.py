@@ -1,4 +1,4 @@
-"""What an export will take and give on a target, from the checkpoint's headers alone: `edgeglm plan`."""
+"""Predict the memory and size of an export on a target from the checkpoint's headers: `edgeglm plan`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an ONNX graph of the user's to a bundle: check, fix, convert to the precision, emit, measure, pack."""
+"""Export a user's ONNX graph to a bundle: check, fix, convert to the precision, emit, measure, pack."""
 
 from __future__ import annotations
 

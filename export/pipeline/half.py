@@ -1,4 +1,4 @@
-"""What is too large for half precision, by the values that the original has on the probes."""
+"""Find the values that are too large for half precision, from the original's values on the probes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What headers show: the module and part of a tensor, by its name, and whether config.json is that of the weights."""
+"""Read from headers the module and part of a tensor, and whether config.json belongs to the weights."""
 
 from __future__ import annotations
 

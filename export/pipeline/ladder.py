@@ -1,4 +1,4 @@
-"""From a precision that loses too much to the smallest bundle that does not: the most sensitive parts go first."""
+"""Climb from a precision that loses too much to the smallest bundle that passes, the most sensitive parts first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One module of an export: its graph, lowered for its engine, and the jobs that store its weights."""
+"""Prepare one module: its graph, lowered for its engine, and the jobs that store its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All of an export that needs no weight: what is chosen, traced and laid out, and so how large everything will be."""
+"""Prepare everything that needs no weight: choices, traces and layouts, so that all sizes are known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an export is before its weights are read: the request, what was chosen, and what is ready to be written."""
+"""Prepared export, before its weights are read: the request, the choices, and the modules to write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much each part of a model matters: what its precision alone does to the answers' distribution."""
+"""Measure the sensitivity of each part: the damage of its precision alone to the answers' distribution."""
 
 from __future__ import annotations
 

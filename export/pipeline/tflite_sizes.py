@@ -1,4 +1,4 @@
-"""How the files of a TFLite module are cut, and what converting, calibrating and running them takes, from headers."""
+"""Size the files of a TFLite module, and the memory of converting, calibrating and running them, from headers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the converting worker is asked, and what it answers."""
+"""Task and result of the converting worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What identifies a checkpoint's weights: their files, as long as nothing touches them, and else their bytes."""
+"""Identify a checkpoint's weights: by their files, or by their bytes if the files were touched."""
 
 from __future__ import annotations
 

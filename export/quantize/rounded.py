@@ -1,4 +1,4 @@
-"""What a scheme makes of a weight and of what it is multiplied with, without storing anything."""
+"""Round a weight and its activations as a scheme does, without storing anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From fp32 weights to integer codes and scales, in tiles that stay in the processor's cache.
+"""Round fp32 weights to integer codes and scales, in tiles that stay in the processor's cache.
 
 A scale is chosen, rounded to the type it is stored in, and only then divided by, so that the codes are the nearest to
 what the engine will multiply. Every step is a numpy call on a whole tile, which releases the GIL.

@@ -1,4 +1,4 @@
-"""How a weight is stored: one frozen dataclass a scheme, and what it becomes on disk."""
+"""Schemes of stored weights, one frozen dataclass each, and their form on disk."""
 
 from __future__ import annotations
 

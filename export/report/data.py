@@ -1,4 +1,4 @@
-"""What a report shows: plain data, of which what was not measured is empty."""
+"""Data of a report; a value that was not measured is empty."""
 
 from __future__ import annotations
 

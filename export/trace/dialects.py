@@ -1,4 +1,4 @@
-"""How attention and rotary positions are written for an engine: hooks on transformers' own blocks.
+"""Dialects of attention and rotary positions for the engines: hooks on transformers' own blocks.
 
 ``ort``: ONNX Runtime's fused GroupQueryAttention on one shared key/value buffer, rotary inside it where a token has
 one position. ``portable``: opset 20, decomposed, keys and values concatenated, fp32 softmax.

@@ -1,4 +1,4 @@
-"""What the tracing process is asked, and what it leaves: plain data, so that both sides of the pipe share it."""
+"""Request to the tracing process, and its result: plain data, so that both sides share it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the original takes while it is compared with a bundle, in bytes of all processes."""
+"""Predict the memory of the original during a comparison, in bytes of all processes."""
 
 from __future__ import annotations
 

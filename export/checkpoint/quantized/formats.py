@@ -1,4 +1,4 @@
-"""Which quantized checkpoints are read, by the quant_method of their config."""
+"""Choose the reader of a quantized checkpoint by the quant_method of its config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint's quantization_config says, taken with distrust, and the errors that every format shares."""
+"""Read a checkpoint's quantization_config with distrust, and the errors that every format shares."""
 
 from __future__ import annotations
 
