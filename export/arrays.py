@@ -46,7 +46,7 @@ def read_samples(path: Path, inputs: Sequence[Input]) -> list[Arrays]:
 def make_samples(inputs: Sequence[Input]) -> list[Arrays]:
     """Return normal numbers, ones where they are whole, the same each time; what varies has the size 1."""
     random = np.random.default_rng(0)
-    return [{each.name: _made_up(each, random) for each in inputs} for _ in range(MADE_UP)]
+    return [{wanted.name: _made_up(wanted, random) for wanted in inputs} for _ in range(MADE_UP)]
 
 
 def common_shapes(samples: Sequence[Arrays]) -> dict[str, tuple[int, ...]]:
@@ -86,11 +86,11 @@ def _read(file: Path, room: int) -> dict[str, NDArray[Any]]:
 
 
 def _checked(file: Path, arrays: dict[str, NDArray[Any]], inputs: Sequence[Input]) -> Arrays:
-    names = [each.name for each in inputs]
+    names = [wanted.name for wanted in inputs]
     for name in sorted(arrays.keys() ^ set(names)):
         why = f"has no array {name}" if name in names else f"has an array {name}, which is no input of the graph"
         raise UsageError(file, why, f"give one array for each of {', '.join(names)}")
-    return {each.name: _fitted(file, arrays[each.name], each) for each in inputs}
+    return {wanted.name: _fitted(file, arrays[wanted.name], wanted) for wanted in inputs}
 
 
 def _fitted(file: Path, array: NDArray[Any], wanted: Input) -> NDArray[Any]:
@@ -113,8 +113,8 @@ def _sizes(shape: Sequence[int | str]) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
-def _made_up(each: Input, random: np.random.Generator) -> NDArray[Any]:
-    shape = [size if isinstance(size, int) else 1 for size in each.shape]
-    if each.dtype.kind == "f":
-        return random.standard_normal(shape).astype(each.dtype)
-    return np.ones(shape, each.dtype)
+def _made_up(wanted: Input, random: np.random.Generator) -> NDArray[Any]:
+    shape = [size if isinstance(size, int) else 1 for size in wanted.shape]
+    if wanted.dtype.kind == "f":
+        return random.standard_normal(shape).astype(wanted.dtype)
+    return np.ones(shape, wanted.dtype)

@@ -212,6 +212,6 @@ def _is_constant(value: ir.Value) -> bool:
     producer = value.producer()
     return value.const_value is not None or value.is_initializer() or (
         producer is not None and producer.op_type in ("Constant", "DequantizeLinear") and all(
-            each is None or _is_constant(each) for each in producer.inputs
+            value is None or _is_constant(value) for value in producer.inputs
         )
     )  # fmt: skip

@@ -91,13 +91,16 @@ def questions(bundle: Bundle, limit: int) -> list[Question]:
     """Return the first held-out screens of the demo with their instructions; no pictures for a text model."""
     sees = bundle.manifest.model.vision is not None
     samples = list(read_samples(EVALUATION, limit))
-    return [Question(each.prompt, each.screen if sees and isinstance(each.screen, Path) else None) for each in samples]
+    return [
+        Question(sample.prompt, sample.screen if sees and isinstance(sample.screen, Path) else None)
+        for sample in samples
+    ]
 
 
 def files(bundle: Bundle, asked: Sequence[Question]) -> list[tuple[Path, str]]:
     """Return what goes to the device: of the bundle what the manifest names, and the pictures."""
     names = [MANIFEST, *bundle.manifest.files]
-    pictures = [each.picture for each in asked if each.picture]
+    pictures = [question.picture for question in asked if question.picture]
     return [
         *((bundle.folder / name, f"{BUNDLE}/{name}") for name in names),
         *((picture, f"{SCREENS}/{picture.name}") for picture in pictures),

@@ -71,8 +71,8 @@ class Agent(Prompts):
     def answer(self, images: Sequence[Image.Image], chats: Sequence[Chat], batch_size: int = 32) -> Iterator[str]:
         """Answer greedily, once a screenshot, whatever the checkpoint's own generation settings."""
         for start in range(0, len(chats), batch_size):
-            some = slice(start, start + batch_size)
-            inputs = self.encode(images[some], chats[some]).to(self.model.device)
+            batch = slice(start, start + batch_size)
+            inputs = self.encode(images[batch], chats[batch]).to(self.model.device)
             output = self.model.generate(  # type: ignore[misc]
                 **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, repetition_penalty=1.0
             )

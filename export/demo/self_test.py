@@ -59,7 +59,7 @@ def make_self_test() -> SelfTest:
     """Choose the probes."""
     chosen: dict[str, list[Probe]] = {}
     found = answer_screens(list(read_samples(DATA / "evaluation.jsonl", SCREENS)))
-    for _, kind, probe in sorted(found, key=lambda each: -each[0]):
+    for _, kind, probe in sorted(found, key=lambda candidate: -candidate[0]):
         if len(chosen.setdefault(kind, [])) < OF_A_TYPE.get(kind, 1):
             chosen[kind].append(probe)
     return SelfTest(tuple(probe for probes in chosen.values() for probe in probes))

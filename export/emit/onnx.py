@@ -81,7 +81,7 @@ def write(pieces: Iterable[Piece], stored: Stored, offsets: Sequence[int], outpu
             _join(output, offset, first, stored.rows, strips)
     if strips:
         _join(output, offset, first, stored.rows, strips)
-    for index, start, array in sorted(waiting, key=lambda each: each[:2]):
+    for index, start, array in sorted(waiting, key=lambda strip: strip[:2]):
         _place(output, offsets[index], stored.parts[index], start, stored.rows, array)
 
 

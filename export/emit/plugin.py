@@ -126,10 +126,10 @@ def read_program(compiled: Path) -> Program:
     model = schema.Model.GetRootAs(data, 0)
     graph = model.Subgraphs(0)
     operators = [graph.Operators(index) for index in range(graph.OperatorsLength())]
-    programs = [each for each in operators if _operator(schema, model, each) == DISPATCH]
-    left = [each for each in operators if _operator(schema, model, each) != DISPATCH]
+    programs = [operator for operator in operators if _operator(schema, model, operator) == DISPATCH]
+    left = [operator for operator in operators if _operator(schema, model, operator) != DISPATCH]
     if left or len(programs) != 1:
-        raise _left(Counter(_typed(schema, model, graph, each) for each in left), len(programs))
+        raise _left(Counter(_typed(schema, model, graph, operator) for operator in left), len(programs))
     (only,) = programs
     options: Any = importlib.import_module("flatbuffers.flexbuffers")
     where = options.Loads(only.CustomOptionsAsNumpy().tobytes())
@@ -151,7 +151,7 @@ def execute(program: Program, chip: Chip, samples: list[NDArray[np.float32]]) ->
         context = place / "npu.onnx"
         onnx.save(_wrapped(program), context)
         found = qnn.execute(context, chip, [{given: sample} for sample in samples])
-    return [each[wanted] for each in found]
+    return [result[wanted] for result in found]
 
 
 def _wrapped(program: Program) -> onnx.ModelProto:

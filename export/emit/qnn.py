@@ -91,7 +91,7 @@ def _run(work: Work, samples: Sequence[Arrays]) -> dict[str, list[Arrays]]:
     """Do the work in a process of its own; outputs by engine and sample."""
     with scratch_folder("qnn") as place:
         inputs, outputs = place / "inputs.npz", place / "outputs.npz"
-        flat = {f"{number}.{name}": array for number, each in enumerate(samples) for name, array in each.items()}
+        flat = {f"{number}.{name}": array for number, sample in enumerate(samples) for name, array in sample.items()}
         np.savez(inputs, **flat)  # type: ignore[arg-type]
         _process(msgspec.structs.replace(work, inputs=str(inputs) if samples else None, outputs=str(outputs)))
         return _outputs(outputs) if samples else {}

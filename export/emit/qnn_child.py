@@ -75,7 +75,7 @@ def _samples(path: str) -> list[dict[str, Any]]:
 
 
 def _run(engine: str, session: onnxruntime.InferenceSession, samples: list[dict[str, Any]]) -> dict[str, Any]:
-    names = [each.name for each in session.get_outputs()]
+    names = [output.name for output in session.get_outputs()]
     return {
         f"{engine}.{number}.{name}": array
         for number, sample in enumerate(samples)

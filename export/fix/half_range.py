@@ -57,7 +57,7 @@ class _Widening:
     def rewrite(self, node: ir.Node) -> bool:
         """Rewrite a node if it needs it; return whether it did."""
         if node.domain or not (
-            any(map(self._is_large, node.outputs)) or any(each in self.wide for each in node.inputs)
+            any(map(self._is_large, node.outputs)) or any(value in self.wide for value in node.inputs)
         ):
             return False
         self.nodes = []
@@ -88,8 +88,8 @@ class _Widening:
 
     def _plain(self, node: ir.Node) -> Sequence[ir.Value]:
         """Return the outputs of the node computed in fp32."""
-        inputs = [each if each is None else self._single(each) for each in node.inputs]
-        outputs = [self._value(f"{each.name}.wide", ir.DataType.FLOAT) for each in node.outputs]
+        inputs = [value if value is None else self._single(value) for value in node.inputs]
+        outputs = [self._value(f"{value.name}.wide", ir.DataType.FLOAT) for value in node.outputs]
         self.nodes.append(
             ir.Node("", node.op_type, inputs, list(node.attributes.values()), outputs=outputs, name=f"{node.name}.wide")
         )
@@ -100,7 +100,7 @@ class _Widening:
         (a, b), (y,) = node.inputs, node.outputs
         assert a is not None
         assert b is not None
-        left, right = (self._exponent(each) if each in self.wide else 0 for each in (a, b))
+        left, right = (self._exponent(value) if value in self.wide else 0 for value in (a, b))
         left = max(left, self._exponent(y) - right)
         operands = [self._scaled(a, left, f"{y.name}.left"), self._scaled(b, right, f"{y.name}.right")]
         product = self._op("MatMul", operands, f"{y.name}.scaled", ir.DataType.FLOAT16)

@@ -40,7 +40,7 @@ def _raise_before(value: ir.Value | None, seen: set[ir.Value]) -> bool:
         return _raise_attribute(node)
     if node.op_type not in THROUGH:
         return False
-    return bool(sum(_raise_before(each, seen) for each in node.inputs))
+    return bool(sum(_raise_before(value, seen) for value in node.inputs))
 
 
 def _raise_initializer(value: ir.Value) -> bool:

@@ -29,7 +29,7 @@ def _is_patchwise(node: ir.Node) -> bool:
     strides = list(attributes["strides"].as_ints()) if "strides" in attributes else [1] * len(kernel)
     unusual = (
         [*attributes["pads"].as_ints()] if "pads" in attributes else [],
-        [each - 1 for each in attributes["dilations"].as_ints()] if "dilations" in attributes else [],
+        [dilation - 1 for dilation in attributes["dilations"].as_ints()] if "dilations" in attributes else [],
         [attributes.get_int("group", 1) - 1],
     )
     return (

@@ -172,6 +172,8 @@ def _validated(outcome: Outcome, done: Done | None) -> Outcome:
     if "metrics" not in done.result:
         return msgspec.structs.replace(outcome, validated=Stage("failed", done.line))
     found = done.result["metrics"]
-    metrics = msgspec.convert([{key: each[key] for key in Metric.__struct_fields__} for each in found], list[Metric])
-    state = Stage("failed", done.line) if any(each["verdict"] == "fail" for each in found) else Stage("done")
+    metrics = msgspec.convert(
+        [{key: metric[key] for key in Metric.__struct_fields__} for metric in found], list[Metric]
+    )
+    state = Stage("failed", done.line) if any(metric["verdict"] == "fail" for metric in found) else Stage("done")
     return msgspec.structs.replace(outcome, validated=state, samples=done.result["samples"], metrics=tuple(metrics))

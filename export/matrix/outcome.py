@@ -156,7 +156,7 @@ def write_outcomes(file: Path, outcomes: Iterable[Outcome]) -> None:
     """Keep outcomes; a kill leaves the old file or the new one."""
     raw = [msgspec.Raw(msgspec.json.encode(outcome, order="deterministic")) for outcome in outcomes]
     # Of what will be read: a whole number may stand where a fraction can.
-    sums = [_checksum(msgspec.json.decode(each, type=Outcome)) for each in raw]
+    sums = [_checksum(msgspec.json.decode(outcome, type=Outcome)) for outcome in raw]
     data = msgspec.json.encode(_File(SCHEMA, sums, raw), order="deterministic")
     replace_file(file, msgspec.json.format(data, indent=1) + b"\n")
 

@@ -31,10 +31,10 @@ measured by the commands of this version on one machine, as far as that machine 
 
 def page(outcomes: Iterable[Outcome]) -> str:
     """Return the whole page; a table a model, then why what failed did."""
-    ordered = sorted(outcomes, key=lambda each: each.model)
+    ordered = sorted(outcomes, key=lambda outcome: outcome.model)
     environments = _distinct(ordered)
     lines = [INTRODUCTION]
-    for model, group in groupby(ordered, key=lambda each: each.model):
+    for model, group in groupby(ordered, key=lambda outcome: outcome.model):
         lines += ["", f"## {model}", "", *_table(list(group), environments)]
     return "\n".join([*lines, "", "## Versions", "", *_versions(environments)]) + "\n"
 
@@ -94,7 +94,7 @@ def stage_text(stage: Stage) -> str:
 def _accuracy(outcome: Outcome) -> str:
     if not outcome.metrics:
         return stage_text(outcome.validated)
-    metric = next((each for each in outcome.metrics if each.name == TELLING), outcome.metrics[0])
+    metric = next((metric for metric in outcome.metrics if metric.name == TELLING), outcome.metrics[0])
     failed = "**failed**: " if outcome.validated.state == "failed" else ""
     value = f"{metric.artifact:.2%}" if metric.reference <= 1 else f"{metric.artifact:.4g}"
     drop = f"{metric.drop:.2%}" if metric.limit <= 1 else f"{metric.drop:.3g}"

@@ -110,7 +110,7 @@ class Report:
         if measured is UNSET:
             return cls(manifest, module_bytes, original_bytes)
         rungs = (
-            Rung(each.precision, each.bundle_bytes, _metrics(each.metrics), each.refused) for each in measured.ladder
+            Rung(rung.precision, rung.bundle_bytes, _metrics(rung.metrics), rung.refused) for rung in measured.ladder
         )
         return cls(
             manifest,
@@ -130,16 +130,16 @@ class Report:
 def _metrics(recorded: Iterable[manifest.Metric]) -> tuple[Metric, ...]:
     return tuple(
         Metric(
-            each.name,
-            UNITS.get(each.name, SHARE),
-            each.samples,
-            each.reference,
-            each.artifact,
-            each.drop,
-            *each.drop_interval,
-            each.limit,
+            metric.name,
+            UNITS.get(metric.name, SHARE),
+            metric.samples,
+            metric.reference,
+            metric.artifact,
+            metric.drop,
+            *metric.drop_interval,
+            metric.limit,
         )
-        for each in recorded
+        for metric in recorded
     )
 
 
