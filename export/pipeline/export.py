@@ -85,7 +85,7 @@ def export(  # noqa: PLR0913 (until requests are frozen dataclasses)
     with opened as writer, ThreadPoolExecutor(WORKERS) as pool:
         notes = [writer.note] if writer.note else []
         if writer.resumed_jobs:
-            notes.append(f"going on from a partial bundle: {writer.resumed_jobs} weights are written already")
+            notes.append(f"resuming a partial bundle: {writer.resumed_jobs} weights are written already")
         ours = [module for module in prepared.modules if not module.is_tflite]
         outputs = {module: writer.file(module.weights_file, module.layout.nbytes) for module in ours}
         for module in ours:

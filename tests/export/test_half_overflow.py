@@ -203,7 +203,7 @@ def test_a_resumed_export_has_the_same_bytes(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(ZeroDivisionError):
             make(tmp_path / "model", tmp_path / "resumed")
     _, notes = make(tmp_path / "model", tmp_path / "resumed")
-    assert any("going on from a partial bundle" in note for note in notes)
+    assert any("resuming a partial bundle" in note for note in notes)
     names = ("manifest.json", "decoder/model.onnx", "decoder/weights.bin")
     assert all((tmp_path / "whole" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes() for name in names)
 

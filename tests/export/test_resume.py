@@ -93,7 +93,7 @@ def test_a_copy_of_the_weights_is_gone_on_with(model: Path, tmp_path: Path) -> N
     stopped(model, tmp_path / "b")
     replace_by_a_copy(model / WEIGHTS)
     made, note = make(model, tmp_path / "b")
-    assert "going on from a partial bundle" in note
+    assert "resuming a partial bundle" in note
     assert made == make(model, tmp_path / "clean")[0]
 
 
