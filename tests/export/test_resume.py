@@ -103,7 +103,7 @@ def test_weights_that_nothing_touched_are_not_read_again(
     monkeypatch.setattr(weights, "SETTLED_NS", 0)
     stopped(model, tmp_path / "b")
     monkeypatch.setattr("edgeglm.export.pipeline.export.is_source_of", lambda *_: pytest.fail("read again"))
-    assert "going on" in make(model, tmp_path / "b")[1]
+    assert "resuming" in make(model, tmp_path / "b")[1]
 
 
 def test_weights_that_just_changed_are_read_again(model: Path, tmp_path: Path) -> None:
