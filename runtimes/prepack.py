@@ -22,13 +22,14 @@ import onnxruntime
 from edgeglm import store
 from edgeglm.cache import cache_folder
 from edgeglm.digest import KnownHashes
-from edgeglm.errors import BudgetError, UnsupportedError
+from edgeglm.errors import BudgetError, DamagedFileError, UnsupportedError
 from edgeglm.exits import DISK_IS_FULL
 from edgeglm.manifest import File
 from edgeglm.runtimes.ort_session import open_session
 from edgeglm.units import format_size
 
 MODEL, WEIGHTS, SUMS = "model.onnx", "weights.bin", "sums.json"
+UNWRITTEN = "Failed to write"  # of ONNX Runtime
 # Of the module's bytes: the packed weights, and those that are kept as they were.
 GROWTH = 2.2
 
@@ -112,7 +113,15 @@ def _pack(path: Path, folder: Path, room: int, threads: int) -> None:
             "session.optimized_model_external_initializers_file_name": WEIGHTS,
             "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
         }
-        open_session(path, threads, entries, save_to=partial / MODEL)
+        try:
+            open_session(path, threads, entries, save_to=partial / MODEL)
+        except DamagedFileError as error:
+            if UNWRITTEN not in error.why:
+                raise
+            why = f"the packed weights cannot be written in {folder.parent}"
+            raise BudgetError(
+                "--low-rss", why, "free some of the disk, or set XDG_CACHE_HOME to a larger one"
+            ) from error
         hashes = KnownHashes(partial, trust=False)
         sums = {name: hashes.sha256(partial / name) for name in (MODEL, WEIGHTS)}
         (partial / SUMS).write_bytes(msgspec.json.encode(sums))

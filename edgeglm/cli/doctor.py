@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -89,7 +90,7 @@ def examine() -> Report:
         python=platform.python_version(),
         platform=platform.platform(),
         machine=read_machine(),
-        disks=tuple(_disk(path) for path in (Path.cwd(), Path(tempfile.gettempdir()))),
+        disks=tuple(_disks()),
         engines=_engines(),
         extras=_extras(),
         telemetry=not telemetry_is_off(),
@@ -97,8 +98,12 @@ def examine() -> Report:
     )
 
 
-def _disk(path: Path) -> Disk:
-    return Disk(str(path), shutil.disk_usage(path).free)
+def _disks() -> Iterator[Disk]:
+    """Yield the disks of the working folder, and of temporary files where they can be written."""
+    places = [Path.cwd()]
+    with suppress(FileNotFoundError):
+        places.append(Path(tempfile.gettempdir()))
+    yield from (Disk(str(path), shutil.disk_usage(path).free) for path in places)
 
 
 def _engines() -> tuple[Engine, ...]:

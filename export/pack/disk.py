@@ -12,7 +12,7 @@ from pathlib import Path
 from edgeglm.errors import BudgetError, UsageError
 from edgeglm.units import format_size
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -21,6 +21,9 @@ def explained(what: Path, place: int | Path, need: int = 0) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            why = "a file of it may not become so large here"
+            raise BudgetError(what, why, "allow the process larger files: ulimit -f") from error
         if error.errno in NO_SPACE:
             needed = f"needs {format_size(need)}" if need else "needs more space"
             why = f"{needed} where {format_size(_free(place))} is free: {error.strerror}"

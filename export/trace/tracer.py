@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from edgeglm.errors import UnsupportedError
+from edgeglm.exits import NO_TEMPORARY, explain
 from edgeglm.export.model import Model, Traces
 from edgeglm.export.trace.request import PARTS, TraceRequest
 from edgeglm.store import find, keep, making
@@ -85,6 +86,8 @@ def _run(requests: Sequence[TraceRequest]) -> list[dict[str, bytes]]:
         return TRACER.run(list(requests), "tracing")
     except Crashed as error:
         # Behind an error's own line, libraries may print more of it.
+        if NO_TEMPORARY in "".join(error.lines) and (told := explain(OSError(NO_TEMPORARY))):
+            raise told from error
         said = next((line for line in reversed(error.lines) if RAISED.match(line)), str(error))
         why = f"transformers cannot build and trace this model: {said}"
         raise UnsupportedError("config.json", why, "take an unchanged config of the model") from error
