@@ -119,7 +119,8 @@ class Merged:
         for start in range(0, len(records), ROWS):
             raw = np.ascontiguousarray(records[start : start + ROWS, self.base.row_bytes :]).reshape(-1)
             left = to_float32(raw, self.left.dtype).reshape(-1, self.rank)
-            values[start : start + ROWS] += ((left.astype(np.float64) @ right) * self.scale).astype(np.float32)
+            with np.errstate(all="ignore"):  # what is not finite is said where the weight is encoded
+                values[start : start + ROWS] += ((left.astype(np.float64) @ right) * self.scale).astype(np.float32)
         return values
 
 

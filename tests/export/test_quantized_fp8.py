@@ -97,6 +97,10 @@ DAMAGE: dict[str, tuple[Any, str]] = {
         lambda t: t.update({f"{NAME}_scale_inv": torch.ones(7, 3)}),
         r"_scale_inv: has shape \[7, 3\], which does not fit a weight of shape \[96, 192\]",
     ),
+    "scales turned over": (
+        lambda t: t.update({f"{NAME}_scale_inv": t[f"{NAME}_scale_inv"].T.contiguous()}),
+        r"_scale_inv: has shape \[4, 3\], which does not fit a weight of shape \[96, 192\]",
+    ),
     "scales that are no numbers": (
         lambda t: t.update({f"{NAME}_scale_inv": torch.ones(3, 4, dtype=torch.int32)}),
         "holds scales, and is stored as I32",
@@ -114,6 +118,15 @@ def test_damage_is_one_line(change: Callable[[dict[str, Tensor]], object], messa
     changed(tmp_path / "model.safetensors", change)
     with pytest.raises(DamagedFileError, match=rf"model\.safetensors: {NAME}.*{message}"):
         Checkpoint.open(tmp_path)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_scale_that_is_no_number_is_a_weight_that_is_none(value: float, tmp_path: Path) -> None:
+    """Whoever encodes it refuses it; no library warns meanwhile."""
+    save_quantized(SHAPE, tmp_path, BLOCK, fp8_blocks((32, 48)))
+    changed(tmp_path / "model.safetensors", lambda t: t[f"{NAME}_scale_inv"].fill_(value))
+    assert not np.isfinite(Checkpoint.open(tmp_path).rows(NAME)).any()
 
 
 @pytest.mark.parametrize("block", [3, [0, 128], [128], ["a", "b"], [True, 2]])

@@ -181,8 +181,9 @@ class Matrix:
             if zeros:
                 out -= np.take(table[some[:, columns : columns + zeros]], group_of, axis=1)
             scales = _scales(np.ascontiguousarray(some[:, columns + zeros :]).reshape(-1), self.scales.tensor.dtype)
-            out *= np.take(scales.reshape(-1, groups), group_of, axis=1)
-            _round(out, self.rounded)
+            with np.errstate(all="ignore"):  # what is not finite is said where the weight is encoded
+                out *= np.take(scales.reshape(-1, groups), group_of, axis=1)
+                _round(out, self.rounded)
         return values
 
     def _group_of(self) -> NDArray[np.int64]:

@@ -87,7 +87,7 @@ def block_of(shape: tuple[int, ...], scale: Tensor, block: tuple[int, int] | Non
         return block
     if found in ((rows,), (rows, 1)):
         return 1, columns
-    if len(found) == 2 and all(found) and rows % found[0] == 0 and columns % found[1] == 0:
+    if not block and len(found) == 2 and all(found) and rows % found[0] == 0 and columns % found[1] == 0:
         return rows // found[0], columns // found[1]
     raise misfit(scale, f"has shape {list(found)}, which does not fit a weight of shape {list(shape)}")
 
