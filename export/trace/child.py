@@ -1,17 +1,18 @@
 """The tracing worker, which answers a list of `TraceRequest` with the files of each.
 
 It builds one block of each kind on the meta device from transformers' own classes, traces it with hooks for the
-dialect, and returns ``{kind}.{front,block,back}.onnx`` and ``model.json`` of each request: nothing is written to a
-disk, which could be full. It is a process of its own because importing torch and transformers
-costs several hundred megabytes that must be gone before weights stream.
+dialect, and returns ``{kind}.{front,block,back}.onnx``, ``model.json`` and ``answers.npz`` of each request: nothing is
+written to a disk, which could be full. It is a process of its own because importing torch and transformers costs
+several hundred megabytes that must be gone before weights stream.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -25,7 +26,8 @@ from edgeglm.export.families.building import build_config
 from edgeglm.export.model import Model
 from edgeglm.export.trace.dialects import ATTENTION, OPSETS, Attention, OrtAttention, PortableAttention, Step, hooked
 from edgeglm.export.trace.placeholders import Linear, insert_placeholders
-from edgeglm.export.trace.request import TraceRequest
+from edgeglm.export.trace.request import ANSWERS, TraceRequest
+from edgeglm.export.trace.unhooked import unhooked
 from edgeglm.worker import serve
 
 # Sizes of the example inputs; none equal, so that no two dynamic axes are taken for one.
@@ -51,6 +53,12 @@ class Tracer:
             traces |= {f"vision.{part}.onnx": trace for part, trace in self._vision().items()}
         files = {name: bytes(onnx_ir.to_proto(trace).SerializeToString()) for name, trace in traces.items()}
         return {"model.json": msgspec.json.encode(self.model), **files}
+
+    def answers(self) -> bytes:
+        """Return what transformers makes of random inputs, for the proof of the traces."""
+        tower = getattr(self.family, "VISION", None)
+        original = unhooked(self.request.config)
+        return original.answers(self.model, self.request.context, counted=self._rotary_inside, tower=tower)
 
     # -- decoder ---------------------------------------------------------------------
 
@@ -100,7 +108,7 @@ class Tracer:
 
     def _block_inputs(self) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
         decoder, dtype = self.model.decoder, self.dtype
-        length, past = self.request.static or (LENGTH, PAST)
+        length, past = LENGTH, PAST
         inside = self._rotary_inside
         angles = (self.request.context,) if inside else (1, length)
         inputs = {
@@ -164,8 +172,7 @@ class Tracer:
     def _export(
         self, module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], axes: dict[str, dict[int, str]]
     ) -> onnx_ir.Model:
-        named = {} if self.request.static else axes
-        dynamic = tuple({axis: _dimension(name) for axis, name in named.get(key, {}).items()} for key in inputs)
+        dynamic = tuple({axis: _dimension(name) for axis, name in axes.get(key, {}).items()} for key in inputs)
         with torch.no_grad():
             program = torch.onnx.export(
                 module.eval(),
@@ -179,7 +186,7 @@ class Tracer:
             )
         assert program is not None
         for key, value in zip(inputs, program.model.graph.inputs, strict=True):
-            for axis, name in named.get(key, {}).items():
+            for axis, name in axes.get(key, {}).items():
                 assert value.shape is not None
                 value.shape[axis] = name
         return program.model
@@ -317,8 +324,17 @@ class VisionBack(nn.Module):
         return features
 
 
+def trace_all(requests: Sequence[TraceRequest]) -> list[dict[str, bytes]]:
+    """Return the files of each request; transformers answers before anything is traced, when most memory is free."""
+    tracers = [Tracer(request) for request in requests]
+    answers = [tracer.answers() for tracer in tracers]
+    unhooked.cache_clear()
+    gc.collect()
+    return [{ANSWERS: found, **tracer.run()} for tracer, found in zip(tracers, answers, strict=True)]
+
+
 def main() -> int:
     """Trace what is requested."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    return serve(list[TraceRequest], lambda requests, show: [Tracer(request).run() for request in requests])
+    return serve(list[TraceRequest], lambda requests, show: trace_all(requests))

@@ -12,8 +12,7 @@ class TraceRequest:
     """A request for traces of a checkpoint's architecture.
 
     `config` is the checkpoint's in JSON, `context` the largest number of positions, `grid` the rows and columns of a
-    picture's patches (None for a model without pictures), `half` traces in fp16 with norms and softmax in fp32,
-    `static` gives (new tokens, past tokens) where shapes must be fixed.
+    picture's patches (None for a model without pictures), `half` traces in fp16 with norms and softmax in fp32.
     """
 
     config: str
@@ -21,8 +20,9 @@ class TraceRequest:
     context: int
     grid: tuple[int, int] | None = None
     half: bool = False
-    static: tuple[int, int] | None = None
 
 
 # A module is traced in three graphs; the outputs of one are inputs of the next by their names.
 PARTS = ("front", "block", "back")
+# The name of what transformers gives, among the files of a trace; it is not kept.
+ANSWERS = "answers.npz"

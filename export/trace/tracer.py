@@ -16,7 +16,8 @@ import onnx_ir as ir
 from edgeglm.errors import UnsupportedError
 from edgeglm.exits import NO_TEMPORARY, explain
 from edgeglm.export.model import Model, Traces
-from edgeglm.export.trace.request import PARTS, TraceRequest
+from edgeglm.export.trace.parity import check
+from edgeglm.export.trace.request import ANSWERS, PARTS, TraceRequest
 from edgeglm.store import find, keep, making
 from edgeglm.worker import Crashed, Worker
 
@@ -46,7 +47,7 @@ def trace(requests: Sequence[TraceRequest]) -> list[Traced]:
     """Trace each request in one child process that ends before this returns; cached by all inputs.
 
     Raises:
-        UnsupportedError: transformers cannot build the model that the config describes.
+        UnsupportedError: transformers cannot build the model that the config describes, or a trace of it differs.
         BudgetError: The child was killed for its memory.
     """
     found, missing = _find(requests)
@@ -54,9 +55,15 @@ def trace(requests: Sequence[TraceRequest]) -> list[Traced]:
         with making(KIND, key(missing[0])):
             found, missing = _find(requests)  # another process may have been faster
             for request, files in zip(missing, _run(missing) if missing else [], strict=True):
-                keep(KIND, key(request), files)
-                found[request] = files
+                found[request] = _proven(request, files)
+                keep(KIND, key(request), found[request])
     return [_load(found[request]) for request in requests]
+
+
+def _proven(request: TraceRequest, files: dict[str, bytes]) -> dict[str, bytes]:
+    """Return what is to be kept of traces that compute what transformers computes."""
+    check(msgspec.json.decode(files["model.json"], type=Model), files, half=request.half)
+    return {name: data for name, data in files.items() if name != ANSWERS}
 
 
 def is_cached(requests: Sequence[TraceRequest]) -> bool:

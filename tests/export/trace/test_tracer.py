@@ -78,11 +78,3 @@ def test_all_that_determines_a_trace_is_in_its_key(tmp_path: Path) -> None:
     }
     assert len(keys) == 5
     assert key(TraceRequest(configure(tmp_path / "copy"), "ort", 64)) == key(TraceRequest(model, "ort", 64))
-
-
-def test_static_shapes_are_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (traced,) = trace([TraceRequest(configure(tmp_path / "model"), "portable", 64, static=(16, 32))])
-    for value in (*traced.decoder.block.graph.inputs, *traced.decoder.block.graph.outputs):
-        assert value.shape is not None
-        assert all(isinstance(size, int) for size in value.shape), value

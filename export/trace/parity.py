@@ -1,0 +1,129 @@
+"""Prove a trace: it computes what transformers' own unhooked modules compute from the same random weights and inputs.
+
+What must be computed comes from `unhooked`, in the tracing process, and shares no hook, no rotary function and no mask
+with the trace. The traced graphs run here, in ONNX Runtime, after that process has ended.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeglm.export.model import Decoder, Model, Vision
+from edgeglm.export.trace.execute import Executable, refusal
+from edgeglm.export.trace.request import ANSWERS
+
+Array = NDArray[Any]
+Answers = Mapping[str, Array]
+# The part of a module, what its trace gives, and what transformers gives.
+Pairs = Iterator[tuple[str, Array, Array]]
+# Relative errors; a trace in half precision is computed in fp32, but holds constants that were rounded.
+LIMIT, HALF_LIMIT = 1e-4, 2e-3
+# What hides a token, as the runner has it.
+HIDDEN = -1e4
+
+
+def check(model: Model, files: Mapping[str, bytes], *, half: bool) -> None:
+    """Compare the traces of a model with what transformers gives.
+
+    Args:
+        model: What the traces are of.
+        files: The traces and `ANSWERS` by their names.
+        half: Whether they are in half precision.
+
+    Raises:
+        UnsupportedError: A trace computes something else; the error names the part.
+    """
+    with np.load(io.BytesIO(files[ANSWERS])) as answers:
+        limit = HALF_LIMIT if half else LIMIT
+        vision = _vision(model.vision, files, answers) if model.vision else ()
+        for part, got, want in chain(_decoder(model.decoder, files, answers), vision):
+            if got.shape != want.shape:
+                raise refusal(part, f"gives {got.shape} where transformers gives {want.shape}")
+            error = _error(got, want)
+            if not error <= limit:
+                raise refusal(part, f"differs from transformers by {error:{'.0%' if error >= 0.01 else '.1e'}}")
+
+
+def _error(got: Array, want: Array) -> float:
+    """Return the largest relative L2 error of a row; not a number where anything is none."""
+    rows = np.linalg.norm(got.astype(np.float64) - want, axis=-1) / np.maximum(np.linalg.norm(want, axis=-1), 1e-30)
+    return float(rows.max())
+
+
+def _decoder(decoder: Decoder, files: Mapping[str, bytes], answers: Answers) -> Pairs:
+    front = Executable("decoder front", files["decoder.front.onnx"], str)
+    cos, sin = _rotate(front, answers["decoder.positions"])
+    got = _angles(np.repeat(cos, 2, -1), np.repeat(sin, 2, -1))
+    yield "decoder front", got, _angles(answers["decoder.cos"], answers["decoder.sin"])
+    block = Executable("decoder block", files["decoder.block.onnx"], decoder.blocks.format(layer=0).__add__)
+    yield from _conversation(decoder, front, block, answers)
+    ends = {"norm": decoder.norm.removesuffix(".weight"), "head": decoder.head.removesuffix(".weight")}
+    back = Executable("decoder back", files["decoder.back.onnx"], ends.__getitem__)
+    for step in _steps(answers):
+        yield "decoder back", back.run({"hidden": answers[f"{step}.block"]})["logits"], answers[f"{step}.logits"]
+
+
+def _conversation(decoder: Decoder, front: Executable, block: Executable, answers: Answers) -> Pairs:
+    """Compare the block step by step, each with the keys and values that the one before it left."""
+    hidden = {step: answers[f"{step}.hidden"] for step in _steps(answers)}
+    is_shared = "seqlens_k" in block.inputs  # one buffer, which holds all tokens from the start
+    room = sum(tokens.shape[1] for tokens in hidden.values()) if is_shared else 0
+    key = value = np.zeros((1, decoder.kv_heads, room, decoder.head_dim), np.float32)
+    done = 0
+    for step, tokens in hidden.items():
+        angles = front.run({"position_ids": answers[f"{step}.positions"]})
+        state = {"past_key": key, "past_value": value, **_lengths(done, tokens.shape[1])}
+        outputs = block.run({"hidden": tokens, **angles, **state})
+        key, value, done = outputs["present_key"], outputs["present_value"], done + tokens.shape[1]
+        yield "decoder block", outputs["hidden_out"], answers[f"{step}.block"]
+
+
+def _vision(vision: Vision, files: Mapping[str, bytes], answers: Answers) -> Pairs:
+    patches, small = vision.grid[0] * vision.grid[1], len(answers["vision.pixels"])
+    sizes = {} if patches == small else {patches: small}
+    front = Executable("vision front", files["vision.front.onnx"], vision.prefix.__add__, sizes)
+    given = {name.removeprefix("vision."): answers[name] for name in answers if name.startswith("vision.")}
+    outputs = front.run({"pixel_values": given["pixels"], "position": given["position"]})
+    got = np.concatenate([outputs["vision_cos"], outputs["vision_sin"]], -1)
+    yield "vision front", got, np.concatenate([given["all_cos"], given["all_sin"]], -1)
+    yield "vision front", outputs["hidden"], given["hidden"]
+    block = Executable("vision block", files["vision.block.onnx"], vision.blocks.format(layer=0).__add__, sizes)
+    outputs = block.run({"hidden": given["hidden"], "vision_cos": given["cos"], "vision_sin": given["sin"]})
+    yield "vision block", outputs["hidden_out"], given["block"]
+    merged = {size // vision.merge**2: other // vision.merge**2 for size, other in sizes.items()}
+    back = Executable("vision back", files["vision.back.onnx"], vision.prefix.__add__, sizes | merged)
+    yield "vision back", back.run({"hidden": given["block"]})["features"], given["features"]
+
+
+def _steps(answers: Answers) -> list[str]:
+    return sorted(name.removesuffix(".hidden") for name in answers if name.startswith("step.") and ".hidden" in name)
+
+
+def _rotate(front: Executable, positions: Array) -> tuple[Array, Array]:
+    """Return cosines and sines (1, count, half) of positions (axes, 1, count)."""
+    outputs = front.run({"position_ids": positions})
+    cos, sin = outputs["rotary_cos"], outputs["rotary_sin"]
+    if "position_ids" in front.inputs:
+        return cos, sin
+    return cos[positions[0]], sin[positions[0]]  # tables of all positions
+
+
+def _angles(cos: Array, sin: Array) -> Array:
+    """Join cosines and sines, each in order of size: families have their channels in different orders."""
+    return np.concatenate([np.sort(cos, -1), np.sort(sin, -1)], -1)
+
+
+def _lengths(done: int, length: int) -> dict[str, Array]:
+    """Say how many tokens there are, as each dialect asks for it."""
+    total = done + length
+    return {
+        "mask": np.triu(np.full((1, 1, length, total), HIDDEN, np.float32), done + 1),
+        "seqlens_k": np.array([total - 1], np.int32),
+        "total_length": np.array([total], np.int32),
+    }
