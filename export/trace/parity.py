@@ -65,8 +65,10 @@ def _decoder(decoder: Decoder, files: Mapping[str, bytes], answers: Answers) -> 
     yield from _conversation(decoder, front, block, answers)
     ends = {"norm": decoder.norm.removesuffix(".weight"), "head": decoder.head.removesuffix(".weight")}
     back = Executable("decoder back", files["decoder.back.onnx"], ends.__getitem__)
-    for step in _steps(answers):
-        yield "decoder back", back.run({"hidden": answers[f"{step}.block"]})["logits"], answers[f"{step}.logits"]
+    logits = back.run({"hidden": answers["decoder.block"]})["logits"]
+    if logits.shape != (1, 1, decoder.vocabulary):
+        raise refusal("decoder back", f"gives logits of {logits.shape} for {decoder.vocabulary} words")
+    yield "decoder back", logits[..., answers["decoder.words"]], answers["decoder.logits"]
 
 
 def _conversation(decoder: Decoder, front: Executable, block: Executable, answers: Answers) -> Pairs:
@@ -90,8 +92,8 @@ def _vision(vision: Vision, files: Mapping[str, bytes], answers: Answers) -> Pai
     front = Executable("vision front", files["vision.front.onnx"], vision.prefix.__add__, sizes)
     given = {name.removeprefix("vision."): answers[name] for name in answers if name.startswith("vision.")}
     outputs = front.run({"pixel_values": given["pixels"], "position": given["position"]})
-    got = np.concatenate([outputs["vision_cos"], outputs["vision_sin"]], -1)
-    yield "vision front", got, np.concatenate([given["all_cos"], given["all_sin"]], -1)
+    got = np.concatenate([outputs["vision_cos"], outputs["vision_sin"]], -1)[given["patches"]]
+    yield "vision front", got, np.concatenate([given["some_cos"], given["some_sin"]], -1)
     yield "vision front", outputs["hidden"], given["hidden"]
     block = Executable("vision block", files["vision.block.onnx"], vision.blocks.format(layer=0).__add__, sizes)
     outputs = block.run({"hidden": given["hidden"], "vision_cos": given["cos"], "vision_sin": given["sin"]})

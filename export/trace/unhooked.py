@@ -32,9 +32,11 @@ Answers = dict[str, Tensor]
 LENGTHS = (5, 1, 3)
 # How many positions are looked at, from the first to the last.
 POSITIONS = 64
+# How many patches' angles and how many words' logits are looked at, from the first to the last.
+PATCHES, WORDS = 64, 4096
 # The most patches that blocks and merger are computed for, and the grid in their place, in merged patches.
-MAX_PATCHES = 64
-SMALL_GRID = (3, 5)
+MAX_PATCHES = 24
+SMALL_GRID = (2, 3)
 
 
 class NarrowLinear(nn.Linear):
@@ -125,9 +127,10 @@ class Unhooked:
             positions = self._positions(axes, context, tokens, counted=counted)
             hidden = self._hidden(len(tokens), decoder.hidden)
             call, logits = self._decode(hidden, positions, state)
-            step = {"positions": positions, "hidden": hidden, "block": call.output, "logits": logits}
+            step = {"positions": positions, "hidden": hidden, "block": call.output}
             found |= {f"step.{number}.{name}": tensor for name, tensor in step.items()}
-        return found
+        words = torch.linspace(0, decoder.vocabulary - 1, min(WORDS, decoder.vocabulary)).long()
+        return found | {"decoder.block": call.output, "decoder.words": words, "decoder.logits": logits[..., words]}
 
     def _hidden(self, length: int, width: int) -> Tensor:
         """(1, length, width), of very different sizes, so that the epsilon of a norm shows."""
@@ -152,7 +155,7 @@ class Unhooked:
 
     @torch.no_grad()
     def _vision(self, tower: Any, vision: Vision) -> Answers:
-        """Return what lies between the parts of the tower for a picture, and the angles of the traced grid."""
+        """Return what lies between the parts of the tower for a picture, and angles of the traced grid."""
         grid = small_grid(vision)
         pixels = torch.randn(
             grid[0] * grid[1], vision.channels * vision.temporal_patch * vision.patch**2, generator=self.generator
@@ -160,11 +163,12 @@ class Unhooked:
         # oneDNN's own code for a convolution would be megabytes of it
         with watched(tower.blocks[0]) as call, watched(tower.embeddings) as placed, mkldnn.flags(enabled=False):
             features = tower(pixels, torch.tensor([[1, *grid]])).pooler_output
+        patches = torch.linspace(0, vision.grid[0] * vision.grid[1] - 1, PATCHES).long()
         positions = get_vision_position_ids(torch.tensor([[1, *vision.grid]]), tower.spatial_merge_size)
-        all_cos, all_sin = tower.rotary_pos_emb(pixels, positions)
+        some_cos, some_sin = tower.rotary_pos_emb(pixels, positions[patches])
         found = {
-            "grid": torch.tensor(grid), "pixels": pixels, "position": placed.output - placed.input,
-            "cos": call.cos, "sin": call.sin, "all_cos": all_cos, "all_sin": all_sin,
+            "pixels": pixels, "position": placed.output - placed.input,
+            "cos": call.cos, "sin": call.sin, "patches": patches, "some_cos": some_cos, "some_sin": some_sin,
             "hidden": call.input, "block": call.output, "features": features,
         }  # fmt: skip
         return {f"vision.{name}": tensor for name, tensor in found.items()}
