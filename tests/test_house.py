@@ -25,9 +25,9 @@ LONG = set(
 UNTESTED = set(
     """
     adb awq budget building cases checkpoint_options child choices compressed device device_limits dialects disk engine
-    explain fill formats generate glm gptq graph graph_precision header headers matrix_cells measured module
+    execute explain fill formats generate glm gptq graph graph_precision header headers matrix_cells measured module
     observe output packing placeholders progress prompt qnn_child reader remote request restore rounded run
-    settings sidecars stamp start template_limits text tflite_child tflite_task tower values walk
+    settings sidecars stamp start template_limits text tflite_child tflite_task tower unhooked values walk
 """.split()
 )
 

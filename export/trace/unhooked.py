@@ -57,7 +57,7 @@ class NarrowConvolution(_ConvNd):
     right: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
-        """As the class that it was made from."""
+        """Compute as the class that it was made from."""
         kernels = self.right.reshape(RANK, *self.weight.shape[1:])
         channels: Tensor = self._conv_forward(input, kernels, None)
         return nn.functional.linear(channels.movedim(1, -1), self.left, self.bias).movedim(-1, 1)
