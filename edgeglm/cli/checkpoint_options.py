@@ -74,4 +74,4 @@ def _parse(target: str, image_size: Sequence[str]) -> tuple[Profile, tuple[tuple
 
 
 def _folder(adapter: str | None) -> Path | None:
-    return locate(adapter)[0] if adapter else None
+    return None if adapter is None else locate(adapter)[0]

@@ -140,7 +140,7 @@ def _original(manifest: Manifest, reference: str | None, adapter: str | None) ->
     if wanted and adapter is None:
         raise UsageError("--adapter", "is needed: the bundle was exported with an adapter", "give its folder")
     folder = DEMO if reference is None else locate(reference)[0]
-    checkpoint = open_checkpoint(folder, locate(adapter)[0] if adapter else None)
+    checkpoint = open_checkpoint(folder, None if adapter is None else locate(adapter)[0])
     if wanted and checkpoint.adapter_sha256 != wanted:
         raise UsageError(
             f"--adapter {adapter}", "is not the adapter that the bundle was exported with", "give that one"

@@ -178,9 +178,15 @@ def _explained(source: Checkpoint, name: str, encode: Callable[[], Piece]) -> Pi
         return encode()
     except OverflowError as error:
         remedy = "export it in another precision"
-        raise UnsupportedError(f"{source.find(name).file}: {name}", str(error), remedy) from error
+        raise UnsupportedError(_where(source, name), str(error), remedy) from error
     except ValueError as error:
-        raise DamagedFileError(f"{source.find(name).file}: {name}", str(error), "download it again") from error
+        raise DamagedFileError(_where(source, name), str(error), "download it again") from error
+
+
+def _where(source: Checkpoint, name: str) -> str:
+    """Return the files that a weight is made of, an adapter's among them, and its name."""
+    files = dict.fromkeys(map(str, source.find(name).files))
+    return f"{' with '.join(files)}: {name}"
 
 
 def _embedding(choice: Choice, model: Model, checkpoint: Checkpoint) -> PreparedModule:

@@ -11,13 +11,17 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from safetensors.torch import load_file, save_file
+
 from edgeglm.bundle import read_manifest
 from edgeglm.export.checkpoint.adapter import open_checkpoint
 from edgeglm.export.validation.cache import checkpoint_key
 from edgeglm.export.validation.reference import StreamedDecoder
 from tests.cli.commands import check_failure, run
-from tests.export.test_adapter import TARGETS, merge, save_adapter
+from tests.cli.test_validate_text import WORDS, write_tokenizer
+from tests.export.test_adapter import TARGETS, Q, merge, save_adapter
 from tests.export.tiny import SHAPES, save
+from tests.extras import need_tflite
 
 Capture = pytest.CaptureFixture[str]
 
@@ -57,3 +61,33 @@ def test_the_original_is_that_with_the_adapter(tmp_path: Path) -> None:
         want = model.model(tokens).last_hidden_state
     assert (got - want).norm() <= 1e-5 * want.norm()
     assert checkpoint_key(folder) != checkpoint_key(folder, original.adapter_sha256)
+
+
+@pytest.mark.parametrize("format", ["onnx", "tflite"])
+def test_a_bundle_with_an_adapter_reads_a_text_as_its_original(format: str, tmp_path: Path, capsys: Capture) -> None:
+    if format == "tflite":
+        need_tflite()
+    folder, adapter, bundle, text = (tmp_path / name for name in ("model", "adapter", "bundle", "text.txt"))
+    save_adapter(save(replace(SHAPES["glm4"], layers=1), folder), adapter, targets=(Q,))
+    write_tokenizer(folder / "tokenizer.json")
+    text.write_text(" ".join(WORDS) * 60)
+    options = ("--target", "cpu", "--precision", "fp32", "--format", format, "-o", bundle)
+    assert run(capsys, "export", folder, "--adapter", adapter, *options)[0] == 0
+    asked = ("validate", bundle, "--reference", folder, "--adapter", adapter, "--data", text, "--json")
+    status, out, _ = run(capsys, *asked, "--limit", 8)
+    assert status == 0
+    perplexity, agreement = json.loads(out)["metrics"]
+    assert abs(perplexity["drop"]) < 1e-4
+    assert agreement["artifact"] == 1
+
+
+def test_numbers_that_are_none_are_the_adapters(tmp_path: Path, capsys: Capture) -> None:
+    folder, adapter = tmp_path / "model", tmp_path / "adapter"
+    save_adapter(save(replace(SHAPES["glm4"], layers=1), folder), adapter, targets=(Q,))
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    tensors[f"base_model.model.{Q}.lora_A.weight"].fill_(float("nan"))
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    options = ("--target", "cpu", "--precision", "int4", "--adapter", adapter, "-o", tmp_path / "bundle")
+    told = r"with .*adapter_model\.safetensors: .*q_proj\.weight: the weight holds NaN or infinity"
+    check_failure(run(capsys, "export", folder, *options), 6, told)
+    check_failure(run(capsys, "plan", folder, "--target", "cpu", "--adapter", ""), 2, "holds no adapter_config.json")
