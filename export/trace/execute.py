@@ -99,13 +99,13 @@ def _resize(graph: GraphProto, sizes: Mapping[int, int]) -> None:
     for dimension in (value.type.tensor_type.shape.dim[0] for value in graph.input):
         if dimension.dim_value in sizes:
             dimension.dim_value = sizes[dimension.dim_value]
-    for tensor in graph.initializer if sizes else ():
-        if tensor.data_type == TensorProto.INT64 and len(tensor.dims) == 1:
-            shape = numpy_helper.to_array(tensor).tolist()
-            place = next((place for place, size in enumerate(shape) if size in sizes), None)
-            if place is not None:
-                shape[place] = sizes[shape[place]]
-                tensor.CopyFrom(numpy_helper.from_array(np.array(shape), tensor.name))
+    shapes = {node.input[1] for node in graph.node if node.op_type == "Reshape"} if sizes else set()
+    for tensor in (tensor for tensor in graph.initializer if tensor.name in shapes):
+        shape = numpy_helper.to_array(tensor).tolist()
+        place = next((place for place, size in enumerate(shape) if size in sizes), None)
+        if place is not None and -1 not in shape[:place]:  # which would stand for the number of patches
+            shape[place] = sizes[shape[place]]
+            tensor.CopyFrom(numpy_helper.from_array(np.array(shape), tensor.name))
 
 
 def _put_in(graph: GraphProto, full_name: Callable[[str], str]) -> None:

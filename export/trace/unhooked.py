@@ -181,8 +181,8 @@ def unhooked(config: str) -> Unhooked:
 
 
 def small_grid(vision: Vision) -> Grid:
-    """Return the grid of the trace, or where that has many patches, a small one."""
-    if vision.grid[0] * vision.grid[1] <= MAX_PATCHES:
+    """Return the grid of the trace, or where that has many patches, more than heads, a small one."""
+    if vision.grid[0] * vision.grid[1] <= max(MAX_PATCHES, vision.heads):
         return vision.grid
     return SMALL_GRID[0] * vision.merge, SMALL_GRID[1] * vision.merge
 
