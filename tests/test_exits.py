@@ -28,6 +28,7 @@ def body():
         try:
             time.sleep(60)
         finally:
+            print("putting in order", flush=True)
             time.sleep(float(sys.argv[1]))  # meanwhile it is told again
 
 sys.exit(run_program(body, debug=lambda: False, again="again"))
@@ -76,7 +77,7 @@ def test_a_program_puts_its_files_in_order_and_says_one_line(number: int, code: 
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
-    time.sleep(0.2)
+    assert process.stdout.readline() == "putting in order\n"
     process.send_signal(signal.SIGINT)
     assert (process.communicate()[1], process.returncode) == (f"edgeglm: {word}\n", code)
     assert list(tmp_path.iterdir()) == []
@@ -92,7 +93,7 @@ def test_a_second_sigterm_ends_it_at_once(tmp_path: Path) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
+    assert process.stdout.readline() == "putting in order\n"
     process.send_signal(signal.SIGTERM)
     process.communicate()
     assert process.returncode == -signal.SIGTERM
