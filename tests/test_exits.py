@@ -24,8 +24,8 @@ from edgeglm.scratch import scratch_folder
 def body():
     with scratch_folder("slow") as folder:
         (folder / "file").write_bytes(b"1")
-        print("ready", flush=True)
         try:
+            print("ready", flush=True)
             time.sleep(60)
         finally:
             print("putting in order", flush=True)
