@@ -337,4 +337,5 @@ def main() -> int:
     """Trace what is requested."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    torch.set_num_threads(1)  # which wait for one another longer than they compute
     return serve(list[TraceRequest], lambda requests, show: trace_all(requests))
