@@ -30,6 +30,8 @@ FEATURES = {
 # them, x86 adds two in 16 bits, which saturate unless ONNX Runtime is told to take its exact kernels.
 INT8_KERNELS = ("amx", "avx512_vnni", "avx_vnni", "avx512", "avx2", "i8mm", "dotprod", "neon")
 SATURATING = ("avx512", "avx2")
+# Of the memory that is available, where no budget is stated.
+BUDGET_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ def read_machine(root: Path = Path("/")) -> Machine:
         memory_total_bytes=total,
         memory_available_bytes=available,
     )
+
+
+def memory_budget(stated: int | None) -> int:
+    """Return the bytes that all processes of a command may take: what is stated, or 60% of what is available."""
+    return stated if stated is not None else int(BUDGET_SHARE * read_machine().memory_available_bytes)
 
 
 def describe_kernels(kernels: str) -> str:

@@ -25,7 +25,6 @@ KILLED = -signal.SIGKILL
 def child(
     command: Sequence[str],
     *,
-    patience: float = 0,
     before: Callable[[], None] | None = None,
     **options: Any,  # noqa: ANN401
 ) -> Iterator[subprocess.Popen[Any]]:
@@ -33,7 +32,6 @@ def child(
 
     Args:
         command: The program and its arguments.
-        patience: Seconds that it has to put its files in order when the block ends before it; it is told by SIGINT.
         before: Called in the child before the program is loaded; C calls alone are safe there.
         options: Of `subprocess.Popen`.
 
@@ -58,15 +56,10 @@ def child(
         yield process
     finally:
         if process:
-            end(process, patience)
+            _end(process)
 
 
-def end(process: subprocess.Popen[Any], patience: float) -> None:
-    """End a process, which has some seconds to put its files in order, and wait until it is gone."""
-    if patience and process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(patience)
+def _end(process: subprocess.Popen[Any]) -> None:
     process.kill()
     process.wait()
     for stream in (process.stdin, process.stdout, process.stderr):
@@ -108,14 +101,14 @@ class Ran(msgspec.Struct, frozen=True):
     err: str
 
 
-def run_program(command: Sequence[str], *, patience: float = 0, **options: Any) -> Ran:  # noqa: ANN401
+def run_program(command: Sequence[str], **options: Any) -> Ran:  # noqa: ANN401
     """Run a program to its end, without a stdin; it does not outlive us.
 
     Raises:
         OSError: It cannot be started.
     """
     options |= {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with child(command, patience=patience, text=True, errors="replace", **options) as process:
+    with child(command, text=True, errors="replace", **options) as process:
         out, err = process.communicate()
     return Ran(process.returncode, out, err)
 

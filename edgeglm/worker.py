@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -97,6 +97,7 @@ class Worker(Generic[T]):
         name: What it is called in an error.
         remedy: What to do where memory is too short for it.
         seconds: How long it may take.
+        start: What starts its process, as `child` does.
     """
 
     module: str
@@ -104,6 +105,7 @@ class Worker(Generic[T]):
     name: str
     remedy: str = "free some memory"
     seconds: float | None = None
+    start: Callable[..., AbstractContextManager[subprocess.Popen[Any]]] = child
 
     def run(
         self, task: object, what: str, show: Callable[[float], None] = lambda done: None, pass_fds: Sequence[int] = ()
@@ -126,12 +128,15 @@ class Worker(Generic[T]):
         pipe = subprocess.PIPE
         options: dict[str, Any] = {"stdin": pipe, "stdout": pipe, "stderr": pipe, "pass_fds": pass_fds}
         # A session of its own: Ctrl-C is for us, and we end it.
-        with child(command, start_new_session=True, **options) as process, _deadline(process, self.seconds) as overdue:
+        with (
+            self.start(command, start_new_session=True, **options) as process,
+            _deadline(process, self.seconds) as overdue,
+        ):
             frame, lines = _talk(process, task, show)
         if isinstance(frame, Failure):
             raise _error(frame)
         if isinstance(frame, Result) and not process.returncode:
-            return msgspec.msgpack.decode(frame.value, type=self.result)
+            return msgspec.msgpack.decode(frame.value, type=self.result, dec_hook=_typed)
         if overdue.is_set():
             raise Overdue
         if process.returncode == KILLED:
@@ -148,7 +153,7 @@ def _talk(
     assert process.stderr
     tail = _Tail(process.stderr)
     with suppress(BrokenPipeError), process.stdin as stdin:  # where it has ended, stderr says why
-        stdin.write(msgspec.msgpack.encode(task))
+        stdin.write(msgspec.msgpack.encode(task, enc_hook=_plain))
     frame: Frame | None = None
     for frame in _frames(process.stdout):
         if isinstance(frame, Progress):
@@ -212,6 +217,22 @@ def _error(failure: Failure) -> EdgeglmError:
     return errors[0]
 
 
+# -- what both send --------------------------------------------------------------------
+
+
+def _plain(value: object) -> object:
+    """Paths travel as texts."""
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"{type(value).__name__} does not travel")
+
+
+def _typed(kind: type, value: Any) -> Any:  # noqa: ANN401
+    if kind is Path:
+        return Path(value)
+    raise NotImplementedError(f"{kind.__name__} does not travel")
+
+
 # -- in the worker ------------------------------------------------------------------------
 
 
@@ -227,7 +248,7 @@ def serve(task_type: type[Task], body: Callable[[Task, Callable[[float], None]],
     with os.fdopen(os.dup(1), "wb", buffering=0) as out:
         os.dup2(2, 1)  # what libraries print is no frame
         try:
-            task = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=task_type)
+            task = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=task_type, dec_hook=_typed)
             made = body(task, lambda done: _write(out, Progress(done)))
         except BaseException as error:
             traceback.print_exc()
@@ -236,7 +257,7 @@ def serve(task_type: type[Task], body: Callable[[Task, Callable[[float], None]],
                 return 1
             _write(out, _failure(explained))
             return explained.exit_code
-        _write(out, Result(msgspec.msgpack.encode(made)))
+        _write(out, Result(msgspec.msgpack.encode(made, enc_hook=_plain)))
     return 0
 
 

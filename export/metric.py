@@ -8,6 +8,8 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeglm import manifest
+
 N = TypeVar("N", float, NDArray[np.float64])
 Verdict = Literal["pass", "fail", "unclear"]
 
@@ -75,3 +77,11 @@ class Metric:
     def change(self, change: float) -> str:
         """Return a drop, a bound of it or its limit as it is shown."""
         return format(change, self.unit.change)
+
+    @property
+    def sealed(self) -> manifest.Metric:
+        """The metric as a manifest keeps it."""
+        interval, drop = (self.low, self.high), self.drop
+        return manifest.Metric(
+            self.name, self.samples, self.reference, self.artifact, drop, interval, self.limit, passed=self.passed
+        )

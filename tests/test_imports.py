@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 HOST_ONLY = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "edgeglm.export")
 HEAVY = (*HOST_ONLY, "onnxruntime", "onnxruntime_qnn", "ai_edge_litert", "tensorrt", "tensorrt_rtx")
 # What is not a stage in export/: what composes the stages, and what all of them may use.
-NOT_STAGES = {"__init__", "pipeline", "modules", "model", "metric", "families", "demo"}
+NOT_STAGES = set("__init__ api api_worker demo families matrix metric model modules pipeline requests".split())
 
 
 def python_files(folder: Path) -> Iterator[Path]:

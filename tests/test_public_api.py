@@ -37,7 +37,7 @@ SHARED = {
     },
     "edgeglm.exits": {"explain", "installed", "run_program"},
     "edgeglm.files": {"open_regular", "opened", "read_bytes"},
-    "edgeglm.machine": {"Machine", "describe_kernels", "read_machine"},
+    "edgeglm.machine": {"Machine", "describe_kernels", "memory_budget", "read_machine"},
     "edgeglm.manifest": {
         "Compiled",
         "File",
@@ -60,7 +60,7 @@ SHARED = {
         "parse_manifest",
     },
     "edgeglm.scratch": {"scratch_folder"},
-    "edgeglm.process": {"Ran", "at_fixed_addresses", "child", "end", "ended", "run_program"},
+    "edgeglm.process": {"Ran", "at_fixed_addresses", "child", "ended", "run_program"},
     "edgeglm.store": {"find", "keep", "making", "partial", "sweep", "sweep_once"},
     "edgeglm.memory": {"MemoryCurve", "MemorySampler", "Phase", "PhaseLog", "current_rss", "peak_rss"},
     "edgeglm.strict_json": {"StrictJsonError", "check_json", "fitted"},

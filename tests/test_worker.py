@@ -153,14 +153,6 @@ def test_an_interrupt_before_a_program_is_loaded_ends_it(tmp_path: Path) -> None
     assert not lives(int(started.read_text()))
 
 
-def test_a_program_that_is_interrupted_may_put_its_files_in_order(tmp_path: Path) -> None:
-    ready, left = tmp_path / "ready", tmp_path / "left"
-    script = f"trap 'echo in order > {left}; exit' INT; touch {ready}; while :; do sleep 0.05; done"
-    with child(["sh", "-c", script], patience=10):
-        wait_for(ready.exists)
-    assert left.read_text() == "in order\n"
-
-
 def test_a_program_says_how_it_ended() -> None:
     ran = run_program(["sh", "-c", "echo out; printf '\\377' >&2; exit 7"])
     assert (ran.code, ran.out, ran.err) == (7, "out\n", "\ufffd")

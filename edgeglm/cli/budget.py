@@ -7,10 +7,8 @@ from typing import Any
 
 import click
 
-from edgeglm.machine import read_machine
+from edgeglm.machine import memory_budget
 from edgeglm.units import parse_size
-
-SHARE = 0.6  # of the memory that is available, where no budget is given
 
 
 def max_ram_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -23,4 +21,4 @@ def max_ram_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def parse_budget(max_ram: str | None) -> int:
     """Return a size in bytes. Raises UsageError for anything that is not one."""
-    return parse_size(max_ram) if max_ram else int(SHARE * read_machine().memory_available_bytes)
+    return memory_budget(parse_size(max_ram) if max_ram else None)

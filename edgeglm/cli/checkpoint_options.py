@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -13,12 +11,7 @@ import click
 # Before numpy is loaded: encoders and proofs have threads of their own, which those of a product would only disturb.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from edgeglm.devices.loader import load_profile
-from edgeglm.devices.profile import Profile
-from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.locate import locate, locate_headers
 from edgeglm.export.picture import parse_image_size
-from edgeglm.export.pipeline.prepared import Request
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,31 +40,6 @@ def checkpoint_options(function: F) -> F:
     return function
 
 
-def to_request(
-    model: str | None, target: str, precision: str, context: int | None, image_size: Sequence[str], adapter: str | None
-) -> Request:
-    """Return what the options ask of the exporter. Raises UsageError for a wrong one."""
-    profile, sizes = _parse(target, image_size)
-    folder, name = locate(model)
-    if model == name and not any(folder.glob("*.safetensors")):
-        with locate_headers(model) as (names, _):  # which has the names of all files of a repository
-            Checkpoint.open(names, headers_only=True)
-    return Request(folder, name, profile, precision, context, sizes, model is None, adapter=_folder(adapter))
-
-
-@contextmanager
-def to_plan(
-    model: str | None, target: str, precision: str, context: int | None, image_size: Sequence[str], adapter: str | None
-) -> Iterator[Request]:
-    """Open a checkpoint for its headers alone: no weight of a model on the hub is downloaded."""
-    profile, sizes = _parse(target, image_size)
-    with locate_headers(model) as (folder, name):
-        yield Request(folder, name, profile, precision, context, sizes, model is None, adapter=_folder(adapter))
-
-
-def _parse(target: str, image_size: Sequence[str]) -> tuple[Profile, tuple[tuple[int, int], ...]]:
-    return load_profile(target), tuple(dict.fromkeys(map(parse_image_size, image_size)))
-
-
-def _folder(adapter: str | None) -> Path | None:
-    return None if adapter is None else locate(adapter)[0]
+def image_sizes(texts: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Return the sizes of ``--image-size``. Raises UsageError for a wrong one."""
+    return tuple(map(parse_image_size, texts))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import click
 import msgspec
 
 from edgeglm.cli.budget import max_ram_option, parse_budget
-from edgeglm.cli.matrix_cells import DEMO, cells_of, export_formats, has_format_option, items, read_environment
+from edgeglm.cli.matrix_cells import DEMO, cells_of, export_formats, items, read_environment
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.cli.progress import Display
 from edgeglm.devices.loader import profile_names
@@ -24,6 +23,7 @@ from edgeglm.export.matrix.measure import Measurement, Plan
 from edgeglm.export.matrix.outcome import Outcome, read_outcomes, replace_file, write_outcomes
 from edgeglm.export.matrix.page import page, stage_text
 from edgeglm.export.pipeline.forecast import LADDER
+from edgeglm.export.requests import Progress
 from edgeglm.files import opened
 from edgeglm.memory import MemorySampler
 from edgeglm.units import format_size
@@ -81,12 +81,16 @@ def command(
     if damaged:
         click.echo(f"edgeglm: {kept}: {damaged} of its outcomes are damaged, and left out", err=True)
     matrix = Matrix(known, cells, environment)
-    measure = Measurement(Plan(budget, limit, data, has_format_option(), environment))
+    measure = Measurement(Plan(budget, limit, data, environment))
     total = len(matrix.waiting)
-    with MemorySampler() as memory, Display(memory, budget, time.monotonic()) as display:
+    with MemorySampler() as memory, Display(budget) as display:
+
+        def say(stage: str) -> None:
+            display(Progress(stage, rss_bytes=memory.rss_bytes))
+
         try:
             workers = len(os.sched_getaffinity(0))
-            for done, outcome in enumerate(matrix.fill(measure, budget, workers, display.say), start=1):
+            for done, outcome in enumerate(matrix.fill(measure, budget, workers, say), start=1):
                 display.line(f"{done} of {total}  {_brief(outcome)}")
                 write_outcomes(kept, matrix.outcomes)
         finally:

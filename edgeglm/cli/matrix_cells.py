@@ -14,7 +14,6 @@ from typing import get_args
 
 import msgspec
 
-from edgeglm.cli.export import command as export_command
 from edgeglm.devices.loader import load_profile
 from edgeglm.digest import KnownHashes
 from edgeglm.errors import UsageError
@@ -64,11 +63,6 @@ def items(texts: Sequence[str]) -> list[str]:
 def export_formats() -> tuple[str, ...]:
     """Return the formats that a bundle's modules may have; that of the embedding's rows is no choice."""
     return tuple(name for name in get_args(Format) if name != "rows")
-
-
-def has_format_option() -> bool:
-    """Return whether `edgeglm export` takes them."""
-    return any("--format" in parameter.opts for parameter in export_command.params)
 
 
 def read_environment() -> dict[str, str]:

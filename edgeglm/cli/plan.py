@@ -7,11 +7,10 @@ from dataclasses import asdict
 
 import click
 
-from edgeglm.cli.checkpoint_options import checkpoint_options, to_plan
+from edgeglm.cli.checkpoint_options import checkpoint_options, image_sizes
 from edgeglm.cli.output import json_option, print_json
-from edgeglm.devices.profile import Profile
 from edgeglm.errors import printable
-from edgeglm.export.pipeline.forecast import Forecast, forecast
+from edgeglm.export.api import Forecast, PlanRequest, plan
 from edgeglm.units import format_size
 
 
@@ -31,18 +30,26 @@ def command(
 
     MODEL is a directory with config.json and the headers of the weights, or org/name on the hub; without it, the demo.
     """
-    with to_plan(model, target, precision, context, image_size, adapter) as request:
-        result = forecast(request)
+    result = plan(
+        PlanRequest(
+            target=target,
+            model=model,
+            precision=precision,
+            context=context,
+            image_sizes=image_sizes(image_size),
+            adapter=adapter,
+        )
+    )
     if as_json:
-        print_json(_summary(request.profile, result))
+        print_json(_summary(result))
     else:
-        click.echo("\n".join(_lines(request.name, request.profile, result)))
+        click.echo("\n".join(_lines(result)))
 
 
-def _summary(profile: Profile, result: Forecast) -> dict[str, object]:
+def _summary(result: Forecast) -> dict[str, object]:
     return {
         "fits": result.fits,
-        "target": profile.name,
+        "target": result.target,
         "context": result.context,
         "export_peak_rss_bytes": result.export_peak_rss_bytes,
         "bundle_bytes": result.chosen.bundle_bytes,
@@ -54,9 +61,9 @@ def _summary(profile: Profile, result: Forecast) -> dict[str, object]:
     }
 
 
-def _lines(name: str, profile: Profile, result: Forecast) -> Iterator[str]:
-    usable = format_size(int(profile.memory.usable.value))
-    yield f"{name} on {profile.name}: {'fits' if result.fits else 'does not fit'} at {result.context} tokens"
+def _lines(result: Forecast) -> Iterator[str]:
+    usable = format_size(result.usable_bytes)
+    yield f"{result.model} on {result.target}: {'fits' if result.fits else 'does not fit'} at {result.context} tokens"
     yield f"export peak  {format_size(result.export_peak_rss_bytes)}"
     yield ""
     lengths = sorted(result.chosen.device_peak_rss_bytes)

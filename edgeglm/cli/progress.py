@@ -8,34 +8,42 @@ from types import TracebackType
 
 import click
 
-from edgeglm.memory import MemorySampler
+from edgeglm.export.requests import Progress
 from edgeglm.units import format_size
 
 
 class Display:
-    """Progress in one line of a terminal's stderr, as a context manager that leaves the line empty."""
+    """Progress in one line of a terminal's stderr, as a context manager that leaves the line empty.
 
-    def __init__(self, memory: MemorySampler, budget: int, start: float) -> None:
-        self.memory, self.budget, self.start = memory, budget, start
+    Args:
+        budget: Bytes that all processes may take; shown beside what they do.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
         self.terminal = sys.stderr.isatty()
-        self.module, self.since = "", start
+        self.stage, self.since = "", 0.0
 
-    def say(self, text: str) -> None:
-        """Show a text until the next one."""
-        if self.terminal:
-            click.echo(f"\r\x1b[2K{text}  {self._rss()}", err=True, nl=False)
+    def __call__(self, progress: Progress) -> None:
+        """Show a stage until the next one."""
+        if not self.terminal:
+            return
+        if progress.stage != self.stage:
+            self.stage, self.since = progress.stage, time.monotonic()
+        parts = [progress.stage]
+        if progress.done is not None:
+            parts = [f"{progress.stage:<10}{progress.done:>4.0%}"]
+        if progress.total_bytes:
+            written = (progress.done or 0.0) * progress.total_bytes
+            parts.append(f"{written / 1e6 / max(time.monotonic() - self.since, 1e-3):.0f} MB/s")
+        if progress.rss_bytes:
+            parts.append(f"RSS {format_size(progress.rss_bytes)} of {format_size(self.budget)}")
+        click.echo("\r\x1b[2K" + "  ".join(parts), err=True, nl=False)
 
     def line(self, text: str) -> None:
         """Print a line that stays."""
         if self.terminal:
             click.echo(f"\r\x1b[2K{text}", err=True)
-
-    def progress(self, module: str, done: int, total: int) -> None:
-        """Show how many bytes of a module are written."""
-        if module != self.module:
-            self.module, self.since = module, time.monotonic()
-        speed = done / 1e6 / max(time.monotonic() - self.since, 1e-3)
-        self.say(f"{module:<10}{done / max(total, 1):>4.0%}  {speed:.0f} MB/s")
 
     def __enter__(self) -> Display:
         return self
@@ -45,6 +53,3 @@ class Display:
     ) -> None:
         if self.terminal:
             click.echo("\r\x1b[2K", err=True, nl=False)
-
-    def _rss(self) -> str:
-        return f"RSS {format_size(self.memory.rss_bytes)} of {format_size(self.budget)}"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from typing import Any
 
 from edgeglm.export.matrix.measure import Measurement
 from edgeglm.export.matrix.outcome import Cell, Identity, Outcome, untried
 from edgeglm.export.matrix.programs import Programs
 from edgeglm.export.matrix.schedule import Task, run_within
+from edgeglm.export.pipeline.forecast import Forecast
+from edgeglm.export.requests import PlanRequest
 from edgeglm.units import format_size
 
 # What a model is taken for that `edgeglm plan` refuses: the export says why.
@@ -68,11 +69,14 @@ class Matrix:
         """Return what the cell's processes take at most: those of the export, or the original in fp32 beside torch."""
         key = cell.argument, cell.target
         if key not in self._planned:
-            model = [cell.argument] if cell.argument else []
-            self._planned[key] = _bytes(programs.run("plan", *model, "--target", cell.target).result)
+            self._planned[key] = _bytes(
+                programs.ask(PlanRequest(target=cell.target, model=cell.argument), Forecast).result
+            )
         return self._planned[key]
 
 
-def _bytes(plan: Mapping[str, Any]) -> int:
-    whole = [option["bundle_bytes"] for option in plan.get("precisions", []) if option["precision"] == "fp32"]
-    return plan["export_peak_rss_bytes"] + max(whole, default=0) if plan else UNPLANNED
+def _bytes(plan: Forecast | None) -> int:
+    if plan is None:
+        return UNPLANNED
+    whole = [option.bundle_bytes for option in plan.options if option.precision == "fp32"]
+    return plan.export_peak_rss_bytes + max(whole, default=0)

@@ -54,8 +54,11 @@ class Option:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The answer of ``edgeglm plan``."""
+    """The answer of ``edgeglm plan``, about a model by its name on a target with so many usable bytes of memory."""
 
+    model: str
+    target: str
+    usable_bytes: int
     fits: bool
     context: int
     export_peak_rss_bytes: int
@@ -170,7 +173,10 @@ def forecast(request: Request) -> Forecast:
     fitting = [option.precision for option in options if option.fits and option.precision in LADDER]
     recommended = request.precision if chosen.fits else fitting[0] if fitting else None
     peak = export_peak(prepared.opened, workers=WORKERS, traced=True)
-    return Forecast(chosen.fits, context, peak, chosen, options, tuple(blockers), tuple(notes), recommended)
+    return Forecast(
+        request.name, profile.name, usable, chosen.fits, context, peak, chosen, options, tuple(blockers), tuple(notes),
+        recommended,
+    )  # fmt: skip
 
 
 def _size(prepared: Prepared, module: PreparedModule) -> plan.ModuleSize:

@@ -76,11 +76,6 @@ class Plan:
     peak_bytes: int
 
 
-def is_graph(model: str) -> bool:
-    """Return whether the user names a file in ONNX, not a checkpoint."""
-    return model.endswith(".onnx") or Path(model).is_file()
-
-
 def open_graph(request: GraphRequest, budget: int) -> Plan:
     """Read the graph and its samples and choose; nothing is written.
 

@@ -1,4 +1,4 @@
-"""Commands as processes: their object, their line, and their end."""
+"""Requests and programs in processes of their own: their results, their lines, and their end."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ import time
 import pytest
 
 from edgeglm.export.matrix.programs import Programs, Stopped
+from edgeglm.export.pipeline.forecast import Forecast
+from edgeglm.export.requests import PlanRequest
 
 
-def test_a_command_gives_its_object_and_a_failing_one_its_line() -> None:
+def test_a_request_gives_its_object_and_a_failing_one_its_line() -> None:
     programs = Programs()
-    done = programs.run("devices", "rpi5")
-    assert (done.code, done.result["name"], done.line) == (0, "rpi5", "")
-    done = programs.run("devices", "rpi6")
-    assert (done.code, done.result) == (2, {})
-    assert done.line.startswith("rpi6: is not a device profile; did you mean rpi5?")
+    done = programs.ask(PlanRequest(target="rpi5"), Forecast)
+    assert done.result
+    assert (done.code, done.result.target, done.line) == (0, "rpi5", "")
+    failed = programs.ask(PlanRequest(target="rpi6"), Forecast)
+    assert (failed.code, failed.result) == (2, None)
+    assert failed.line.startswith("rpi6: is not a device profile; did you mean rpi5?")
+
+
+def test_the_runner_gives_its_object_and_its_line() -> None:
+    done = Programs().run("nowhere", "--prompt", "x")
+    assert (done.result, done.code) == (None, 2)
+    assert done.line.startswith("nowhere: is not a bundle")
 
 
 def test_what_runs_is_interrupted_and_nothing_runs_after_that() -> None:
@@ -24,7 +33,7 @@ def test_what_runs_is_interrupted_and_nothing_runs_after_that() -> None:
 
     def work() -> None:
         try:
-            programs.run("doctor")
+            programs.ask(PlanRequest(target="rpi5"), Forecast)
         except Stopped as error:
             ended.append(error)
 
@@ -38,4 +47,4 @@ def test_what_runs_is_interrupted_and_nothing_runs_after_that() -> None:
     assert len(ended) == 1
     assert process.returncode not in (None, 0)
     with pytest.raises(Stopped):
-        programs.run("devices")
+        programs.ask(PlanRequest(target="rpi5"), Forecast)

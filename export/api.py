@@ -1,0 +1,169 @@
+"""Plan, export, validate and build as functions: what the command line, the ladder and the matrix call.
+
+    from edgeglm.export.api import ExportRequest, export
+
+    made = export(ExportRequest(target="rpi5", accuracy_drop=0.02), show=print)
+    print(made.bundle, made.peak_rss_bytes, made.notes)
+
+Each takes a frozen request, tells `show` how far it is, and returns a typed result. What a user can cause is an
+`EdgeglmError` with its parts: ``what``, ``why``, ``remedy`` and ``exit_code``. Each function imports what it needs when
+it is called: `validate` alone brings torch into the process.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+# Before numpy is loaded: encoders and proofs have threads of their own, which those of a product would only disturb.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from dataclasses import replace
+
+import msgspec
+
+from edgeglm.devices.loader import load_profile
+from edgeglm.devices.profile import Profile
+from edgeglm.errors import UsageError
+from edgeglm.export.locate import locate, locate_headers
+from edgeglm.export.metric import Metric
+from edgeglm.export.pipeline.forecast import Forecast, forecast
+from edgeglm.export.pipeline.prepared import Request
+from edgeglm.export.requests import (
+    BuildRequest,
+    ExportRequest,
+    ExportResult,
+    PlanRequest,
+    Progress,
+    Show,
+    ValidateRequest,
+    ValidateResult,
+)
+from edgeglm.machine import memory_budget
+from edgeglm.memory import MemorySampler
+from edgeglm.runtimes.build import BuildResult, build_engines
+
+__all__ = [
+    "BuildRequest",
+    "BuildResult",
+    "ExportRequest",
+    "ExportResult",
+    "Forecast",
+    "Metric",
+    "PlanRequest",
+    "Progress",
+    "ValidateRequest",
+    "ValidateResult",
+    "build",
+    "export",
+    "plan",
+    "validate",
+]
+
+
+def plan(request: PlanRequest) -> Forecast:
+    """Predict the export's memory and whether the bundle fits the device, from the headers alone.
+
+    Raises:
+        UsageError: The model, the device or an option is wrong.
+        UnsupportedError: The model or its precision has no place on the device.
+        DamagedFileError: The checkpoint cannot be read.
+    """
+    profile = load_profile(request.target)
+    with locate_headers(request.model) as (folder, name):
+        return forecast(_opened(request, profile, folder, name))
+
+
+def export(request: ExportRequest, show: Show = lambda progress: None) -> ExportResult:
+    """Write a bundle.
+
+    Raises:
+        UsageError: The model, the device, an option or the folder is wrong.
+        UnsupportedError: The model or its precision has no place on the device.
+        AccuracyError: What was emitted computes garbage, or (`NothingPassed`) drops more than is allowed.
+        BudgetError: It does not fit the memory or the disk.
+        DamagedFileError: The checkpoint cannot be read.
+    """
+    start, budget = time.monotonic(), memory_budget(request.max_ram)
+    run = _export_graph if request.model is not None and is_graph(request.model) else _export_checkpoint
+    with MemorySampler() as memory:
+        result = run(request, budget, lambda progress: show(replace(progress, rss_bytes=memory.rss_bytes)))
+    seconds = time.monotonic() - start
+    return msgspec.structs.replace(result, peak_rss_bytes=memory.peak_bytes, seconds=seconds)
+
+
+def validate(request: ValidateRequest, show: Show = lambda progress: None) -> ValidateResult:
+    """Compare a bundle with its original on its task; `ValidateResult.check` raises where it lost too much.
+
+    Raises:
+        UsageError: The bundle, the original, the data or an option is wrong.
+        UnsupportedError: The data is not for this model, or an engine is missing.
+        BudgetError: It does not fit the memory.
+        DamagedFileError: A file cannot be read.
+    """
+    from edgeglm.export.pipeline.comparison import compare
+
+    return compare(request, memory_budget(request.max_ram), show)
+
+
+def build(request: BuildRequest, show: Show = lambda progress: None) -> BuildResult:
+    """Build a bundle's TensorRT engines; raises as `build_engines`."""
+    return build_engines(request.bundle, request.sm, lambda file, done: show(Progress(f"building {file}", done)))
+
+
+def _opened(request: PlanRequest, profile: Profile, folder: Path, name: str) -> Request:
+    sizes = tuple(dict.fromkeys(request.image_sizes))
+    adapter = None if request.adapter is None else locate(request.adapter)[0]
+    is_demo = request.model is None
+    return Request(folder, name, profile, request.precision, request.context, sizes, is_demo, adapter=adapter)
+
+
+def _export_checkpoint(request: ExportRequest, budget: int, show: Show) -> ExportResult:
+    from edgeglm.export.checkpoint.reader import Checkpoint
+    from edgeglm.export.pack.writer import check_target
+    from edgeglm.export.pipeline.calibrate import read_calibration
+    from edgeglm.export.pipeline.gate import open_gate
+    from edgeglm.export.pipeline.job import Job
+
+    profile, (source, name) = load_profile(request.target), locate(request.model)
+    if request.model == name and not any(source.glob("*.safetensors")):
+        with locate_headers(name) as (names, _):  # which has the names of all files of a repository
+            Checkpoint.open(names, headers_only=True)
+    opened = replace(_opened(request, profile, source, name), format=request.format)
+    folder = request.output or Path(f"{opened.name.rpartition('/')[2]}-{opened.profile.name}")
+    check_target(folder)
+    calibration, allowed = request.calibration, request.accuracy_drop
+    samples, held_out = read_calibration(calibration, opened.folder) if calibration else ([], [])
+    gate = None if allowed is None else open_gate(opened, allowed, calibration, samples, budget)
+    job = Job(opened, folder, samples, held_out, gate, budget)
+    expected = job.expected()
+    notes, rungs = job.run(show, resume=request.resume)
+    return ExportResult(bundle=folder, notes=notes, rungs=rungs, predicted_peak_rss_bytes=expected, max_ram=budget)
+
+
+def _export_graph(request: ExportRequest, budget: int, show: Show) -> ExportResult:
+    from edgeglm.export.pack.writer import check_target
+    from edgeglm.export.pipeline.graph import GraphRequest, export_graph, open_graph
+
+    for option, value in (
+        ("--context", request.context),
+        ("--image-size", request.image_sizes or None),
+        ("--accuracy-drop", request.accuracy_drop),
+        ("--adapter", request.adapter),
+    ):
+        if value is not None:
+            raise UsageError(option, "is only for checkpoints", "leave it out")
+    graph = GraphRequest(Path(str(request.model)), load_profile(request.target), request.precision, request.calibration)
+    folder = request.output or Path(f"{graph.name}-{graph.profile.name}")
+    check_target(folder)
+    opened = open_graph(graph, budget)
+    _, fixes, notes = export_graph(opened, folder, lambda stage: show(Progress(stage)))
+    return ExportResult(
+        bundle=folder, notes=notes, fixes=fixes, predicted_peak_rss_bytes=opened.peak_bytes, max_ram=budget
+    )
+
+
+def is_graph(model: str) -> bool:
+    """Return whether the user names a file in ONNX, not a checkpoint."""
+    return model.endswith(".onnx") or Path(model).is_file()

@@ -1,0 +1,100 @@
+"""``accuracy_drop`` of an export: what a bundle is measured by, and what to say where no precision passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from edgeglm import manifest
+from edgeglm.errors import AccuracyError, UsageError
+from edgeglm.export.choices import parse_precisions
+from edgeglm.export.demo.samples import DATA, read_samples
+from edgeglm.export.pipeline.forecast import loaded_bytes
+from edgeglm.export.pipeline.ladder import SENSITIVITY_SAMPLES, Ladder, worst
+from edgeglm.export.pipeline.prepared import Opened, Request
+from edgeglm.export.pipeline.probes import Example
+from edgeglm.export.plan import check_peak
+from edgeglm.export.requests import SAMPLES, ValidateRequest, ValidateResult
+from edgeglm.export.validation.memory import BASE_BYTES, is_streamed, streamed_bytes, whole_bytes
+from edgeglm.worker import Worker
+
+VALIDATOR = Worker("edgeglm.export.api_worker", ValidateResult, "the validation")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The measurement of a model's bundles, and the samples that order its parts."""
+
+    name: str
+    request: ValidateRequest
+    samples: Sequence[Example]
+
+    def metrics(self, bundle: Path) -> tuple[manifest.Metric, ...]:
+        """Return all metrics of a bundle, whether they pass or not; torch never comes into this process.
+
+        Raises:
+            EdgeglmError: It cannot be validated.
+        """
+        task = msgspec.structs.replace(self.request, bundle=bundle)
+        return tuple(metric.sealed for metric in VALIDATOR.run(task, "validate").metrics)
+
+    def check_budget(self, opened: Opened) -> int:
+        """Return the predicted peak of measuring the first bundle. Raises BudgetError if ``--max-ram`` is less."""
+        original, data, budget = opened.checkpoint, self.request.data, self.request.max_ram or 0
+        streamed = is_streamed(original, budget) or (data is not None and data.suffix != SAMPLES)
+        whole = streamed_bytes(original) if streamed else whole_bytes(original)
+        peak = max(whole, BASE_BYTES + loaded_bytes(opened))
+        or_without = "; or leave --accuracy-drop out, and validate elsewhere"
+        check_peak(peak, budget, f"to measure {self.name}", or_without)
+        return peak
+
+
+def open_gate(
+    request: Request, allowed: float, calibration: Path | None, samples: Sequence[Example], budget: int
+) -> Gate:
+    """Return the gate of ``--accuracy-drop``; `samples` are those of `calibration`. Raises UsageError without data."""
+    if not request.is_demo and calibration is None:
+        why = f"there is nothing to measure {request.name} on"
+        raise UsageError("--accuracy-drop", why, "give samples with targets, or a text, by --calibration FILE")
+    samples = samples or list(read_samples(DATA / "calibration.jsonl", SENSITIVITY_SAMPLES))
+    adapter = str(request.adapter) if request.adapter else None
+    data, reference = (None, None) if request.is_demo else (calibration, str(request.folder))
+    measured = ValidateRequest(
+        bundle=Path(), accuracy_drop=allowed, data=data, reference=reference, adapter=adapter, max_ram=budget
+    )
+    return Gate(request.name, measured, samples)
+
+
+def nothing_passed(folder: Path, ladder: Ladder) -> AccuracyError:
+    """Return the error of a ladder without an end, with the numbers of the attempt that came nearest."""
+    rung = ladder.nearest
+    if rung is None:
+        return AccuracyError(folder, f"every precision fails: {ladder.rungs[-1].refused}", "export it in fp32")
+    metric = worst(rung)
+    drop, high, limit = (amount(metric, value) for value in (metric.drop, metric.drop_interval[1], metric.limit))
+    why = (
+        f"no precision passes; the best, {brief(rung.precision)}, drops {metric.name} by {drop} "
+        f"and perhaps by {high}, where {limit} is allowed"
+    )
+    return AccuracyError(folder, why, "allow more with --accuracy-drop")
+
+
+def brief(precision: str) -> str:
+    """Return a ``--precision`` with the parts that differ counted: ``vision=int4, decoder=int4 (2 int8-block)``."""
+    asked = parse_precisions(precision)
+    modules = {name: value for name, value in asked.items() if "." not in name}
+    return ", ".join(f"{name}={value}{_exceptions(name, asked)}" for name, value in modules.items()) or precision
+
+
+def _exceptions(module: str, asked: Mapping[str, str]) -> str:
+    others = [value for name, value in asked.items() if name.startswith(f"{module}.")]
+    counts = ", ".join(f"{others.count(value)} {value}" for value in dict.fromkeys(others))
+    return f" ({counts})" if counts else ""
+
+
+def amount(metric: manifest.Metric, value: float) -> str:
+    """Return a share as percent, anything whose limit is more than a whole in its own unit."""
+    return f"{value:.2%}" if metric.limit <= 1 else f"{value:.1f}"

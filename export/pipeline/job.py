@@ -1,0 +1,136 @@
+"""An export from end to end: calibrate, find the precision if a drop is stated, write the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgeglm.errors import AccuracyError, UsageError
+from edgeglm.export.pipeline.calibrate import calibrate, samples_bytes
+from edgeglm.export.pipeline.export import Progress as Written
+from edgeglm.export.pipeline.export import export
+from edgeglm.export.pipeline.forecast import check_budget, predict
+from edgeglm.export.pipeline.gate import Gate, nothing_passed
+from edgeglm.export.pipeline.ladder import Ladder, Means, Measure, workplace
+from edgeglm.export.pipeline.npu import calibrate_npu, npu_choice, npu_samples, with_precision
+from edgeglm.export.pipeline.prepare import STATIC, open_export, prepare
+from edgeglm.export.pipeline.prepared import Calibration, Opened, Request
+from edgeglm.export.pipeline.probes import Example
+from edgeglm.export.pipeline.tflite_sizes import check_npu
+from edgeglm.export.requests import Progress, Show
+from edgeglm.manifest import Metric, Rung
+
+
+class NothingPassed(AccuracyError):
+    """No precision of the ladder passes.
+
+    Args:
+        rungs: What was tried.
+    """
+
+    def __init__(self, error: AccuracyError, rungs: Sequence[Rung]) -> None:
+        super().__init__(error.what, error.why, error.remedy)
+        self.rungs = tuple(rungs)
+
+
+@dataclass(frozen=True)
+class Job:
+    """An export that is ready to run.
+
+    Args:
+        request: The checkpoint, the device and the precision.
+        folder: Of the bundle.
+        samples: To calibrate with.
+        held_out: What the bundle's self-test is made of.
+        gate: Measures bundles, if a drop is stated.
+        budget: Bytes of memory.
+    """
+
+    request: Request
+    folder: Path
+    samples: Sequence[Example]
+    held_out: Sequence[Example]
+    gate: Gate | None
+    budget: int
+
+    def expected(self) -> int:
+        """Return the predicted peak. Raises an error where the job can be seen to fail, as above the budget."""
+        opened = open_export(self.request)
+        check_npu(opened, self.samples)
+        if not self.samples and any(STATIC in choice.precisions for choice in opened.choices):
+            why = f"{STATIC} takes ranges of activations"
+            raise UsageError(f"--precision {self.request.precision}", why, "give samples by --calibration FILE")
+        return max(self._check(opened), self.gate.check_budget(opened) if self.gate else 0)
+
+    def run(self, show: Show, *, resume: bool) -> tuple[Sequence[str], Sequence[Rung]]:
+        """Write the bundle; returns notes for the user, and the precisions that were tried.
+
+        Raises:
+            NothingPassed: No precision passes the gate.
+        """
+
+        def report(written: Written) -> None:
+            show(Progress(written.module, written.done / max(written.total, 1), written.total))
+
+        show(Progress(f"tracing {self.request.name} for {self.request.profile.name}"))
+        request, found = self._calibrated(show)
+        with ExitStack() as leave:
+            ladder = None
+            if self.gate:
+                means = Means(
+                    work=leave.enter_context(workplace(self.folder)),
+                    samples=self.gate.samples,
+                    calibration=found,
+                    measure=_measured(self.gate, show),
+                    check=self._check,
+                    report=report,
+                    show=lambda rung: show(Progress("tried", rung=rung)),
+                )
+                ladder = self._climb(request, means)
+                request = replace(request, precision=ladder.precision)
+            prepared = prepare(open_export(request), found)
+            _, notes = export(
+                prepared,
+                self.folder,
+                predict(prepared),
+                report,
+                resume=resume,
+                reuse=ladder.reuse if ladder else None,
+                measured=ladder.measured if ladder else None,
+                held_out=self.held_out,
+            )
+        return [*prepared.notes, *notes], ladder.rungs if ladder else []
+
+    def _check(self, opened: Opened) -> int:
+        fed = self.samples or (self.gate.samples if self.gate else [])
+        return check_budget(opened, self.budget, samples_bytes(opened, fed))
+
+    def _calibrated(self, show: Show) -> tuple[Request, Calibration | None]:
+        """Return what the samples leave, and the request with the precision that an NPU's module then has."""
+        request, opened, found = self.request, open_export(self.request), None
+        if self.samples:
+            traced = prepare(opened)
+            show(Progress("calibrating"))
+            found = calibrate(traced, self.samples)
+        if npu_choice(opened):
+            show(Progress("calibrating for the NPU"))
+            found, precision = calibrate_npu(opened, npu_samples(opened, self.samples), found)
+            request = with_precision(request, precision)
+        return request, found
+
+    def _climb(self, request: Request, means: Means) -> Ladder:
+        ladder = Ladder(request, means)
+        ladder.climb()
+        if not ladder.best:
+            raise NothingPassed(nothing_passed(self.folder, ladder), ladder.rungs)
+        return ladder
+
+
+def _measured(gate: Gate, show: Show) -> Measure:
+    def measure(bundle: Path) -> tuple[Metric, ...]:
+        show(Progress("measuring"))
+        return gate.metrics(bundle)
+
+    return measure

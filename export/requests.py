@@ -1,0 +1,190 @@
+"""The requests, the progress and the results of `edgeglm.export.api`: plain data, which a worker takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from edgeglm.bundle import read_sealed
+from edgeglm.errors import AccuracyError
+from edgeglm.export.check import Offence
+from edgeglm.export.metric import Metric
+from edgeglm.manifest import GraphManifest, Manifest, Rung
+
+Size = tuple[int, int]
+# What a file of samples is called; any other is a text.
+SAMPLES = ".jsonl"
+
+
+class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A model for a device.
+
+    Args:
+        target: A device profile: a name, or the path of a file.
+        model: The folder of a checkpoint, or org/name on the hub; None for the demo.
+        precision: ``auto``, a precision, or one by module, as ``--precision`` takes it.
+        context: Tokens of a conversation at most; None for the profile's and the model's.
+        image_sizes: Pictures that the vision module takes, each (width, height) in pixels.
+        adapter: The folder of a LoRA adapter that is merged into the weights.
+    """
+
+    target: str
+    model: str | None = None
+    precision: str = "auto"
+    context: int | None = None
+    image_sizes: tuple[Size, ...] = ()
+    adapter: str | None = None
+
+
+class ExportRequest(PlanRequest, frozen=True, kw_only=True, tag=True):
+    """A bundle to write.
+
+    Args:
+        model: Also the path of an ONNX graph.
+        output: The bundle's folder; None for a name of model and device in the current folder.
+        format: ``onnx`` or ``tflite``, or by module, as ``--format`` takes it.
+        max_ram: Bytes that all processes may take together; None for 60% of what is available.
+        accuracy_drop: The largest drop of a metric, such as 0.02; None measures nothing.
+        calibration: Samples or a text to calibrate with; None for the demo's own.
+        resume: Whether to go on from a partial bundle.
+    """
+
+    output: Path | None = None
+    format: str = "onnx"
+    max_ram: int | None = None
+    accuracy_drop: float | None = None
+    calibration: Path | None = None
+    resume: bool = True
+
+
+class ValidateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A bundle to compare with its original.
+
+    Args:
+        bundle: Its folder.
+        accuracy_drop: The largest drop of a metric that passes.
+        data: Samples (.jsonl) or a text; None for the demo's held-out screens.
+        reference: The original, as MODEL; None for the demo.
+        adapter: The adapter that the bundle was exported with.
+        limit: How many samples, or windows of text, at most.
+        max_ram: Bytes that all processes may take together; None for 60% of what is available.
+        report: An HTML page to write.
+    """
+
+    bundle: Path
+    accuracy_drop: float = 0.02
+    data: Path | None = None
+    reference: str | None = None
+    adapter: str | None = None
+    limit: int | None = None
+    max_ram: int | None = None
+    report: Path | None = None
+
+
+class BuildRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """TensorRT engines of a bundle to build.
+
+    Args:
+        bundle: Its folder.
+        sm: A compute capability without the dot, to build without a GPU; None for the GPU that is here.
+    """
+
+    bundle: Path
+    sm: int | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The stage of a long call, and its progress.
+
+    Args:
+        stage: In a few words.
+        done: From 0 to 1; None where nobody knows.
+        total_bytes: Of what is being written; 0 where it is not bytes.
+        rss_bytes: Resident memory of all processes now; 0 where it is not measured.
+        rung: A precision that was tried, when its metrics are known.
+    """
+
+    stage: str
+    done: float | None = None
+    total_bytes: int = 0
+    rss_bytes: int = 0
+    rung: Rung | None = None
+
+
+Show = Callable[[Progress], None]
+
+
+class ExportResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle that was written.
+
+    Args:
+        bundle: Its folder.
+        notes: What the user should know.
+        rungs: The precisions that were tried for ``accuracy_drop``, the one taken included.
+        fixes: Of a graph: what was rewritten for the device.
+        peak_rss_bytes: Of all processes, as measured; `predicted_peak_rss_bytes` as foreseen, `max_ram` as allowed.
+        seconds: That it took.
+    """
+
+    bundle: Path
+    notes: Sequence[str]
+    rungs: Sequence[Rung] = ()
+    fixes: Sequence[Offence] = ()
+    predicted_peak_rss_bytes: int
+    max_ram: int
+    peak_rss_bytes: int = 0
+    seconds: float = 0.0
+
+    @property
+    def manifest(self) -> Manifest | GraphManifest:
+        """Read the manifest of a checkpoint's bundle, or of a graph's."""
+        return read_sealed(self.bundle)
+
+
+class ValidateResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The measurements of a bundle against its original.
+
+    Args:
+        bundle: Its folder.
+        samples: How many screens, or windows of a text.
+        metrics: Each with its drop, the interval of 95% around it, and the verdict.
+        streamed: Why the original was streamed; None where it was loaded as a whole.
+        unproven: Why the streamed original was not compared with transformers' own loading; None where it was.
+        ran: The engine that ran each module.
+    """
+
+    bundle: Path
+    samples: int
+    metrics: Sequence[Metric]
+    streamed: str | None
+    unproven: str | None
+    ran: Mapping[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every metric is within its limit at 95% confidence."""
+        return all(metric.passed for metric in self.metrics)
+
+    def check(self) -> None:
+        """Raise AccuracyError for the metric that failed, first for one that certainly did."""
+        for metric in sorted(self.metrics, key=lambda metric: metric.verdict == "unclear"):
+            if not metric.passed:
+                raise AccuracyError(self.bundle, _why(metric), _remedy(metric))
+
+
+def _why(metric: Metric) -> str:
+    drop, limit = metric.change(metric.drop), metric.change(metric.limit)
+    if metric.verdict == "fail":
+        return f"{metric.name} drops by {drop}, more than {limit}"
+    high = metric.change(metric.high)
+    return f"{metric.samples} samples are too few to tell: {metric.name} drops by {drop}, but it may be {high}"
+
+
+def _remedy(metric: Metric) -> str:
+    if metric.verdict == "fail":
+        return "export it in a higher precision, or allow more with --accuracy-drop"
+    return f"give about {metric.needed} samples"
