@@ -25,7 +25,7 @@ def test_a_request_gives_its_object_and_a_failing_one_its_line() -> None:
 def test_the_runner_gives_its_object_and_its_line() -> None:
     done = Programs().run("nowhere", "--prompt", "x")
     assert (done.result, done.code) == (None, 2)
-    assert done.line.startswith("nowhere: is not a bundle")
+    assert done.line.startswith("nowhere: cannot be read: ")
 
 
 def test_what_runs_is_interrupted_and_nothing_runs_after_that() -> None:
