@@ -12,12 +12,13 @@ import pytest
 pytest.importorskip("onnx")
 
 from edgeglm.bundle import load_bundle, verify_bundle
-from edgeglm.errors import BudgetError, DamagedFileError, UnsupportedError, UsageError
+from edgeglm.errors import AccuracyError, BudgetError, DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export import api
 from edgeglm.export.api import BuildRequest, ExportRequest, PlanRequest, Progress, ValidateRequest
 from edgeglm.export.api_worker import answer
 from edgeglm.export.pipeline.comparison import compare
-from edgeglm.manifest import Manifest
+from edgeglm.export.pipeline.job import NothingPassed
+from edgeglm.manifest import Manifest, Rung
 from edgeglm.worker import Worker
 
 TOLD: list[Progress] = []
@@ -96,6 +97,12 @@ def test_what_a_user_may_get_wrong_is_the_same_error_in_a_worker(
         Worker("edgeglm.export.api_worker", dict, "it").run(asked, "it")
     # How much is available differs from moment to moment.
     assert re.sub(r"\d+", "N", str(there.value)) == re.sub(r"\d+", "N", str(here.value))
+
+
+def test_an_error_of_the_ladder_has_its_parts_and_its_rungs() -> None:
+    rung = Rung("int4", 1 << 20, passed=False, refused="decoder: its output is 1.1 away")
+    error = NothingPassed(AccuracyError("bundle", "no precision passes", "allow more"), [rung])
+    assert (str(error), error.exit_code, error.rungs) == ("bundle: no precision passes; allow more", 4, (rung,))
 
 
 def test_a_damaged_bundle_is_not_measured(exported: api.ExportResult, tmp_path: Path) -> None:
