@@ -25,8 +25,12 @@ CHUNK_BYTES = 16 * MIB
 # Encoding threads of the prediction that a bundle keeps, whichever machine made it.
 USUAL_WORKERS = 2
 JOINED_BYTES = 64 * MIB
-# Python, numpy, Pillow, tokenizers and ONNX Runtime.
-RUNNER_BYTES = 76 * MIB
+# Python, numpy, Pillow, tokenizers and ONNX Runtime, and a tokenizer of few words.
+RUNNER_BYTES, FEW_WORDS = 76 * MIB, 1024
+# What a word of a tokenizer takes with its merges: 170 MiB for GLM-4's 151,329. Loading it takes a third more.
+WORD_BYTES, LOADING = 1200, 1.3
+# The process that renders prompts with transformers, without torch, and its parent: both load the tokenizer.
+CHAT_BYTES = 200 * MIB
 # CUDA's context and TensorRT's workspace; the NPU's driver and its working memory. Not measured: no board was at hand.
 ACCELERATOR_BYTES = {"gpu": 512 * MIB, "npu": 128 * MIB}
 # The NPU's compiler and simulator in their process, and what they take for a byte of the module's weights.
@@ -101,6 +105,7 @@ def export_peak(
     traced: bool,
     examples: int = 0,
     decoding: int = 0,
+    words: int = 0,
 ) -> int:
     """Return the peak resident memory of an export's process tree.
 
@@ -111,12 +116,14 @@ def export_peak(
         traced: Whether the tracing child runs, or its result is found in the cache.
         examples: Bytes of a picture's patches, which the child is given as an example.
         decoding: Bytes that it takes to compute rows from what they are stored as.
+        words: Of the tokenizer.
     """
     streamed = max(_streaming(module, workers) for module in modules)
     run = max((int(2.5 * module.nbytes) for module in modules if module.nbytes <= engine_bytes), default=0)
     compiled = max((_compiling(module) for module in modules), default=0)
-    child = TRACE_BYTES + max(0, examples - EXAMPLE_BYTES)
-    return max(EXPORT_BYTES + max(streamed + decoding, run, compiled), child if traced else 0)
+    child, loading = TRACE_BYTES + max(0, examples - EXAMPLE_BYTES), int(WORD_BYTES * LOADING * words)
+    chat = CHAT_BYTES + WORD_BYTES * words + loading if words else 0
+    return max(EXPORT_BYTES + max(streamed + decoding, run, compiled, loading), max(child, chat) if traced else 0)
 
 
 def _compiling(module: ModuleSize) -> int:
@@ -137,7 +144,15 @@ def device_peak(modules: Sequence[ModuleSize], decoder: Decoder, context: int) -
     """Return the peak memory of running a bundle with `context` tokens; modules are in memory one after the other."""
     kv = 2 * 4 * decoder.layers * decoder.kv_heads * decoder.head_dim * context
     peaks = [_device_peak(module, kv if module.choice.name == "decoder" else 0) for module in modules]
-    return RUNNER_BYTES + max(peaks)
+    return _runner_bytes(decoder) + max(*peaks, int((LOADING - 1) * _words_bytes(decoder)))
+
+
+def _runner_bytes(decoder: Decoder) -> int:
+    return RUNNER_BYTES + _words_bytes(decoder)
+
+
+def _words_bytes(decoder: Decoder) -> int:
+    return WORD_BYTES * max(0, decoder.vocabulary - FEW_WORDS)
 
 
 def _device_peak(module: ModuleSize, state: int) -> int:
@@ -163,5 +178,6 @@ def largest_decoder(usable: int, modules: Mapping[ModuleName, ModuleSize], decod
     """Estimate how many parameters a decoder like this one may have to fit into `usable` bytes."""
     module = modules["decoder"]
     parameters = sum(stored.rows * stored.columns for stored in module.weights)
-    needed = device_peak([module], decoder, context) - RUNNER_BYTES
-    return int(parameters * max(0, usable - RUNNER_BYTES) / needed)
+    runner = _runner_bytes(decoder)
+    needed = device_peak([module], decoder, context) - runner
+    return int(parameters * max(0, usable - runner) / needed)

@@ -75,7 +75,13 @@ def export_peak(opened: Opened, *, workers: int, traced: bool) -> int:
     # By each worker, and by the proof that follows them.
     decoding = (workers + 1) * max((tensor.decoding_bytes for tensor in opened.checkpoint.tensors.values()), default=0)
     peak = plan.export_peak(
-        sizes, workers, ENGINE_BYTES, traced=traced, examples=_example_bytes(opened), decoding=decoding
+        sizes,
+        workers,
+        ENGINE_BYTES,
+        traced=traced,
+        examples=_example_bytes(opened),
+        decoding=decoding,
+        words=_words(opened),
     )
     tensors = len(opened.checkpoint.tensors) + len(opened.checkpoint.foreign)
     return max(peak, conversion_peak(opened)) + TENSOR_BYTES * tensors
@@ -88,6 +94,13 @@ def _example_bytes(opened: Opened) -> int:
     values = math.prod(size for size in sizes if isinstance(size, int))  # transformers says what is wrong with others
     patches = max((request.grid[0] * request.grid[1] for request in opened.traces if request.grid), default=0)
     return 4 * values * patches
+
+
+def _words(opened: Opened) -> int:
+    """Return how many words the tokenizer has: as many as the model, if there is one."""
+    config = opened.checkpoint.config
+    words: int = config.get("text_config", config).get("vocab_size", 0)  # of another type is refused before
+    return words if opened.checkpoint.sidecar("tokenizer.json") else 0
 
 
 def loaded_bytes(opened: Opened) -> int:

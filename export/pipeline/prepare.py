@@ -34,6 +34,7 @@ from edgeglm.export.pipeline.prepared import (
     PreparedModule,
     Request,
 )
+from edgeglm.export.pipeline.release import released
 from edgeglm.export.pipeline.self_test import demo_assets
 from edgeglm.export.pyz import build_pyz
 from edgeglm.export.quantize.schemes import parse_scheme
@@ -98,17 +99,29 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     }
     whole = any(choice.name == "vision" and choice.engine == "litert" for choice in choices)
     probe = TraceRequest(config, "portable", context, grid if whole else _probe_grid(grid))
-    chat = open_chat(checkpoint)
-    if chat is None:
-        notes.append(f"{request.folder} has no tokenizer.json: its bundle can be measured, but takes no text")
-    elif chat.template is None:
-        notes.append(f"{request.folder} has no chat template: its bundle completes a text, and does not converse")
-    else:
-        notes += filter(None, [picture_note(chat, checkpoint), compare(chat, sees=vision is not None)])
-    generation, said = read_generation(checkpoint, context, chat.tokenizer if chat else None)
-    notes += [*said, *(note for choice in choices if (note := npu_note(choice, request.precision)))]
+    generation, told = _talk(checkpoint, context)
+    notes += [*told, *(note for choice in choices if (note := npu_note(choice, request.precision)))]
     shapes = tuple(_shape(choices, requests, probe, grid) for grid in more if grid)
     return Opened(request, checkpoint, choices, context, requests, probe, processor, generation, tuple(notes), shapes)
+
+
+@released
+def _talk(checkpoint: Checkpoint, context: int) -> tuple[manifest.Generation, list[str]]:
+    """Open tokenizer and chat template, and compare prompts; returns how answers are generated, and notes.
+
+    Raises:
+        UnsupportedError, DamagedFileError: No prompt can be made of them, or one has other tokens than in transformers.
+    """
+    chat, notes = open_chat(checkpoint), list[str]()
+    if chat is None:
+        notes.append(f"{checkpoint.folder} has no tokenizer.json: its bundle can be measured, but takes no text")
+    elif chat.template is None:
+        notes.append(f"{checkpoint.folder} has no chat template: its bundle completes a text, and does not converse")
+    else:
+        sees = checkpoint.config.get("vision_config") is not None
+        notes += filter(None, [picture_note(chat, checkpoint), compare(chat, sees=sees)])
+    generation, said = read_generation(checkpoint, context, chat.tokenizer if chat else None)
+    return generation, [*notes, *said]
 
 
 def prepare(opened: Opened, calibration: Calibration | None = None) -> Prepared:

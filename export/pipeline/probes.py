@@ -18,6 +18,7 @@ from edgeglm.export.demo.samples import DATA, Sample, read_samples
 from edgeglm.export.describe import describe_vision
 from edgeglm.export.pipeline.module import POSITION
 from edgeglm.export.pipeline.prepared import Prepared
+from edgeglm.export.pipeline.release import released
 from edgeglm.export.positions import position_embedding
 from edgeglm.export.prove.values import Values, decoder_inputs
 from edgeglm.runtimes.chat import Chat
@@ -78,6 +79,7 @@ def example_prompts(prepared: Prepared, examples: Iterable[Example]) -> list[Pro
     return prompts or sample_prompts(prepared, samples, answered=True)
 
 
+@released
 def sample_prompts(prepared: Prepared, samples: Iterable[Sample], *, answered: bool) -> list[Prompt]:
     """Return screens with their instructions, in the checkpoint's chat form, and behind them the right answers."""
     checkpoint, vision = prepared.checkpoint, prepared.probe.model.vision
@@ -96,6 +98,7 @@ def sample_prompts(prepared: Prepared, samples: Iterable[Sample], *, answered: b
     return prompts
 
 
+@released
 def chat_prompts(prepared: Prepared) -> list[Prompt]:
     """Return a conversation with the beginning of its answer; random tokens if the checkpoint has no template."""
     vision = prepared.probe.model.vision
@@ -112,6 +115,7 @@ def chat_prompts(prepared: Prepared) -> list[Prompt]:
     return [Prompt(tokens, is_image, (rows, columns), _noise(prepared))]
 
 
+@released
 def special_prompts(prepared: Prepared) -> list[Prompt]:
     """Return one prompt of the tokenizer's special tokens, which have the largest values of all; none without any."""
     chat = _chat(prepared)

@@ -18,6 +18,7 @@ from edgeglm.export.checkpoint.sidecars import open_chat
 from edgeglm.export.demo.samples import DATA, Sample
 from edgeglm.export.pipeline.prepared import Opened, Prepared
 from edgeglm.export.pipeline.probes import Example, Passage, Prompt, sample_prompts
+from edgeglm.export.pipeline.release import released
 from edgeglm.export.pipeline.walk import Walk
 from edgeglm.export.prove.reference import OriginalWeights
 from edgeglm.runtimes.chat import Chat
@@ -115,6 +116,7 @@ def _webp(picture: Image.Image, most: int) -> bytes | None:
     return None
 
 
+@released
 def _passages(prepared: Prepared, passages: Sequence[Passage]) -> list[_Question]:
     """Take the beginning of each as the prompt, and its end as the answer."""
     chat = open_chat(prepared.checkpoint)
@@ -125,6 +127,7 @@ def _passages(prepared: Prepared, passages: Sequence[Passage]) -> list[_Question
     return _texts(prepared, chat, [(chat.tokenizer.decode(list(begin)), list(end)) for begin, end in cut])
 
 
+@released
 def _sentences(prepared: Prepared) -> list[_Question]:
     chat = open_chat(prepared.checkpoint)
     if chat is None:
