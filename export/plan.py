@@ -16,11 +16,11 @@ from edgeglm.units import format_size
 
 MIB = 1 << 20
 # The tracing child with torch and transformers, which imports scipy where an extra has brought it, and its parent.
-TRACE_BYTES = 660 * MIB
+TRACE_BYTES = 680 * MIB
 # The exporter's own code, ONNX Runtime and a stamped graph of some dozen layers.
 EXPORT_BYTES = 197 * MIB
-# Example inputs of a picture's patches, of which the child's figure has room for so many.
-EXAMPLE_BYTES = 24 * MIB
+# Example inputs of a vision tower, of which the child's figure has room for so many.
+EXAMPLE_BYTES = 48 * MIB
 CHUNK_BYTES = 16 * MIB
 # Encoding threads of the prediction that a bundle keeps, whichever machine made it.
 USUAL_WORKERS = 2
@@ -30,7 +30,7 @@ RUNNER_BYTES, FEW_WORDS = 76 * MIB, 1024
 # What a word of a tokenizer takes with its merges: 170 MiB for GLM-4's 151,329. Loading it takes a third more.
 WORD_BYTES, LOADING = 1200, 1.3
 # The process that renders prompts with transformers, without torch, and its parent: both load the tokenizer.
-CHAT_BYTES = 200 * MIB
+CHAT_BYTES = 300 * MIB
 # CUDA's context and TensorRT's workspace; the NPU's driver and its working memory. Not measured: no board was at hand.
 ACCELERATOR_BYTES = {"gpu": 512 * MIB, "npu": 128 * MIB}
 # The NPU's compiler and simulator in their process, and what they take for a byte of the module's weights.
@@ -114,7 +114,7 @@ def export_peak(
         workers: Encoding threads.
         engine_bytes: Up to which size of its weights a module is run as a whole.
         traced: Whether the tracing child runs, or its result is found in the cache.
-        examples: Bytes of a picture's patches, which the child is given as an example.
+        examples: Bytes of a vision tower's inputs, which the child is given as examples.
         decoding: Bytes that it takes to compute rows from what they are stored as.
         words: Of the tokenizer.
     """

@@ -29,6 +29,8 @@ from edgeglm.units import format_size
 USUAL_CONTEXT = 4096
 # What a tensor of a header takes: its JSON as Python's objects, and what is kept of it.
 TENSOR_BYTES = 1000
+# Cosines and sines of each patch, as inputs of a vision block and as buffers of the front.
+ANGLES = 4
 # From the most accurate to the smallest.
 LADDER = ("fp16", "int8", "int4")
 
@@ -88,10 +90,17 @@ def export_peak(opened: Opened, *, workers: int, traced: bool) -> int:
 
 
 def _example_bytes(opened: Opened) -> int:
-    """Return the bytes of the largest picture's patches in fp32; missing sizes are transformers' (5.23)."""
+    """Return the bytes of the largest picture's patches, hidden states and angles in fp32, as the tracing has them.
+
+    Sizes that the config leaves out are transformers' (5.23).
+    """
     vision = opened.checkpoint.config.get("vision_config") or {}
-    sizes = (vision.get("in_channels", 3), vision.get("temporal_patch_size", 2), vision.get("patch_size", 14) ** 2)
-    values = math.prod(size for size in sizes if isinstance(size, int))  # transformers says what is wrong with others
+    usual = {"in_channels": 3, "temporal_patch_size": 2, "patch_size": 14, "hidden_size": 1536, "num_heads": 12}
+    sizes = [vision.get(name, size) for name, size in usual.items()]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        return 0  # transformers says what is wrong with them
+    channels, frames, patch, hidden, heads = sizes
+    values: int = channels * frames * patch**2 + hidden + ANGLES * hidden // heads
     patches = max((request.grid[0] * request.grid[1] for request in opened.traces if request.grid), default=0)
     return 4 * values * patches
 
