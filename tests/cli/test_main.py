@@ -6,7 +6,6 @@ import importlib
 import os
 import subprocess
 import sys
-import time
 from importlib import metadata
 from importlib.util import find_spec
 from types import ModuleType
@@ -184,17 +183,13 @@ def test_bash_completion_offers_the_commands() -> None:
     assert done.stdout.split() == ["plain,devices", "plain,doctor"]
 
 
-def test_help_takes_less_than_three_times_the_import_of_click() -> None:
-    help_seconds = fastest([*EDGEGLM, "--help"])
-    assert help_seconds < 0.3
-    assert help_seconds < 3 * fastest([sys.executable, "-c", "import click"])
+def test_help_loads_hardly_more_than_click() -> None:
+    """Modules are counted, for a time depends on what else the machine does; benchmarks are for that."""
+    assert loaded([*EDGEGLM[1:], "--help"]) < 1.5 * loaded(["-c", "import click"])
 
 
-def fastest(command: list[str]) -> float:
-    """Return the least wall time of several runs, which other work on the machine disturbs least."""
-    seconds = []
-    for _ in range(7):
-        start = time.perf_counter()
-        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+def loaded(arguments: list[str]) -> int:
+    """Return how many modules a Python imports."""
+    command = [sys.executable, "-X", "importtime", *arguments]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=True)
+    return sum(line.startswith("import time:") for line in done.stderr.splitlines())
