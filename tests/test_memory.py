@@ -44,6 +44,11 @@ def test_memory_is_counted_in_bytes_and_the_peak_stays() -> None:
     assert peak_rss() >= before + 63 * MIB
 
 
+def largest_other(sampler: MemorySampler) -> int:
+    """Return the largest peak of a process that is not this one."""
+    return max((peak for pid, peak in list(sampler.process_peaks.items()) if pid != os.getpid()), default=0)
+
+
 @pytest.mark.parametrize("code", [HOLD.format(size=100), GRANDCHILD], ids=["child", "grandchild"])
 def test_a_peak_of_the_whole_tree_is_seen(code: str) -> None:
     with MemorySampler(0.01) as sampler:
@@ -51,10 +56,11 @@ def test_a_peak_of_the_whole_tree_is_seen(code: str) -> None:
         with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
             assert child.stdout
             child.stdout.readline()
-            wait_until(lambda: sampler.rss_bytes > alone + 100 * MIB)
+            # Another process alone has them: the sum says so before the last page is touched.
+            wait_until(lambda: largest_other(sampler) > 100 * MIB)
         wait_until(lambda: sampler.rss_bytes < alone + 50 * MIB)
     assert alone + 100 * MIB < sampler.peak_bytes
-    assert 100 * MIB < max(peak for pid, peak in sampler.process_peaks.items() if pid != os.getpid()) < 200 * MIB
+    assert 100 * MIB < largest_other(sampler) < 200 * MIB
     assert sampler.process_peaks[os.getpid()] >= alone - MIB
 
 
