@@ -86,7 +86,7 @@ def export(request: ExportRequest, show: Show = lambda progress: None) -> Export
         DamagedFileError: The checkpoint cannot be read.
     """
     start, budget = time.monotonic(), memory_budget(request.max_ram)
-    run = _export_graph if request.model is not None and is_graph(request.model) else _export_checkpoint
+    run = _export_graph if request.model is not None and _is_graph(request.model) else _export_checkpoint
     with MemorySampler() as memory:
         result = run(request, budget, lambda progress: show(replace(progress, rss_bytes=memory.rss_bytes)))
     seconds = time.monotonic() - start
@@ -164,6 +164,6 @@ def _export_graph(request: ExportRequest, budget: int, show: Show) -> ExportResu
     )
 
 
-def is_graph(model: str) -> bool:
+def _is_graph(model: str) -> bool:
     """Return whether the user names a file in ONNX, not a checkpoint."""
     return model.endswith(".onnx") or Path(model).is_file()

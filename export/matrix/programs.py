@@ -52,7 +52,7 @@ class Programs:
         except EdgeglmError as error:
             done = Done[T](None, error.exit_code, str(error))
         except Crashed as error:
-            done = Done(None, min(error.status, 1), f"{ended(error.status)}: {error}")
+            done = Done(None, min(error.status, 1), ": ".join([ended(error.status), *error.lines[-1:]]))
         if self._stopped:
             raise Stopped
         return done
