@@ -15,12 +15,12 @@ from pathlib import Path
 from statistics import median
 
 from edgeglm.bundle import load_bundle
+from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.demo.agent import Agent
 from edgeglm.export.demo.samples import DATA, read_samples
-from edgeglm.export.locate import DEMO
 from edgeglm.memory import peak_rss
-from edgeglm.runtimes.messages import message
-from edgeglm.runtimes.runner import Runner
+from edgeglm.runtimes.core.runner import Runner
+from edgeglm.runtimes.text.messages import message
 from edgeglm.units import format_size
 
 SCREENS = [DATA / "evaluation" / f"{index:04d}.webp" for index in range(30)]

@@ -20,8 +20,8 @@ LAYER = WIDTH * WIDTH * 2
 BUILD = """
 import json, sys
 from edgeglm.memory import peak_rss
-from edgeglm.runtimes.tensorrt_build import Task, build
-from edgeglm.runtimes.tensorrt_library import load_library
+from edgeglm.runtimes.engines.tensorrt.builder import Task, build
+from edgeglm.runtimes.engines.tensorrt.library import load_library
 
 library = load_library(["tensorrt_rtx"])
 before = peak_rss()

@@ -22,16 +22,16 @@ import numpy as np
 from benchmarks.pareto import inject
 from edgeglm.devices.loader import load_profile
 from edgeglm.errors import AccuracyError
-from edgeglm.export.calibration.histogram import Histogram, Range, least_squares, min_max, percentile
+from edgeglm.export.calibrate.calibrator import calibrate, observe, read_calibration
+from edgeglm.export.calibrate.histogram import Histogram, Range, least_squares, min_max, percentile
+from edgeglm.export.calibrate.walk import Walk
+from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.demo.samples import DATA, read_samples
-from edgeglm.export.locate import DEMO
-from edgeglm.export.pipeline.calibrate import calibrate, observe, read_calibration
 from edgeglm.export.pipeline.export import export
-from edgeglm.export.pipeline.forecast import predict
-from edgeglm.export.pipeline.prepare import open_export, prepare
-from edgeglm.export.pipeline.prepared import Calibration, Request
-from edgeglm.export.pipeline.probes import sample_prompts
-from edgeglm.export.pipeline.walk import Walk
+from edgeglm.export.predict.forecast import predict
+from edgeglm.export.prepare.preparation import open_export, prepare
+from edgeglm.export.prepare.types import Calibration, Request
+from edgeglm.export.prove.probes import sample_prompts
 from edgeglm.export.prove.reference import OriginalWeights
 from edgeglm.export.prove.values import divergence, relative_error
 from edgeglm.export.quantize.rounded import RoundedWeights

@@ -82,11 +82,11 @@ def edgeglm(folder: str, *, low_rss: bool = False) -> Load:
 
     def load(threads: int) -> Engine:
         from edgeglm.bundle import load_bundle
-        from edgeglm.runtimes.embedding import EmbeddingRows
-        from edgeglm.runtimes.generate import PREFILL_CHUNK
-        from edgeglm.runtimes.ort import Decoder
-        from edgeglm.runtimes.prepack import prepacked
-        from edgeglm.runtimes.window import capacity_for
+        from edgeglm.runtimes.core.embedding import EmbeddingRows
+        from edgeglm.runtimes.core.generate import PREFILL_CHUNK
+        from edgeglm.runtimes.core.window import capacity_for
+        from edgeglm.runtimes.engines.ort.engine import Decoder
+        from edgeglm.runtimes.engines.ort.weights import prepacked
 
         bundle = load_bundle(Path(folder))
         rows, path = EmbeddingRows(bundle), bundle.folder / "decoder" / "model.onnx"

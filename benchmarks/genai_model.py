@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgeglm.export.locate import DEMO
+from edgeglm.export.checkpoint.locate import DEMO
 
 KEPT = (
     "head_dim",

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeglm.machine import describe_kernels, read_machine
-from edgeglm.runtimes.ort_session import EXACT, saturates
+from edgeglm.runtimes.engines.ort.options import EXACT, saturates
 
 SIZE, ROUNDS = 2048, 30
 TOKENS = (1, 256)

@@ -18,8 +18,8 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from edgeglm.memory import current_rss, peak_rss
-from edgeglm.runtimes.messages import message
-from edgeglm.runtimes.runner import Runner
+from edgeglm.runtimes.core.runner import Runner
+from edgeglm.runtimes.text.messages import message
 from edgeglm.units import format_size
 
 DATA = Path(__file__).parents[1] / "export" / "demo" / "data"

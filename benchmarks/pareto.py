@@ -20,8 +20,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
+from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.demo.samples import DATA
-from edgeglm.export.locate import DEMO
 from edgeglm.units import format_size
 from tests.export.outliers import inject_outliers
 

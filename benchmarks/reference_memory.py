@@ -21,9 +21,9 @@ JUDGE = """
 import json, sys, time; from pathlib import Path
 import numpy as np, torch
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.validation.streamed import Drafted, verdicts
+from edgeglm.export.evaluate.original.streamed import Drafted, verdicts
 from edgeglm.memory import peak_rss
-from edgeglm.runtimes.positions import prompt_positions
+from edgeglm.runtimes.inputs.positions import prompt_positions
 
 folder, rows, columns, text, answer = Path(sys.argv[1]), *map(int, sys.argv[2:])
 source, random = Checkpoint.open(folder), np.random.default_rng(0)

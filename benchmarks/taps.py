@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from edgeglm.actions import parse_action
 from edgeglm.export.demo.samples import Sample, read_samples
-from edgeglm.runtimes.messages import message
-from edgeglm.runtimes.runner import Runner
+from edgeglm.runtimes.core.runner import Runner
+from edgeglm.runtimes.text.messages import message
 
 DATA = Path(__file__).parents[1] / "export" / "demo" / "data"
 SAMPLES = (19, 36, 30, 1)  # a home screen, a switch, an icon without a name, a dialog

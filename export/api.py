@@ -26,10 +26,10 @@ import msgspec
 from edgeglm.devices.loader import load_profile
 from edgeglm.devices.profile import Profile
 from edgeglm.errors import UsageError
-from edgeglm.export.locate import locate, locate_headers
+from edgeglm.export.checkpoint.locate import locate, locate_headers
 from edgeglm.export.metric import Metric
-from edgeglm.export.pipeline.forecast import Forecast, forecast
-from edgeglm.export.pipeline.prepared import Request
+from edgeglm.export.predict.forecast import Forecast, forecast
+from edgeglm.export.prepare.types import Request
 from edgeglm.export.requests import (
     BuildRequest,
     ExportRequest,
@@ -42,7 +42,7 @@ from edgeglm.export.requests import (
 )
 from edgeglm.machine import memory_budget
 from edgeglm.memory import MemorySampler
-from edgeglm.runtimes.build import BuildResult, build_engines
+from edgeglm.runtimes.engines.tensorrt.build import BuildResult, build_engines
 
 __all__ = [
     "BuildRequest",
@@ -102,7 +102,7 @@ def validate(request: ValidateRequest, show: Show = lambda progress: None) -> Va
         BudgetError: It does not fit the memory.
         DamagedFileError: A file cannot be read.
     """
-    from edgeglm.export.pipeline.comparison import compare
+    from edgeglm.export.evaluate.comparison import compare
 
     return compare(request, memory_budget(request.max_ram), show)
 
@@ -120,11 +120,11 @@ def _opened(request: PlanRequest, profile: Profile, folder: Path, name: str) -> 
 
 
 def _export_checkpoint(request: ExportRequest, budget: int, show: Show) -> ExportResult:
+    from edgeglm.export.calibrate.calibrator import read_calibration
     from edgeglm.export.checkpoint.reader import Checkpoint
-    from edgeglm.export.pack.writer import check_target
-    from edgeglm.export.pipeline.calibrate import read_calibration
     from edgeglm.export.pipeline.gate import open_gate
     from edgeglm.export.pipeline.job import Job
+    from edgeglm.export.write.writer import check_target
 
     profile, (source, name) = load_profile(request.target), locate(request.model)
     if request.model == name and not any(source.glob("*.safetensors")):
@@ -143,8 +143,8 @@ def _export_checkpoint(request: ExportRequest, budget: int, show: Show) -> Expor
 
 
 def _export_graph(request: ExportRequest, budget: int, show: Show) -> ExportResult:
-    from edgeglm.export.pack.writer import check_target
-    from edgeglm.export.pipeline.graph import GraphRequest, export_graph, open_graph
+    from edgeglm.export.foreign.convert import GraphRequest, export_graph, open_graph
+    from edgeglm.export.write.writer import check_target
 
     for option, value in (
         ("--context", request.context),

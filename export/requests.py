@@ -10,7 +10,7 @@ import msgspec
 
 from edgeglm.bundle import read_sealed
 from edgeglm.errors import AccuracyError
-from edgeglm.export.check import Offence
+from edgeglm.export.graph.check import Violation
 from edgeglm.export.metric import Metric
 from edgeglm.manifest import GraphManifest, Manifest, Rung
 
@@ -133,7 +133,7 @@ class ExportResult(msgspec.Struct, frozen=True, kw_only=True):
     bundle: Path
     notes: Sequence[str]
     rungs: Sequence[Rung] = ()
-    fixes: Sequence[Offence] = ()
+    fixes: Sequence[Violation] = ()
     predicted_peak_rss_bytes: int
     max_ram: int
     peak_rss_bytes: int = 0

@@ -14,11 +14,11 @@ from typing import NoReturn
 from edgeglm.actions import Action
 from edgeglm.errors import BudgetError, UsageError, printable
 from edgeglm.memory import MemoryCurve
-from edgeglm.runtimes.conversation import Conversation
-from edgeglm.runtimes.memory_plot import check_format, draw_memory
-from edgeglm.runtimes.runner import Answer, Loaded, Runner
-from edgeglm.runtimes.sampling import Sampling
-from edgeglm.runtimes.self_test import check, describe, run_self_test, summarize
+from edgeglm.runtimes.core.conversation import Conversation
+from edgeglm.runtimes.core.memory_plot import check_format, draw_memory
+from edgeglm.runtimes.core.runner import Answer, Loaded, Runner
+from edgeglm.runtimes.core.sampling import Sampling
+from edgeglm.runtimes.core.self_test import check, describe, run_self_test, summarize
 from edgeglm.units import format_size, parse_size
 
 # More than any device has cores; each is a thread with a stack of its own.

@@ -23,14 +23,14 @@ from edgeglm.files import opened, read_bytes
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnx_ir")
 
-from edgeglm.export import arrays
+from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.demo import samples
-from edgeglm.export.graph_file import graph_bytes, read_graph
-from edgeglm.export.locate import DEMO
+from edgeglm.export.foreign import arrays
+from edgeglm.export.foreign.graph_file import graph_bytes, read_graph
 from edgeglm.export.model import Input
-from edgeglm.export.validation import windows
-from edgeglm.runtimes.image import MAX_PIXELS
+from edgeglm.export.samples import windows
+from edgeglm.runtimes.inputs.image import MAX_PIXELS
 
 INPUTS = [Input("x", np.dtype(np.float32), (2, 2))]
 

@@ -16,18 +16,19 @@ LONGEST = 300
 # Files of more than 300 lines, by name: a file may move.
 LONG = set(
     """
-    child.py export.py graph.py manifest.py random_checkpoint.py runner.py screens.py storage.py tasks.py
-    templates.py test_bundle.py test_pack.py test_templates.py writer.py
+    convert.py export.py manifest.py random_checkpoint.py runner.py screens.py storage.py tasks.py templates.py
+    test_bundle.py test_pack.py test_templates.py trace_worker.py writer.py
 """.split()
 )
 
 # Modules that no test imports and no test file is named after, by name. Other tests run them.
 UNTESTED = set(
     """
-    adb awq budget building cases checkpoint_options child choices compressed device device_limits dialects disk engine
-    execute explain fill formats generate glm gptq graph graph_precision header headers matrix_cells measured module
-    observe output packing placeholders progress prompt qnn_child reader remote request restore rounded run
-    settings sidecars stamp start template_limits text tflite_child tflite_task tower unhooked values walk
+    accuracy_report adb awq budget building cases chat_request chat_worker checkpoint_options compile_worker compressed
+    convert convert_task convert_worker converter demo_assets device device_limits dialects disk execute explain fill
+    formats generate glm gptq graph_precision header header_checks matrix_cells module observe onnx_run output overflow
+    packing placeholders precision progress prompt reader remote restore rounded run settings sidecars stamp start
+    template_limits text torch_modules tower unhooked value_ranges values walk weights write_module
 """.split()
 )
 

@@ -14,8 +14,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HOST_ONLY = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "edgeglm.export")
 HEAVY = (*HOST_ONLY, "onnxruntime", "onnxruntime_qnn", "ai_edge_litert", "tensorrt", "tensorrt_rtx")
-# What is not a stage in export/: what composes the stages, and what all of them may use.
-NOT_STAGES = set("__init__ api api_worker demo families matrix metric model modules pipeline requests".split())
+# The parts of export/ in the order of the data: each imports itself and those before it.
+LAYERS = """
+    model metric families checkpoint demo samples chat choose trace graph requests quantize write prepare prove
+    calibrate targets predict evaluate pipeline foreign api api_worker burn matrix
+""".split()
 
 
 def python_files(folder: Path) -> Iterator[Path]:
@@ -47,14 +50,12 @@ def violations(files: Iterable[Path], banned: Iterable[str]) -> list[str]:
     ]
 
 
-def stage_violations(export: Path) -> list[str]:
-    """Return each import by which one stage of the export folder reaches into another."""
-    stages = {path.stem: path for path in export.iterdir() if path.suffix == ".py" or path.is_dir()}
-    names = stages.keys() - NOT_STAGES - {"__pycache__"}
+def layer_violations(export: Path) -> list[str]:
+    """Return each import by which one part of the export folder reaches into a later one."""
     found = []
-    for name in sorted(names):
-        files = [stages[name]] if stages[name].is_file() else list(python_files(stages[name]))
-        found += violations(files, (f"edgeglm.export.{other}" for other in names - {name}))
+    for index, name in enumerate(LAYERS):
+        files = python_files(export / name) if (export / name).is_dir() else [export / f"{name}.py"]
+        found += violations(files, [f"edgeglm.export.{later}" for later in LAYERS[index + 1 :]])
     return found
 
 
@@ -91,18 +92,28 @@ def test_no_init_imports_anything_heavy(folder: str) -> None:
     assert violations(files, HEAVY) == []
 
 
-def test_no_stage_of_export_imports_another() -> None:
-    assert stage_violations(ROOT / "export") == []
+def test_no_part_of_export_imports_a_later_one() -> None:
+    assert layer_violations(ROOT / "export") == []
 
 
-def test_a_stage_that_imports_another_is_found(tmp_path: Path) -> None:
-    (tmp_path / "emit").mkdir()
-    (tmp_path / "emit/ort.py").write_text("from edgeglm.export import plan\nimport edgeglm.export.families.glm")
-    (tmp_path / "plan.py").write_text("import edgeglm.export.emit.ort\nimport edgeglm.errors")
-    (tmp_path / "pipeline.py").write_text("import edgeglm.export.plan, edgeglm.export.emit")
-    assert stage_violations(tmp_path) == [
-        f"{tmp_path}/emit/ort.py imports edgeglm.export.plan",
-        f"{tmp_path}/plan.py imports edgeglm.export.emit.ort",
+def test_every_part_of_export_has_its_layer() -> None:
+    parts = {
+        path.stem for path in (ROOT / "export").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert parts - {"__init__"} == set(LAYERS)
+
+
+def test_a_part_that_imports_a_later_one_is_found(tmp_path: Path) -> None:
+    for name in LAYERS:
+        (tmp_path / f"{name}.py").touch()
+    (tmp_path / "quantize.py").unlink()
+    (tmp_path / "quantize").mkdir()
+    (tmp_path / "quantize/codes.py").write_text("from edgeglm.export import prove\nimport edgeglm.export.families.glm")
+    (tmp_path / "choose.py").write_text("import edgeglm.export.write.disk\nimport edgeglm.errors")
+    (tmp_path / "pipeline.py").write_text("import edgeglm.export.quantize, edgeglm.export.targets.qnn")
+    assert layer_violations(tmp_path) == [
+        f"{tmp_path}/choose.py imports edgeglm.export.write.disk",
+        f"{tmp_path}/quantize/codes.py imports edgeglm.export.prove",
     ]
 
 

@@ -21,11 +21,11 @@ from edgeglm.worker import Crashed, Overdue, Worker
 ROOT = Path(__file__).parents[1]
 NONE: type[Any] = type(None)
 HOST_SIDE = (
-    "edgeglm.export.chat.child",
-    "edgeglm.export.emit.qnn_child",
-    "edgeglm.export.graph_precision",
-    "edgeglm.export.pipeline.tflite_child",
-    "edgeglm.export.trace.child",
+    "edgeglm.export.chat.chat_worker",
+    "edgeglm.export.targets.qnn.compile_worker",
+    "edgeglm.export.foreign.graph_precision",
+    "edgeglm.export.targets.litert.convert_worker",
+    "edgeglm.export.trace.trace_worker",
 )
 START_WORKER = """
 import sys
@@ -129,7 +129,9 @@ def test_modules_of_the_current_folder_are_none_of_ours(tmp_path: Path, monkeypa
     assert ask("leave", str) == "done"
 
 
-@pytest.mark.parametrize("module", ["edgeglm.runtimes.tensorrt_build", *(HOST_SIDE if find_spec("onnx") else ())])
+@pytest.mark.parametrize(
+    "module", ["edgeglm.runtimes.engines.tensorrt.builder", *(HOST_SIDE if find_spec("onnx") else ())]
+)
 def test_each_worker_ends_with_its_parent(module: str) -> None:
     with child([sys.executable, "-c", START_WORKER, module], cwd=ROOT) as parent:
         wait_for(lambda: any("import_module" in command_line(pid) for pid in children_of(parent.pid)))

@@ -11,11 +11,11 @@ import click
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.export.demo.samples import DATA, Sample, read_samples
 from edgeglm.machine import describe_kernels, read_machine
-from edgeglm.runtimes.messages import message
+from edgeglm.runtimes.core.progress import progress_line
+from edgeglm.runtimes.core.runner import Answer, Runner
+from edgeglm.runtimes.core.sampling import Sampling
 from edgeglm.runtimes.program import MAX_THREADS
-from edgeglm.runtimes.progress import progress_line
-from edgeglm.runtimes.runner import Answer, Runner
-from edgeglm.runtimes.sampling import Sampling
+from edgeglm.runtimes.text.messages import message
 from edgeglm.units import format_size
 
 

@@ -11,9 +11,9 @@ import click
 
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.manifest import Module
-from edgeglm.runtimes.build import build_engines
-from edgeglm.runtimes.engines import Engine
-from edgeglm.runtimes.progress import progress_line
+from edgeglm.runtimes.core.progress import progress_line
+from edgeglm.runtimes.engines.tensorrt.build import build_engines
+from edgeglm.runtimes.engines.tensorrt.cache import Engine
 from edgeglm.units import format_size
 
 HEADINGS = ("MODULE", "PRECISION", "SIZE", "SECONDS")

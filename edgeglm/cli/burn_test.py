@@ -16,9 +16,9 @@ from edgeglm.export.burn.answers import RUNNER, Pair, ask, check_runner, files, 
 from edgeglm.export.burn.device import BUNDLE, Device
 from edgeglm.export.burn.qemu import Qemu
 from edgeglm.export.burn.ssh import Ssh
-from edgeglm.export.pyz import WHEELS
+from edgeglm.export.write.pyz import WHEELS
 from edgeglm.machine import describe_kernels
-from edgeglm.runtimes.progress import progress_line
+from edgeglm.runtimes.core.progress import progress_line
 from edgeglm.suggest import nearest_name
 from edgeglm.units import format_size, parse_size
 

@@ -11,7 +11,7 @@ import click
 # Before numpy is loaded: encoders and proofs have threads of their own, which those of a product would only disturb.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from edgeglm.export.picture import parse_image_size
+from edgeglm.export.choose.picture import parse_image_size
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -22,7 +22,7 @@ from edgeglm.export.matrix.fill import Matrix
 from edgeglm.export.matrix.measure import Measurement, Plan
 from edgeglm.export.matrix.outcome import Outcome, read_outcomes, replace_file, write_outcomes
 from edgeglm.export.matrix.page import page, stage_text
-from edgeglm.export.pipeline.forecast import LADDER
+from edgeglm.export.predict.forecast import LADDER
 from edgeglm.export.requests import Progress
 from edgeglm.files import opened
 from edgeglm.memory import MemorySampler

@@ -17,11 +17,11 @@ import msgspec
 from edgeglm.devices.loader import load_profile
 from edgeglm.digest import KnownHashes
 from edgeglm.errors import UsageError
-from edgeglm.export.choices import parse_precisions
-from edgeglm.export.locate import locate
+from edgeglm.export.checkpoint.locate import locate
+from edgeglm.export.choose.precision import parse_precisions
+from edgeglm.export.evaluate.original.cache import checkpoint_key
 from edgeglm.export.matrix.outcome import Cell
 from edgeglm.export.quantize.schemes import parse_scheme
-from edgeglm.export.validation.cache import checkpoint_key
 from edgeglm.manifest import Format
 from edgeglm.suggest import nearest_name
 

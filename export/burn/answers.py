@@ -19,7 +19,7 @@ from edgeglm.export.burn.device import BUNDLE, SCREENS, Device
 from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.manifest import MANIFEST
 from edgeglm.process import Ran, run_program
-from edgeglm.runtimes.self_test import FILE
+from edgeglm.runtimes.core.self_test import FILE
 from edgeglm.units import format_size
 
 RUNNER = "run.pyz"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeglm.export.chat.request import Case
+from edgeglm.export.chat.chat_request import Case
 
 WEATHER = {
     "type": "function",

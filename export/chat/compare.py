@@ -10,14 +10,14 @@ import msgspec
 
 from edgeglm.errors import EdgeglmError, UnsupportedError
 from edgeglm.export.chat.cases import cases
-from edgeglm.export.chat.request import NOW, Answer, Case, Rendered, Request
-from edgeglm.runtimes.chat import Chat
-from edgeglm.runtimes.messages import normalize
+from edgeglm.export.chat.chat_request import NOW, Answer, Case, Rendered, Request
+from edgeglm.runtimes.text.chat import Chat
+from edgeglm.runtimes.text.messages import normalize
 from edgeglm.store import find, keep, making
 from edgeglm.worker import Crashed, Overdue, Worker
 
 SECONDS = 180  # that transformers may take; our own limits were kept before it is asked
-TRANSFORMERS = Worker("edgeglm.export.chat.child", Answer, "the process with transformers", seconds=SECONDS)
+TRANSFORMERS = Worker("edgeglm.export.chat.chat_worker", Answer, "the process with transformers", seconds=SECONDS)
 LIBRARIES = ("transformers", "tokenizers", "jinja2")
 AROUND = 24  # characters that are shown of a difference
 KIND = "chats"  # in the cache

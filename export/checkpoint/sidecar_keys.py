@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeglm.export.checkpoint.files import shown
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.runtimes.sidecars import Sidecars
+from edgeglm.runtimes.text.sidecars import Sidecars
 
 TEMPLATE = {"chat_template": "is honoured"}
 # Of transformers 5.23: why each key is none that could change a prompt or an answer unseen.

@@ -9,9 +9,9 @@ import msgspec
 from edgeglm.errors import DamagedFileError, EdgeglmError
 from edgeglm.export.checkpoint.files import AGAIN, read_json
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.runtimes.chat import Chat
-from edgeglm.runtimes.messages import message
-from edgeglm.runtimes.sidecars import Sidecars
+from edgeglm.runtimes.text.chat import Chat
+from edgeglm.runtimes.text.messages import message
+from edgeglm.runtimes.text.sidecars import Sidecars
 
 PROMPT = "Open the settings, 打开设置. aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!  1234\n\n"
 IMAGE_TOKEN = 151343  # where a config names none (transformers 5.23, Glm4vConfig)

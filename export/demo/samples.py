@@ -28,7 +28,7 @@ from edgeglm.export.demo.render import render
 from edgeglm.export.demo.screens import HEIGHT, WIDTH, Box, sample_scene
 from edgeglm.export.demo.tasks import sample_step
 from edgeglm.files import opened
-from edgeglm.runtimes.image import open_picture, to_rgb
+from edgeglm.runtimes.inputs.image import open_picture, to_rgb
 
 DATA = Path(__file__).parent / "data"
 SHIPPED = {"evaluation": 1024, "calibration": 192}

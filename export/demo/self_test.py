@@ -13,11 +13,11 @@ import click
 import torch
 
 from edgeglm.actions import parse_action
+from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.demo.agent import MAX_NEW_TOKENS, Agent
 from edgeglm.export.demo.metrics import succeeds
 from edgeglm.export.demo.samples import DATA, Sample, read_samples
-from edgeglm.export.locate import DEMO
-from edgeglm.runtimes.self_test import Probe, SelfTest
+from edgeglm.runtimes.core.self_test import Probe, SelfTest
 
 FILE = DATA / "self-test.json"
 SCREENS = 24

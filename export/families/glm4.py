@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeglm.export.families.text import describe_decoder
+from edgeglm.export.families.text_family import describe_decoder
 from edgeglm.export.model import Model
 
 ARCHITECTURE = "Glm4ForCausalLM"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from edgeglm.export.families.text import describe_decoder
+from edgeglm.export.families.text_family import describe_decoder
 from edgeglm.export.model import Model, Vision
 
 ARCHITECTURE = "Glm4vForConditionalGeneration"

@@ -9,7 +9,7 @@ from edgeglm.export.matrix.measure import Measurement
 from edgeglm.export.matrix.outcome import Cell, Identity, Outcome, untried
 from edgeglm.export.matrix.programs import Programs
 from edgeglm.export.matrix.schedule import Task, run_within
-from edgeglm.export.pipeline.forecast import Forecast
+from edgeglm.export.predict.forecast import Forecast
 from edgeglm.export.requests import PlanRequest
 from edgeglm.units import format_size
 

@@ -20,7 +20,7 @@ from edgeglm.export.matrix.outcome import Cell, Outcome, Part, Stage, untried
 from edgeglm.export.matrix.programs import Done, Programs
 from edgeglm.export.requests import BuildRequest, ExportRequest, ExportResult, ValidateRequest, ValidateResult
 from edgeglm.manifest import GraphManifest, Manifest, Module
-from edgeglm.runtimes.build import BuildResult
+from edgeglm.runtimes.engines.tensorrt.build import BuildResult
 from edgeglm.scratch import scratch_folder
 
 T = TypeVar("T")

@@ -1,1 +1,1 @@
-"""The composer: `prepare` knows all of a bundle but its bytes, `export` writes them, `prove` says what they lost."""
+"""The composer: from a request to a proven bundle."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,26 +17,26 @@ import msgspec
 
 from edgeglm import manifest
 from edgeglm.bundle import read_manifest
-from edgeglm.export.describe import describe_tensors
-from edgeglm.export.emit.onnx import write
+from edgeglm.export.evaluate.report.data import Report as PageData
+from edgeglm.export.evaluate.report.page import render
 from edgeglm.export.model import Piece, Stored
-from edgeglm.export.pack.output import OutputFile
-from edgeglm.export.pack.writer import BundleWriter
-from edgeglm.export.pipeline.module import serialize
-from edgeglm.export.pipeline.npu import finish_on_npu
-from edgeglm.export.pipeline.prepared import Prepared, PreparedModule
-from edgeglm.export.pipeline.probes import Example
-from edgeglm.export.pipeline.prove import Prover, prove_shape
-from edgeglm.export.pipeline.reuse import Found, Reuse
 from edgeglm.export.pipeline.self_test import UNSURE, own_assets
-from edgeglm.export.pipeline.tflite import export_tflite
-from edgeglm.export.pipeline.weights import Unchanged, identify, is_source_of, job_name
-from edgeglm.export.report.data import Report as PageData
-from edgeglm.export.report.page import render
+from edgeglm.export.prepare.identity import Unchanged, identify, is_source_of, job_name
+from edgeglm.export.prepare.module import serialize
+from edgeglm.export.prepare.types import Prepared, PreparedModule
+from edgeglm.export.prove.probes import Example
+from edgeglm.export.prove.prover import Prover, prove_shape
+from edgeglm.export.quantize.stream import WORKERS
+from edgeglm.export.targets.litert.write_module import export_tflite
+from edgeglm.export.targets.qnn.picture_encoder import finish_on_npu
+from edgeglm.export.write.describe import describe_tensors
+from edgeglm.export.write.layout import write
+from edgeglm.export.write.output import OutputFile
+from edgeglm.export.write.reuse import Found, Reuse
+from edgeglm.export.write.writer import BundleWriter
 
 # Pieces that are encoded before their turn to be written comes.
 AHEAD = 2
-WORKERS = min(4, len(os.sched_getaffinity(0)))
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ import msgspec
 
 from edgeglm import manifest
 from edgeglm.errors import AccuracyError, UsageError
-from edgeglm.export.choices import parse_precisions
+from edgeglm.export.choose.precision import parse_precisions
 from edgeglm.export.demo.samples import DATA, read_samples
-from edgeglm.export.pipeline.forecast import loaded_bytes
+from edgeglm.export.evaluate.original.memory import BASE_BYTES, is_streamed, streamed_bytes, whole_bytes
 from edgeglm.export.pipeline.ladder import SENSITIVITY_SAMPLES, Ladder, worst
-from edgeglm.export.pipeline.prepared import Opened, Request
-from edgeglm.export.pipeline.probes import Example
-from edgeglm.export.plan import check_peak
+from edgeglm.export.predict.forecast import loaded_bytes
+from edgeglm.export.predict.peaks import check_peak
+from edgeglm.export.prepare.types import Opened, Request
+from edgeglm.export.prove.probes import Example
 from edgeglm.export.requests import SAMPLES, ValidateRequest, ValidateResult
-from edgeglm.export.validation.memory import BASE_BYTES, is_streamed, streamed_bytes, whole_bytes
 from edgeglm.worker import Worker
 
 VALIDATOR = Worker("edgeglm.export.api_worker", ValidateResult, "the validation")

@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeglm.errors import AccuracyError, UsageError
-from edgeglm.export.pipeline.calibrate import calibrate, samples_bytes
+from edgeglm.export.calibrate.calibrator import calibrate, samples_bytes
 from edgeglm.export.pipeline.export import Progress as Written
 from edgeglm.export.pipeline.export import export
-from edgeglm.export.pipeline.forecast import check_budget, predict
 from edgeglm.export.pipeline.gate import Gate, nothing_passed
 from edgeglm.export.pipeline.ladder import Ladder, Means, Measure, workplace
-from edgeglm.export.pipeline.npu import calibrate_npu, npu_choice, npu_samples, with_precision
-from edgeglm.export.pipeline.prepare import STATIC, open_export, prepare
-from edgeglm.export.pipeline.prepared import Calibration, Opened, Request
-from edgeglm.export.pipeline.probes import Example
-from edgeglm.export.pipeline.tflite_sizes import check_npu
+from edgeglm.export.predict.forecast import check_budget, predict
+from edgeglm.export.prepare.preparation import STATIC, open_export, prepare
+from edgeglm.export.prepare.types import Calibration, Opened, Request
+from edgeglm.export.prove.probes import Example
 from edgeglm.export.requests import Progress, Show
+from edgeglm.export.targets.litert.sizes import check_npu
+from edgeglm.export.targets.qnn.picture_encoder import calibrate_npu, npu_choice, npu_samples, with_precision
 from edgeglm.manifest import Metric, Rung
 
 

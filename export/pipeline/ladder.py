@@ -13,15 +13,15 @@ from pathlib import Path
 
 from edgeglm import manifest
 from edgeglm.errors import AccuracyError, UsageError
-from edgeglm.export.pack.disk import explained, lock_folder, make_folders
-from edgeglm.export.pack.writer import check_target
 from edgeglm.export.pipeline.export import Report, export
-from edgeglm.export.pipeline.forecast import predict
-from edgeglm.export.pipeline.prepare import open_export, prepare
-from edgeglm.export.pipeline.prepared import Calibration, Opened, Prepared, Request
-from edgeglm.export.pipeline.probes import Example, example_prompts
-from edgeglm.export.pipeline.reuse import Reuse
 from edgeglm.export.pipeline.sensitivity import sensitivities
+from edgeglm.export.predict.forecast import predict
+from edgeglm.export.prepare.preparation import open_export, prepare
+from edgeglm.export.prepare.types import Calibration, Opened, Prepared, Request
+from edgeglm.export.prove.probes import Example, example_prompts
+from edgeglm.export.write.disk import explained, lock_folder, make_folders
+from edgeglm.export.write.reuse import Reuse
+from edgeglm.export.write.writer import check_target
 
 # What a part becomes next. Blocks of 8 bits are more precise than channels: a large channel spoils only its block.
 MILDER = {"int4": "int8-block", "int8-static": "int8", "int8": "int8-block", "int8-block": "fp16"}

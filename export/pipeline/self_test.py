@@ -9,26 +9,22 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgeglm.export.calibrate.walk import Walk
 from edgeglm.export.checkpoint.sidecars import open_chat
-from edgeglm.export.demo.samples import DATA, Sample
-from edgeglm.export.pipeline.prepared import Opened, Prepared
-from edgeglm.export.pipeline.probes import Example, Passage, Prompt, sample_prompts
-from edgeglm.export.pipeline.release import released
-from edgeglm.export.pipeline.walk import Walk
+from edgeglm.export.demo.samples import Sample
+from edgeglm.export.prepare.release import released
+from edgeglm.export.prepare.types import Prepared
+from edgeglm.export.prove.probes import Example, Passage, Prompt, sample_prompts
 from edgeglm.export.prove.reference import OriginalWeights
-from edgeglm.runtimes.chat import Chat
-from edgeglm.runtimes.image import open_picture
-from edgeglm.runtimes.messages import message, normalize
-from edgeglm.runtimes.self_test import FILE, MAX_TEXT, MAX_TOKENS, Probe, SelfTest
+from edgeglm.runtimes.core.self_test import FILE, MAX_TEXT, MAX_TOKENS, Probe, SelfTest
+from edgeglm.runtimes.inputs.image import open_picture
+from edgeglm.runtimes.text.chat import Chat
+from edgeglm.runtimes.text.messages import message, normalize
 
-DEMO = DATA / "self-test.json"
-# What a probe of the demo takes, prompt and answer.
-DEMO_CONTEXT = 256
 SENTENCES = ("The quick brown fox jumps over the lazy dog.", "敏捷的棕色狐狸跳过了那只懒狗。")
 ASK = "Repeat: {}"
 MOST_TOKENS = 16
@@ -38,21 +34,6 @@ PICTURES_BYTES, QUALITIES = 190_000, (80, 60, 40, 20)
 # They count as LEAST at least, for what differs from one processor to the other.
 ERRORS, LEAST = 4.0, 0.01
 UNSURE = "no self-test: of what it would answer, the original is surer of no token than the errors are large"
-
-
-def demo_assets(opened: Opened) -> dict[str, bytes]:
-    """Return the files of the demo's self-test; none for another picture or a short context."""
-    request = opened.request
-    if not request.is_demo or request.image_sizes or opened.context < DEMO_CONTEXT:
-        return {}
-    test = msgspec.json.decode(DEMO.read_bytes(), type=SelfTest)
-    files = {probe.image: (DATA / probe.image).read_bytes() for probe in test.probes if probe.image}
-    probes = [msgspec.structs.replace(probe, image=probe.image and _asset(probe.image)) for probe in test.probes]
-    return {FILE: SelfTest(tuple(probes)).to_bytes(), **{_asset(name): data for name, data in files.items()}}
-
-
-def _asset(image: str) -> str:
-    return f"assets/{image.rpartition('/')[2]}"
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
-from edgeglm.export.pipeline.prepared import Prepared
-from edgeglm.export.pipeline.probes import Prompt
-from edgeglm.export.pipeline.walk import ORIGINAL, Walk
-from edgeglm.export.pipeline.weights import identify
+from edgeglm.export.calibrate.walk import ORIGINAL, Walk
+from edgeglm.export.prepare.identity import identify
+from edgeglm.export.prepare.types import Prepared
+from edgeglm.export.prove.probes import Prompt
 from edgeglm.export.prove.reference import OriginalWeights
 from edgeglm.export.prove.values import divergence
 from edgeglm.store import find, keep

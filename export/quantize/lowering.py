@@ -135,7 +135,7 @@ def _dynamic_int8(linear: _Linear, _: Int8) -> ir.Value:
     for 1% (128 tokens) to 9% (one token) of the time of a 2048 x 2048 layer.
 
     On x86 without VNNI the u8s8 kernels saturate: there, a session converts the weights to unsigned ones
-    (`edgeglm.runtimes.ort_session`), and aborts up to ONNX Runtime 1.23 where no zero point of theirs stands.
+    (`edgeglm.runtimes.engines.ort.options`), and aborts up to ONNX Runtime 1.23 where no zero point of theirs stands.
     """
     x = linear.x
     if x.dtype != ir.DataType.FLOAT:

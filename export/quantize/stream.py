@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from edgeglm.export.quantize.rounding import check_range
 from edgeglm.export.quantize.storage import encode
 
 CHUNK_BYTES = 16 << 20  # of fp32 rows in memory at once
+WORKERS = min(4, len(os.sched_getaffinity(0)))  # threads that encode chunks at the same time
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from edgeglm.errors import UnsupportedError
 from edgeglm.export.model import rotary_order
 from edgeglm.export.trace.narrow import factors, values
-from edgeglm.runtimes.ort_session import session_options
+from edgeglm.runtimes.engines.ort.options import session_options
 
 Arrays = Mapping[str, NDArray[Any]]
 # Of placeholders, and the operators that stand for them.

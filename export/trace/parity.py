@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgeglm.export.model import Decoder, Model, Vision
 from edgeglm.export.trace.execute import Executable, refusal
-from edgeglm.export.trace.request import ANSWERS
+from edgeglm.export.trace.trace_request import ANSWERS
 
 Array = NDArray[Any]
 Answers = Mapping[str, Array]

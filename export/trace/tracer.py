@@ -17,7 +17,7 @@ from edgeglm.errors import UnsupportedError
 from edgeglm.exits import NO_TEMPORARY, explain
 from edgeglm.export.model import Model, Traces
 from edgeglm.export.trace.parity import check
-from edgeglm.export.trace.request import ANSWERS, PARTS, TraceRequest
+from edgeglm.export.trace.trace_request import ANSWERS, PARTS, TraceRequest
 from edgeglm.store import find, keep, making
 from edgeglm.worker import Crashed, Worker
 
@@ -26,7 +26,7 @@ LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 # The last line of a traceback.
 RAISED = re.compile(r"[\w.]*(Error|Exception|Violation)\w*: .")
 TRACER = Worker(
-    "edgeglm.export.trace.child",
+    "edgeglm.export.trace.trace_worker",
     list[dict[str, bytes]],
     "the tracing process",
     "free some memory, then run the same command",

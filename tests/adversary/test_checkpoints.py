@@ -14,10 +14,10 @@ import pytest
 pytest.importorskip("torch")
 
 from edgeglm.devices.loader import load_profile
+from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.locate import DEMO
-from edgeglm.export.pipeline.prepare import open_export
-from edgeglm.export.pipeline.prepared import Request
+from edgeglm.export.prepare.preparation import open_export
+from edgeglm.export.prepare.types import Request
 from tests.adversary.fuzzer import Fuzzer
 from tests.adversary.mutate import mutate
 

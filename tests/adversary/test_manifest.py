@@ -116,7 +116,10 @@ def test_a_bit_of_run_pyz_is_a_line(bundle: Path, tmp_path: Path, fuzz: Callable
 def test_a_file_that_changes_while_a_runner_lives_is_a_line(
     bundle: Path, tmp_path: Path, fuzz: Callable[[str], Fuzzer]
 ) -> None:
-    runners, messages = pytest.importorskip("edgeglm.runtimes.runner"), pytest.importorskip("edgeglm.runtimes.messages")
+    runners, messages = (
+        pytest.importorskip("edgeglm.runtimes.core.runner"),
+        pytest.importorskip("edgeglm.runtimes.text.messages"),
+    )
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     fuzzer = fuzz("a file changed under a runner that lives")
     question = [messages.message("user", "Select OK")]

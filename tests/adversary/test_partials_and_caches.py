@@ -14,10 +14,10 @@ pytest.importorskip("torch")
 
 from edgeglm import store
 from edgeglm.devices.loader import load_profile
-from edgeglm.export.locate import DEMO, DEMO_NAME
-from edgeglm.export.pack import writer
-from edgeglm.export.pipeline.forecast import forecast
-from edgeglm.export.pipeline.prepared import Request
+from edgeglm.export.checkpoint.locate import DEMO, DEMO_NAME
+from edgeglm.export.predict.forecast import forecast
+from edgeglm.export.prepare.types import Request
+from edgeglm.export.write import writer
 from tests.adversary.fuzzer import Fuzzer
 from tests.export.pack_crash import CALLS, contents, export, strike_at
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from edgeglm.runtimes.image import open_picture
+from edgeglm.runtimes.inputs.image import open_picture
 from tests.adversary.fuzzer import Fuzzer
 from tests.runtimes.pictures import noise
 

@@ -19,7 +19,7 @@ pytest.importorskip("transformers")
 
 from edgeglm.errors import UnsupportedError
 from edgeglm.export.burn.userland import Userland, set_up
-from edgeglm.export.pyz import WHEELS
+from edgeglm.export.write.pyz import WHEELS
 from tests.cli.commands import check_failure, end, run, start
 from tests.extras import need_tflite
 from tests.runtimes.demo import demo_bundle

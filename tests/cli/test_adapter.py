@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from edgeglm.bundle import read_manifest
 from edgeglm.export.checkpoint.adapter import open_checkpoint
-from edgeglm.export.validation.cache import checkpoint_key
-from edgeglm.export.validation.reference import StreamedDecoder
+from edgeglm.export.evaluate.original.cache import checkpoint_key
+from edgeglm.export.evaluate.original.decoder import StreamedDecoder
 from tests.cli.commands import check_failure, run
 from tests.cli.test_validate_text import WORDS, write_tokenizer
 from tests.export.test_adapter import TARGETS, Q, merge, save_adapter

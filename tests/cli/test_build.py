@@ -16,8 +16,8 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from edgeglm.errors import UnsupportedError
-from edgeglm.runtimes.cuda import Gpu
-from edgeglm.runtimes.runner import Runner
+from edgeglm.runtimes.core.runner import Runner
+from edgeglm.runtimes.engines.tensorrt.cuda import Gpu
 from tests.bundles import write_bundle
 from tests.cli.commands import check_failure, run
 from tests.runtimes.demo import SCREEN, ask, demo_bundle
@@ -80,8 +80,8 @@ def test_what_a_bundle_carries_builds_without_an_installed_edgeglm(half: Path, t
     """The builder's process finds its code in run.pyz, as the runner did."""
     code = (
         "import sys, edgeglm; from pathlib import Path; from edgeglm.bundle import load_bundle; "
-        "from edgeglm.runtimes.engines import engine_for; "
-        "from edgeglm.runtimes.tensorrt_library import load_library; bundle = load_bundle(Path(sys.argv[1])); "
+        "from edgeglm.runtimes.engines.tensorrt.cache import engine_for; "
+        "from edgeglm.runtimes.engines.tensorrt.library import load_library; bundle = load_bundle(Path(sys.argv[1])); "
         "print(engine_for(bundle, bundle.module('vision'), load_library(['tensorrt_rtx']), 86).fresh, edgeglm.__file__)"
     )
     environment = {**os.environ, "PYTHONPATH": str(half / "run.pyz")}

@@ -28,7 +28,7 @@ from edgeglm.export.burn.qemu import Qemu
 from edgeglm.export.burn.ssh import Ssh
 from edgeglm.machine import describe_kernels, read_machine
 from edgeglm.manifest import MANIFEST
-from edgeglm.runtimes.self_test import FILE, SelfTest
+from edgeglm.runtimes.core.self_test import FILE, SelfTest
 from tests.cli.commands import check_failure, end, run, start
 from tests.export.burn.sshd import HOST, Server, free_port, missing, serve
 from tests.runtimes.demo import demo_bundle

@@ -148,7 +148,7 @@ def children(cache: Path) -> list[str]:
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended
             command, environment = ((folder / name).read_bytes() for name in ("cmdline", "environ"))
-            if b"edgeglm.export.trace.child" in command and os.fsencode(cache) in environment:
+            if b"edgeglm.export.trace.trace_worker" in command and os.fsencode(cache) in environment:
                 found.append(folder.name)
     return found
 

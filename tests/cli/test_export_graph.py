@@ -16,7 +16,7 @@ import onnx
 
 from edgeglm.bundle import read_sealed
 from edgeglm.manifest import GraphManifest
-from edgeglm.runtimes.ort_session import open_session
+from edgeglm.runtimes.engines.ort.options import open_session
 from tests.cli.commands import check_failure, left_of, run
 from tests.export.user_graphs import FEATURES, IMAGE, LENGTH, write_cnn, write_lstm, write_samples
 

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from edgeglm.export.locate import DEMO
+from edgeglm.export.checkpoint.locate import DEMO
 from tests.cli.commands import check_failure, end, run, start
 
 Capture = pytest.CaptureFixture[str]

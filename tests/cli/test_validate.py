@@ -15,8 +15,8 @@ pytest.importorskip("transformers")
 from safetensors.torch import load_file, save_file
 
 from edgeglm.cli.main import main
+from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.demo.samples import DATA
-from edgeglm.export.locate import DEMO
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.emit.onnx import bind, lay_out, write
 from edgeglm.export.model import Dialect, Stored
 from edgeglm.export.quantize import stream
 from edgeglm.export.quantize.graph import quantize_graph
 from edgeglm.export.quantize.schemes import Scheme
+from edgeglm.export.write.layout import bind, lay_out, write
 
 
 class File:

@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from edgeglm.errors import EdgeglmError
-from edgeglm.export.pack import writer
-from edgeglm.export.pack.writer import BundleWriter
+from edgeglm.export.write import writer
+from edgeglm.export.write.writer import BundleWriter
 from tests.bundles import ROWS_BYTES, sample_manifest, write_bundle
 
 JOBS, CHUNK = 3, 5000

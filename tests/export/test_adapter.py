@@ -21,8 +21,8 @@ from edgeglm.devices.loader import load_profile
 from edgeglm.errors import UnsupportedError
 from edgeglm.export.checkpoint.adapter import open_checkpoint
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.pipeline.prepare import open_export
-from edgeglm.export.pipeline.prepared import Request
+from edgeglm.export.prepare.preparation import open_export
+from edgeglm.export.prepare.types import Request
 from tests.export.quantized import gptq, save_quantized
 from tests.export.test_pipeline import LIMIT, Runner, error, make
 from tests.export.tiny import SHAPES, save

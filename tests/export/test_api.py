@@ -16,7 +16,7 @@ from edgeglm.errors import AccuracyError, BudgetError, DamagedFileError, Unsuppo
 from edgeglm.export import api
 from edgeglm.export.api import BuildRequest, ExportRequest, PlanRequest, Progress, ValidateRequest
 from edgeglm.export.api_worker import answer
-from edgeglm.export.pipeline.comparison import compare
+from edgeglm.export.evaluate.comparison import compare
 from edgeglm.export.pipeline.job import NothingPassed
 from edgeglm.manifest import Manifest, Rung
 from edgeglm.worker import Worker

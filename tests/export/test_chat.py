@@ -12,9 +12,9 @@ pytest.importorskip("transformers")
 import edgeglm.export.chat.compare as comparing
 from edgeglm.errors import UnsupportedError
 from edgeglm.export.chat.compare import compare
-from edgeglm.export.locate import DEMO
-from edgeglm.runtimes.chat import Chat
-from edgeglm.runtimes.sidecars import Sidecars
+from edgeglm.export.checkpoint.locate import DEMO
+from edgeglm.runtimes.text.chat import Chat
+from edgeglm.runtimes.text.sidecars import Sidecars
 from tests.cli.commands import check_failure, run
 
 NAMES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json")

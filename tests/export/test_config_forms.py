@@ -27,16 +27,16 @@ from transformers import (
 from edgeglm.devices.loader import load_profile
 from edgeglm.errors import UnsupportedError
 from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.evaluate.original.decoder import StreamedDecoder
 from edgeglm.export.families.configs import normalize
 from edgeglm.export.families.rope import USUAL, Positions, read_positions
-from edgeglm.export.modules import build, decoder_stack
-from edgeglm.export.pipeline.forecast import forecast
-from edgeglm.export.pipeline.prepare import open_export
-from edgeglm.export.pipeline.prepared import Request
-from edgeglm.export.pipeline.tflite_sizes import conversion_peak
-from edgeglm.export.trace.request import TraceRequest
+from edgeglm.export.graph.assemble import build, decoder_stack
+from edgeglm.export.predict.forecast import forecast
+from edgeglm.export.prepare.preparation import open_export
+from edgeglm.export.prepare.types import Request
+from edgeglm.export.targets.litert.sizes import conversion_peak
+from edgeglm.export.trace.trace_request import TraceRequest
 from edgeglm.export.trace.tracer import trace
-from edgeglm.export.validation.reference import StreamedDecoder
 from tests.export.test_parity import load
 from tests.export.tiny import SHAPES, save
 

@@ -15,8 +15,8 @@ pytest.importorskip("transformers")
 
 from edgeglm.devices.loader import load_profile
 from edgeglm.errors import DamagedFileError
-from edgeglm.export.pipeline.prepare import open_export
-from edgeglm.export.pipeline.prepared import Opened, Request
+from edgeglm.export.prepare.preparation import open_export
+from edgeglm.export.prepare.types import Opened, Request
 from tests.export.tiny import SHAPES, save
 
 

@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from edgeglm.bundle import load_bundle
-from edgeglm.runtimes.image import open_picture, to_patches
+from edgeglm.runtimes.inputs.image import open_picture, to_patches
 from tests.haswell import ROOT, run_on_haswell
 from tests.runtimes.demo import SCREEN, demo_bundle
 
@@ -22,7 +22,7 @@ AGREEMENT = 0.2
 CHILD = """
 import sys, numpy as np
 from pathlib import Path
-from edgeglm.runtimes.ort import Decoder, Encoder
+from edgeglm.runtimes.engines.ort.engine import Decoder, Encoder
 bundle, work, output = map(Path, sys.argv[1:])
 features = Encoder(bundle / "vision/model.onnx", 1).run({"pixel_values": np.load(work / "patches.npy")})["features"]
 hidden = np.load(work / "features.npy") if (work / "features.npy").exists() else features

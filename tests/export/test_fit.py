@@ -17,9 +17,9 @@ from edgeglm.devices.loader import load_profile
 from edgeglm.devices.operator_table import table_for
 from edgeglm.devices.profile import Engine
 from edgeglm.errors import UnsupportedError
-from edgeglm.export.check import check
-from edgeglm.export.pipeline.fit import fit
-from tests.export.fix.graphs import graph, normal, operators, run
+from edgeglm.export.graph.check import check
+from edgeglm.export.graph.conform import fit
+from tests.export.graph.fix.graphs import graph, normal, operators, run
 
 ATTENTION = """
 g (float[1, 2, {n}, 4] q, float[1, 2, {n}, 4] k, float[1, 2, {n}, 4] v) => (float[1, 2, {n}, 4] y)
@@ -34,7 +34,7 @@ g (float[1, 2, {n}, 4] q, float[1, 2, {n}, 4] k, float[1, 2, {n}, 4] v) => (floa
 """
 
 
-def offences(model: ir.Model, target: str, engine: Engine) -> list[str]:
+def violations(model: ir.Model, target: str, engine: Engine) -> list[str]:
     """What the check finds on a shipped profile."""
     profile = load_profile(target)
     table = table_for(profile, engine)
@@ -49,10 +49,10 @@ def refused(model: ir.Model, target: str, engine: Engine) -> list[str]:
     return [str(raised.value), *map(str, raised.value.more)]
 
 
-def test_what_an_engine_has_is_no_offence() -> None:
+def test_what_an_engine_has_is_no_violation() -> None:
     model = graph(ATTENTION.format(n=3))
     for target, engine in (("cpu", "ort"), ("jetson", "tensorrt"), ("jetson-thor", "tensorrt"), ("qcs6490", "qnn")):
-        assert offences(model, target, engine) == [], target  # type: ignore[arg-type]
+        assert violations(model, target, engine) == [], target  # type: ignore[arg-type]
     assert fit(model, load_profile("cpu"), "ort", "x")[0] is model
 
 
@@ -68,17 +68,17 @@ def test_what_an_engine_has_is_no_offence() -> None:
         ("(float[2] x) => (float[2] y) { y = org.mine.Twirl (x) }", 20, r"y \(org.mine.Twirl\): .* does not have"),
     ],
 )
-def test_each_kind_of_offence_is_named(text: str, opset: int, expected: str) -> None:
+def test_each_kind_of_violation_is_named(text: str, opset: int, expected: str) -> None:
     header = f'<ir_version: 10, opset_import: ["" : {opset}, "org.mine" : 1]>'
     model = ir.from_proto(onnx.parser.parse_model(f"{header} g {text}"))
-    found = offences(model, "jetson", "tensorrt")
+    found = violations(model, "jetson", "tensorrt")
     assert len(found) == 1
     assert re.search(expected, found[0]), found
 
 
 def test_versions_that_an_engine_lacks_are_named() -> None:
     model = graph("g (float[2, 3] x) => (float[2, 3] y) { y = RMSNormalization (x, x) }", opset=23)
-    assert offences(model, "cpu", "ort") == []
+    assert violations(model, "cpu", "ort") == []
     profile = load_profile("cpu")
     table = table_for(profile, "ort")
     assert table is not None
@@ -136,7 +136,7 @@ def test_a_variable_length_lstm_is_refused_on_qcs6490_alone(model: ir.Model) -> 
 
 
 def test_an_lstm_of_fixed_length_passes_on_qcs6490() -> None:
-    assert offences(lstm(), "qcs6490", "qnn") == []
+    assert violations(lstm(), "qcs6490", "qnn") == []
 
 
 def test_dimensions_that_vary_are_fixed_to_the_samples_where_the_device_takes_none() -> None:

@@ -15,7 +15,7 @@ from edgeglm import manifest
 from edgeglm.errors import DamagedFileError
 from edgeglm.export.checkpoint.generation import CLASS_ENDS, IDLE, SILENT, Settings, read_generation
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.runtimes.sampling import Sampler, Sampling
+from edgeglm.runtimes.core.sampling import Sampler, Sampling
 from tests.export.checkpoints import make, pack, tiny_model
 
 VOCABULARY = 160

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.modules import build, decoder_stack
+from edgeglm.export.graph.assemble import build, decoder_stack
 from edgeglm.export.quantize.schemes import Fp16, Fp32
-from edgeglm.export.trace.request import TraceRequest
+from edgeglm.export.trace.trace_request import TraceRequest
 from edgeglm.export.trace.tracer import Traced, trace
-from edgeglm.runtimes.positions import causal_mask
+from edgeglm.runtimes.inputs.positions import causal_mask
 from tests.export.emitting import emit
 from tests.export.tiny import SHAPES, config_of, save
 

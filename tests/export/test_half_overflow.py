@@ -22,18 +22,18 @@ from edgeglm import manifest
 from edgeglm.bundle import load_bundle, verify_bundle
 from edgeglm.devices.loader import load_profile
 from edgeglm.errors import AccuracyError
-from edgeglm.export.fix.half_range import HalfRange
+from edgeglm.export.graph.fix.half_range import HalfRange
 from edgeglm.export.pipeline.export import export
-from edgeglm.export.pipeline.forecast import predict
-from edgeglm.export.pipeline.prepare import open_export, prepare
-from edgeglm.export.pipeline.prepared import Request
-from edgeglm.export.prove.half import HalfGraph
-from edgeglm.runtimes.chat import Chat
-from edgeglm.runtimes.engines import engine_for
-from edgeglm.runtimes.messages import message
-from edgeglm.runtimes.positions import causal_mask, prompt_positions
-from edgeglm.runtimes.sidecars import Sidecars
-from edgeglm.runtimes.tensorrt_library import load_library
+from edgeglm.export.predict.forecast import predict
+from edgeglm.export.prepare.preparation import open_export, prepare
+from edgeglm.export.prepare.types import Request
+from edgeglm.export.prove.fp16_arithmetic import HalfGraph
+from edgeglm.runtimes.engines.tensorrt.cache import engine_for
+from edgeglm.runtimes.engines.tensorrt.library import load_library
+from edgeglm.runtimes.inputs.positions import causal_mask, prompt_positions
+from edgeglm.runtimes.text.chat import Chat
+from edgeglm.runtimes.text.messages import message
+from edgeglm.runtimes.text.sidecars import Sidecars
 from tests.cli.commands import run
 from tests.export.tiny import SHAPES, Shape, build
 
@@ -199,7 +199,7 @@ def test_a_resumed_export_has_the_same_bytes(tmp_path: Path, monkeypatch: pytest
     write("glm", "[gMASK]", tmp_path / "model")
     make(tmp_path / "model", tmp_path / "whole")
     with monkeypatch.context() as patched:
-        patched.setattr("edgeglm.export.pipeline.prove.HalfProof.finish", lambda self: 1 / 0)
+        patched.setattr("edgeglm.export.prove.prover.HalfProof.finish", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             make(tmp_path / "model", tmp_path / "resumed")
     _, notes = make(tmp_path / "model", tmp_path / "resumed")

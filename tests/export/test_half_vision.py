@@ -14,10 +14,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from edgeglm.bundle import load_bundle, verify_bundle
 from edgeglm.devices.loader import load_profile
 from edgeglm.export.pipeline.export import export
-from edgeglm.export.pipeline.forecast import predict
-from edgeglm.export.pipeline.prepare import open_export, prepare
-from edgeglm.export.pipeline.prepared import Request
-from edgeglm.export.pipeline.probes import chat_prompts, special_prompts
+from edgeglm.export.predict.forecast import predict
+from edgeglm.export.prepare.preparation import open_export, prepare
+from edgeglm.export.prepare.types import Request
+from edgeglm.export.prove.probes import chat_prompts, special_prompts
 from tests.export.tiny import SHAPES, save
 
 # As in the tiny checkpoint's config: picture, video, and where they begin and end.
@@ -41,7 +41,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def test_a_large_picture_is_proven_on_a_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeglm.export.pipeline.prepare.PROBE_PATCHES", 64)
+    monkeypatch.setattr("edgeglm.export.prepare.preparation.PROBE_PATCHES", 64)
     save(SHAPES["glm4v"], tmp_path / "model")
     write_tokenizer(tmp_path / "model")
     request = Request(tmp_path / "model", "tiny", load_profile("jetson-orin"), "int8", image_sizes=((112, 280),))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeglm.export.calibration.histogram import (
+from edgeglm.export.calibrate.histogram import (
     LEVELS,
     Histogram,
     Range,

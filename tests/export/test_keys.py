@@ -21,8 +21,8 @@ from edgeglm.devices.loader import load_profile
 from edgeglm.export.checkpoint.generation import KNOWN
 from edgeglm.export.checkpoint.generation import SILENT as SILENT_GENERATION
 from edgeglm.export.families.keys import COMPUTED, SILENT, unknown_keys
-from edgeglm.export.pipeline.prepare import open_export, prepare
-from edgeglm.export.pipeline.prepared import Request
+from edgeglm.export.prepare.preparation import open_export, prepare
+from edgeglm.export.prepare.types import Request
 from tests.export.tiny import SHAPES, save
 
 

@@ -15,14 +15,14 @@ from edgeglm import manifest
 from edgeglm.bundle import load_bundle, read_manifest, verify_bundle
 from edgeglm.devices.loader import load_profile
 from edgeglm.errors import UsageError
+from edgeglm.export.checkpoint.locate import DEMO, DEMO_NAME
 from edgeglm.export.demo.samples import DATA, read_samples
-from edgeglm.export.locate import DEMO, DEMO_NAME
 from edgeglm.export.pipeline import export as composer
 from edgeglm.export.pipeline.export import export
-from edgeglm.export.pipeline.forecast import predict
 from edgeglm.export.pipeline.ladder import Ladder, Means, spell, workplace
-from edgeglm.export.pipeline.prepare import open_export, prepare
-from edgeglm.export.pipeline.prepared import Request
+from edgeglm.export.predict.forecast import predict
+from edgeglm.export.prepare.preparation import open_export, prepare
+from edgeglm.export.prepare.types import Request
 
 REQUEST = Request(DEMO, DEMO_NAME, load_profile("cpu"), "int4", is_demo=True)
 

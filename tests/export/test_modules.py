@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from edgeglm.errors import DamagedFileError
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.checkpoint.tensor import Tensor
+from edgeglm.export.graph.assemble import build, check_weights, decoder_stack
 from edgeglm.export.model import Stored
-from edgeglm.export.modules import build, check_weights, decoder_stack
 from edgeglm.export.quantize import stream
 from edgeglm.export.quantize.schemes import SCHEMES, Scheme
-from edgeglm.export.trace.request import TraceRequest
+from edgeglm.export.trace.trace_request import TraceRequest
 from edgeglm.export.trace.tracer import Traced, trace
-from edgeglm.runtimes.ort_session import open_session
+from edgeglm.runtimes.engines.ort.options import open_session
 from tests.export.emitting import File, emit
 from tests.export.tiny import SHAPES, save
 

@@ -22,14 +22,14 @@ pytest.importorskip("onnxruntime_qnn", reason="pip install 'edgeglm[qnn]' brings
 from edgeglm.bundle import load_bundle, read_manifest, verify_bundle
 from edgeglm.devices.loader import PROFILES, load_profile
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
-from edgeglm.export.emit import qnn as emitter
-from edgeglm.export.emit.qnn import compile_file
-from edgeglm.export.locate import DEMO
-from edgeglm.export.pipeline.npu import MIN_COSINE, npu_samples
-from edgeglm.export.pipeline.prepare import open_export
-from edgeglm.export.pipeline.prepared import Request
-from edgeglm.runtimes import qnn
-from edgeglm.runtimes.qnn import Encoder, find_npu
+from edgeglm.export.checkpoint.locate import DEMO
+from edgeglm.export.prepare.preparation import open_export
+from edgeglm.export.prepare.types import Request
+from edgeglm.export.targets.qnn import compiler as emitter
+from edgeglm.export.targets.qnn.compiler import compile_file
+from edgeglm.export.targets.qnn.picture_encoder import MIN_COSINE, npu_samples
+from edgeglm.runtimes.engines.qnn import engine as qnn
+from edgeglm.runtimes.engines.qnn.engine import Encoder, find_npu
 from tests.cli.commands import ROOT, check_failure, end, left_of, run, start
 from tests.runtimes.demo import SCREEN
 

@@ -21,10 +21,10 @@ import pytest
 from edgeglm.bundle import load_bundle, verify_bundle
 from edgeglm.digest import hash_range
 from edgeglm.errors import BudgetError, DamagedFileError, EdgeglmError, UsageError
-from edgeglm.export.pack import output, writer
-from edgeglm.export.pack.journal import Journal, Record, job_statement, read_journal
-from edgeglm.export.pack.writer import BundleWriter
-from edgeglm.export.pack.written import Extents, Run, Written
+from edgeglm.export.write import output, writer
+from edgeglm.export.write.journal import Journal, Record, job_statement, read_journal
+from edgeglm.export.write.record import Extents, Run, Written
+from edgeglm.export.write.writer import BundleWriter
 from edgeglm.manifest import MANIFEST
 from tests.bundles import ROWS_BYTES, sample_manifest, write_bundle
 from tests.export.pack_crash import JOBS, contents, export

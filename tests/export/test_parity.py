@@ -21,12 +21,12 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.vision_utils import get_vision_position_ids
 
 from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.graph.assemble import build, decoder_stack, vision_stack
 from edgeglm.export.model import Dialect, Model
-from edgeglm.export.modules import build, decoder_stack, vision_stack
 from edgeglm.export.quantize.schemes import Fp32
-from edgeglm.export.trace.request import TraceRequest
+from edgeglm.export.trace.trace_request import TraceRequest
 from edgeglm.export.trace.tracer import trace
-from edgeglm.runtimes.ort_session import open_session
+from edgeglm.runtimes.engines.ort.options import open_session
 from tests.export.emitting import emit
 from tests.export.tiny import SHAPES, Shape, config_of, save
 

@@ -11,11 +11,11 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgeglm.export.passes.fuse_linears import FuseLinears
-from edgeglm.export.passes.fuse_skip_norm import FuseSkipNorm
-from edgeglm.export.passes.merge_reshapes import MergeReshapes
-from edgeglm.export.passes.pack_attention import PackAttention
-from edgeglm.export.passes.quick_gelu import QuickGelu
+from edgeglm.export.graph.passes.fuse_linears import FuseLinears
+from edgeglm.export.graph.passes.fuse_skip_norm import FuseSkipNorm
+from edgeglm.export.graph.passes.merge_reshapes import MergeReshapes
+from edgeglm.export.graph.passes.pack_attention import PackAttention
+from edgeglm.export.graph.passes.quick_gelu import QuickGelu
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20, "edgeglm" : 1, "com.microsoft" : 1]>'
 

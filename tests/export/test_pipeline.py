@@ -24,16 +24,16 @@ from edgeglm import manifest
 from edgeglm.bundle import Bundle, load_bundle, verify_bundle
 from edgeglm.devices.loader import load_profile
 from edgeglm.errors import AccuracyError
-from edgeglm.export.locate import DEMO, DEMO_NAME
-from edgeglm.export.pack.output import OutputFile
-from edgeglm.export.pipeline import prove
+from edgeglm.export.checkpoint.locate import DEMO, DEMO_NAME
 from edgeglm.export.pipeline.export import export
-from edgeglm.export.pipeline.forecast import predict
-from edgeglm.export.pipeline.prepare import open_export, prepare
-from edgeglm.export.pipeline.prepared import Request
-from edgeglm.runtimes.image import merged_grid
-from edgeglm.runtimes.ort_session import open_session
-from edgeglm.runtimes.positions import prompt_positions
+from edgeglm.export.predict.forecast import predict
+from edgeglm.export.prepare.preparation import open_export, prepare
+from edgeglm.export.prepare.types import Request
+from edgeglm.export.prove import prover as prove
+from edgeglm.export.write.output import OutputFile
+from edgeglm.runtimes.engines.ort.options import open_session
+from edgeglm.runtimes.inputs.image import merged_grid
+from edgeglm.runtimes.inputs.positions import prompt_positions
 from tests.export.tiny import SHAPES, save
 
 LIMIT = 1e-5

@@ -10,7 +10,7 @@ from transformers.models.glm4v.configuration_glm4v import Glm4vVisionConfig
 from transformers.models.glm4v.modeling_glm4v import Glm4vVisionEmbeddings
 from transformers.vision_utils import get_vision_position_ids
 
-from edgeglm.export.positions import position_embedding
+from edgeglm.export.graph.position_embedding import position_embedding
 
 
 @pytest.mark.parametrize("grid", [(24, 24), (24, 12), (8, 12), (2, 4), (30, 46)], ids=str)

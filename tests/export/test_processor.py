@@ -19,9 +19,9 @@ from edgeglm import manifest
 from edgeglm.errors import DamagedFileError, EdgeglmError, UnsupportedError
 from edgeglm.export.checkpoint.processor import SILENT, Settings, read_processor
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.describe import describe_vision
 from edgeglm.export.model import Vision
-from edgeglm.runtimes.image import to_patches
+from edgeglm.export.write.describe import describe_vision
+from edgeglm.runtimes.inputs.image import to_patches
 from tests.export.checkpoints import HEADER, make, pack
 
 # A picture that the processor resizes to 8 x 12 patches.

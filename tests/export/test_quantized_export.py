@@ -15,9 +15,9 @@ from torch import Tensor
 
 from edgeglm.devices.loader import load_profile
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.pipeline.forecast import export_peak, forecast
-from edgeglm.export.pipeline.prepare import open_export
-from edgeglm.export.pipeline.prepared import Request
+from edgeglm.export.predict.forecast import export_peak, forecast
+from edgeglm.export.prepare.preparation import open_export
+from edgeglm.export.prepare.types import Request
 from tests.export.quantized import Quantizer, fp8_blocks, gptq, packed, save_quantized
 from tests.export.test_pipeline import LIMIT, Runner, error, make
 from tests.export.tiny import SHAPES, save

@@ -16,11 +16,11 @@ from benchmarks.random_checkpoint import write_checkpoint
 from benchmarks.random_tokenizer import SPECIAL, WORDS, write_tokenizer
 from edgeglm.devices.loader import load_profile
 from edgeglm.export.pipeline.export import export
-from edgeglm.export.pipeline.forecast import predict
-from edgeglm.export.pipeline.prepare import open_export, prepare
-from edgeglm.export.pipeline.prepared import Request
-from edgeglm.export.pipeline.release import released
-from edgeglm.export.plan import LOADING, WORD_BYTES
+from edgeglm.export.predict.forecast import predict
+from edgeglm.export.predict.peaks import LOADING, WORD_BYTES
+from edgeglm.export.prepare.preparation import open_export, prepare
+from edgeglm.export.prepare.release import released
+from edgeglm.export.prepare.types import Request
 from tests.test_random_checkpoint import tiny_config
 
 MIB = 1 << 20
@@ -29,8 +29,8 @@ CHILD = """
 import sys
 from pathlib import Path
 from edgeglm.devices.loader import load_profile
-from edgeglm.export.pipeline.prepare import open_export
-from edgeglm.export.pipeline.prepared import Request
+from edgeglm.export.prepare.preparation import open_export
+from edgeglm.export.prepare.types import Request
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.checkpoint.sidecars import open_chat
 from edgeglm.memory import current_rss, peak_rss

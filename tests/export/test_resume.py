@@ -15,12 +15,12 @@ pytest.importorskip("transformers")
 
 from edgeglm.devices.loader import load_profile
 from edgeglm.errors import DamagedFileError
-from edgeglm.export.pipeline import weights
 from edgeglm.export.pipeline.export import export
-from edgeglm.export.pipeline.forecast import predict
-from edgeglm.export.pipeline.prepare import open_export, prepare
-from edgeglm.export.pipeline.prepared import Request
-from edgeglm.export.pipeline.reuse import Reuse
+from edgeglm.export.predict.forecast import predict
+from edgeglm.export.prepare import identity as weights
+from edgeglm.export.prepare.preparation import open_export, prepare
+from edgeglm.export.prepare.types import Request
+from edgeglm.export.write.reuse import Reuse
 from tests.export.pack_crash import contents
 from tests.export.tiny import SHAPES, save
 

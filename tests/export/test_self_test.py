@@ -15,18 +15,18 @@ torch = pytest.importorskip("torch")
 
 from edgeglm.bundle import load_bundle
 from edgeglm.devices.loader import load_profile
+from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.demo.agent import Agent
 from edgeglm.export.demo.samples import DATA, read_samples
-from edgeglm.export.locate import DEMO
 from edgeglm.export.pipeline.export import export
-from edgeglm.export.pipeline.forecast import predict
-from edgeglm.export.pipeline.prepare import open_export, prepare
-from edgeglm.export.pipeline.prepared import Request
-from edgeglm.export.pipeline.probes import Example
 from edgeglm.export.pipeline.self_test import _likeliest, _webp
-from edgeglm.runtimes.image import open_picture
-from edgeglm.runtimes.runner import Runner
-from edgeglm.runtimes.self_test import FILE, SelfTest, read_self_test, run_self_test
+from edgeglm.export.predict.forecast import predict
+from edgeglm.export.prepare.preparation import open_export, prepare
+from edgeglm.export.prepare.types import Request
+from edgeglm.export.prove.probes import Example
+from edgeglm.runtimes.core.runner import Runner
+from edgeglm.runtimes.core.self_test import FILE, SelfTest, read_self_test, run_self_test
+from edgeglm.runtimes.inputs.image import open_picture
 from tests.cli.commands import run
 from tests.cli.test_validate_text import WORDS, write_tokenizer
 from tests.export.tiny import SHAPES, save

@@ -13,13 +13,13 @@ import numpy as np
 from torch import Tensor
 
 from edgeglm.devices.loader import load_profile
+from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.demo.agent import Agent
 from edgeglm.export.demo.samples import DATA, Sample, read_samples
-from edgeglm.export.locate import DEMO
-from edgeglm.export.pipeline.prepare import open_export, prepare
-from edgeglm.export.pipeline.prepared import Prepared, Request
-from edgeglm.export.pipeline.probes import sample_prompts
 from edgeglm.export.pipeline.sensitivity import KIND, RESULT, sensitivities
+from edgeglm.export.prepare.preparation import open_export, prepare
+from edgeglm.export.prepare.types import Prepared, Request
+from edgeglm.export.prove.probes import sample_prompts
 from edgeglm.export.quantize.embedding import encode_embedding, gather
 from edgeglm.export.quantize.schemes import Int4, Int8
 from edgeglm.export.quantize.storage import dequantize, encode

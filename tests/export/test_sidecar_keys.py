@@ -16,13 +16,13 @@ from transformers import AutoTokenizer
 
 from edgeglm.devices.loader import load_profile
 from edgeglm.errors import DamagedFileError
+from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.checkpoint.sidecar_keys import FILES, unheard
-from edgeglm.export.locate import DEMO
-from edgeglm.export.pipeline.prepare import open_export
-from edgeglm.export.pipeline.prepared import Request
-from edgeglm.runtimes.sidecars import Sidecars
-from edgeglm.runtimes.tokenizer import BoundedTokenizer
+from edgeglm.export.prepare.preparation import open_export
+from edgeglm.export.prepare.types import Request
+from edgeglm.runtimes.text.sidecars import Sidecars
+from edgeglm.runtimes.text.tokenizer import BoundedTokenizer
 from tests.export.checkpoints import HEADER, make, pack
 
 # Every file of settings that a checkpoint may have; adapter_config.json is of an adapter (test_adapter_settings).

@@ -20,9 +20,9 @@ from tests.extras import need_tflite
 need_tflite()
 
 from edgeglm.bundle import load_bundle, verify_bundle
-from edgeglm.export.pipeline import tflite_sizes
-from edgeglm.runtimes.embedding import EmbeddingRows
-from edgeglm.runtimes.sessions import open_decoder
+from edgeglm.export.targets.litert import sizes as tflite_sizes
+from edgeglm.runtimes.core.embedding import EmbeddingRows
+from edgeglm.runtimes.core.sessions import open_decoder
 from tests.cli.commands import check_failure, end, left_of, run, start
 from tests.export.tiny import SHAPES, build, save
 
@@ -136,5 +136,5 @@ def test_what_cannot_be_is_a_line(capsys: Capture, target: Path, options: str, s
 def test_without_the_converter_the_line_says_what_to_install(
     capsys: Capture, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeglm.export.formats.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("edgeglm.export.choose.formats.importlib.util.find_spec", lambda _: None)
     check_failure(run(capsys, "export", *TFLITE, "-o", target), 3, r"pip install 'edgeglm\[tflite\]'")

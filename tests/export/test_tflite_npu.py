@@ -20,17 +20,17 @@ need_tflite()
 from edgeglm.bundle import load_bundle, read_manifest, verify_bundle
 from edgeglm.devices.loader import load_profile
 from edgeglm.errors import BudgetError, UnsupportedError, UsageError
+from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.demo.samples import DATA, read_samples
-from edgeglm.export.emit import plugin
-from edgeglm.export.emit.plugin import compile_file, execute, read_program
-from edgeglm.export.locate import DEMO
-from edgeglm.export.pipeline.npu import MIN_COSINE, cosine
-from edgeglm.export.pipeline.prepare import open_export
-from edgeglm.export.pipeline.prepared import Request
-from edgeglm.export.pipeline.tflite_sizes import check_npu
-from edgeglm.runtimes import qnn
-from edgeglm.runtimes.image import to_patches
-from edgeglm.runtimes.sessions import open_encoder
+from edgeglm.export.prepare.preparation import open_export
+from edgeglm.export.prepare.types import Request
+from edgeglm.export.targets.litert import plugin
+from edgeglm.export.targets.litert.plugin import compile_file, execute, read_program
+from edgeglm.export.targets.litert.sizes import check_npu
+from edgeglm.export.targets.qnn.picture_encoder import MIN_COSINE, cosine
+from edgeglm.runtimes.core.sessions import open_encoder
+from edgeglm.runtimes.engines.qnn import engine as qnn
+from edgeglm.runtimes.inputs.image import to_patches
 from tests.cli.commands import check_failure, end, left_of, run, start
 from tests.runtimes.demo import SCREEN, demo_bundle
 

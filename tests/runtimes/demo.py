@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeglm.devices.loader import load_profile
+from edgeglm.export.checkpoint.locate import DEMO, DEMO_NAME
 from edgeglm.export.demo.samples import DATA
-from edgeglm.export.locate import DEMO, DEMO_NAME
 from edgeglm.export.pipeline.export import export
-from edgeglm.export.pipeline.forecast import predict
-from edgeglm.export.pipeline.prepare import open_export, prepare
-from edgeglm.export.pipeline.prepared import Request
-from edgeglm.runtimes.messages import message
-from edgeglm.runtimes.runner import Answer, Runner
-from edgeglm.runtimes.sampling import Sampling
+from edgeglm.export.predict.forecast import predict
+from edgeglm.export.prepare.preparation import open_export, prepare
+from edgeglm.export.prepare.types import Request
+from edgeglm.runtimes.core.runner import Answer, Runner
+from edgeglm.runtimes.core.sampling import Sampling
+from edgeglm.runtimes.text.messages import message
 
 SCREEN, OTHER_SCREEN = (DATA / "evaluation" / f"{index:04d}.webp" for index in (1, 2))
 

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from edgeglm.bundle import Bundle, load_bundle, verify_bundle
 from edgeglm.errors import DamagedFileError
-from edgeglm.runtimes import chat, ort
-from edgeglm.runtimes.embedding import DTYPES, EmbeddingRows
-from edgeglm.runtimes.messages import message
-from edgeglm.runtimes.runner import Runner
+from edgeglm.runtimes.core.embedding import DTYPES, EmbeddingRows
+from edgeglm.runtimes.core.runner import Runner
+from edgeglm.runtimes.engines.ort import engine as ort
+from edgeglm.runtimes.text import chat
+from edgeglm.runtimes.text.messages import message
 from tests.bundles import reseal, write_bundle
 from tests.runtimes.demo import OTHER_SCREEN, SCREEN
 

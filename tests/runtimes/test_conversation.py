@@ -12,9 +12,9 @@ pytest.importorskip("torch")
 
 from edgeglm.errors import BudgetError, UnsupportedError, UsageError
 from edgeglm.memory import current_rss
-from edgeglm.runtimes.conversation import Conversation
-from edgeglm.runtimes.messages import Message, message
-from edgeglm.runtimes.runner import Answer, Runner
+from edgeglm.runtimes.core.conversation import Conversation
+from edgeglm.runtimes.core.runner import Answer, Runner
+from edgeglm.runtimes.text.messages import Message, message
 from tests.runtimes.demo import OTHER_SCREEN, SCREEN, demo_bundle
 
 

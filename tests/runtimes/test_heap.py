@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeglm.runtimes.heap import OWN_PAGES
+from edgeglm.runtimes.core.heap import OWN_PAGES
 
 # After a block of 8 MiB was freed, glibc by itself would take the next one from the heap.
 AGAIN = f"""
@@ -24,7 +24,7 @@ class Info(ctypes.Structure):  # mallinfo(3)
 info = ctypes.CDLL("libc.so.6").mallinfo2
 info.restype = Info
 if len(sys.argv) > 1:
-    from edgeglm.runtimes.runner import Runner
+    from edgeglm.runtimes.core.runner import Runner
     runner = Runner(Path(sys.argv[1]))
 for _ in range(2):
     before = info().hblkhd

@@ -16,12 +16,12 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import SizeDict
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 
+from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.checkpoint.processor import MEAN, STD
 from edgeglm.export.demo.samples import DATA
-from edgeglm.export.locate import DEMO
 from edgeglm.manifest import Vision
-from edgeglm.runtimes import image as module
-from edgeglm.runtimes.image import open_picture, to_patches
+from edgeglm.runtimes.inputs import image as module
+from edgeglm.runtimes.inputs.image import open_picture, to_patches
 from tests.runtimes.pictures import noise, write
 
 VISION = Vision((24, 12), 14, 2, 2, MEAN, STD, 1014, 1018, 1015)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeglm.runtimes.key_values import KeyValues
+from edgeglm.runtimes.engines.tensorrt.key_values import KeyValues
 
 HEADS, WIDTH = 3, 4
 ROW = WIDTH * 2  # bytes of a head's row in fp16

@@ -22,11 +22,12 @@ need_tflite()
 from edgeglm.bundle import load_bundle
 from edgeglm.errors import BudgetError, UnsupportedError
 from edgeglm.export.demo.samples import DATA, read_samples
-from edgeglm.export.validation.answers import artifact_answers, as_text
-from edgeglm.runtimes import litert, ort
-from edgeglm.runtimes.litert_weights import packed_weights
-from edgeglm.runtimes.session import DecoderSession
-from edgeglm.runtimes.sessions import open_decoder
+from edgeglm.export.evaluate.answers import artifact_answers, as_text
+from edgeglm.runtimes.core.session import DecoderSession
+from edgeglm.runtimes.core.sessions import open_decoder
+from edgeglm.runtimes.engines.litert import engine as litert
+from edgeglm.runtimes.engines.litert.weights import packed_weights
+from edgeglm.runtimes.engines.ort import engine as ort
 from tests.runtimes.demo import SCREEN, ask
 
 THREADS = 2
@@ -215,10 +216,10 @@ def test_what_the_quantizer_calls_broken_is_an_error(exact_tflite: Path, tmp_pat
     """FP16, whose data it writes twice where two signatures share a weight."""
     program = f"""
 from pathlib import Path
-import edgeglm.export.pipeline.tflite_child  # as the converting process imports what it takes
+import edgeglm.export.targets.litert.convert_worker  # as the converting process imports what it takes
 from ai_edge_quantizer import qtyping
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
-from edgeglm.export.emit import tflite
+from edgeglm.export.targets.litert import converter as tflite
 
 half = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
 config = qtyping.OpQuantizationConfig(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from edgeglm.errors import UsageError
 from edgeglm.memory import Phase
-from edgeglm.runtimes.memory_plot import check_format, draw_memory
+from edgeglm.runtimes.core.memory_plot import check_format, draw_memory
 
 POINTS = [(0.0, 50 << 20), (40.0, 90 << 20), (100.0, 70 << 20)]
 PHASES = [Phase("start", 0.0, 30.0, 50 << 20), Phase("<load>", 30.0, 60.0, 90 << 20)]

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from edgeglm.errors import BudgetError, EdgeglmError, UnsupportedError, UsageError
-from edgeglm.runtimes.messages import MAX_TEXT, message, normalize, parts, pictures, texts
+from edgeglm.runtimes.text.messages import MAX_TEXT, message, normalize, parts, pictures, texts
 from tests.runtimes.pictures import write_png
 
 TEXT = {"type": "text", "text": "Tap OK"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeglm.runtimes.positions import prompt_positions
+from edgeglm.runtimes.inputs.positions import prompt_positions
 
 
 def test_without_mrope_a_token_has_one_number() -> None:

@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("torch")
 
 from edgeglm.errors import BudgetError
-from edgeglm.runtimes.messages import message
-from edgeglm.runtimes.runner import Runner
+from edgeglm.runtimes.core.runner import Runner
+from edgeglm.runtimes.text.messages import message
 from tests.runtimes.demo import SCREEN, demo_bundle
 
 QUESTION = [message("user", "Select OK", SCREEN)]

@@ -17,9 +17,9 @@ import pytest
 from edgeglm.manifest import MANIFEST
 from tests.cli.commands import LINE
 
-pytest.importorskip("edgeglm.export.pyz")
+pytest.importorskip("edgeglm.export.write.pyz")
 
-from edgeglm.export.pyz import build_pyz
+from edgeglm.export.write.pyz import build_pyz
 
 SAMPLES = 12
 

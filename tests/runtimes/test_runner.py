@@ -15,12 +15,12 @@ pytest.importorskip("transformers")
 
 from edgeglm.cli.main import main
 from edgeglm.errors import BudgetError, DamagedFileError, UsageError
+from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.demo.agent import MAX_NEW_TOKENS, Agent
 from edgeglm.export.demo.samples import DATA, read_samples
-from edgeglm.export.locate import DEMO
-from edgeglm.runtimes.messages import message
-from edgeglm.runtimes.runner import Runner
-from edgeglm.runtimes.sampling import Sampling
+from edgeglm.runtimes.core.runner import Runner
+from edgeglm.runtimes.core.sampling import Sampling
+from edgeglm.runtimes.text.messages import message
 from tests.runtimes.demo import SCREEN, ask, demo_bundle
 
 
@@ -57,7 +57,7 @@ def test_modules_come_with_their_phase_and_go_after_it(exact: Path) -> None:
 
 def test_a_long_prompt_is_prefilled_in_chunks_to_the_same_words(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = ask(exact, "Select OK", SCREEN).text
-    monkeypatch.setattr("edgeglm.runtimes.generate.PREFILL_CHUNK", 7)
+    monkeypatch.setattr("edgeglm.runtimes.core.generate.PREFILL_CHUNK", 7)
     assert ask(exact, "Select OK", SCREEN).text == whole
 
 
@@ -85,7 +85,7 @@ def test_an_answer_that_was_cut_off_says_so(exact: Path, capsys: pytest.CaptureF
 def test_an_answer_that_ends_within_a_character_shows_it(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Runner(exact) as runner:
         tokens = runner.chat.bounded.encode("OK 🙂")[:-1]
-        monkeypatch.setattr("edgeglm.runtimes.runner.generate", lambda *_: iter(tokens))
+        monkeypatch.setattr("edgeglm.runtimes.core.runner.generate", lambda *_: iter(tokens))
         shown: list[str] = []
         answer = runner.answer([message("user", "Open Maps")], show=shown.append)
     assert answer.text == "".join(shown) == "OK \ufffd"

@@ -23,7 +23,7 @@ from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.export.demo.self_test import answer_screens
 from edgeglm.machine import read_machine
 from edgeglm.manifest import MANIFEST, File
-from edgeglm.runtimes.self_test import FILE, Probe, SelfTest, are_alike, read_self_test
+from edgeglm.runtimes.core.self_test import FILE, Probe, SelfTest, are_alike, read_self_test
 from tests.runtimes.demo import demo_bundle
 
 

@@ -16,14 +16,14 @@ from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProce
 from edgeglm.bundle import load_bundle
 from edgeglm.devices.loader import load_profile
 from edgeglm.errors import UnsupportedError
-from edgeglm.export.locate import DEMO, DEMO_NAME
+from edgeglm.export.checkpoint.locate import DEMO, DEMO_NAME
 from edgeglm.export.pipeline.export import export
-from edgeglm.export.pipeline.forecast import predict
-from edgeglm.export.pipeline.prepare import open_export, prepare
-from edgeglm.export.pipeline.prepared import Request
-from edgeglm.runtimes.image import nearest_shape
-from edgeglm.runtimes.messages import Message
-from edgeglm.runtimes.runner import Runner
+from edgeglm.export.predict.forecast import predict
+from edgeglm.export.prepare.preparation import open_export, prepare
+from edgeglm.export.prepare.types import Request
+from edgeglm.runtimes.core.runner import Runner
+from edgeglm.runtimes.inputs.image import nearest_shape
+from edgeglm.runtimes.text.messages import Message
 from tests.runtimes.pictures import noise, write
 
 SIZES = ((112, 224), (224, 112), (168, 168))  # in pixels; the demo's patches have 14, and 2 x 2 of them are a token

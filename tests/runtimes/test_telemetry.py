@@ -38,7 +38,7 @@ SESSION = """
 import sys, time
 {first}
 import onnxruntime
-from edgeglm.runtimes.ort_session import PRODUCT
+from edgeglm.runtimes.engines.ort.options import PRODUCT
 session = onnxruntime.InferenceSession(PRODUCT, providers=["CPUExecutionProvider"])
 time.sleep({seconds})
 """
@@ -57,7 +57,7 @@ def session(cache: Path, first: str, *, seconds: int = 0, prefix: tuple[str, ...
 
 @pytest.mark.parametrize(
     "first",
-    ["import edgeglm.runtimes.runner", "import edgeglm.cli.main", "import edgeglm.runtimes.program"],
+    ["import edgeglm.runtimes.core.runner", "import edgeglm.cli.main", "import edgeglm.runtimes.program"],
 )
 def test_nothing_is_kept_about_the_device(first: str, tmp_path: Path) -> None:
     session(tmp_path, first)
@@ -70,7 +70,7 @@ def test_no_name_is_looked_up_without_a_network(tmp_path: Path) -> None:
     prefix = ("unshare", "--net", sys.executable, "-c", RESOLVER)
     if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no network namespace can be made here")
-    assert session(tmp_path, "import edgeglm.runtimes.runner", seconds=12, prefix=prefix) == "[]\n"
+    assert session(tmp_path, "import edgeglm.runtimes.core.runner", seconds=12, prefix=prefix) == "[]\n"
 
 
 def test_processes_of_edgeglm_hand_it_on() -> None:

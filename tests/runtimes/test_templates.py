@@ -16,10 +16,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from edgeglm.errors import DamagedFileError, UnsupportedError
-from edgeglm.runtimes.chat import Chat
-from edgeglm.runtimes.sidecars import Sidecars
-from edgeglm.runtimes.template_prices import MAX_TEXT
-from edgeglm.runtimes.templates import ChatTemplate, Template, read_templates
+from edgeglm.runtimes.text.chat import Chat
+from edgeglm.runtimes.text.sidecars import Sidecars
+from edgeglm.runtimes.text.template_prices import MAX_TEXT
+from edgeglm.runtimes.text.templates import ChatTemplate, Template, read_templates
 
 FILE = Path("chat_template.jinja")
 WEATHER = {

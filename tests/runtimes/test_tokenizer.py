@@ -15,14 +15,14 @@ pytest.importorskip("transformers")
 
 from transformers import AutoTokenizer
 
-import edgeglm.runtimes.tokenizer as module
+import edgeglm.runtimes.text.tokenizer as module
 from edgeglm.errors import BudgetError, DamagedFileError, UnsupportedError
-from edgeglm.export.locate import DEMO
-from edgeglm.runtimes.chat import Chat
-from edgeglm.runtimes.messages import message
-from edgeglm.runtimes.sidecars import Sidecars
-from edgeglm.runtimes.template_prices import MAX_TEXT
-from edgeglm.runtimes.tokenizer import BoundedTokenizer
+from edgeglm.export.checkpoint.locate import DEMO
+from edgeglm.runtimes.text.chat import Chat
+from edgeglm.runtimes.text.messages import message
+from edgeglm.runtimes.text.sidecars import Sidecars
+from edgeglm.runtimes.text.template_prices import MAX_TEXT
+from edgeglm.runtimes.text.tokenizer import BoundedTokenizer
 
 Tree = dict[str, Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgeglm.errors import BudgetError
-from edgeglm.runtimes.window import Window
+from edgeglm.runtimes.core.window import Window
 from tests.bundles import sample_manifest
 
 GIB = 1 << 30

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from edgeglm.export.prove.half import HalfGraph
+from edgeglm.export.prove.fp16_arithmetic import HalfGraph
 
 HALF = TensorProto.FLOAT16
 Array = NDArray[Any]
@@ -148,7 +148,7 @@ def test_a_matrix_in_a_file_is_multiplied_by_pieces(
     kind: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pieces of 40 lines do not end where blocks of 32 do."""
-    monkeypatch.setattr("edgeglm.export.prove.half.CHUNK_BYTES", chunk)
+    monkeypatch.setattr("edgeglm.export.prove.fp16_arithmetic.CHUNK_BYTES", chunk)
     proto = stored(kind, tmp_path)
     x = np.random.default_rng(2).standard_normal((3, 128)).astype(np.float16)
     want = np.asarray(ReferenceEvaluator(proto).run(["y"], {"x": x})[0])  # type: ignore[index]
@@ -167,7 +167,7 @@ def test_a_matrix_in_a_file_is_never_whole_in_memory(tmp_path: Path, monkeypatch
         most = max(most, stop - start)
         return lines(start, stop)
 
-    monkeypatch.setattr("edgeglm.export.prove.half.CHUNK_BYTES", 4 * 96 * 32)
+    monkeypatch.setattr("edgeglm.export.prove.fp16_arithmetic.CHUNK_BYTES", 4 * 96 * 32)
     monkeypatch.setattr(codes, "lines", count)
     graph.run({"x": np.ones((3, 128), np.float16)})
     assert most == 32

@@ -19,7 +19,7 @@ from edgeglm.export.model import Dialect
 from edgeglm.export.quantize.lowering import lower_linear, opset_imports
 from edgeglm.export.quantize.schemes import Fp16, Fp32, Int4, Int8, Int8Block, Int8Static, Scheme
 from edgeglm.export.quantize.storage import dequantize, encode, parts
-from edgeglm.runtimes.ort_session import open_session, session_options
+from edgeglm.runtimes.engines.ort.options import open_session, session_options
 
 FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 DIALECTS: tuple[Dialect, ...] = ("ort", "portable")

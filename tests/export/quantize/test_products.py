@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeglm.export.quantize.schemes import Int4, Int8, Int8Block, Int8Static, Scheme
 from edgeglm.export.quantize.storage import dequantize, encode
-from edgeglm.runtimes import ort_session
+from edgeglm.runtimes.engines.ort import options as ort_session
 from tests.export.quantize.test_lowering import DIALECTS, build
 from tests.haswell import run_on_haswell
 
@@ -31,7 +31,7 @@ ROWS, COLUMNS, TOKENS = 48, 256, 5
 CHILD = """
 import sys, numpy as np
 from pathlib import Path
-from edgeglm.runtimes.ort_session import open_session, saturates
+from edgeglm.runtimes.engines.ort.options import open_session, saturates
 for path in sorted(Path(sys.argv[1]).glob("*.onnx")):
     (y,) = open_session(path, 1).run(None, {"x": np.load(path.with_suffix(".x.npy"))})
     np.save(path.with_suffix(".y.npy"), y)

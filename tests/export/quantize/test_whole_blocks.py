@@ -10,10 +10,10 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.graph.assemble import build, vision_stack
 from edgeglm.export.model import Dialect
-from edgeglm.export.modules import build, vision_stack
 from edgeglm.export.quantize.schemes import Int4, Int8
-from edgeglm.export.trace.request import TraceRequest
+from edgeglm.export.trace.trace_request import TraceRequest
 from edgeglm.export.trace.tracer import trace
 from tests.export.emitting import emit
 from tests.export.tiny import SHAPES, config_of, save

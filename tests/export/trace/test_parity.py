@@ -25,11 +25,11 @@ from transformers import PretrainedConfig
 from edgeglm.errors import UnsupportedError
 from edgeglm.export.families import FAMILIES
 from edgeglm.export.families.rope import TYPES, read_positions
-from edgeglm.export.families.text import describe_decoder
+from edgeglm.export.families.text_family import describe_decoder
 from edgeglm.export.model import Dialect, Grid, Model
-from edgeglm.export.trace.child import trace_all
 from edgeglm.export.trace.parity import check
-from edgeglm.export.trace.request import ANSWERS, TraceRequest
+from edgeglm.export.trace.trace_request import ANSWERS, TraceRequest
+from edgeglm.export.trace.trace_worker import trace_all
 from edgeglm.export.trace.tracer import is_cached, trace
 
 # The tracing process ignores the warnings of torch's exporter too.

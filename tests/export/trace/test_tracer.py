@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 import onnx_ir as ir
 from transformers import Glm4Config
 
-from edgeglm.export.trace.request import TraceRequest
+from edgeglm.export.trace.trace_request import TraceRequest
 from edgeglm.export.trace.tracer import is_cached, key, trace
 from tests.export.tiny import config_of
 

@@ -1,0 +1,123 @@
+"""Run the original over a calibration set, a segment at a time, and keep what the encoders take of it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
+from edgeglm.export.calibrate.histogram import least_squares
+from edgeglm.export.calibrate.observe import Observed
+from edgeglm.export.calibrate.walk import Walk
+from edgeglm.export.demo.samples import Sample, read_samples
+from edgeglm.export.prepare.types import Calibration, Opened, Prepared
+from edgeglm.export.prove.probes import Example, Passage, example_prompts
+from edgeglm.export.prove.reference import OriginalWeights
+from edgeglm.export.quantize.rounded import KEPT_BYTES
+from edgeglm.export.samples.windows import cut_windows, read_tokenizer
+
+# Read of a set: energies change by less than their own noise with more.
+SAMPLES = 32
+# With less, what a channel never showed would count as nothing.
+FEWEST = 4
+# Behind those, kept for the bundle's self-test.
+HELD_OUT = 4
+# Tokens of a window of text, and those of its end that a sensitivity compares.
+PASSAGE, COMPARED = 128, 16
+REMEDY = "write it as docs/validate.md says"
+
+
+def read_calibration(file: Path, checkpoint: Path) -> tuple[Sequence[Example], Sequence[Example]]:
+    """Return the first samples of a calibration set, or windows of a text, and a few for the bundle's self-test.
+
+    Those are the next ones, or the last where the set has no more.
+
+    Raises:
+        UsageError: It is empty, too small, or holds what is no sample; the checkpoint has no tokenizer for a text.
+    """
+    count = SAMPLES + HELD_OUT
+    found = read_screens(file, count) if file.suffix == ".jsonl" else _passages(file, checkpoint, count)
+    return found[:SAMPLES], found[SAMPLES:] or found[-HELD_OUT:]
+
+
+def _passages(file: Path, checkpoint: Path, limit: int) -> list[Passage]:
+    source = checkpoint / "tokenizer.json"
+    if not source.is_file():
+        raise UsageError(checkpoint, "has no tokenizer.json, and reads no text", "give a checkpoint that has one")
+    windows = cut_windows(read_tokenizer(source), file, PASSAGE, PASSAGE, limit)
+    answer = min(COMPARED, windows.count)
+    return [Passage(tuple(sequence), answer) for sequence in windows.sequences.tolist()]
+
+
+def read_screens(file: Path, limit: int = SAMPLES) -> list[Sample]:
+    """Return the first samples of a calibration set. Raises UsageError."""
+    try:
+        samples = list(read_samples(file, limit))
+    except DamagedFileError as error:
+        raise UsageError(error.what, error.why, error.remedy) from error
+    if len(samples) < FEWEST:
+        raise UsageError(file, f"holds {len(samples)} samples", f"calibrate with {FEWEST} or more")
+    for number, sample in enumerate(samples, start=1):
+        if not all(map(math.isfinite, sample.expected.box or ())):
+            raise UsageError(f"{file}:{number}", "has a box that is no number", REMEDY)
+    return samples
+
+
+def samples_bytes(opened: Opened, examples: Sequence[Example]) -> int:
+    """Return the memory of samples that pass through the model: pictures, patches and activations."""
+    samples = [each for each in examples if isinstance(each, Sample)]
+    if not samples:
+        return KEPT_BYTES if examples else 0
+    rows, columns = opened.probe.grid or (0, 0)
+    vision = opened.checkpoint.config.get("vision_config") or {}
+    sizes = (vision.get("patch_size", 14) ** 2, vision.get("in_channels", 3), vision.get("temporal_patch_size", 2))
+    patches: int = 4 * rows * columns * math.prod(sizes)
+    return KEPT_BYTES + sum(3 * math.prod(sample.image.size) + 2 * patches for sample in samples)
+
+
+def observe(prepared: Prepared, examples: Sequence[Example]) -> Observed:
+    """Return what every weight is multiplied by on the samples.
+
+    Raises:
+        UnsupportedError: The model takes no pictures, and the samples are screens, or the other way round.
+        UsageError: Something in the model is not finite on them.
+    """
+    sees, screens = prepared.model.vision is not None, isinstance(examples[0], Sample)
+    if screens and not sees:
+        raise UnsupportedError("--calibration", f"{prepared.request.name} takes no images", "give a text")
+    if sees and not screens:
+        raise UnsupportedError("--calibration", f"{prepared.request.name} takes images", "give samples (.jsonl)")
+    observed = Observed(OriginalWeights(replace(prepared.checkpoint, keep_pages=True)))
+    prompts = example_prompts(prepared, examples)
+    try:
+        with np.errstate(all="ignore"):  # what is not finite is said below
+            for _ in Walk(prepared, prompts, observed, {}).logits():
+                pass
+    except ValueError as error:
+        raise UsageError("--calibration", str(error), "check the model and the samples") from error
+    return observed
+
+
+def calibrate(prepared: Prepared, examples: Sequence[Example]) -> Calibration:
+    """Return what the encoders take of `observe`, whose errors it raises, and the hash of what the model was fed."""
+    observed = observe(prepared, examples)
+    ranges = {name: least_squares(seen) for name, seen in observed.histograms.items()}
+    screens = [each for each in examples if isinstance(each, Sample)]
+    return Calibration(examples_hash(examples), observed.energies(), ranges, screens)
+
+
+def examples_hash(examples: Sequence[Example]) -> str:
+    """Hash the samples that the model is fed."""
+    digest = hashlib.sha256()
+    for each in examples:
+        if isinstance(each, Passage):
+            digest.update(repr(each.tokens).encode())
+            continue
+        digest.update(f"{each.messages}\0{each.expected.response}\0{each.image.size}\0".encode())
+        digest.update(hashlib.sha256(each.image.tobytes()).digest())
+    return digest.hexdigest()

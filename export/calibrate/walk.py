@@ -1,0 +1,110 @@
+"""Prompts through the original model, segment by segment, with branches in which one part alone is rounded.
+
+Behind each part that is to be rounded a branch splits off, which has that part rounded and everything behind it
+original, and all branches pass through the rest together. So memory holds one segment's weights and, a branch, one
+hidden state a prompt; of the logits, those of one prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeglm.export.graph.assemble import decoder_stack, segments, vision_stack
+from edgeglm.export.prepare.types import Prepared
+from edgeglm.export.prove.probes import Prompt, embed, prompt_inputs, vision_inputs
+from edgeglm.export.prove.reference import Segment, Weights
+from edgeglm.export.prove.values import Values, feeds, passed_on
+from edgeglm.export.quantize.embedding import EmbeddingScheme, encode_embedding, gather
+from edgeglm.export.quantize.rounded import RoundedWeights
+from edgeglm.export.quantize.schemes import Scheme, parse_scheme
+
+ORIGINAL = ""
+Branches = dict[str, list[Values]]
+
+
+class Walk:
+    """The shared inputs of all segments: prompts, the original's weights, and the precision of each rounded part."""
+
+    def __init__(
+        self, prepared: Prepared, prompts: Sequence[Prompt], original: Weights, parts: Mapping[str, str]
+    ) -> None:
+        self.prepared, self.prompts, self.original, self.parts = prepared, prompts, original, parts
+        self.source = replace(prepared.checkpoint, keep_pages=True)
+
+    def logits(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Yield by prompt each branch and its logits, the original's first.
+
+        They are of the tokens of the answer: (answer, 1, vocabulary); of the next one without an answer.
+        """
+        probe, part = self.prepared.probe, "decoder.back"
+        branches: Branches = {ORIGINAL: [{} for _ in self.prompts]}
+        if probe.vision and probe.model.vision and all(prompt.patches is not None for prompt in self.prompts):
+            branches = {ORIGINAL: [vision_inputs(self.prepared, prompt) for prompt in self.prompts]}
+            stack = vision_stack(probe.vision, probe.model.vision)
+            branches = self._pass("vision", segments(stack, "portable"), branches)
+        *blocks, (_, back) = segments(decoder_stack(probe.decoder, probe.model.decoder), "portable")
+        branches = self._pass("decoder", blocks, self._embed(branches))
+        original = Segment(back, self.original)
+        rounded = Segment(back, self._rounded("decoder", part)) if part in self.parts else None
+        for index, prompt in enumerate(self.prompts):
+            for branch, values in branches.items():
+                yield branch, _logits(original, values[index], prompt)
+            if rounded:
+                yield part, _logits(rounded, branches[ORIGINAL][index], prompt)
+
+    def _pass(self, module: str, graphs: Iterable[tuple[str, ir.Model]], branches: Branches) -> Branches:
+        """Return all branches through segments of a module."""
+        for name, graph in graphs:
+            part, inputs = f"{module}.{name}", graph.graph.inputs
+
+            def through(segment: Segment, values: Values) -> Values:
+                return {**values, **passed_on(segment.run(feeds(inputs, values)))}  # noqa: B023
+
+            original = Segment(graph, self.original)
+            after = {branch: [through(original, each) for each in values] for branch, values in branches.items()}
+            if part in self.parts:
+                rounded = Segment(graph, self._rounded(module, part))
+                after[part] = [through(rounded, each) for each in branches[ORIGINAL]]
+            branches = after
+        return branches
+
+    def _rounded(self, module: str, part: str) -> RoundedWeights:
+        dialect = next(each.choice.dialect for each in self.prepared.modules if each.choice.name == module)
+        found = self.prepared.calibration
+        energies, ranges = (found.energies, found.ranges) if found else ({}, {})
+        return RoundedWeights(self.source, parse_scheme(self.parts[part]), dialect, energies, ranges)
+
+    def _embed(self, branches: Branches) -> Branches:
+        """Return the decoder's inputs from the pictures' features, and one more branch for a rounded table."""
+        rows = [embed(self.prepared, prompt) for prompt in self.prompts]
+        embedded = {branch: self._inputs(values, rows) for branch, values in branches.items()}
+        if "embedding" in self.parts:
+            scheme = parse_scheme(self.parts["embedding"])
+            embedded["embedding"] = self._inputs(branches[ORIGINAL], [_rounded(scheme, each) for each in rows])
+        return embedded
+
+    def _inputs(self, values: Sequence[Values], rows: Sequence[NDArray[np.float32]]) -> list[Values]:
+        features = [each.get("features") for each in values]
+        together = zip(self.prompts, features, rows, strict=True)
+        return [prompt_inputs(self.prepared, replace(prompt, features=seen), each) for prompt, seen, each in together]
+
+
+def _rounded(scheme: Scheme, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return gather(encode_embedding(_embedding(scheme), rows), np.arange(len(rows)))
+
+
+def _embedding(scheme: Scheme) -> EmbeddingScheme:
+    return scheme  # type: ignore[return-value]  # `choices` lets no other through
+
+
+def _logits(back: Segment, values: Values, prompt: Prompt) -> NDArray[np.float32]:
+    """Return the logits of the hidden states that predict the answer, each as its own prompt: (answer, 1, hidden)."""
+    hidden = values["hidden"][0]
+    last = hidden[-1 - prompt.answer : -1] if prompt.answer else hidden[-1:]
+    logits: NDArray[np.float32] = back.run({"hidden": last[:, None]})["logits"]
+    return logits

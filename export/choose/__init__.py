@@ -1,0 +1,1 @@
+"""Choices that need no weight: precision, format, size of images."""

@@ -1,0 +1,1 @@
+"""The original model, in memory or streamed layer by layer."""

@@ -1,0 +1,145 @@
+"""Greedy answers of an original that does not fit into memory: the bundle drafts them, the original corrects them.
+
+Speculative decoding. The bundle, which answers nearly alike, drafts a whole answer. The original, streamed block by
+block, says for every place of the draft in one pass which token it would have put there. Up to the first difference
+the draft is what the original answers; there the original's token is taken instead, and the bundle drafts on from it.
+What comes out are the original's own greedy answers, whatever was drafted, in passes as few as the differences in the
+answer that has most of them. (Where two tokens are equally likely to the last digit, a pass over the whole answer and
+one token after the other may round apart.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgeglm.export.demo.agent import MAX_NEW_TOKENS, Prompts
+from edgeglm.export.demo.samples import Sample
+from edgeglm.export.evaluate.original.decoder import StreamedDecoder
+from edgeglm.export.evaluate.original.tower import StreamedTower
+from edgeglm.export.model import Original
+from edgeglm.runtimes.inputs.positions import prompt_positions
+
+# What passes through the decoder's blocks together, and through the vision tower's: of AutoGLM-Phone-9B, 128 MiB and
+# 32 MiB of hidden states.
+TOKENS, PATCHES = 8_192, 5_500
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Drafter:
+    """The model that drafts answers.
+
+    Args:
+        ends: The tokens that end an answer.
+        draft: Whole answers to samples, each with the tokens that it is to begin with; the last token is one of `ends`,
+            unless the answer is as long as can be.
+    """
+
+    ends: Collection[int]
+    draft: Callable[[Sequence[Sample], Sequence[Sequence[int]]], Sequence[Sequence[int]]]
+
+
+def streamed_answers(
+    original: Original,
+    samples: Sequence[Sample],
+    drafter: Drafter,
+    show: Callable[[float], object] = lambda _: None,
+) -> list[str]:
+    """Return the answers of the original, in fp32; `show` is told which share is done."""
+    prompts, answers = Prompts.load(original.folder), dict[int, list[int]]()
+    drafts = {index: list(each) for index, each in enumerate(drafter.draft(samples, [()] * len(samples)))}
+    while drafts:
+        asked, decided = [samples[index] for index in drafts], dict[int, list[int]]()
+        drafted = (_drafted(prompts, *each) for each in zip(asked, drafts.values(), strict=True))
+        for (index, draft), likeliest in zip(drafts.items(), verdicts(original, drafted), strict=True):
+            tokens, whole = corrected(draft, likeliest, drafter.ends)
+            (answers if whole else decided)[index] = tokens
+            show(len(answers) / len(samples))
+        drafts = {}
+        if decided:
+            more = drafter.draft([samples[index] for index in decided], list(decided.values()))
+            drafts = {index: list(each) for index, each in zip(decided, more, strict=True)}
+    return list(prompts.tokenizer.batch_decode([answers[index] for index in sorted(answers)], skip_special_tokens=True))
+
+
+def corrected(draft: Sequence[int], likeliest: Sequence[int], ends: Collection[int]) -> tuple[list[int], bool]:
+    """Return what of a draft the model agrees to, with its own token at the first difference; and whether that is all.
+
+    `likeliest` are the model's tokens for each place, given the draft before it.
+    """
+    for index, (drafted, own) in enumerate(zip(draft, likeliest, strict=True)):
+        if drafted != own:
+            return [*draft[:index], own], own in ends or index + 1 == MAX_NEW_TOKENS
+    return list(draft), True
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """A prompt with the draft of its answer, n tokens: what the model gets, and what it judges.
+
+    Args:
+        tokens: Those of the prompt, and all of the draft but its last: (length).
+        is_picture: Which of them stand for a piece of the picture: (length).
+        positions: As `edgeglm.runtimes.inputs.positions.prompt_positions` gives them.
+        pixels: The picture's patches, as its processor gives them.
+        grid: Their number in time, rows and columns: (1, 3).
+        draft: (n).
+    """
+
+    tokens: NDArray[np.int64]
+    is_picture: NDArray[np.bool_]
+    positions: NDArray[np.int64]
+    pixels: Tensor
+    grid: Tensor
+    draft: NDArray[np.int64]
+
+
+def verdicts(original: Original, drafted: Iterable[Drafted]) -> Iterator[list[int]]:
+    """Yield for each draft the original's likeliest tokens, in as many passes as memory asks for."""
+    for some in _batches(drafted, lambda each: len(each.tokens), TOKENS):
+        features = list(_features(original, some))  # of all, so that the tower is gone when the decoder comes
+        decoder = StreamedDecoder(original)
+        hidden = [decoder.embed(each.tokens)[None] for each in some]
+        for states, each, found in zip(hidden, some, features, strict=True):
+            states[0, torch.from_numpy(each.is_picture)] = found
+        decoder.run(hidden, [each.positions for each in some])
+        for states, each in zip(hidden, some, strict=True):
+            yield decoder.judge(states[0, -len(each.draft) :], each.draft)[1].tolist()
+        del decoder
+
+
+def _features(original: Original, drafted: Sequence[Drafted]) -> Iterator[Tensor]:
+    tower = StreamedTower(original)
+    for some in _batches(drafted, lambda each: len(each.pixels), PATCHES):
+        found = tower.features(torch.cat([each.pixels for each in some]), torch.cat([each.grid for each in some]))
+        yield from found.split([int(each.is_picture.sum()) for each in some])
+
+
+def _drafted(prompts: Prompts, sample: Sample, draft: Sequence[int]) -> Drafted:
+    inputs: Any = prompts.encode([sample.image], [sample.messages])
+    tokens = np.concatenate([inputs["input_ids"][0].numpy(), np.array(draft[:-1], np.int64)])
+    is_picture = np.zeros(len(tokens), np.bool_)
+    is_picture[: len(inputs["input_ids"][0])] = inputs["mm_token_type_ids"][0].numpy() == 1
+    merge = prompts.processor.merge_size
+    grid = inputs["image_grid_thw"]
+    positions = prompt_positions(is_picture.tolist(), [(int(grid[0, 1]) // merge, int(grid[0, 2]) // merge)])
+    return Drafted(tokens, is_picture, positions, inputs["pixel_values"], grid, np.array(draft, np.int64))
+
+
+def _batches(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """Yield items in order, as many together as their sizes allow, or one."""
+    some: list[T] = []
+    for item in items:
+        if some and sum(map(size, some)) + size(item) > limit:
+            yield some
+            some = []
+        some.append(item)
+    if some:
+        yield some

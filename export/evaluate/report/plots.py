@@ -1,0 +1,104 @@
+"""The plots of a report as SVG to stand in a page: no network, no time, the same bytes for the same data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from edgeglm.export.evaluate.report.data import Rung
+from edgeglm.export.metric import Metric
+
+INK, MUTED, ACCENT, GRID = "#1f2328", "#6e7781", "#2f6f9f", "#d8dee4"
+COLOURS = {"pass": "#1a7f37", "fail": "#cf222e", "unclear": "#9a6700"}
+WIDTH = 7.2  # inches
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": INK,
+}
+
+
+def drops(metrics: Sequence[Metric]) -> str:
+    """Return each metric's drop with its interval, as a share of what is allowed, which is the line at 1."""
+    shown = [metric for metric in metrics if metric.samples and metric.limit]
+
+    def draw(axes: Axes) -> None:
+        for row, metric in enumerate(shown):
+            low, drop, high = (value / metric.limit for value in (metric.low, metric.drop, metric.high))
+            colour = COLOURS[metric.verdict]
+            axes.plot([low, high], [row, row], color=colour, linewidth=6, alpha=0.3, solid_capstyle="round")
+            axes.plot([drop], [row], "o", color=colour, markersize=6)
+        axes.axvline(0, color=GRID, linewidth=1, zorder=0)
+        axes.axvline(1, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+        axes.set_xlabel("drop as a share of the limit: the dot was measured, the bar holds it with 95%")
+        _rows(axes, [metric.name.replace("_", " ") for metric in shown])
+        left, right = axes.get_xlim()
+        axes.set_xlim(min(left, -0.1), max(right, 1.15))
+
+    return _svg("drops", 0.9 + 0.42 * len(shown), draw)
+
+
+def sensitivity(divergences: Mapping[str, float]) -> str:
+    """Return a bar for each part of a module."""
+
+    def draw(axes: Axes) -> None:
+        axes.barh(range(len(divergences)), list(divergences.values()), color=ACCENT, height=0.7)
+        axes.set_xlabel("KL divergence of the output when this part alone is quantized, nats a token")
+        _rows(axes, list(divergences))
+
+    return _svg("sensitivity", 0.8 + 0.24 * len(divergences), draw)
+
+
+def ladder(rungs: Sequence[Rung]) -> str:
+    """Plot size against loss: a numbered dot for each rung that was measured."""
+
+    def draw(axes: Axes) -> None:
+        for number, rung in enumerate(rungs, start=1):
+            if rung.refused is not None:
+                continue
+            size, colour = rung.nbytes / 2**20, COLOURS["pass" if rung.passed else "fail"]
+            axes.plot([size], [rung.worst], "o", color=colour, markersize=7)
+            axes.annotate(f"{number}", (size, rung.worst), (6, 5), textcoords="offset points", color=INK)
+        axes.axhline(1, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+        axes.grid(color=GRID, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.margins(0.12, 0.18)
+        axes.set_xlabel("size of the bundle, MiB")
+        axes.set_ylabel("worst drop / limit")
+
+    return _svg("ladder", 3.4, draw)
+
+
+def _rows(axes: Axes, labels: Sequence[str]) -> None:
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.tick_params(length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def _svg(name: str, height: float, draw: Callable[[Axes], None]) -> str:
+    # The salt makes the ids of elements, which must differ between the plots of a page.
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": f"edgeglm {name}"}):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        draw(axes)
+        out = StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+    text = out.getvalue()
+    return text[text.index("<svg") :]

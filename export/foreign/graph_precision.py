@@ -1,0 +1,112 @@
+"""A whole graph in another precision, by ONNX Runtime's own tools.
+
+They take a multiple of the weights, keep it, and log to stderr, so a worker runs them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edgeglm.devices.profile import Engine
+from edgeglm.errors import UnsupportedError
+from edgeglm.worker import Crashed, Worker, serve
+
+# What TensorRT fuses with its neighbours' steps.
+TENSORRT_OPERATORS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
+# Where one of these stands, QNN leaves signed weights to the CPU.
+WANT_UNSIGNED_WEIGHTS = {"LayerNormalization", "RMSNormalization", "Gelu"}
+# Sums that fp16 overflows stay in fp32.
+WIDE = ["LayerNormalization", "RMSNormalization", "InstanceNormalization", "GroupNormalization", "Softmax"]
+CONVERTER = Worker(
+    "edgeglm.export.foreign.graph_precision", type(None), "the converter", "free memory, or export it in fp32"
+)
+
+
+class Task(msgspec.Struct, frozen=True):
+    """A graph to write to `output`, for INT8 by the samples in a folder, ``0.npz`` and so on, for an engine."""
+
+    precision: Literal["fp16", "int8"]
+    graph: str
+    samples: str
+    engine: Engine
+    output: str
+
+
+def convert(task: Task) -> None:
+    """Write the graph in the other precision.
+
+    Raises:
+        BudgetError: The process was killed, most likely for its memory.
+        UnsupportedError: The tool cannot do it.
+    """
+    try:
+        CONVERTER.run(task, task.precision)
+    except Crashed as error:
+        raise UnsupportedError(task.precision, f"ONNX Runtime cannot do it: {error}", "export it in fp32") from error
+
+
+class Samples:
+    """The quantizer's reader: one sample after the other, none of them kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files = iter(sorted(folder.glob("*.npz"), key=lambda path: int(path.stem)))
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        """Return the next sample, None after the last."""
+        file = next(self.files, None)
+        if file is None:
+            return None
+        with np.load(file) as archive:
+            return {name: archive[name] for name in archive.files}
+
+
+def _narrow(task: Task) -> None:
+    from onnxruntime.transformers import float16
+
+    blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *WIDE]
+    # Inputs and outputs keep their types, so that whoever feeds the original can feed it.
+    onnx.save(
+        float16.convert_float_to_float16(onnx.load(task.graph), keep_io_types=True, op_block_list=blocked), task.output
+    )
+
+
+def _quantize(task: Task) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize, quantize_static
+    from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(Samples, CalibrationDataReader):  # type: ignore[misc]
+        pass
+
+    prepared, reader = Path(task.output).with_suffix(".prepared.onnx"), Reader(Path(task.samples))
+    # Folds what is constant; for another engine the graph has the forms that it takes, and is left in them.
+    quant_pre_process(task.graph, prepared, skip_symbolic_shape=True, skip_optimization=task.engine != "ort")
+    if task.engine == "qnn":
+        operators = {node.op_type for node in onnx.load(prepared, load_external_data=False).graph.node}
+        weights = QuantType.QUInt8 if operators & WANT_UNSIGNED_WEIGHTS else QuantType.QInt8
+        quantize(prepared, task.output, get_qnn_qdq_config(prepared, reader, weight_type=weights))
+        return
+    # TensorRT takes signed symmetric steps only, and no quantized bias.
+    tensorrt = task.engine == "tensorrt"
+    quantize_static(
+        prepared,
+        task.output,
+        reader,
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=TENSORRT_OPERATORS if tensorrt else None,
+        per_channel=True,
+        activation_type=QuantType.QInt8 if tensorrt else QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        extra_options={"ActivationSymmetric": tensorrt, "WeightSymmetric": True, "QuantizeBias": not tensorrt},
+    )
+
+
+def main() -> int:
+    """Convert in this process."""
+    return serve(Task, lambda task, show: {"fp16": _narrow, "int8": _quantize}[task.precision](task))

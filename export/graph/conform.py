@@ -1,0 +1,144 @@
+"""Fit a graph to the engine of a device: check it, fix what can be fixed, and refuse the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass, ShapeInferencePass
+
+from edgeglm.devices.operator_table import Table, table_for
+from edgeglm.devices.profile import Engine, Limits, Profile
+from edgeglm.errors import UnsupportedError
+from edgeglm.export.graph.check import WHOLE, Violation, check
+from edgeglm.export.graph.fix import decompose_gelu, decompose_norms, fuse_gelu, fuse_norms
+from edgeglm.export.graph.fix.patch_matmul import PatchMatMul
+from edgeglm.export.graph.fix.reduce_rank import ReduceRank
+from edgeglm.export.graph.fix.static_shapes import StaticShapes
+from edgeglm.export.graph.passes.merge_reshapes import MergeReshapes
+
+Shapes = Mapping[str, tuple[int, ...]]
+# Gives the fixed graph, or None where it finds nothing to fix.
+Fix = Callable[[ir.Model], ir.Model | None]
+
+
+def fit(
+    model: ir.Model, profile: Profile, engine: Engine, name: str, shapes: Shapes | None = None
+) -> tuple[ir.Model, tuple[Violation, ...]]:
+    """Return the graph as the engine takes it on the device, and what was fixed; itself, where nothing had to be.
+
+    Args:
+        model: The graph; its weights need not be there, and then what would need them is not fixed.
+        profile: The device.
+        engine: Which of its engines.
+        name: What messages call the graph.
+        shapes: Sizes of its inputs, for a device that takes no others.
+
+    Raises:
+        UnsupportedError: A node cannot be fixed; a line for each.
+    """
+    table = table_for(profile, engine)
+    if table is None:
+        return model, ()
+    limits = _limits(profile, engine)
+    model, applied = _preferred(model, engine)
+    violations = check(model, table, limits)
+    if violations:
+        model = model.clone()
+        NameFixPass()(model)  # by which a violation is known again
+        violations = check(model, table, limits)
+    if final := [each for each in violations if each.is_final]:
+        raise refusal(name, profile, final)
+    for label, fix in _fixes(table, shapes or {}):
+        fixed = fix(model.clone()) if violations else None
+        left = check(fixed, table, limits) if fixed else violations
+        if fixed and len(left) < len(violations):
+            applied += [violation.fixed(label) for violation in violations if violation not in left]
+            model, violations = fixed, left
+    if violations:
+        raise refusal(name, profile, violations)
+    return model, tuple(applied)
+
+
+def refuse_final(model: ir.Model, profile: Profile, engine: Engine, name: str) -> None:
+    """Raise UnsupportedError for what neither a fix nor samples can mend; the arguments are those of `fit`."""
+    table = table_for(profile, engine)
+    found = check(model, table, _limits(profile, engine)) if table else []
+    if final := [each for each in found if each.is_final]:
+        raise refusal(name, profile, final)
+
+
+def _limits(profile: Profile, engine: Engine) -> Limits | None:
+    """Return the board's limits, which are those of its first engine."""
+    return profile.limits if engine == profile.engines.value[0] else None
+
+
+def refusal(name: str, profile: Profile, violations: Sequence[Violation]) -> UnsupportedError:
+    """Return the error for what cannot be fixed: the first violation, and a line for each of the others."""
+    first, *more = [UnsupportedError(f"{name} on {profile.name}", f"{each}", each.remedy) for each in violations]
+    return UnsupportedError(first.what, first.why, first.remedy, more)
+
+
+def _preferred(model: ir.Model, engine: Engine) -> tuple[ir.Model, list[Violation]]:
+    """Replace forms that an engine takes and computes wrong, which are no violation of any node."""
+    fixed = _with(fuse_norms.FuseNorms(), fuse_norms.RMS_NORM_OPSET)(model.clone()) if engine == "qnn" else None
+    if fixed is None:
+        return model, []
+    why = "the NPU computes some norms that are not one operator wrong, without an error"
+    return fixed, [Violation("norms", WHOLE, "decomposed", why, fix="one operator each")]
+
+
+def _fixes(table: Table, shapes: Shapes) -> Iterator[tuple[str, Fix]]:
+    """Yield the fixes in the order in which they are tried; a fix that removes no violation is discarded."""
+    yield "the sizes of the samples", _with(StaticShapes(shapes))
+    yield "patches times a matrix", _with(PatchMatMul())
+    yield "GELU as one operator", _with(fuse_gelu.FuseGelu(), fuse_gelu.OPSET)
+    yield "GELU decomposed", _with(decompose_gelu.DecomposeGelu())
+    yield "norms as one operator", _with(fuse_norms.FuseNorms(), fuse_norms.RMS_NORM_OPSET)
+    yield "norms decomposed", _with(decompose_norms.DecomposeNorms())
+    if table.max_rank:
+        yield "fewer dimensions", _with(ReduceRank(table.max_rank.value), then=MergeReshapes())
+    if table.opset:
+        for opset in reversed(table.opset.value):
+            yield f"opset {opset}", _to_opset(opset)
+
+
+def _with(fix: ir.passes.PassBase, opset: int = 0, then: ir.passes.PassBase | None = None) -> Fix:
+    """Return a pass, in a graph of at least an opset where it can be had, and what tidies up behind it."""
+
+    def apply(model: ir.Model) -> ir.Model | None:
+        if model.graph.opset_imports.get("", opset) < opset:
+            model = _to_opset(opset)(model) or model
+        if not fix(model).modified:
+            return None
+        NameFixPass()(model)
+        _infer(model)
+        if then:
+            then(model)
+        return model
+
+    return apply
+
+
+def _to_opset(opset: int) -> Fix:
+    """Return the graph in another opset, as far as ONNX's converter knows the way, and all weights are there."""
+
+    def convert(model: ir.Model) -> ir.Model | None:
+        if model.graph.opset_imports.get("", opset) == opset:
+            return None
+        try:
+            proto = onnx.version_converter.convert_version(ir.to_proto(model), opset)
+        except Exception:
+            return None
+        converted = ir.from_proto(proto)
+        _infer(converted)
+        return converted
+
+    return convert
+
+
+def _infer(model: ir.Model) -> None:
+    """Infer shapes and types of new values if all weights are there; else the check does not see them."""
+    if all(value.const_value is not None for value in model.graph.initializers.values()):
+        ShapeInferencePass()(model)

@@ -1,0 +1,1 @@
+"""Memory and sizes before an export begins."""

@@ -1,0 +1,1 @@
+"""Prepare: all of a bundle but its bytes, from headers alone."""

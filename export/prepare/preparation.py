@@ -1,0 +1,225 @@
+"""Prepare everything that needs no weight: choices, traces and layouts, so that all sizes are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from edgeglm import manifest
+from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
+from edgeglm.export.chat.compare import compare
+from edgeglm.export.checkpoint.adapter import open_checkpoint
+from edgeglm.export.checkpoint.files import shown
+from edgeglm.export.checkpoint.generation import KNOWN, SILENT, read_generation
+from edgeglm.export.checkpoint.processor import read_processor
+from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.checkpoint.sidecar_keys import unheard
+from edgeglm.export.checkpoint.sidecars import open_chat, picture_note
+from edgeglm.export.choose.device_limits import check_limits
+from edgeglm.export.choose.formats import with_formats
+from edgeglm.export.choose.picture import Picture, choose_picture
+from edgeglm.export.choose.precision import choose, npu_note
+from edgeglm.export.families import FAMILIES
+from edgeglm.export.families.keys import unknown_keys
+from edgeglm.export.families.rope import USUAL, read_positions
+from edgeglm.export.graph.assemble import check_weights
+from edgeglm.export.model import Choice, Dialect, Grid, ImageProcessor
+from edgeglm.export.prepare.demo_assets import demo_assets
+from edgeglm.export.prepare.header_checks import check_counts
+from edgeglm.export.prepare.module import TRACED, is_position, prepare_module
+from edgeglm.export.prepare.release import released
+from edgeglm.export.prepare.types import (
+    Calibration,
+    Opened,
+    Prepared,
+    PreparedModule,
+    Request,
+)
+from edgeglm.export.quantize.schemes import parse_scheme
+from edgeglm.export.trace.trace_request import TraceRequest
+from edgeglm.export.trace.tracer import Traced, trace
+from edgeglm.export.write.pyz import build_pyz
+from edgeglm.runtimes.text.sidecars import Sidecars
+from edgeglm.runtimes.text.templates import named_templates
+
+# What a device needs beside the weights, where the checkpoint has it.
+SIDECARS = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
+    "preprocessor_config.json", "processor_config.json", "generation_config.json",
+)  # fmt: skip
+# Rotary tables inside a graph have a row for each position, so a context without bound would be a file without bound.
+MAX_CONTEXT = 32768
+# The most patches that the original is computed for.
+PROBE_PATCHES = 1024
+STATIC = "int8-static"
+# Engines whose vision modules are graphs over one file of weights, so that there may be several.
+SHAPED = ("ort", "tensorrt")
+RUNNER = "run.pyz"
+# Of a config, how many keys that say nothing a note names.
+MAX_KEYS = 12
+
+
+def open_export(request: Request, *, headers_only: bool = False) -> Opened:
+    """Read the checkpoint's headers and choose; what cannot be exported is refused here, if headers show it.
+
+    Raises:
+        UsageError, UnsupportedError, DamagedFileError: Of the checkpoint or the options, in a line.
+    """
+    checkpoint = open_checkpoint(request.folder, request.adapter, headers_only=headers_only)
+    checkpoint.check_architecture(FAMILIES)
+    _check_config(checkpoint)
+    check_counts(checkpoint)
+    vision = checkpoint.config.get("vision_config")
+    names: tuple[manifest.ModuleName, ...] = (
+        ("embedding", "decoder") if vision is None else ("embedding", "vision", "decoder")
+    )
+    choices = tuple(choose(request.profile, request.precision, names).values())
+    for choice in choices:
+        for precision in sorted(choice.precisions):
+            parse_scheme(precision)
+            if precision == STATIC and choice.dialect != "ort":
+                why = f"{STATIC} is made for the CPU, and {request.profile.name} has {choice.name} elsewhere"
+                raise UnsupportedError(f"--precision {request.precision}", why, "choose int8")
+    check_limits(choices, request.profile)
+    choices = with_formats(choices, request.profile, request.format, checkpoint.tensors.values())
+    context, config = _context(request, checkpoint), checkpoint.config_json
+    if vision is None and request.image_sizes:
+        raise UsageError("--image-size", "the model takes no images", "leave it out")
+    processor, notes, pictures = None, [*checkpoint.notes, *_unknown(checkpoint), *unheard(checkpoint)], list[Picture]()
+    if vision is not None:
+        processor, said = read_processor(checkpoint, vision)
+        pictures = _pictures(request, vision, processor, context)
+        notes += [*said, *(picture.note for picture in pictures if picture.note)]
+    grid, *more = dict.fromkeys(picture.grid for picture in pictures) if pictures else [None]
+    kinds = sorted({(choice.dialect, choice.half) for choice in choices if choice.engine})
+    requests = {
+        (dialect, half): TraceRequest(config, TRACED.get(dialect, dialect), context, grid, half)
+        for dialect, half in kinds
+    }
+    whole = any(choice.name == "vision" and choice.engine == "litert" for choice in choices)
+    probe = TraceRequest(config, "portable", context, grid if whole else _probe_grid(grid))
+    generation, told = _talk(checkpoint, context)
+    notes += [*told, *(note for choice in choices if (note := npu_note(choice, request.precision)))]
+    shapes = tuple(_shape(choices, requests, probe, grid) for grid in more if grid)
+    return Opened(request, checkpoint, choices, context, requests, probe, processor, generation, tuple(notes), shapes)
+
+
+@released
+def _talk(checkpoint: Checkpoint, context: int) -> tuple[manifest.Generation, list[str]]:
+    """Open tokenizer and chat template, and compare prompts; returns how answers are generated, and notes.
+
+    Raises:
+        UnsupportedError, DamagedFileError: No prompt can be made of them, or one has other tokens than in transformers.
+    """
+    chat, notes = open_chat(checkpoint), list[str]()
+    if chat is None:
+        notes.append(f"{checkpoint.folder} has no tokenizer.json: its bundle can be measured, but takes no text")
+    elif chat.template is None:
+        notes.append(f"{checkpoint.folder} has no chat template: its bundle completes a text, and does not converse")
+    else:
+        sees = checkpoint.config.get("vision_config") is not None
+        notes += filter(None, [picture_note(chat, checkpoint), compare(chat, sees=sees)])
+    generation, said = read_generation(checkpoint, context, chat.tokenizer if chat else None)
+    return generation, [*notes, *said]
+
+
+def prepare(opened: Opened, calibration: Calibration | None = None) -> Prepared:
+    """Trace the blocks and lay every module out; no weight is read.
+
+    With a calibration, weights will be encoded by it.
+
+    Raises:
+        UnsupportedError, DamagedFileError: The model cannot be traced, or its weights are not those it needs.
+    """
+    checkpoint = opened.checkpoint
+    found = dict(zip(opened.traces, trace(opened.traces), strict=True))
+    traced = {kind: found[request] for kind, request in opened.requests.items()}
+    shapes, profile = [found[request] for request, _ in opened.shapes], opened.request.profile
+    modules = tuple(
+        prepare_module(choice, profile, traced, checkpoint, calibration, shapes if choice.name == "vision" else ())
+        for choice in opened.choices
+    )
+    for module in modules:
+        check_weights([job.stored for job in module.jobs if not is_position(job.stored)], checkpoint)
+    names = [*SIDECARS, *named_templates(checkpoint.folder)]
+    sidecars = {f"tokenizer/{name}": data for name in names if (data := _sidecar(checkpoint, name)) is not None}
+    sidecars[RUNNER] = build_pyz()
+    sidecars |= demo_assets(opened)
+    model, probe, *probes = (
+        next(iter(traced.values())).model,
+        *(_with_half(request, found) for request in opened.probes),
+    )
+    return Prepared(opened, model, probe, modules, sidecars, calibration, tuple(probes))
+
+
+def _with_half(probe: TraceRequest, found: Mapping[TraceRequest, Traced]) -> Traced:
+    return replace(found[probe], half=found.get(replace(probe, half=True)))
+
+
+def probe_module(prepared: Prepared, precision: str, calibration: Calibration) -> PreparedModule:
+    """Return the NPU's module in another precision, at the grid of the probe's pictures."""
+    choice = next(module.choice for module in prepared.modules if module.choice.placement == "npu")
+    choice = replace(choice, precision=precision)
+    traced = {(choice.dialect, choice.half): prepared.probe}
+    return prepare_module(choice, prepared.request.profile, traced, prepared.checkpoint, calibration)
+
+
+def _probe_grid(grid: Grid | None) -> Grid | None:
+    """Return the probe's grid: a corner of a large picture shows what its weights lost."""
+    if grid is None or grid[0] * grid[1] <= PROBE_PATCHES:
+        return grid
+    return min(grid[0], 16), min(grid[1], 16)
+
+
+def _unknown(checkpoint: Checkpoint) -> Iterator[str]:
+    """Yield notes on the keys of config.json that are not honoured."""
+    if unknown := unknown_keys(checkpoint.config, KNOWN | SILENT):
+        names, more = ", ".join(map(shown, unknown[:MAX_KEYS])), len(unknown) - MAX_KEYS
+        names += f" and {more} more" if more > 0 else ""
+        yield f"config.json: transformers' class for the model does not know {names}, and neither does edgeglm"
+
+
+def _check_config(checkpoint: Checkpoint) -> None:
+    for part in ("text_config", "vision_config"):
+        if not isinstance(checkpoint.config.get(part, {}), dict):
+            raise DamagedFileError(checkpoint.folder / "config.json", f"its {part} is no object", "download it again")
+
+
+def _pictures(request: Request, vision: Mapping[str, Any], processor: ImageProcessor, context: int) -> list[Picture]:
+    """Return a picture for each size that was asked for; else the usual one."""
+    limit, pictures = request.profile.limits.image_pixels, []
+    for asked in request.image_sizes or [None]:
+        picture = choose_picture(vision, processor, limit.value if limit else None, asked)
+        if asked and picture.tokens >= context:
+            why = f"takes {picture.tokens} tokens, and a conversation has {context}"
+            raise UnsupportedError(f"--image-size {asked[0]}x{asked[1]}", why, "give a smaller size")
+        pictures.append(picture)
+    return pictures
+
+
+def _shape(
+    choices: Sequence[Choice], requests: Mapping[tuple[Dialect, bool], TraceRequest], probe: TraceRequest, grid: Grid
+) -> tuple[TraceRequest, TraceRequest]:
+    """Return the vision module's trace and the original's for a further grid. Raises UnsupportedError."""
+    choice = next(choice for choice in choices if choice.name == "vision")
+    if choice.engine not in SHAPED:
+        why = "a module that a compiler or a converter makes takes one image size"
+        raise UnsupportedError("--image-size", why, "give it once, or vision=fp16 or another precision of the CPU")
+    traced = requests[choice.dialect, choice.half]
+    return replace(traced, grid=grid), replace(probe, grid=_probe_grid(grid))
+
+
+def _context(request: Request, checkpoint: Checkpoint) -> int:
+    text = checkpoint.config.get("text_config", checkpoint.config)
+    positions = read_positions(text, checkpoint.folder / "config.json", USUAL.get(checkpoint.architecture))
+    if request.context is not None and request.context > positions.most:
+        why = f"the model has {positions.most} positions"
+        if positions.varying:
+            why += f", beyond which its {positions.varying} rotary embedding turns with the prompt's length"
+        raise UnsupportedError(f"--context {request.context}", why, f"give at most {positions.most}")
+    return request.context or min(positions.most, MAX_CONTEXT)
+
+
+def _sidecar(checkpoint: Checkpoint, name: str) -> bytes | None:
+    return Sidecars(checkpoint.folder).bytes(name)

@@ -1,0 +1,37 @@
+"""An emitted ONNX file in ONNX Runtime: run where it is small, and always opened once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgeglm.runtimes.engines.ort.options import session_options
+
+
+def run_file(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Run an ONNX file with its weights beside it; outputs by name."""
+    session = _session(path, _options(path))
+    names = [value.name for value in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
+def check_loads(path: Path) -> None:
+    """Let the engine read the whole graph, its types, shapes and weights, without copying a weight."""
+    options = _options(path)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    _session(path, options)
+
+
+def _options(path: Path) -> onnxruntime.SessionOptions:
+    options = session_options(path)
+    options.enable_cpu_mem_arena = False
+    return options
+
+
+def _session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,1 @@
+"""Modules that need a vendor's compiler or another file format, one folder each."""

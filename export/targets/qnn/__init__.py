@@ -1,0 +1,1 @@
+"""QNN: compilation and proof of modules for a Qualcomm NPU."""

@@ -1,0 +1,1 @@
+"""The runner: from a prompt to tokens, one phase at a time."""

@@ -1,0 +1,104 @@
+"""A prompt as the decoder takes it: tokens with the pictures that some of them stand for, and how much is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeglm.errors import UnsupportedError, UsageError
+from edgeglm.manifest import Model, Vision
+from edgeglm.runtimes.inputs.image import Source, hash_picture, merged_grid, nearest_shape, picture_size
+from edgeglm.runtimes.inputs.positions import picture_spans, prompt_positions
+from edgeglm.runtimes.text.chat import Chat
+from edgeglm.runtimes.text.messages import Message, normalize, parts, pictures, texts
+
+Key = int | bytes  # a token, or the hash of the picture that it is a piece of
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, the shape that it is brought to, the hash of its bytes, and its tokens' place in the prompt."""
+
+    source: Source
+    vision: Vision
+    digest: bytes
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as the decoder takes it; positions are (axes, 1, length)."""
+
+    tokens: list[int]
+    pictures: list[Picture]
+    positions: NDArray[np.int64]
+
+    def keys(self) -> list[Key]:
+        """Return what a decoder's state depends on, token by token: equal keys have equal states."""
+        keys: list[Key] = list(self.tokens)
+        for picture in self.pictures:
+            keys[picture.start : picture.stop] = [picture.digest] * (picture.stop - picture.start)
+        return keys
+
+
+def read_prompt(chat: Chat, model: Model, messages: Sequence[Message], shapes: Sequence[Vision] = ()) -> Prompt:
+    """Encode a conversation that is to be answered, with its pictures.
+
+    Args:
+        chat: Of the model.
+        model: Of the bundle.
+        messages: In any form that `edgeglm.runtimes.text.messages.normalize` knows.
+        shapes: What a picture may be brought to; the model's own shape if there is none.
+
+    Raises:
+        UsageError: A picture cannot be read, or nothing is asked.
+        UnsupportedError: The model sees no pictures.
+    """
+    said = normalize(messages)
+    if not said or not _has_content(said[-1]):
+        raise UsageError("the prompt", "is empty", "say what to do")
+    words = texts([*said])
+    if not all(map(_is_unicode, words)):
+        raise UsageError("the prompt", "is not UTF-8", "check the terminal's locale")
+    sources, vision = pictures(said), model.vision
+    if sources and not vision:
+        raise UnsupportedError(model.name, "takes no images", "leave the image out")
+    if any(chat.image_token and chat.image_token in text for text in words):
+        raise UsageError("the prompt", "holds the image token", "take it out of the text")
+    visions = [_shape(source, shapes or [vision]) for source in sources] if vision else []
+    tokens = chat.encode(said, grids=[each.grid for each in visions])
+    if tokens and max(tokens) >= model.vocabulary:
+        why = f"gives token {max(tokens)}, and the model knows {model.vocabulary}"
+        raise UnsupportedError(chat.bounded.file, why, "export a checkpoint whose files belong together")
+    is_image = [bool(vision) and token == vision.image_token_id for token in tokens]  # type: ignore[union-attr]
+    grids, spans = [merged_grid(each) for each in visions], picture_spans(is_image)
+    if [stop - start for start, stop in spans] != [rows * columns for rows, columns in grids]:
+        why = f"has {len(spans)} places for {len(sources)} images"
+        raise UnsupportedError("the prompt", why, "give each message as many images as its chat template takes")
+    positions = prompt_positions(is_image, grids if model.rope.mrope_sections else None)
+    places = zip(sources, visions, spans, strict=True)
+    found = [Picture(source, shape, hash_picture(source), *span) for source, shape, span in places]
+    return Prompt(tokens, found, positions)
+
+
+def shared_length(known: Sequence[Key], wanted: Sequence[Key]) -> int:
+    """Return how many keys both begin with; one of those wanted is always left, to compute logits from."""
+    pairs = zip(known, wanted[:-1], strict=False)
+    return next((index for index, (left, right) in enumerate(pairs) if left != right), min(len(known), len(wanted) - 1))
+
+
+def _shape(source: Source, shapes: Sequence[Vision]) -> Vision:
+    return shapes[0] if len(shapes) == 1 else nearest_shape(*picture_size(source), shapes)
+
+
+def _has_content(last: Message) -> bool:
+    return any(part.get("text", "").strip() for part in parts(last))
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether it has no byte of the command line that could not be decoded."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -1,0 +1,330 @@
+"""Runs a bundle: a module is loaded when its phase comes and released after it, and every phase says what it took."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeglm.actions import Action, parse_action
+from edgeglm.bundle import Bundle, load_bundle, verify_bundle
+from edgeglm.errors import DamagedFileError
+from edgeglm.manifest import Module, ModuleName
+from edgeglm.memory import Phase, PhaseLog, current_rss, peak_rss
+from edgeglm.runtimes.core.embedding import EmbeddingRows
+from edgeglm.runtimes.core.generate import generate
+from edgeglm.runtimes.core.heap import bound_heap, trim
+from edgeglm.runtimes.core.prompt import Key, Picture, Prompt, read_prompt, shared_length
+from edgeglm.runtimes.core.sampling import Sampler, Sampling
+from edgeglm.runtimes.core.session import DecoderSession, EncoderSession
+from edgeglm.runtimes.core.sessions import engine_of, note_of, open_decoder, open_encoder, open_ort_decoder
+from edgeglm.runtimes.core.window import Window
+from edgeglm.runtimes.engines.ort.weights import prepacked
+from edgeglm.runtimes.inputs.image import open_picture, picture_bytes, picture_name, squeezed, to_patches
+from edgeglm.runtimes.inputs.positions import Grid
+from edgeglm.runtimes.text.chat import Chat
+from edgeglm.runtimes.text.messages import Message
+
+Session = TypeVar("Session", EncoderSession, DecoderSession)
+
+
+@dataclass
+class Loaded:
+    """A module's stay in memory: the bytes of its files, and milliseconds since the runner's start.
+
+    ``note`` is what there is to say of where it ran.
+    """
+
+    name: str
+    engine: str
+    bytes: int
+    loaded: float
+    unloaded: float | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and its cost; times are in milliseconds, sizes in bytes.
+
+    ``prefilled_tokens`` are those of the prompt that an earlier request had not left in the decoder. ``modules`` are
+    those that were in memory at any time of the request. ``finish_reason`` is ``length`` where the answer was cut off.
+    ``notes`` say what became of the pictures that the user may not expect.
+    """
+
+    text: str
+    action: Action | None
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    prefilled_tokens: int
+    generated_tokens: int
+    time_to_first_token_ms: float
+    decode_tokens_per_second: float
+    peak_rss_bytes: int
+    state_bytes: int
+    phases: list[Phase]
+    modules: list[Loaded]
+    notes: list[str]
+
+
+class Runner:
+    """A bundle that is ready to answer, one request after the other; a context manager.
+
+    The decoder stays loaded between requests, with the keys and values of the last one: a prompt that begins in the
+    same way is prefilled from where it differs.
+
+    Args:
+        folder: The bundle.
+        threads: Of the engine, at most one a core, for more only disturb each other; all cores if None.
+        context: The most tokens of prompt and answer; the bundle's if None.
+        max_ram: The budget in bytes. The decoder makes room for a later picture, and forgets its state.
+        low_rss: Take packed weights from a file whose pages the kernel may drop, made on first use.
+
+    Attributes:
+        resources: What is to be undone when the runner closes: last in, first out, each once, and an error in one keeps
+            no other from being undone.
+
+    Raises:
+        UsageError, DamagedFileError, UnsupportedError: The folder is no bundle that can be run here.
+        BudgetError: The context is more than the bundle's, or than the budget has room for.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        threads: int | None = None,
+        *,
+        context: int | None = None,
+        max_ram: int | None = None,
+        low_rss: bool = False,
+    ) -> None:
+        self._start, self._log = time.perf_counter(), PhaseLog()
+        bound_heap()
+        self.threads = min(threads, os.cpu_count() or 1) if threads else len(os.sched_getaffinity(0))
+        self.max_ram, self.low_rss = max_ram, low_rss
+        self.resources = ExitStack()
+        self._modules: list[Loaded] = []
+        self._decoder: DecoderSession | None = None
+        self._decoder_stay = ExitStack()
+        self._known: list[Key] = []  # what the decoder's state holds
+        self._fresh = True
+        with self._log.phase("start"):
+            self.bundle: Bundle = load_bundle(folder)
+            verify_bundle(self.bundle)
+            self.model = self.bundle.manifest.model
+            self.window = Window(self.bundle.manifest, context, max_ram)
+            self.chat = Chat.of_bundle(self.bundle)
+            self.rows = EmbeddingRows(self.bundle)
+            self.bundle.check("tokenizer")  # which is read by now
+        self.resources.callback(self._release_decoder)
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release everything; a second time does nothing."""
+        self.resources.close()
+
+    def prompt(self, messages: Sequence[Message]) -> Prompt:
+        """Return the prompt that a conversation is. Raises as `answer`."""
+        return read_prompt(self.chat, self.model, messages, self.bundle.shapes)
+
+    def answer(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling | Sampler | None = None,
+        seed: int = 0,
+        show: Callable[[str], object] = lambda _: None,
+    ) -> Answer:
+        """Answer a conversation, in the forms that `edgeglm.runtimes.text.messages.normalize` knows.
+
+        Args:
+            messages: Text, and pictures by their paths, as data URLs or as bytes.
+            max_new_tokens: Of the answer.
+            sampling: How tokens are chosen, or what chooses them; as the bundle says if None.
+            seed: Of the sampling.
+            show: Gets the text as it is generated.
+
+        Raises:
+            UsageError: A picture cannot be read, or nothing is asked.
+            UnsupportedError: The model sees no pictures.
+            BudgetError: Prompt and answer are longer than the context, or a picture takes more than is left.
+            DamagedFileError: A file of the bundle is another by now.
+        """
+        self._begin()
+        prompt = self.prompt(messages)
+        capacity = self.window.capacity(len(prompt.tokens), max_new_tokens)
+        keys = prompt.keys()
+        if self.max_ram is not None and self._unseen(prompt, shared_length(self._known, keys)):
+            self._release_decoder()
+        shared = shared_length(self._known, keys)
+        hidden = self._embed(prompt, shared)
+        decoder = self._prepare(capacity, shared)
+        if not isinstance(sampling, Sampler):
+            sampling = Sampler(sampling or Sampling.of(self.bundle.manifest.generation), seed)
+        try:
+            return self._generate(decoder, prompt, hidden, sampling, max_new_tokens, show)
+        except DamagedFileError:
+            keys = []  # what the state was computed from is gone
+            self._generated.clear()
+            raise
+        finally:
+            self._known = (keys + self._generated)[: decoder.length]
+
+    def _begin(self) -> None:
+        """Begin the log of a request; that of the first one begins with the start of the runner."""
+        if not self._fresh:
+            self._log = PhaseLog()
+        self._fresh = False
+        self._modules = [module for module in self._modules if module.unloaded is None]
+        self._generated: list[Key] = []
+        self._notes: list[str] = []
+
+    def _unseen(self, prompt: Prompt, shared: int) -> list[Picture]:
+        """Return the pictures of which the decoder's state lacks a piece."""
+        return [picture for picture in prompt.pictures if picture.stop > shared]
+
+    def _embed(self, prompt: Prompt, shared: int) -> NDArray[np.float32]:
+        """Return the embeddings of what follows the shared tokens: (n, hidden)."""
+        hidden, unseen = self.rows.gather(prompt.tokens[shared:]), self._unseen(prompt, shared)
+        for picture, features in zip(unseen, self._features(unseen), strict=True):
+            start = max(picture.start, shared)
+            hidden[start - shared : picture.stop - shared] = features[start - picture.start :]
+        return hidden
+
+    def _features(self, pictures: Sequence[Picture]) -> list[NDArray[np.float32]]:
+        """Return the features of each picture, (tokens, hidden); the vision module is loaded only meanwhile."""
+        if not pictures:
+            return []
+        with self._log.phase("read image"):  # first: one that cannot be decoded costs no loading
+            patches = [self._read_picture(picture, len(pictures)) for picture in pictures]
+        found = dict[int, NDArray[np.float32]]()
+        for grid in dict.fromkeys(picture.vision.grid for picture in pictures):
+            with self._loaded("vision", partial(self._open_encoder, grid)) as encoder:
+                for index, picture in enumerate(pictures):
+                    if picture.vision.grid == grid:
+                        with self._log.phase("encode image"):
+                            features = encoder.run({"pixel_values": patches[index]})["features"]
+                            found[index] = features.astype(np.float32)
+        self.bundle.check("vision")  # whose weights were mapped
+        return [found[index] for index in range(len(pictures))]
+
+    def _open_encoder(self, grid: Grid, module: Module) -> EncoderSession:
+        return open_encoder(self.bundle, module.for_grid(grid), self.threads)
+
+    def _read_picture(self, picture: Picture, count: int) -> NDArray[np.float32]:
+        """Return the patches of one of `count` pictures, all of which are in memory when the vision module is."""
+        self.window.check_pictures(count, picture_bytes(picture.vision))
+        image = open_picture(picture.source, self._room())
+        if note := squeezed(image, picture.vision):
+            self._notes.append(f"{picture_name(picture.source)}: {note}")
+        return to_patches(image, picture.vision)
+
+    def _room(self) -> int | None:
+        """Return the bytes that are left of the budget, if there is one."""
+        return None if self.max_ram is None else self.max_ram - current_rss()
+
+    def _prepare(self, capacity: int, shared: int) -> DecoderSession:
+        """Return the decoder with room for `capacity` tokens, and none in it but the shared ones."""
+        if self._decoder is None:
+            self._decoder = self._decoder_stay.enter_context(
+                self._loaded("decoder", lambda module: self._load_decoder(module, capacity))
+            )
+        self._decoder.reserve(capacity)
+        self._decoder.truncate(shared)
+        self._known = self._known[:shared]  # whatever fails from here on
+        return self._decoder
+
+    def _load_decoder(self, module: Module, capacity: int) -> DecoderSession:
+        if self.low_rss and engine_of(module) == "ort":
+            path, files = self.bundle.path(module.file), self.bundle.manifest.files
+            path = prepacked(path, {name: files[name] for name in files if name.startswith("decoder/")}, self.threads)
+            trim()
+            return open_ort_decoder(path, module, self.threads, capacity)
+        return open_decoder(self.bundle, module, self.threads, capacity)
+
+    def _release_decoder(self) -> None:
+        self._decoder, self._known = None, []
+        self._decoder_stay.close()
+
+    def _generate(
+        self,
+        decoder: DecoderSession,
+        prompt: Prompt,
+        hidden: NDArray[np.float32],
+        sampler: Sampler,
+        max_new_tokens: int,
+        show: Callable[[str], object],
+    ) -> Answer:
+        ends, stream = set(self.bundle.manifest.generation.eos_token_ids), self.chat.stream()
+        positions = prompt.positions[:, :, -len(hidden) :]
+        answer = generate(decoder, self.rows, prompt.tokens, hidden, positions, sampler, ends, max_new_tokens)
+        with self._log.phase("prefill"):
+            token = next(answer)
+        first = self._log.ms()
+        with self._log.phase("decode"):
+            while True:
+                self.bundle.check("decoder")  # whose weights are mapped
+                self._generated.append(token)
+                if token not in ends:
+                    show(stream.add(token))
+                if (following := next(answer, None)) is None:
+                    break
+                token = following
+            show(stream.finish())
+        seconds, generated = (self._log.ms() - first) / 1e3, len(self._generated)
+        return Answer(
+            text=stream.text,
+            action=parse_action(stream.text),
+            finish_reason="stop" if token in ends else "length",
+            prompt_tokens=len(prompt.tokens),
+            prefilled_tokens=len(hidden),
+            generated_tokens=generated,
+            time_to_first_token_ms=first,
+            decode_tokens_per_second=(generated - 1) / seconds if generated > 1 else 0.0,
+            peak_rss_bytes=peak_rss(),
+            state_bytes=decoder.state_bytes,
+            phases=list(self._log.phases),
+            modules=self._modules,
+            notes=self._notes,
+        )
+
+    def _ms(self) -> float:
+        return (time.perf_counter() - self._start) * 1e3
+
+    @contextmanager
+    def _loaded(self, name: ModuleName, load: Callable[[Module], Session]) -> Iterator[Session]:
+        """Open a module's session and release it at the end; both are phases."""
+        module = self.bundle.module(name)
+        if module is None:
+            raise DamagedFileError(self.bundle.folder, f"has no {name} module", "export the bundle again")
+        size, note = self.bundle.manifest.module_bytes(module), note_of(module)
+        stay = Loaded(name, engine_of(module), size, self._ms(), note=note)
+        self._modules.append(stay)
+        try:
+            with self._log.phase(f"load {name}"):
+                session = load(module)
+            try:
+                yield session
+            finally:
+                with self._log.phase(f"release {name}"):
+                    session.close()
+                    trim()
+        finally:
+            stay.unloaded = self._ms()

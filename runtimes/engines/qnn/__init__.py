@@ -1,0 +1,1 @@
+"""A Qualcomm NPU through onnxruntime-qnn."""

@@ -1,0 +1,1 @@
+"""Inputs that are not text, as the encoders take them."""

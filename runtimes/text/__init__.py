@@ -1,0 +1,1 @@
+"""Messages to tokens and back: templates, tokenizers and the files that hold them."""

@@ -1,0 +1,124 @@
+"""Answers to screens: bounded in memory on both sides, those of the original exact and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from msgspec.structs import replace
+
+from edgeglm.bundle import Bundle, load_bundle
+from edgeglm.cli.main import main
+from edgeglm.errors import BudgetError
+from edgeglm.export.checkpoint.locate import DEMO
+from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.demo.agent import MAX_NEW_TOKENS
+from edgeglm.export.demo.samples import DATA, Sample, read_samples
+from edgeglm.export.evaluate import answers
+from edgeglm.export.evaluate.answers import artifact_answers, as_text, reference_answers
+from edgeglm.export.evaluate.original import streamed
+from edgeglm.export.evaluate.original.streamed import Drafter, corrected
+
+ENOUGH = 1 << 40  # bytes of memory, in which the original is a whole
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    return list(read_samples(DATA / "evaluation.jsonl", 5))
+
+
+@pytest.fixture(scope="module")
+def original() -> Checkpoint:
+    return Checkpoint.open(DEMO)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    target = tmp_path_factory.mktemp("fp32") / "bundle"
+    assert main(["export", "--target", "cpu", "--precision", "fp32", "-o", str(target)]) == 0
+    return load_bundle(target)
+
+
+def no_draft(samples: Sequence[Sample], begun: Sequence[Sequence[int]]) -> list[list[int]]:
+    raise AssertionError("nothing is to be drafted")
+
+
+NOBODY = Drafter((), no_draft)
+
+
+def test_the_originals_answers_are_kept(
+    original: Checkpoint, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    known = reference_answers(original, samples, ENOUGH, NOBODY)
+    # Once they are known, nothing is loaded or drafted; other samples are not known.
+    assert reference_answers(original, samples, 0, NOBODY) == known
+    with pytest.raises(AssertionError, match="nothing is to be drafted"):
+        reference_answers(original, samples[:4], 0, NOBODY)
+    # What is damaged is computed again.
+    (file,) = (tmp_path / "edgeglm" / "answers").iterdir()
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(AssertionError, match="nothing is to be drafted"):
+        reference_answers(original, samples, 0, NOBODY)
+
+
+@pytest.mark.parametrize("spoil", [lambda answer: answer, lambda answer: [7, 7, 7], lambda answer: [*answer[:5], 9]])
+def test_streamed_answers_are_those_of_transformers_whatever_is_drafted(
+    original: Checkpoint,
+    bundle: Bundle,
+    samples: list[Sample],
+    spoil: Callable[[list[int]], list[int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    whole = reference_answers(original, samples, ENOUGH, NOBODY)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    # So that the samples pass in several batches, and their pictures too.
+    monkeypatch.setattr(streamed, "TOKENS", 300)
+    monkeypatch.setattr(streamed, "PATCHES", 288)
+    drafts = [spoil(answer) for answer in artifact_answers(bundle, samples)]
+    asked = []
+
+    def draft(some: Sequence[Sample], begun: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        asked.append(len(some))
+        return artifact_answers(bundle, some, begun) if any(begun) else drafts
+
+    ends = bundle.manifest.generation.eos_token_ids
+    assert reference_answers(original, samples, 0, Drafter(ends, draft)) == whole
+    # Right drafts are right at once, wrong ones as soon as the first difference is mended.
+    assert asked == ([5] if drafts == artifact_answers(bundle, samples) else [5, 5])
+
+
+def test_a_draft_is_corrected_at_its_first_difference() -> None:
+    assert corrected([5, 6, 1], [5, 6, 1], {1}) == ([5, 6, 1], True)
+    assert corrected([5, 6, 1], [5, 7, 1], {1}) == ([5, 7], False)
+    assert corrected([5, 6, 1], [5, 1, 9], {1}) == ([5, 1], True)
+    longest = list(range(10, 10 + MAX_NEW_TOKENS))
+    assert corrected(longest, longest, {1}) == (longest, True)
+    assert corrected(longest, [*longest[:-1], 9], {1}) == ([*longest[:-1], 9], True)
+
+
+def test_a_bundle_answers_in_groups_as_at_once(
+    original: Checkpoint, bundle: Bundle, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = artifact_answers(bundle, samples)
+    monkeypatch.setattr(answers, "FEATURE_BYTES", 1)
+    assert artifact_answers(bundle, samples) == together
+    assert artifact_answers(bundle, samples, [answer[:7] for answer in together]) == together
+    assert artifact_answers(bundle, []) == []
+    assert len({*map(tuple, together)}) == len(samples)
+    before = (("system", "You work a phone."), ("user", "Open Maps"), ("assistant", 'do(action="Launch", app="Maps")'))
+    chats = [dataclasses.replace(sample, before=before) for sample in samples]
+    answered = artifact_answers(bundle, chats)
+    assert as_text(bundle, answered) == reference_answers(original, chats, ENOUGH, NOBODY)
+    assert answered != together
+    short = replace(bundle.manifest, model=replace(bundle.manifest.model, max_positions=128))
+    with pytest.raises(BudgetError, match=r"take \d+ tokens, and it has room for 128; export it with --context"):
+        artifact_answers(Bundle(bundle.folder, short), samples)
