@@ -40,7 +40,8 @@ def test_the_package_is_exactly_its_code_and_its_data(wheel: zipfile.ZipFile) ->
     expected |= {f"edgeglm/devices/{name}" for name in data}
     data = source_files(ROOT / "export/demo", "checkpoint/*", "data/**/*")
     expected |= {f"edgeglm/export/demo/{name}" for name in data}
-    expected |= {f"edgeglm/export/evaluate/report/{name}" for name in source_files(ROOT / "export/evaluate/report", "*.jinja")}
+    report = "export/evaluate/report"
+    expected |= {f"edgeglm/{report}/{name}" for name in source_files(ROOT / report, "*.jinja")}
     actual = {name for name in wheel.namelist() if name.startswith("edgeglm/")}
     assert sorted(actual - expected) == []
     assert sorted(expected - actual) == []
