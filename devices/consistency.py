@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from edgeglm.devices.profile import (
     NAME,
     BeyondLimitError,
-    Engine,
     InvalidValueError,
     Module,
     Placement,
     Profile,
 )
+from edgeglm.engines import EngineName
 
-ENGINE_PLACEMENT: dict[Engine, Placement] = {"tensorrt": "gpu", "qnn": "npu", "ort": "cpu", "litert": "cpu"}
+ENGINE_PLACEMENT: dict[EngineName, Placement] = {"tensorrt": "gpu", "qnn": "npu", "ort": "cpu", "litert": "cpu"}
 
 
 def check_consistency(profile: Profile) -> None:

@@ -14,8 +14,9 @@ import msgspec
 from msgspec import Meta, Struct
 
 from edgeglm.devices.explain import explain
-from edgeglm.devices.profile import SOURCE, Count, Engine, Fact, InvalidValueError, Profile
+from edgeglm.devices.profile import SOURCE, Count, Fact, InvalidValueError, Profile
 from edgeglm.devices.reader import read_file
+from edgeglm.engines import EngineName
 from edgeglm.errors import UsageError
 
 TABLES = Path(__file__).with_name("operators")
@@ -64,7 +65,7 @@ class Table(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         operators: By their names.
     """
 
-    engine: Engine
+    engine: EngineName
     version: str
     opset: Fact[tuple[Count, Count]] | None = None
     max_rank: Fact[Count] | None = None
@@ -80,7 +81,7 @@ class Table(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class _File(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A table whose operators are not read yet, because msgspec does not say which one is wrong."""
 
-    engine: Engine
+    engine: EngineName
     version: str
     opset: Fact[tuple[Count, Count]] | None = None
     max_rank: Fact[Count] | None = None
@@ -88,7 +89,7 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     operators: dict[str, dict[str, object]]
 
 
-TITLES: dict[Engine, str] = {
+TITLES: dict[EngineName, str] = {
     "tensorrt": "TensorRT", "qnn": "QNN HTP", "ort": "ONNX Runtime", "litert": "LiteRT"
 }  # fmt: skip
 
@@ -108,13 +109,13 @@ def read_table(path: Path) -> Table:
 
 
 @cache
-def operator_table(engine: Engine, version: str) -> Table | None:
+def operator_table(engine: EngineName, version: str) -> Table | None:
     """Return the table of an engine's version, else of the newest one before it; None where there is none."""
     found = [path for path in TABLES.glob(f"{engine}-*.toml") if _numbers(_version(path)) <= _numbers(version)]
     return read_table(max(found, key=lambda path: _numbers(_version(path)))) if found else None
 
 
-def table_for(profile: Profile, engine: Engine) -> Table | None:
+def table_for(profile: Profile, engine: EngineName) -> Table | None:
     """Return the table that holds for an engine on a device: by the version in its toolchain, else the newest one."""
     tensorrt, qnn = profile.toolchain.tensorrt, profile.toolchain.qnn
     if engine == "tensorrt" and tensorrt:

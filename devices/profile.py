@@ -11,12 +11,12 @@ from typing import Annotated, Generic, Literal, TypeVar
 
 from msgspec import Meta, Struct
 
+from edgeglm.engines import EngineName
 from edgeglm.units import format_size
 
 T = TypeVar("T")
 
 Architecture = Literal["aarch64", "x86_64"]
-Engine = Literal["tensorrt", "qnn", "ort", "litert"]
 Placement = Literal["npu", "gpu", "cpu"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -174,7 +174,7 @@ class Profile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     memory: Memory
     cpu: Cpu
     accelerators: Accelerators = Accelerators()
-    engines: Choice[tuple[Engine, ...]]
+    engines: Choice[tuple[EngineName, ...]]
     modules: Modules
     limits: Limits
     toolchain: Toolchain = Toolchain()

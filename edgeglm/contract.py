@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
+from edgeglm.engines import ENGINES
+
 if TYPE_CHECKING:
     from edgeglm.manifest import GraphManifest, Manifest, Model, Module, Sealed, Tensor
 
@@ -89,7 +91,7 @@ def _module_faults(manifest: Sealed, module: Module) -> Iterator[Fault]:
         yield "parts", "does not fit the precision"
     if (module.name == "embedding") != (module.format == "rows"):
         yield "format", f"{module.format!r} is not one of the {module.name}'s"
-    if (module.engine == "litert") != (module.format == "tflite"):
+    if module.format != (ENGINES[module.engine].reads if module.engine else "rows"):
         yield "engine", f"{module.engine!r} does not read {module.format!r}"
     if module.engine == "qnn" and manifest.profile.toolchain.qnn is None:
         yield "engine", "is 'qnn', and the profile names no chip for it"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,17 @@ class Machine:
     cores: int
     memory_total_bytes: int
     memory_available_bytes: int
+
+
+def processor_lines() -> Iterator[str]:
+    """Yield what Linux says of the first core's kind and instructions."""
+    names = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if not line.strip():
+                return
+            if line.startswith(names):
+                yield line.strip()
 
 
 def read_machine(root: Path = Path("/")) -> Machine:

@@ -9,7 +9,8 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from edgeglm.contract import graph_faults, model_faults
-from edgeglm.devices.profile import Count, Engine, Placement, Profile
+from edgeglm.devices.profile import Count, Placement, Profile
+from edgeglm.engines import EngineName, Format
 from edgeglm.strict_json import StrictJsonError, check_json
 
 SCHEMA: Final = 1
@@ -17,7 +18,6 @@ MANIFEST = "manifest.json"
 BLANK_SEAL = "0" * 64
 
 ModuleName = Literal["vision", "embedding", "decoder", "graph"]
-Format = Literal["onnx", "rows", "tflite"]
 Dialect = Literal["ort", "portable", "qdq"]
 Dtype = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
 # Without control characters, which a terminal would obey.
@@ -128,7 +128,7 @@ class Module(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     fp32_values: tuple[Text, ...] = ()
     tried: dict[Text, Annotated[float, Meta(ge=0)]] = {}
     placement: Placement
-    engine: Engine | None = None
+    engine: EngineName | None = None
     dialect: Dialect | None = None
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]

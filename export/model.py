@@ -12,7 +12,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeglm.devices.profile import Engine, Placement
+from edgeglm.devices.profile import Placement
+from edgeglm.engines import EngineName
 from edgeglm.manifest import ModuleName
 
 Dialect = Literal["ort", "portable", "qdq"]
@@ -96,7 +97,7 @@ class Choice:
     name: ModuleName
     precision: str
     placement: Placement
-    engine: Engine | None
+    engine: EngineName | None
     dialect: Dialect
     parts: tuple[tuple[str, str], ...] = ()
 

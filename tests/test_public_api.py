@@ -35,9 +35,10 @@ SHARED = {
         "UsageError",
         "printable",
     },
+    "edgeglm.engines": {"Engine"},
     "edgeglm.exits": {"explain", "installed", "run_program"},
     "edgeglm.files": {"open_regular", "opened", "read_bytes"},
-    "edgeglm.machine": {"Machine", "describe_kernels", "memory_budget", "read_machine"},
+    "edgeglm.machine": {"Machine", "describe_kernels", "memory_budget", "processor_lines", "read_machine"},
     "edgeglm.manifest": {
         "Compiled",
         "File",

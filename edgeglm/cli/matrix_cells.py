@@ -16,13 +16,13 @@ import msgspec
 
 from edgeglm.devices.loader import load_profile
 from edgeglm.digest import KnownHashes
+from edgeglm.engines import Format
 from edgeglm.errors import UsageError
 from edgeglm.export.checkpoint.locate import locate
 from edgeglm.export.choose.precision import parse_precisions
 from edgeglm.export.evaluate.original.cache import checkpoint_key
 from edgeglm.export.matrix.outcome import Cell
 from edgeglm.export.quantize.schemes import parse_scheme
-from edgeglm.manifest import Format
 from edgeglm.suggest import nearest_name
 
 DEMO = "demo"

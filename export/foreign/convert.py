@@ -15,7 +15,8 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, InlinePass, Nam
 
 from edgeglm import manifest
 from edgeglm.devices.operator_table import table_for
-from edgeglm.devices.profile import Engine, Profile
+from edgeglm.devices.profile import Profile
+from edgeglm.engines import EngineName
 from edgeglm.errors import AccuracyError, DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.foreign.arrays import FORM, Arrays, common_shapes, hash_samples, make_samples, read_samples
 from edgeglm.export.foreign.graph_file import Source, graph_bytes, read_graph, weights_sha256
@@ -71,7 +72,7 @@ class Plan:
     request: GraphRequest
     source: Source
     precision: Precision
-    engine: Engine
+    engine: EngineName
     samples: Sequence[Arrays]
     peak_bytes: int
 
@@ -86,7 +87,7 @@ def open_graph(request: GraphRequest, budget: int) -> Plan:
         BudgetError: It would take more memory than `budget`.
     """
     profile = request.profile
-    engine: Engine = {"cpu": "ort", "gpu": "tensorrt", "npu": "qnn"}[profile.modules.vision.placement.value]  # type: ignore[assignment]
+    engine: EngineName = {"cpu": "ort", "gpu": "tensorrt", "npu": "qnn"}[profile.modules.vision.placement.value]  # type: ignore[assignment]
     precision = _precision(request, engine)
     peak = BASE_BYTES + GROWTH * graph_bytes(request.file)
     check_peak(peak, budget, f"for {request.file}")
@@ -139,7 +140,7 @@ def export_graph(
     return written, fixes, tuple(notes)
 
 
-def _precision(request: GraphRequest, engine: Engine) -> Precision:
+def _precision(request: GraphRequest, engine: EngineName) -> Precision:
     profile, asked = request.profile, request.precision
     precision = profile.modules.vision.precision.value if asked == "auto" else asked
     if precision not in PRECISIONS:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edgeglm.devices.profile import Engine
+from edgeglm.engines import EngineName
 from edgeglm.errors import UnsupportedError
 from edgeglm.worker import Crashed, Worker, serve
 
@@ -34,7 +34,7 @@ class Task(msgspec.Struct, frozen=True):
     precision: Literal["fp16", "int8"]
     graph: str
     samples: str
-    engine: Engine
+    engine: EngineName
     output: str
 
 

@@ -9,7 +9,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, ShapeInferencePass
 
 from edgeglm.devices.operator_table import Table, table_for
-from edgeglm.devices.profile import Engine, Limits, Profile
+from edgeglm.devices.profile import Limits, Profile
+from edgeglm.engines import EngineName
 from edgeglm.errors import UnsupportedError
 from edgeglm.export.graph.check import WHOLE, Violation, check
 from edgeglm.export.graph.fix import decompose_gelu, decompose_norms, fuse_gelu, fuse_norms
@@ -24,7 +25,7 @@ Fix = Callable[[ir.Model], ir.Model | None]
 
 
 def fit(
-    model: ir.Model, profile: Profile, engine: Engine, name: str, shapes: Shapes | None = None
+    model: ir.Model, profile: Profile, engine: EngineName, name: str, shapes: Shapes | None = None
 ) -> tuple[ir.Model, tuple[Violation, ...]]:
     """Return the graph as the engine takes it on the device, and what was fixed; itself, where nothing had to be.
 
@@ -61,7 +62,7 @@ def fit(
     return model, tuple(applied)
 
 
-def refuse_final(model: ir.Model, profile: Profile, engine: Engine, name: str) -> None:
+def refuse_final(model: ir.Model, profile: Profile, engine: EngineName, name: str) -> None:
     """Raise UnsupportedError for what neither a fix nor samples can mend; the arguments are those of `fit`."""
     table = table_for(profile, engine)
     found = check(model, table, _limits(profile, engine)) if table else []
@@ -69,7 +70,7 @@ def refuse_final(model: ir.Model, profile: Profile, engine: Engine, name: str) -
         raise refusal(name, profile, final)
 
 
-def _limits(profile: Profile, engine: Engine) -> Limits | None:
+def _limits(profile: Profile, engine: EngineName) -> Limits | None:
     """Return the board's limits, which are those of its first engine."""
     return profile.limits if engine == profile.engines.value[0] else None
 
@@ -80,7 +81,7 @@ def refusal(name: str, profile: Profile, violations: Sequence[Violation]) -> Uns
     return UnsupportedError(first.what, first.why, first.remedy, more)
 
 
-def _preferred(model: ir.Model, engine: Engine) -> tuple[ir.Model, list[Violation]]:
+def _preferred(model: ir.Model, engine: EngineName) -> tuple[ir.Model, list[Violation]]:
     """Replace forms that an engine takes and computes wrong, which are no violation of any node."""
     fixed = _with(fuse_norms.FuseNorms(), fuse_norms.RMS_NORM_OPSET)(model.clone()) if engine == "qnn" else None
     if fixed is None:

@@ -17,6 +17,7 @@ SHARED = (
     "cache",
     "contract",
     "digest",
+    "engines",
     "errors",
     "exits",
     "machine",

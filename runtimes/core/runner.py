@@ -26,9 +26,8 @@ from edgeglm.runtimes.core.heap import bound_heap, trim
 from edgeglm.runtimes.core.prompt import Key, Picture, Prompt, read_prompt, shared_length
 from edgeglm.runtimes.core.sampling import Sampler, Sampling
 from edgeglm.runtimes.core.session import DecoderSession, EncoderSession
-from edgeglm.runtimes.core.sessions import engine_of, note_of, open_decoder, open_encoder, open_ort_decoder
+from edgeglm.runtimes.core.sessions import engine_of, note_of, open_decoder, open_encoder
 from edgeglm.runtimes.core.window import Window
-from edgeglm.runtimes.engines.ort.weights import prepacked
 from edgeglm.runtimes.inputs.image import open_picture, picture_bytes, picture_name, squeezed, to_patches
 from edgeglm.runtimes.inputs.positions import Grid
 from edgeglm.runtimes.text.chat import Chat
@@ -252,12 +251,7 @@ class Runner:
         return self._decoder
 
     def _load_decoder(self, module: Module, capacity: int) -> DecoderSession:
-        if self.low_rss and engine_of(module) == "ort":
-            path, files = self.bundle.path(module.file), self.bundle.manifest.files
-            path = prepacked(path, {name: files[name] for name in files if name.startswith("decoder/")}, self.threads)
-            trim()
-            return open_ort_decoder(path, module, self.threads, capacity)
-        return open_decoder(self.bundle, module, self.threads, capacity)
+        return open_decoder(self.bundle, module, self.threads, capacity, low_rss=self.low_rss)
 
     def _release_decoder(self) -> None:
         self._decoder, self._known = None, []

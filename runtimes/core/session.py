@@ -1,4 +1,4 @@
-"""Interface of an engine for the runner: one file per engine, each with these two classes."""
+"""Interface of an engine for the runner: the functions of its ``engine.py``, and the sessions that they open."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgeglm.bundle import Bundle
+from edgeglm.manifest import Module
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -46,3 +49,21 @@ class DecoderSession(Protocol):
 
     def close(self) -> None:
         """Give its memory back."""
+
+
+class EngineModule(Protocol):
+    """The functions of ``runtimes/engines/NAME/engine.py``, where what is heavy is imported only once it is needed."""
+
+    def available(self, module: Module) -> bool:
+        """Return whether the engine runs a module of its own here."""
+
+    def note(self, module: Module) -> str | None:
+        """Return where a module of this engine runs here, if that is not what its name says."""
+
+    def open_encoder(self, bundle: Bundle, module: Module, threads: int) -> EncoderSession:
+        """Open a module without a state."""
+
+    def open_decoder(
+        self, bundle: Bundle, module: Module, threads: int, capacity: int, *, low_rss: bool
+    ) -> DecoderSession:
+        """Open a decoder with room for `capacity` tokens; with `low_rss`, its packed weights are in a file."""

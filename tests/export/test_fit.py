@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from edgeglm.devices.loader import load_profile
 from edgeglm.devices.operator_table import table_for
-from edgeglm.devices.profile import Engine
+from edgeglm.engines import EngineName
 from edgeglm.errors import UnsupportedError
 from edgeglm.export.graph.check import check
 from edgeglm.export.graph.conform import fit
@@ -34,7 +34,7 @@ g (float[1, 2, {n}, 4] q, float[1, 2, {n}, 4] k, float[1, 2, {n}, 4] v) => (floa
 """
 
 
-def violations(model: ir.Model, target: str, engine: Engine) -> list[str]:
+def violations(model: ir.Model, target: str, engine: EngineName) -> list[str]:
     """What the check finds on a shipped profile."""
     profile = load_profile(target)
     table = table_for(profile, engine)
@@ -42,7 +42,7 @@ def violations(model: ir.Model, target: str, engine: Engine) -> list[str]:
     return [str(each) for each in check(model, table, profile.limits)]
 
 
-def refused(model: ir.Model, target: str, engine: Engine) -> list[str]:
+def refused(model: ir.Model, target: str, engine: EngineName) -> list[str]:
     """The lines of the refusal."""
     with pytest.raises(UnsupportedError) as raised:
         fit(model, load_profile(target), engine, "model.onnx")

@@ -25,7 +25,8 @@ from edgeglm.export.prove.values import relative_error, two_digits
 from edgeglm.export.targets.litert.convert_task import Report, Task
 from edgeglm.export.targets.litert.converter import ENCODE, convert, quantize
 from edgeglm.export.targets.litert.torch_modules import Builder
-from edgeglm.runtimes.engines.litert.engine import Encoder, File
+from edgeglm.runtimes.engines.litert.engine import Encoder
+from edgeglm.runtimes.engines.litert.file import File
 from edgeglm.worker import serve
 
 FLOAT = "float.tflite"

@@ -26,7 +26,7 @@ from onnx import TensorProto, helper
 from edgeglm.errors import BudgetError, UnsupportedError
 from edgeglm.export.targets.qnn import compiler as qnn
 from edgeglm.process import KILLED, at_fixed_addresses, child, ended
-from edgeglm.runtimes.engines.litert.engine import version
+from edgeglm.runtimes.engines.litert.file import version
 from edgeglm.runtimes.engines.qnn.engine import PROVIDER, Chip
 from edgeglm.scratch import scratch_folder
 

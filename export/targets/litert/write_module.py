@@ -28,7 +28,8 @@ from edgeglm.export.targets.litert.sizes import CALIBRATE_BYTES, CHUNK, all_scor
 from edgeglm.export.write.describe import describe_vision
 from edgeglm.export.write.output import OutputFile
 from edgeglm.export.write.writer import BundleWriter
-from edgeglm.runtimes.engines.litert.engine import DECODE, ENCODE, Decoder, Encoder, File
+from edgeglm.runtimes.engines.litert.engine import ENCODE, Decoder, Encoder
+from edgeglm.runtimes.engines.litert.file import DECODE, File
 from edgeglm.runtimes.inputs.image import to_patches
 from edgeglm.scratch import scratch_folder
 from edgeglm.worker import Crashed, Worker

@@ -18,25 +18,25 @@ from edgeglm import store
 from edgeglm.bundle import Bundle
 from edgeglm.cache import cache_folder
 from edgeglm.digest import KnownHashes
+from edgeglm.machine import processor_lines
 from edgeglm.manifest import Module
-from edgeglm.runtimes.engines.litert import engine as litert
-from edgeglm.runtimes.engines.ort.weights import processor
+from edgeglm.runtimes.engines.litert.file import File, check_library, version
 
 WEIGHTS, SUM = "weights.bin", "sum"
 # Of the file's bytes, the most that packing takes: fp32 is packed as it is, INT8 with sums of its rows.
 GROWTH = 1.2
 
 
-def litert_files(bundle: Bundle, module: Module, threads: int) -> list[litert.File]:
-    """Return the files of a module in the engine, in the order of computation. Raises as `litert.File`."""
-    litert.check_library()
+def litert_files(bundle: Bundle, module: Module, threads: int) -> list[File]:
+    """Return the files of a module in the engine, in the order of computation. Raises as `File`."""
+    check_library()
     compiled = module.compiled.file if module.compiled else None
     names = sorted(name for name in bundle.manifest.files if name.startswith(f"{module.name}/") and name != compiled)
-    opened: list[litert.File] = []
+    opened: list[File] = []
     try:
         for name in names:
             with packed_weights(bundle, name) as weights:
-                opened.append(litert.File(bundle.path(name), threads, weights))
+                opened.append(File(bundle.path(name), threads, weights))
     except BaseException:
         for file in opened:
             file.close()
@@ -70,7 +70,7 @@ def packed_weights(bundle: Bundle, name: str) -> Iterator[Path | None]:
 
 def _key(sha256: str) -> str:
     """Return one name for a file's bytes, the engine's version and the processor."""
-    parts = (sha256, litert.version(), platform.machine(), *processor())
+    parts = (sha256, version(), platform.machine(), *processor_lines())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 

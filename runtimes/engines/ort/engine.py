@@ -9,8 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
+from edgeglm.bundle import Bundle
+from edgeglm.manifest import Module
+from edgeglm.runtimes.core.heap import trim
 from edgeglm.runtimes.core.session import Feeds
+from edgeglm.runtimes.engines.ort.described import as_described
 from edgeglm.runtimes.engines.ort.options import open_session
+from edgeglm.runtimes.engines.ort.weights import prepacked
 from edgeglm.runtimes.inputs.positions import causal_mask
 
 DTYPES: dict[str, type[np.generic]] = {
@@ -19,6 +24,32 @@ DTYPES: dict[str, type[np.generic]] = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
 }
+
+
+def available(module: Module) -> bool:
+    """Return True: where the runner is, ONNX Runtime is."""
+    return True
+
+
+def note(module: Module) -> str | None:
+    """Return None: its modules run where their names say."""
+    return None
+
+
+def open_encoder(bundle: Bundle, module: Module, threads: int) -> Encoder:
+    """Open a module without a state. Raises DamagedFileError."""
+    path = bundle.path(module.file)
+    return as_described(path, module, lambda: Encoder(path, threads))
+
+
+def open_decoder(bundle: Bundle, module: Module, threads: int, capacity: int, *, low_rss: bool) -> Decoder:
+    """Open a decoder, with `low_rss` from a file of packed weights. Raises DamagedFileError; others as `prepacked`."""
+    path, files = bundle.path(module.file), bundle.manifest.files
+    if low_rss:
+        own = {name: file for name, file in files.items() if name.startswith(f"{module.name}/")}
+        path = prepacked(path, own, threads)
+        trim()
+    return as_described(path, module, lambda: Decoder(path, threads, capacity))
 
 
 class Encoder:

@@ -12,7 +12,7 @@ import hashlib
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from edgeglm.cache import cache_folder
 from edgeglm.digest import KnownHashes
 from edgeglm.errors import BudgetError, DamagedFileError, UnsupportedError
 from edgeglm.exits import DISK_IS_FULL
+from edgeglm.machine import processor_lines
 from edgeglm.manifest import File
 from edgeglm.runtimes.engines.ort.options import open_session
 from edgeglm.units import format_size
@@ -64,19 +65,8 @@ def prepacked(path: Path, files: Mapping[str, File], threads: int) -> Path:
 def _key(files: Mapping[str, File]) -> str:
     """Return one name for a module's bytes, the engine's version and the processor."""
     parts = [f"{name} {file.sha256}" for name, file in sorted(files.items())]
-    parts += [onnxruntime.__version__, platform.machine(), *processor()]
+    parts += [onnxruntime.__version__, platform.machine(), *processor_lines()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-
-
-def processor() -> Iterator[str]:
-    """Yield what Linux says of the first core's kind and instructions."""
-    names = ("model name", "flags", "Features", "CPU implementer", "CPU part")
-    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            if not line.strip():
-                return
-            if line.startswith(names):
-                yield line.strip()
 
 
 def _is_whole(folder: Path) -> bool:

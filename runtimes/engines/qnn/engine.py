@@ -17,10 +17,11 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgeglm.bundle import Bundle
 from edgeglm.devices.profile import Profile
 from edgeglm.errors import DamagedFileError, UnsupportedError
 from edgeglm.manifest import Module
-from edgeglm.runtimes.core.session import Feeds
+from edgeglm.runtimes.core.session import DecoderSession, Feeds
 from edgeglm.runtimes.engines.ort.options import session_options
 
 PROVIDER = "QNNExecutionProvider"
@@ -28,6 +29,30 @@ DISTRIBUTION = "onnxruntime-qnn"
 INSTALL = "pip install 'edgeglm[qnn]'"
 
 Chip = tuple[int, int]  # soc_model and htp_arch, as QNN numbers them
+
+
+def available(module: Module) -> bool:
+    """Return whether an NPU runs a module here."""
+    return npu_for(module)[0] is not None
+
+
+def note(module: Module) -> str | None:
+    """Return what runs a module in place of the NPU, and why."""
+    npu, why = npu_for(module)
+    if npu is None:
+        return f"the CPU, from the quantized ONNX: {why}"
+    return "the NPU's simulator, whose time is not the device's" if npu.is_simulator else None
+
+
+def open_encoder(bundle: Bundle, module: Module, threads: int) -> Encoder:
+    """Open a module without a state. Raises UnsupportedError, DamagedFileError."""
+    assert module.compiled  # as `available` has it
+    return Encoder(find_npu(), bundle.path(module.compiled.file), chip_of(bundle.manifest.profile))
+
+
+def open_decoder(bundle: Bundle, module: Module, threads: int, capacity: int, *, low_rss: bool) -> DecoderSession:
+    """Raise UnsupportedError: no decoder runs on an NPU."""
+    raise UnsupportedError(bundle.path(module.file), "is a decoder for an NPU, and none runs there", "export it again")
 
 
 @dataclass(frozen=True)

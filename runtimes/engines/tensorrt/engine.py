@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeglm.bundle import Bundle
 from edgeglm.errors import UnsupportedError
+from edgeglm.manifest import Module
+from edgeglm.runtimes.core.progress import progress_line
 from edgeglm.runtimes.core.session import Feeds
+from edgeglm.runtimes.engines.tensorrt.cache import engine_for
 from edgeglm.runtimes.engines.tensorrt.cuda import Gpu
 from edgeglm.runtimes.engines.tensorrt.key_values import KeyValues
-from edgeglm.runtimes.engines.tensorrt.library import Library, new_log, reason
+from edgeglm.runtimes.engines.tensorrt.library import Library, load_library, new_log, reason
 from edgeglm.runtimes.inputs.positions import causal_mask
 
 DTYPES: dict[str, type[np.generic]] = {
@@ -27,6 +32,43 @@ DTYPES: dict[str, type[np.generic]] = {
     "INT32": np.int32,
 }
 Shape = tuple[int, ...]
+
+
+def available(module: Module) -> bool:
+    """Return whether there is a GPU and a TensorRT for it."""
+    return _is_here()
+
+
+def note(module: Module) -> str | None:
+    """Return None: its modules run where their names say, or as they were proven, in ONNX Runtime."""
+    return None
+
+
+def open_encoder(bundle: Bundle, module: Module, threads: int) -> Encoder:
+    """Open a module without a state, whose engine the first start builds. Raises as `engine_for`."""
+    return Encoder(*_built(bundle, module))
+
+
+def open_decoder(bundle: Bundle, module: Module, threads: int, capacity: int, *, low_rss: bool) -> Decoder:
+    """Open a decoder, whose weights are in the GPU's memory. Raises as `engine_for`."""
+    return Decoder(*_built(bundle, module), capacity)
+
+
+@cache
+def _is_here() -> bool:
+    try:
+        gpu, library = Gpu(), load_library()
+    except UnsupportedError:
+        return False
+    gpu.close()
+    return library.builds_for(gpu.sm)
+
+
+def _built(bundle: Bundle, module: Module) -> tuple[Gpu, Library, Path]:
+    """Return the GPU, TensorRT, and the module's engine."""
+    gpu, library = Gpu(), load_library()
+    with progress_line(f"building {module.name} for {gpu.name}") as show:
+        return gpu, library, engine_for(bundle, module, library, gpu.sm, show).path
 
 
 class Encoder:
