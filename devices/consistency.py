@@ -13,6 +13,7 @@ from edgeglm.devices.profile import (
     Profile,
 )
 from edgeglm.engines import EngineName
+from edgeglm.roles import DECODER
 
 ENGINE_PLACEMENT: dict[EngineName, Placement] = {"tensorrt": "gpu", "qnn": "npu", "ort": "cpu", "litert": "cpu"}
 
@@ -85,6 +86,6 @@ def _check_npu_module(profile: Profile, name: str, module: Module) -> None:
     if limits.npu_float and not limits.npu_float.value and precision in ("fp32", "fp16"):
         why = f"the NPU computes no {precision} (limits.npu_float)"
         raise BeyondLimitError(f"modules.{name}.precision.value", why, "write int8 or place it on cpu")
-    if name == "decoder" and limits.npu_decoder and not limits.npu_decoder.value:
+    if name == DECODER and limits.npu_decoder and not limits.npu_decoder.value:
         why = "the NPU runs no decoder (limits.npu_decoder)"
         raise BeyondLimitError("modules.decoder.placement.value", why, "place it on gpu or cpu")

@@ -26,11 +26,11 @@ from edgeglm.manifest import (
     GraphManifest,
     Manifest,
     Module,
-    ModuleName,
     Sealed,
     Vision,
     parse_manifest,
 )
+from edgeglm.roles import Kind, ModuleName
 
 MAX_MANIFEST_BYTES = 4 << 20
 # Folders of which whatever has the right name is read.
@@ -56,7 +56,7 @@ class Bundle:
     @property
     def shapes(self) -> list[Vision]:
         """The image shapes that the vision module has a graph for, its first one first."""
-        vision, module = self.manifest.model.vision, self.module("vision")
+        vision, module = self.manifest.model.vision, self.encoder("image")
         if vision is None or module is None:
             return []
         return [vision, *(msgspec.structs.replace(vision, grid=shape.grid) for shape in module.shapes)]
@@ -64,6 +64,20 @@ class Bundle:
     def module(self, name: ModuleName) -> Module | None:
         """Return the module of that name, if the bundle has it."""
         return next((module for module in self.manifest.modules if module.name == name), None)
+
+    def encoder(self, kind: Kind) -> Module | None:
+        """Return the encoder of a kind, if the bundle has one."""
+        return next((module for module in self.manifest.modules if module.encodes == kind), None)
+
+    @property
+    def table(self) -> Module:
+        """The table of embeddings, which every bundle has."""
+        return next(module for module in self.manifest.modules if module.is_table)
+
+    @property
+    def decoder(self) -> Module:
+        """The decoder, which every bundle has."""
+        return next(module for module in self.manifest.modules if module.is_decoder)
 
     def check(self, *folders: str) -> None:
         """Check that the files of some folders are what the manifest says.

@@ -11,6 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from edgeglm.engines import ENGINES
+from edgeglm.roles import DECODER, GRAPH, TABLE, encoder_of
 
 if TYPE_CHECKING:
     from edgeglm.manifest import GraphManifest, Manifest, Model, Module, Sealed, Tensor
@@ -45,7 +46,7 @@ def faults(manifest: Sealed) -> Iterator[Fault]:
 def graph_faults(manifest: GraphManifest) -> Iterator[Fault]:
     """Yield every disagreement in the manifest of a graph's bundle."""
     yield from faults(manifest)
-    if [module.name for module in manifest.modules] != ["graph"]:
+    if [module.name for module in manifest.modules] != [GRAPH]:
         yield "modules", "is not one graph"
 
 
@@ -53,14 +54,14 @@ def model_faults(manifest: Manifest) -> Iterator[Fault]:
     """Yield every disagreement in the manifest of a language model's bundle."""
     yield from faults(manifest)
     modules = {module.name: module for module in manifest.modules}
-    for name in ("embedding", "decoder"):
+    for name in (TABLE, DECODER):
         if name not in modules:
             yield "modules", f"has no {name}"
-    if "graph" in modules:
+    if GRAPH in modules:
         yield "modules", "has a graph beside a model"
-    if "vision" in modules and manifest.model.vision is None:
+    if encoder_of("image") in modules and manifest.model.vision is None:
         yield "model.vision", "is missing, and there is a vision module"
-    if embedding := modules.get("embedding"):
+    if embedding := modules.get(TABLE):
         yield from _embedding_faults(manifest, embedding)
     for index, module in enumerate(manifest.modules):
         for tensor, why in _shape_faults(manifest.model, module):
@@ -89,7 +90,7 @@ def _module_faults(manifest: Sealed, module: Module) -> Iterator[Fault]:
             yield key, f"{file!r} is not in the folder of the {module.name}"
     if (module.precision == "mixed") != bool(module.parts):
         yield "parts", "does not fit the precision"
-    if (module.name == "embedding") != (module.format == "rows"):
+    if module.is_table != (module.format == "rows"):
         yield "format", f"{module.format!r} is not one of the {module.name}'s"
     if module.format != (ENGINES[module.engine].reads if module.engine else "rows"):
         yield "engine", f"{module.engine!r} does not read {module.format!r}"
@@ -128,9 +129,9 @@ def _model_faults(model: Model) -> Iterator[Fault]:
 def _shape_faults(model: Model, module: Module) -> Iterator[Fault]:
     """Yield the tensors of a module that do not have the model's dimensions."""
     for tensor in (*module.inputs, *module.outputs):
-        if module.name in ("decoder", "embedding") and not _fits(tensor.shape, _expected(model, tensor)):
+        if module.encodes is None and not _fits(tensor.shape, _expected(model, tensor)):
             yield tensor.name, f"has the shape {list(tensor.shape)}, which is not the model's"
-    if module.name == "vision" and model.vision:
+    if module.is_image and model.vision:
         graphs = [(model.vision.grid, (*module.inputs, *module.outputs))]
         graphs += [(shape.grid, (*shape.inputs, *shape.outputs)) for shape in module.shapes]
         for grid, tensors in graphs:

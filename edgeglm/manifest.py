@@ -11,13 +11,13 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from edgeglm.contract import graph_faults, model_faults
 from edgeglm.devices.profile import Count, Placement, Profile
 from edgeglm.engines import EngineName, Format
+from edgeglm.roles import HasRole, ModuleName
 from edgeglm.strict_json import StrictJsonError, check_json
 
 SCHEMA: Final = 1
 MANIFEST = "manifest.json"
 BLANK_SEAL = "0" * 64
 
-ModuleName = Literal["vision", "embedding", "decoder", "graph"]
 Dialect = Literal["ort", "portable", "qdq"]
 Dtype = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
 # Without control characters, which a terminal would obey.
@@ -109,7 +109,7 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_relative_error: Annotated[float, Meta(ge=0)] | None = None
 
 
-class Module(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+class Module(HasRole, Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """A part of the model, in the folder of its name: the file to open and how it runs.
 
     ``rows`` is a table of which single rows are read, without engine and dialect. ``parts`` has the precision of

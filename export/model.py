@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgeglm.devices.profile import Placement
 from edgeglm.engines import EngineName
-from edgeglm.manifest import ModuleName
+from edgeglm.roles import HasRole, ModuleName
 
 Dialect = Literal["ort", "portable", "qdq"]
 Grid = tuple[int, int]  # rows and columns of patches
@@ -87,7 +87,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(HasRole):
     """The choices for a module; `precision` names a scheme of `edgeglm.export.quantize.schemes`.
 
     `parts` are those that have another one: ``layer.0`` and so on, and what is before (``front``) and behind (``back``)

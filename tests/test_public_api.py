@@ -60,6 +60,7 @@ SHARED = {
         "Vision",
         "parse_manifest",
     },
+    "edgeglm.roles": {"HasRole", "encoder_of"},
     "edgeglm.scratch": {"scratch_folder"},
     "edgeglm.process": {"Ran", "at_fixed_addresses", "child", "ended", "run_program"},
     "edgeglm.store": {"find", "keep", "making", "partial", "sweep", "sweep_once"},

@@ -22,6 +22,7 @@ from edgeglm.export.prove.values import Values, feeds, passed_on
 from edgeglm.export.quantize.embedding import EmbeddingScheme, encode_embedding, gather
 from edgeglm.export.quantize.rounded import RoundedWeights
 from edgeglm.export.quantize.schemes import Scheme, parse_scheme
+from edgeglm.roles import DECODER, TABLE, encoder_of
 
 ORIGINAL = ""
 Branches = dict[str, list[Values]]
@@ -41,16 +42,16 @@ class Walk:
 
         They are of the tokens of the answer: (answer, 1, vocabulary); of the next one without an answer.
         """
-        probe, part = self.prepared.probe, "decoder.back"
+        probe, part = self.prepared.probe, f"{DECODER}.back"
         branches: Branches = {ORIGINAL: [{} for _ in self.prompts]}
         if probe.vision and probe.model.vision and all(prompt.patches is not None for prompt in self.prompts):
             branches = {ORIGINAL: [vision_inputs(self.prepared, prompt) for prompt in self.prompts]}
             stack = vision_stack(probe.vision, probe.model.vision)
-            branches = self._pass("vision", segments(stack, "portable"), branches)
+            branches = self._pass(encoder_of("image"), segments(stack, "portable"), branches)
         *blocks, (_, back) = segments(decoder_stack(probe.decoder, probe.model.decoder), "portable")
-        branches = self._pass("decoder", blocks, self._embed(branches))
+        branches = self._pass(DECODER, blocks, self._embed(branches))
         original = Segment(back, self.original)
-        rounded = Segment(back, self._rounded("decoder", part)) if part in self.parts else None
+        rounded = Segment(back, self._rounded(DECODER, part)) if part in self.parts else None
         for index, prompt in enumerate(self.prompts):
             for branch, values in branches.items():
                 yield branch, _logits(original, values[index], prompt)
@@ -83,9 +84,9 @@ class Walk:
         """Return the decoder's inputs from the pictures' features, and one more branch for a rounded table."""
         rows = [embed(self.prepared, prompt) for prompt in self.prompts]
         embedded = {branch: self._inputs(values, rows) for branch, values in branches.items()}
-        if "embedding" in self.parts:
-            scheme = parse_scheme(self.parts["embedding"])
-            embedded["embedding"] = self._inputs(branches[ORIGINAL], [_rounded(scheme, each) for each in rows])
+        if TABLE in self.parts:
+            scheme = parse_scheme(self.parts[TABLE])
+            embedded[TABLE] = self._inputs(branches[ORIGINAL], [_rounded(scheme, each) for each in rows])
         return embedded
 
     def _inputs(self, values: Sequence[Values], rows: Sequence[NDArray[np.float32]]) -> list[Values]:

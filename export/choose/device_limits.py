@@ -17,7 +17,7 @@ def check_limits(choices: Iterable[Choice], profile: Profile) -> None:
     for why, refused in (
         (
             "its GPU takes no attention of varying length (limits.dynamic_attention), and a conversation's grows",
-            [choice for choice in portable if choice.name == "decoder" and not profile.limits.dynamic_attention.value],
+            [choice for choice in portable if choice.is_decoder and not profile.limits.dynamic_attention.value],
         ),
         (
             f"takes ONNX up to opset {profile.limits.opset.value}, and GPU modules need {PORTABLE_OPSET}",

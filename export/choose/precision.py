@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from edgeglm.devices.profile import Placement, Profile
 from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.export.model import Choice
-from edgeglm.manifest import ModuleName
+from edgeglm.roles import ENCODERS, MODULES, TABLE, ModuleName, encoder_of
 from edgeglm.suggest import nearest_name
 
-MODULES: tuple[ModuleName, ...] = ("embedding", "vision", "decoder")
 # The table is gathered by rows, which only these have a form for.
 EMBEDDING_PRECISIONS = ("fp32", "fp16", "int8")
 # INT8 weights under activations of 8 and of 16 bits; until they are compared, the wider one stands for both.
@@ -52,7 +51,7 @@ def parse_precisions(text: str) -> dict[str, str]:
 def _choice(profile: Profile, name: ModuleName, asked: dict[str, str]) -> Choice:
     module = getattr(profile.modules, name)
     precision = asked.get(name) or _general(name, asked) or module.precision.value
-    if name == "embedding":
+    if name == TABLE:
         if precision not in EMBEDDING_PRECISIONS:
             why = f"an embedding table has no {precision!r} form"
             raise UsageError(f"embedding={precision}", why, f"choose one of {', '.join(EMBEDDING_PRECISIONS)}")
@@ -71,7 +70,7 @@ def _choice(profile: Profile, name: ModuleName, asked: dict[str, str]) -> Choice
 
 def _on_npu(profile: Profile, name: ModuleName, asked: dict[str, str]) -> Choice:
     """Choose for a module on the NPU: another precision is refused if it names the module, and ignored otherwise."""
-    if name != "vision":
+    if ENCODERS.get(name) != "image":
         why = f"puts the {name} on the NPU, and edgeglm compiles image encoders alone for one"
         raise UnsupportedError(profile.name, why, f"place the {name} on the cpu in the profile")
     usual = profile.modules.vision.precision.value
@@ -99,7 +98,7 @@ def _npu_refusal(profile: Profile, key: str, precision: str) -> tuple[str, str]:
 
 def is_measured(precision: str) -> bool:
     """Return whether the bits of an NPU's activations are chosen by measured error, because none are named."""
-    return parse_precisions(precision).get("vision") not in NPU_PRECISIONS
+    return parse_precisions(precision).get(encoder_of("image")) not in NPU_PRECISIONS
 
 
 def npu_note(choice: Choice, precision: str) -> str | None:
@@ -120,4 +119,4 @@ def _parts(name: ModuleName, precision: str, asked: dict[str, str]) -> tuple[tup
 
 def _general(name: ModuleName, asked: dict[str, str]) -> str | None:
     precision = asked.get("*")
-    return precision if name != "embedding" or precision == "fp32" else None
+    return precision if name != TABLE or precision == "fp32" else None

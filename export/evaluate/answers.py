@@ -89,17 +89,17 @@ def where_run(bundle: Bundle, samples: int) -> dict[str, str]:
         for module in bundle.manifest.modules
         if module.engine
     }
-    vision = _module(bundle, "vision")
+    vision = _image_encoder(bundle)
     if vision.engine == "litert" and vision.compiled:
-        return found | {"vision": f"{ENGINES['litert']}: {litert.NO_DISPATCH}"}
+        return found | {vision.name: f"{ENGINES['litert']}: {litert.NO_DISPATCH}"}
     if vision.engine != "qnn":
         return found
     npu, why = npu_for(vision)
     if npu and samples <= SIMULATED_SCREENS:
-        return found | {"vision": npu.name}
+        return found | {vision.name: npu.name}
     if npu:
         why = f"the simulator would take too long for {samples} screens, and takes {SIMULATED_SCREENS}"
-    return found | {"vision": f"ONNX Runtime on the CPU, from the quantized ONNX: {why}"}
+    return found | {vision.name: f"ONNX Runtime on the CPU, from the quantized ONNX: {why}"}
 
 
 def _shape(sample: Sample, shapes: Sequence[Vision]) -> Vision:
@@ -109,7 +109,7 @@ def _shape(sample: Sample, shapes: Sequence[Vision]) -> Vision:
 
 def _encoder(bundle: Bundle, vision: Vision, samples: int) -> EncoderSession:
     """Return the vision module's session: the NPU's simulator for few samples, else ONNX Runtime."""
-    module = _module(bundle, "vision").for_grid(vision.grid)
+    module = _image_encoder(bundle).for_grid(vision.grid)
     if module.engine == "qnn" and samples > SIMULATED_SCREENS:
         return ort.Encoder(bundle.path(module.file), _threads())
     return open_encoder(bundle, module, _threads())
@@ -141,7 +141,7 @@ def _decode(
         why = f"a prompt and its answer take {longest} tokens, and it has room for {model.max_positions}"
         raise BudgetError(bundle.folder, why, f"export it with --context {longest}")
     capacity = capacity_for(longest, model.max_positions)
-    decoder = open_decoder(bundle, _module(bundle, "decoder"), _threads(), capacity)
+    decoder = open_decoder(bundle, bundle.decoder, _threads(), capacity)
     ends = _ends(bundle)
     for prompt, vision, features, first in zip(prompts, visions, pictures, begun, strict=True):
         tokens, left = [*prompt, *first], MAX_NEW_TOKENS - len(first)
@@ -210,8 +210,8 @@ def _key(original: Original, samples: Sequence[Sample]) -> Iterator[bytes]:
         yield sample.image.tobytes()
 
 
-def _module(bundle: Bundle, name: str) -> Module:
-    return next(each for each in bundle.manifest.modules if each.name == name)
+def _image_encoder(bundle: Bundle) -> Module:
+    return next(module for module in bundle.manifest.modules if module.is_image)
 
 
 def _threads() -> int:

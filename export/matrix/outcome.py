@@ -16,6 +16,7 @@ from msgspec import Struct
 from edgeglm.errors import UsageError
 from edgeglm.files import read_bytes
 from edgeglm.manifest import Metric
+from edgeglm.roles import HasRole, ModuleName
 from edgeglm.strict_json import StrictJsonError, check_json
 
 SCHEMA: Final = 1
@@ -52,10 +53,10 @@ class Stage(Struct, frozen=True):
     text: str = ""
 
 
-class Part(Struct, frozen=True):
+class Part(HasRole, Struct, frozen=True):
     """A module of the bundle: its precision, size, and error against the original where that was measured."""
 
-    name: str
+    name: ModuleName
     precision: str
     bytes: int
     max_relative_error: float | None

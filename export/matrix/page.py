@@ -80,7 +80,7 @@ def _precision(outcome: Outcome) -> str:
     """Return what was asked for; with what `auto` came to."""
     if outcome.precision != "auto" or not outcome.modules:
         return outcome.precision
-    chosen = (f"{part.name} {part.precision}" for part in outcome.modules if part.name != "embedding")
+    chosen = (f"{part.name} {part.precision}" for part in outcome.modules if not part.is_table)
     return f"auto: {', '.join(chosen)}"
 
 

@@ -148,7 +148,7 @@ def _from_headers(opened: Opened, choice: Choice) -> plan.ModuleSize:
             continue
         scheme = parse_scheme(choice.precision_of(part_of(tensor.name)))
         rows, columns = tensor.shape[0], math.prod(tensor.shape[1:])
-        if choice.name == "embedding":
+        if choice.is_table:
             stored = embedding_parts(scheme, rows, columns)  # type: ignore[arg-type]
         else:
             stored = parts(scheme, choice.dialect, rows + rows % 2, columns)
@@ -203,7 +203,7 @@ def forecast(request: Request) -> Forecast:
 
 def _size(prepared: Prepared, module: PreparedModule) -> plan.ModuleSize:
     decoder, vision, pixels, inputs = prepared.model.decoder, prepared.model.vision, 0, 0
-    if module.choice.name == "vision" and vision:
+    if module.choice.is_image and vision:
         grids = [vision.grid, *(shape.grid for shape in module.shapes if shape.grid)]
         tokens, wide = max(rows * columns for rows, columns in grids), vision.hidden + 2 * vision.output
         pixels = tokens * vision.patch**2
@@ -213,7 +213,7 @@ def _size(prepared: Prepared, module: PreparedModule) -> plan.ModuleSize:
     weights = [job.stored for job in module.jobs]
     factor = _loaded(module.choice, weights)
     state = None
-    if module.choice.name == "decoder" and module.is_tflite:
+    if module.choice.is_decoder and module.is_tflite:
         state, tokens = state_bytes(prepared), CHUNK
     return plan.ModuleSize(module.choice, weights, module.layout.nbytes, factor, tokens, wide, state, pixels, inputs)
 

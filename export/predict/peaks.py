@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from edgeglm.errors import BudgetError
 from edgeglm.export.model import Choice, Decoder, Stored
-from edgeglm.manifest import ModuleName
+from edgeglm.roles import DECODER, ModuleName
 from edgeglm.units import format_size
 
 MIB = 1 << 20
@@ -143,7 +143,7 @@ def _streaming(module: ModuleSize, workers: int) -> int:
 def device_peak(modules: Sequence[ModuleSize], decoder: Decoder, context: int) -> int:
     """Return the peak memory of running a bundle with `context` tokens; modules are in memory one after the other."""
     kv = 2 * 4 * decoder.layers * decoder.kv_heads * decoder.head_dim * context
-    peaks = [_device_peak(module, kv if module.choice.name == "decoder" else 0) for module in modules]
+    peaks = [_device_peak(module, kv if module.choice.is_decoder else 0) for module in modules]
     return _runner_bytes(decoder) + max(*peaks, int((LOADING - 1) * _words_bytes(decoder)))
 
 
@@ -176,7 +176,7 @@ def by_context(modules: Sequence[ModuleSize], decoder: Decoder, longest: int) ->
 
 def largest_decoder(usable: int, modules: Mapping[ModuleName, ModuleSize], decoder: Decoder, context: int) -> int:
     """Estimate how many parameters a decoder like this one may have to fit into `usable` bytes."""
-    module = modules["decoder"]
+    module = modules[DECODER]
     parameters = sum(stored.rows * stored.columns for stored in module.weights)
     runner = _runner_bytes(decoder)
     needed = device_peak([module], decoder, context) - runner

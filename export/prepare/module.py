@@ -33,7 +33,7 @@ from edgeglm.export.quantize.storage import encode, parts
 from edgeglm.export.quantize.stream import Chunk, chunks, encode_chunk
 from edgeglm.export.trace.tracer import Traced
 from edgeglm.export.write.layout import Layout, bind, lay_out
-from edgeglm.manifest import ModuleName
+from edgeglm.roles import ENCODERS, ModuleName
 from edgeglm.suggest import nearest_name
 
 POSITION = "position"
@@ -63,7 +63,7 @@ def prepare_module(
         UnsupportedError: Its engine does not take a node of it, or its checkpoint is of another shape.
         UsageError: The choice names a part that it has not.
     """
-    if choice.name == "embedding":
+    if choice.is_table:
         return _embedding(choice, next(iter(traced.values())).model, checkpoint)
     lowered = _lower(choice, profile, traced[choice.dialect, choice.half], checkpoint, calibration)
     others = [_lower(choice, profile, shape, checkpoint, calibration) for shape in shapes]
@@ -106,7 +106,7 @@ class _Lowered:
 def _lower(
     choice: Choice, profile: Profile, found: Traced, checkpoint: Checkpoint, calibration: Calibration | None
 ) -> _Lowered:
-    stack, vision = stack_of(choice.name, found), found.model.vision if choice.name == "vision" else None
+    stack, vision = stack_of(choice.name, found), found.model.vision if choice.is_image else None
     graph = build(stack, TRACED.get(choice.dialect, choice.dialect))
     positions = (_position_job(graph, found.model, checkpoint, choice),) if vision else ()
     ranges = calibration.ranges if calibration else {}
@@ -130,7 +130,7 @@ def _lower(
 
 def stack_of(name: ModuleName, traced: Traced) -> Stack:
     """Return the traces of one of the model's modules, and how they are stamped."""
-    if name != "vision":
+    if name not in ENCODERS:
         return decoder_stack(traced.decoder, traced.model.decoder)
     assert traced.vision is not None
     assert traced.model.vision is not None

@@ -40,6 +40,7 @@ from edgeglm.export.quantize.schemes import parse_scheme
 from edgeglm.export.trace.trace_request import TraceRequest
 from edgeglm.export.trace.tracer import Traced, trace
 from edgeglm.export.write.pyz import build_pyz
+from edgeglm.roles import ENCODERS, MODULES
 from edgeglm.runtimes.text.sidecars import Sidecars
 from edgeglm.runtimes.text.templates import named_templates
 
@@ -71,9 +72,7 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     _check_config(checkpoint)
     check_counts(checkpoint)
     vision = checkpoint.config.get("vision_config")
-    names: tuple[manifest.ModuleName, ...] = (
-        ("embedding", "decoder") if vision is None else ("embedding", "vision", "decoder")
-    )
+    names = [name for name in MODULES if vision is not None or name not in ENCODERS]
     choices = tuple(choose(request.profile, request.precision, names).values())
     for choice in choices:
         for precision in sorted(choice.precisions):
@@ -97,7 +96,7 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
         (dialect, half): TraceRequest(config, TRACED.get(dialect, dialect), context, grid, half)
         for dialect, half in kinds
     }
-    whole = any(choice.name == "vision" and choice.engine == "litert" for choice in choices)
+    whole = any(choice.is_image and choice.engine == "litert" for choice in choices)
     probe = TraceRequest(config, "portable", context, grid if whole else _probe_grid(grid))
     generation, told = _talk(checkpoint, context)
     notes += [*told, *(note for choice in choices if (note := npu_note(choice, request.precision)))]
@@ -137,7 +136,7 @@ def prepare(opened: Opened, calibration: Calibration | None = None) -> Prepared:
     traced = {kind: found[request] for kind, request in opened.requests.items()}
     shapes, profile = [found[request] for request, _ in opened.shapes], opened.request.profile
     modules = tuple(
-        prepare_module(choice, profile, traced, checkpoint, calibration, shapes if choice.name == "vision" else ())
+        prepare_module(choice, profile, traced, checkpoint, calibration, shapes if choice.is_image else ())
         for choice in opened.choices
     )
     for module in modules:
@@ -202,7 +201,7 @@ def _shape(
     choices: Sequence[Choice], requests: Mapping[tuple[Dialect, bool], TraceRequest], probe: TraceRequest, grid: Grid
 ) -> tuple[TraceRequest, TraceRequest]:
     """Return the vision module's trace and the original's for a further grid. Raises UnsupportedError."""
-    choice = next(choice for choice in choices if choice.name == "vision")
+    choice = next(choice for choice in choices if choice.is_image)
     if choice.engine not in SHAPED:
         why = "a module that a compiler or a converter makes takes one image size"
         raise UnsupportedError("--image-size", why, "give it once, or vision=fp16 or another precision of the CPU")

@@ -52,7 +52,7 @@ class Prover:
 
     def begin(self, module: PreparedModule, output: OutputFile) -> EmbeddingProof | StackProof:
         """Start the proof of a module that is about to be written."""
-        if module.choice.name == "embedding":
+        if module.choice.is_table:
             return EmbeddingProof(self, module, output)
         return (HalfProof if module.choice.half else StackProof)(self, module, output)
 
@@ -61,7 +61,7 @@ class Prover:
 
         Behind them may come what its values are looked at with; as no user writes such prompts, they are in no error.
         """
-        if module.choice.name == "vision":
+        if module.choice.is_image:
             return [vision_inputs(self.prepared, prompt) for prompt in self.prompts]
         prompts = [*self.prompts, *(special_prompts(self.prepared) if module.choice.half else [])]
         return [prompt_inputs(self.prepared, prompt, embed(self.prepared, prompt)) for prompt in prompts]
@@ -150,7 +150,7 @@ class StackProof:
     def _is_whole(self) -> bool:
         """Return whether the probe has the picture's whole grid."""
         probe, model = self.prover.prepared.probe.model.vision, self.prover.prepared.model.vision
-        return self.module.choice.name != "vision" or probe == model
+        return not self.module.choice.is_image or probe == model
 
     def advance(self, left: frozenset[int]) -> None:
         """Compute the segments whose weights are all written; `left` are the jobs that are not."""
@@ -173,7 +173,10 @@ class StackProof:
             EdgeglmError: The engine cannot load what was emitted.
             AccuracyError, DamagedFileError: What was emitted, or already the original, computes garbage.
         """
-        path, result = self.prover.writer.path(self.module.file), RESULTS[self.module.choice.name]
+        path, result = (
+            self.prover.writer.path(self.module.file),
+            self.module.choice.result,
+        )
         assert self.upcoming is None, f"{self.upcoming} was never written"
         try:
             self._run(path)
@@ -260,6 +263,3 @@ def _checked(module: PreparedModule, error: float) -> float:
         why = f"its output is {error:.2g} away from the original's, relative to it"
         raise AccuracyError(module.choice.name, why, f"use a higher precision than {module.choice.stated}")
     return two_digits(error)
-
-
-RESULTS = {"vision": "features", "decoder": "logits"}

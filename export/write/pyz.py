@@ -24,6 +24,7 @@ SHARED = (
     "manifest",
     "memory",
     "process",
+    "roles",
     "scratch",
     "store",
     "strict_json",

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgeglm.export.model import Choice, Dialect, Stored
 from edgeglm.export.write.output import OutputFile
 from edgeglm.export.write.record import Written
-from edgeglm.manifest import ModuleName
+from edgeglm.roles import ModuleName
 
 COPY_BYTES = 16 << 20
 

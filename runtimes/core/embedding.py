@@ -29,12 +29,11 @@ class EmbeddingRows:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        module, model = bundle.module("embedding"), bundle.manifest.model
-        assert module is not None  # the manifest's reader asks for it
-        self.bundle, self.path = bundle, bundle.path(module.file)
+        module, model = bundle.table, bundle.manifest.model
+        self.bundle, self.module, self.path = bundle, module, bundle.path(module.file)
         self.dtype, self.width = np.dtype(DTYPES[module.precision]), model.hidden_size
         self.scales = scales_offset(model.vocabulary, model.hidden_size) if module.precision == "int8" else None
-        with bundle.opening("embedding"):
+        with bundle.opening(module.name):
             self._descriptor = os.open(os.path.realpath(self.path), READ_ONLY)
         weakref.finalize(self, os.close, self._descriptor)
 
@@ -49,7 +48,7 @@ class EmbeddingRows:
             self._read(stored[row], token * stored.strides[0])
             if self.scales is not None:
                 self._read(scales[row], self.scales + token * scales.itemsize)
-        self.bundle.check("embedding")  # behind the reading: what was read before a change is right
+        self.bundle.check(self.module.name)  # behind the reading: what was read before a change is right
         rows: NDArray[np.float32] = stored.astype(np.float32)
         return rows if self.scales is None else rows * scales
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgeglm.actions import Action, parse_action
 from edgeglm.bundle import Bundle, load_bundle, verify_bundle
 from edgeglm.errors import DamagedFileError
-from edgeglm.manifest import Module, ModuleName
+from edgeglm.manifest import Module
 from edgeglm.memory import Phase, PhaseLog, current_rss, peak_rss
 from edgeglm.runtimes.core.embedding import EmbeddingRows
 from edgeglm.runtimes.core.generate import generate
@@ -213,15 +213,17 @@ class Runner:
             return []
         with self._log.phase("read image"):  # first: one that cannot be decoded costs no loading
             patches = [self._read_picture(picture, len(pictures)) for picture in pictures]
+        if (module := self.bundle.encoder("image")) is None:
+            raise DamagedFileError(self.bundle.folder, "has no vision module", "export the bundle again")
         found = dict[int, NDArray[np.float32]]()
         for grid in dict.fromkeys(picture.vision.grid for picture in pictures):
-            with self._loaded("vision", partial(self._open_encoder, grid)) as encoder:
+            with self._loaded(module, partial(self._open_encoder, grid)) as encoder:
                 for index, picture in enumerate(pictures):
                     if picture.vision.grid == grid:
                         with self._log.phase("encode image"):
                             features = encoder.run({"pixel_values": patches[index]})["features"]
                             found[index] = features.astype(np.float32)
-        self.bundle.check("vision")  # whose weights were mapped
+        self.bundle.check(module.name)  # whose weights were mapped
         return [found[index] for index in range(len(pictures))]
 
     def _open_encoder(self, grid: Grid, module: Module) -> EncoderSession:
@@ -243,7 +245,7 @@ class Runner:
         """Return the decoder with room for `capacity` tokens, and none in it but the shared ones."""
         if self._decoder is None:
             self._decoder = self._decoder_stay.enter_context(
-                self._loaded("decoder", lambda module: self._load_decoder(module, capacity))
+                self._loaded(self.bundle.decoder, lambda module: self._load_decoder(module, capacity))
             )
         self._decoder.reserve(capacity)
         self._decoder.truncate(shared)
@@ -274,7 +276,7 @@ class Runner:
         first = self._log.ms()
         with self._log.phase("decode"):
             while True:
-                self.bundle.check("decoder")  # whose weights are mapped
+                self.bundle.check(self.bundle.decoder.name)  # whose weights are mapped
                 self._generated.append(token)
                 if token not in ends:
                     show(stream.add(token))
@@ -303,12 +305,9 @@ class Runner:
         return (time.perf_counter() - self._start) * 1e3
 
     @contextmanager
-    def _loaded(self, name: ModuleName, load: Callable[[Module], Session]) -> Iterator[Session]:
+    def _loaded(self, module: Module, load: Callable[[Module], Session]) -> Iterator[Session]:
         """Open a module's session and release it at the end; both are phases."""
-        module = self.bundle.module(name)
-        if module is None:
-            raise DamagedFileError(self.bundle.folder, f"has no {name} module", "export the bundle again")
-        size, note = self.bundle.manifest.module_bytes(module), note_of(module)
+        name, size, note = module.name, self.bundle.manifest.module_bytes(module), note_of(module)
         stay = Loaded(name, engine_of(module), size, self._ms(), note=note)
         self._modules.append(stay)
         try:

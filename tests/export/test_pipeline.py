@@ -31,6 +31,7 @@ from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Request
 from edgeglm.export.prove import prover as prove
 from edgeglm.export.write.output import OutputFile
+from edgeglm.roles import ModuleName
 from edgeglm.runtimes.engines.ort.options import open_session
 from edgeglm.runtimes.inputs.image import merged_grid
 from edgeglm.runtimes.inputs.positions import prompt_positions
@@ -60,7 +61,7 @@ class Runner:
         self.bundle: Bundle = load_bundle(folder)
         verify_bundle(self.bundle)
 
-    def session(self, name: manifest.ModuleName) -> onnxruntime.InferenceSession:
+    def session(self, name: ModuleName) -> onnxruntime.InferenceSession:
         module = self.bundle.module(name)
         assert module is not None
         return open_session(self.bundle.path(module.file), 1)

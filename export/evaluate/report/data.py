@@ -10,7 +10,8 @@ from msgspec import UNSET
 
 from edgeglm import manifest
 from edgeglm.export.metric import SHARE, UNITS, Metric
-from edgeglm.manifest import Manifest, ModuleName
+from edgeglm.manifest import Manifest
+from edgeglm.roles import ModuleName
 
 Point = tuple[float, float]  # x, y in thousandths of the screen
 Box = tuple[float, float, float, float]

@@ -32,11 +32,9 @@ class Scores:
 def artifact_scores(bundle: Bundle, windows: Windows, show: Callable[[float], object] = lambda _: None) -> Scores:
     """Return what the bundle's decoder makes of the windows: token after token, as it decodes."""
     model, rows = bundle.manifest.model, EmbeddingRows(bundle)
-    module = bundle.module("decoder")
-    assert module is not None
     length = windows.sequences.shape[1]
     capacity = capacity_for(length, model.max_positions)
-    decoder = open_decoder(bundle, module, len(os.sched_getaffinity(0)), capacity)
+    decoder = open_decoder(bundle, bundle.decoder, len(os.sched_getaffinity(0)), capacity)
     positions = prompt_positions([False] * length, [] if model.rope.mrope_sections else None)
     scores = Scores([], [])
     for sequence in windows.sequences.tolist():

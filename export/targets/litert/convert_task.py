@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from edgeglm.export.model import Grid, Span
-from edgeglm.manifest import ModuleName
+from edgeglm.roles import ModuleName
 
 
 @dataclass(frozen=True)

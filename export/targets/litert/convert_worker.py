@@ -25,6 +25,7 @@ from edgeglm.export.prove.values import relative_error, two_digits
 from edgeglm.export.targets.litert.convert_task import Report, Task
 from edgeglm.export.targets.litert.converter import ENCODE, convert, quantize
 from edgeglm.export.targets.litert.torch_modules import Builder
+from edgeglm.roles import ENCODERS
 from edgeglm.runtimes.engines.litert.engine import Encoder
 from edgeglm.runtimes.engines.litert.file import File
 from edgeglm.worker import serve
@@ -71,7 +72,7 @@ class Conversion:
 
     def _convert(self, span: Span, path: Path) -> None:
         builder, task = self.builder, self.task
-        if task.module == "vision":
+        if ENCODERS.get(task.module):
             convert(builder.vision(span, self._position()), {ENCODE: builder.vision_inputs(span)}, path)
             return
         lengths = {f"prefill_{task.chunk}": task.chunk, "decode": 1}

@@ -10,7 +10,7 @@ from edgeglm.export.model import Span
 from edgeglm.export.prepare.header_checks import module_of, part_of
 from edgeglm.export.prepare.types import Opened, Prepared
 from edgeglm.export.targets.litert.plugin import find_tools
-from edgeglm.manifest import ModuleName
+from edgeglm.roles import DECODER, TABLE, ModuleName, encoder_of
 from edgeglm.units import format_size
 
 MIB = 1 << 20
@@ -39,7 +39,7 @@ def conversion_peak(opened: Opened) -> int:
             largest = max(_bytes(sizes, span) for span in files_of(opened, choice.name).values())
             peaks.append(CONVERT_BYTES + int(CONVERT_FACTOR * largest))
             peaks.append(PROVE_BYTES + int(LOADED * sum(sizes.values())))
-            if choice.name == "vision":
+            if choice.is_image:
                 peaks[-1] += SCORES * _scores(opened)
     return max(peaks)
 
@@ -61,7 +61,7 @@ def check_npu(opened: Opened, samples: Sequence[object]) -> None:
     if not any(choice.engine == "litert" and choice.placement == "npu" for choice in opened.choices):
         return
     find_tools()
-    scores, weights = all_scores(opened), sum(_part_sizes(opened, "vision").values())
+    scores, weights = all_scores(opened), sum(_part_sizes(opened, encoder_of("image")).values())
     if scores > CALIBRATE_BYTES or weights > FILE_BYTES:
         why = (
             f"its ranges are taken of the whole tower at once, which has {format_size(weights)} of weights in fp32 "
@@ -117,8 +117,8 @@ def _part_sizes(opened: Opened, module: ModuleName) -> dict[str, int]:
     for tensor in tensors:
         if module_of(tensor.name) == module:
             sizes[part_of(tensor.name)] = sizes.get(part_of(tensor.name), 0) + 4 * math.prod(tensor.shape)
-    if module == "decoder" and opened.checkpoint.config.get("tie_word_embeddings"):
-        table = sum(4 * math.prod(each.shape) for each in tensors if module_of(each.name) == "embedding")
+    if module == DECODER and opened.checkpoint.config.get("tie_word_embeddings"):
+        table = sum(4 * math.prod(each.shape) for each in tensors if module_of(each.name) == TABLE)
         sizes["back"] = sizes.get("back", 0) + table
     return sizes
 

@@ -99,7 +99,7 @@ def _convert(
             min(CHUNK, context),
             grid,
             {str(writer.path(file)): span for file, span in files.items()},
-            _pictures(prepared, scratch) if choice.name == "vision" and len(files) == 1 else None,
+            _pictures(prepared, scratch) if choice.is_image and len(files) == 1 else None,
             str(prepared.request.adapter) if prepared.request.adapter else None,
         )
         return _run(task, share)
@@ -163,7 +163,7 @@ class LitertProof(StackProof):
     def _run(self, path: Path) -> None:
         opened = [File(file, len(os.sched_getaffinity(0)), None) for file in self.files]
         self._describe(opened)
-        if self.module.choice.name == "vision":
+        if self.module.choice.is_image:
             encoder = Encoder(opened)
             self.got = [encoder.run({"pixel_values": values["pixel_values"]}) for values in self.inputs]
             encoder.close()
@@ -179,7 +179,7 @@ class LitertProof(StackProof):
 
     def _describe(self, files: list[File]) -> None:
         """Describe inputs and outputs of a step, without what one file only hands to the next."""
-        signature = ENCODE if self.module.choice.name == "vision" else DECODE
+        signature = ENCODE if self.module.choice.is_image else DECODE
         inner: set[str] = set()
         for file in files:
             for name, (shape, dtype) in file.inputs(signature).items():

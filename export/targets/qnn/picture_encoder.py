@@ -29,6 +29,7 @@ from edgeglm.export.targets.qnn.compiler import Compiled, compile_file, title
 from edgeglm.export.write.disk import write_all
 from edgeglm.export.write.layout import write
 from edgeglm.export.write.writer import BundleWriter
+from edgeglm.roles import encoder_of
 from edgeglm.runtimes.engines.qnn.engine import chip_of
 from edgeglm.scratch import scratch_folder
 
@@ -105,9 +106,9 @@ def calibrate_npu(opened: Opened, samples: Sequence[Sample], found: Calibration 
 
 def with_precision(request: Request, precision: str) -> Request:
     """Return the request with the vision module's precision named."""
-    asked = {name: value for name, value in parse_precisions(request.precision).items() if name != "vision"}
+    asked = {name: value for name, value in parse_precisions(request.precision).items() if name != encoder_of("image")}
     said = [value if name == "*" else f"{name}={value}" for name, value in asked.items()]
-    return replace(request, precision=",".join([*said, f"vision={precision}"]))
+    return replace(request, precision=",".join([*said, f"{encoder_of('image')}={precision}"]))
 
 
 def _walk(prepared: Prepared, samples: Sequence[Sample]) -> tuple[Ranges, list[tuple[Values, Values]]]:
