@@ -9,13 +9,10 @@ from edgeglm.devices.profile import (
     BeyondLimitError,
     InvalidValueError,
     Module,
-    Placement,
     Profile,
 )
-from edgeglm.engines import EngineName
+from edgeglm.engines import ENGINES
 from edgeglm.roles import DECODER
-
-ENGINE_PLACEMENT: dict[EngineName, Placement] = {"tensorrt": "gpu", "qnn": "npu", "ort": "cpu", "litert": "cpu"}
 
 
 def check_consistency(profile: Profile) -> None:
@@ -26,7 +23,7 @@ def check_consistency(profile: Profile) -> None:
     _check_npu_limits(profile)
     for name, module in _modules(profile):
         _check_placement(profile, name, module)
-        _check_npu_module(profile, name, module)
+        _check_limits(profile, name, module)
 
 
 def _modules(profile: Profile) -> Iterator[tuple[str, Module]]:
@@ -51,10 +48,10 @@ def _check_memory(profile: Profile) -> None:
 def _check_engines(profile: Profile) -> None:
     engines = profile.engines.value
     if not engines or len(set(engines)) < len(engines):
-        remedy = f"list each of {', '.join(ENGINE_PLACEMENT)} at most once, the preferred one first"
+        remedy = f"list each of {', '.join(ENGINES)} at most once, the preferred one first"
         raise InvalidValueError("engines.value", "is empty or names an engine twice", remedy)
-    for engine in ("tensorrt", "qnn"):
-        if engine in engines and getattr(profile.toolchain, engine) is None:
+    for engine in engines:
+        if ENGINES[engine].toolchain and getattr(profile.toolchain, engine) is None:
             why = f"is missing, and engines.value names {engine}"
             raise InvalidValueError(f"toolchain.{engine}", why, f"add the table or drop {engine}")
 
@@ -73,19 +70,18 @@ def _check_placement(profile: Profile, name: str, module: Module) -> None:
     if placement != "cpu" and getattr(profile.accelerators, placement) is None:
         remedy = f"place it on cpu or add accelerators.{placement}"
         raise InvalidValueError(key, f"the profile has no {placement}", remedy)
-    if placement not in {ENGINE_PLACEMENT[engine] for engine in profile.engines.value}:
-        fitting = [engine for engine, place in ENGINE_PLACEMENT.items() if place == placement]
+    if placement not in {ENGINES[engine].placement for engine in profile.engines.value}:
+        fitting = [name for name, engine in ENGINES.items() if engine.placement == placement]
         why = f"no engine in engines.value runs on the {placement}"
         raise InvalidValueError(key, why, f"add {' or '.join(fitting)} to engines.value")
 
 
-def _check_npu_module(profile: Profile, name: str, module: Module) -> None:
-    if module.placement.value != "npu":
-        return
-    limits, precision = profile.limits, module.precision.value
-    if limits.npu_float and not limits.npu_float.value and precision in ("fp32", "fp16"):
-        why = f"the NPU computes no {precision} (limits.npu_float)"
+def _check_limits(profile: Profile, name: str, module: Module) -> None:
+    placement, precision = module.placement.value, module.precision.value
+    floats, decoder = (getattr(profile.limits, f"{placement}_{key}", None) for key in ("float", "decoder"))
+    if floats and not floats.value and precision in ("fp32", "fp16"):
+        why = f"the {placement.upper()} computes no {precision} (limits.{placement}_float)"
         raise BeyondLimitError(f"modules.{name}.precision.value", why, "write int8 or place it on cpu")
-    if name == DECODER and limits.npu_decoder and not limits.npu_decoder.value:
-        why = "the NPU runs no decoder (limits.npu_decoder)"
+    if name == DECODER and decoder and not decoder.value:
+        why = f"the {placement.upper()} runs no decoder (limits.{placement}_decoder)"
         raise BeyondLimitError("modules.decoder.placement.value", why, "place it on gpu or cpu")

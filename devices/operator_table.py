@@ -16,10 +16,12 @@ from msgspec import Meta, Struct
 from edgeglm.devices.explain import explain
 from edgeglm.devices.profile import SOURCE, Count, Fact, InvalidValueError, Profile
 from edgeglm.devices.reader import read_file
-from edgeglm.engines import EngineName
+from edgeglm.engines import ENGINES, EngineName
 from edgeglm.errors import UsageError
 
 TABLES = Path(__file__).with_name("operators")
+# Newer than any.
+NEWEST = "9999"
 EXAMPLE = "docs/operators.md says how one looks"
 
 Dtype = Literal[
@@ -75,7 +77,7 @@ class Table(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     @property
     def title(self) -> str:
         """The engine and version, for messages."""
-        return f"{TITLES[self.engine]} {self.version}"
+        return f"{ENGINES[self.engine].title} {self.version}"
 
 
 class _File(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -87,11 +89,6 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_rank: Fact[Count] | None = None
     sources: dict[str, str]
     operators: dict[str, dict[str, object]]
-
-
-TITLES: dict[EngineName, str] = {
-    "tensorrt": "TensorRT", "qnn": "QNN HTP", "ort": "ONNX Runtime", "litert": "LiteRT"
-}  # fmt: skip
 
 
 def read_table(path: Path) -> Table:
@@ -117,12 +114,8 @@ def operator_table(engine: EngineName, version: str) -> Table | None:
 
 def table_for(profile: Profile, engine: EngineName) -> Table | None:
     """Return the table that holds for an engine on a device: by the version in its toolchain, else the newest one."""
-    tensorrt, qnn = profile.toolchain.tensorrt, profile.toolchain.qnn
-    if engine == "tensorrt" and tensorrt:
-        return operator_table(engine, tensorrt.version.value)
-    if engine == "qnn" and qnn:
-        return operator_table(engine, f"v{qnn.htp_arch.value}")
-    return operator_table(engine, "9999")
+    toolchain = getattr(profile.toolchain, engine) if ENGINES[engine].toolchain else None
+    return operator_table(engine, toolchain.table if toolchain else NEWEST)
 
 
 def _version(path: Path) -> str:

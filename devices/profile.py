@@ -11,13 +11,12 @@ from typing import Annotated, Generic, Literal, TypeVar
 
 from msgspec import Meta, Struct
 
-from edgeglm.engines import EngineName
+from edgeglm.engines import EngineName, Placement
 from edgeglm.units import format_size
 
 T = TypeVar("T")
 
 Architecture = Literal["aarch64", "x86_64"]
-Placement = Literal["npu", "gpu", "cpu"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
@@ -149,6 +148,11 @@ class TensorRT(Struct, frozen=True, forbid_unknown_fields=True):
     jetpack: Fact[str]
     sm: Fact[Count]
 
+    @property
+    def table(self) -> str:
+        """The version of its operator table."""
+        return self.version.value
+
 
 class Qnn(Struct, frozen=True, forbid_unknown_fields=True):
     """The chip as QNN's compiler names it, and the NPU's tightly coupled memory."""
@@ -156,6 +160,11 @@ class Qnn(Struct, frozen=True, forbid_unknown_fields=True):
     soc_model: Fact[Count]
     htp_arch: Fact[Count]
     vtcm: Fact[Size]
+
+    @property
+    def table(self) -> str:
+        """The version of its operator table."""
+        return f"v{self.htp_arch.value}"
 
 
 class Toolchain(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

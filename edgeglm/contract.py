@@ -94,8 +94,8 @@ def _module_faults(manifest: Sealed, module: Module) -> Iterator[Fault]:
         yield "format", f"{module.format!r} is not one of the {module.name}'s"
     if module.format != (ENGINES[module.engine].reads if module.engine else "rows"):
         yield "engine", f"{module.engine!r} does not read {module.format!r}"
-    if module.engine == "qnn" and manifest.profile.toolchain.qnn is None:
-        yield "engine", "is 'qnn', and the profile names no chip for it"
+    if module.engine and ENGINES[module.engine].toolchain and not getattr(manifest.profile.toolchain, module.engine):
+        yield "engine", f"is {module.engine!r}, and the profile has no toolchain.{module.engine}"
 
 
 def _embedding_faults(manifest: Manifest, embedding: Module) -> Iterator[Fault]:

@@ -9,8 +9,8 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from edgeglm.contract import graph_faults, model_faults
-from edgeglm.devices.profile import Count, Placement, Profile
-from edgeglm.engines import EngineName, Format
+from edgeglm.devices.profile import Count, Profile
+from edgeglm.engines import Dialect, EngineName, Format, Placement
 from edgeglm.roles import HasRole, ModuleName
 from edgeglm.strict_json import StrictJsonError, check_json
 
@@ -18,7 +18,6 @@ SCHEMA: Final = 1
 MANIFEST = "manifest.json"
 BLANK_SEAL = "0" * 64
 
-Dialect = Literal["ort", "portable", "qdq"]
 Dtype = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
 # Without control characters, which a terminal would obey.
 Text = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z", max_length=4096)]

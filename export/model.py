@@ -6,17 +6,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeglm.devices.profile import Placement
-from edgeglm.engines import EngineName
+from edgeglm.engines import DIALECTS, ENGINES, USUAL_FORMAT, Dialect, EngineName, GraphKind, Placement
 from edgeglm.roles import HasRole, ModuleName
 
-Dialect = Literal["ort", "portable", "qdq"]
 Grid = tuple[int, int]  # rows and columns of patches
 
 
@@ -118,7 +116,17 @@ class Choice(HasRole):
     @property
     def half(self) -> bool:
         """Whether activations are in half precision: on an accelerator they are, unless all is to be fp32."""
-        return self.dialect == "portable" and self.engine != "litert" and self.precisions != {"fp32"}
+        return self.engine is not None and ENGINES[self.engine].half and self.precisions != {"fp32"}
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether a converter writes its files, from the checkpoint instead of from the graph."""
+        return self.engine is not None and ENGINES[self.engine].reads != USUAL_FORMAT
+
+    @property
+    def kind(self) -> GraphKind:
+        """The facts of its dialect."""
+        return DIALECTS[self.dialect]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import click
 
 from edgeglm.bundle import Bundle, load_bundle, verify_bundle
 from edgeglm.cli.output import json_option, print_json
+from edgeglm.engines import ENGINES
 from edgeglm.errors import AccuracyError, BudgetError, UsageError
 from edgeglm.export.burn.adb import Adb
 from edgeglm.export.burn.answers import RUNNER, Pair, ask, check_runner, files, prove, questions
@@ -22,8 +23,6 @@ from edgeglm.runtimes.core.progress import progress_line
 from edgeglm.suggest import nearest_name
 from edgeglm.units import format_size, parse_size
 
-# What an engine is installed as, besides the wheels that the runner always asks for.
-ENGINE_WHEELS = {"litert": "ai-edge-litert"}
 WAYS = ("adb", "qemu", "ssh")
 HEADINGS = ("SCREEN", "HERE", "THERE", "SAME", "FIRST TOKEN", "TOKENS/S", "PEAK RSS")
 WIDTH = 48  # of an answer
@@ -86,8 +85,9 @@ def _device(via: str, python: str, bundle: Bundle) -> Device:
     if way == "adb":
         return Adb(python)
     if way == "qemu":
-        engines = {module.engine for module in bundle.manifest.modules if module.engine}
-        return Qemu([*WHEELS.split(), *(ENGINE_WHEELS[name] for name in sorted(engines & ENGINE_WHEELS.keys()))])
+        engines = {ENGINES[module.engine].everywhere for module in bundle.manifest.modules if module.engine}
+        wheels = dict.fromkeys([*WHEELS.split(), *sorted(engine.distribution for engine in engines)])
+        return Qemu(list(wheels))
     raise UsageError(f"--via {way}", "is not a backend", nearest_name(way, WAYS))
 
 

@@ -16,11 +16,12 @@ from pathlib import Path
 import click
 
 from edgeglm.cli.output import json_option, print_json
+from edgeglm.engines import ENGINES
 from edgeglm.machine import Machine, describe_kernels, read_machine
 from edgeglm.telemetry import telemetry_is_off
 from edgeglm.units import format_size
 
-ENGINE_MODULES = ("onnxruntime", "onnxruntime_qnn", "ai_edge_litert", "tensorrt", "tensorrt_rtx", "torch")
+ENGINE_MODULES = (*(library for engine in ENGINES.values() for library in engine.libraries), "torch")
 
 # docs/decisions/0002-replaced-packages.md
 TFLITE_RUNTIME_WARNING = (

@@ -10,6 +10,7 @@ import msgspec
 
 from edgeglm.bundle import read_sealed
 from edgeglm.cli.output import json_option, print_json
+from edgeglm.engines import ENGINES
 from edgeglm.manifest import Compiled, GraphManifest, Manifest, Module, Sealed, Shape
 from edgeglm.units import format_size
 
@@ -65,8 +66,9 @@ def _proof(module: Module, compiled: Compiled) -> str:
     built = f"compiled for {compiled.chip} by {compiled.by}"
     if compiled.executed_on is None:
         return f"{built}, not executed"
-    engine = "LiteRT" if module.format == "tflite" else "ONNX Runtime"
-    return f"{built}, executed on its {compiled.executed_on}: cosine {compiled.cosine} to {engine}"
+    assert module.engine
+    engine = ENGINES[module.engine].everywhere
+    return f"{built}, executed on its {compiled.executed_on}: cosine {compiled.cosine} to {engine.title}"
 
 
 def _row(manifest: Sealed, module: Module) -> tuple[str, ...]:

@@ -98,7 +98,7 @@ def _lines(result: ValidateResult) -> Iterator[str]:
 
 
 def _remarks(result: ValidateResult) -> Iterator[str]:
-    if any(module.placement == "npu" for module in read_manifest(result.bundle).modules):
+    if any(module.compiled for module in read_manifest(result.bundle).modules):
         yield from (f"{name:<9}ran on {engine}" for name, engine in result.ran.items())
     if result.unproven:
         yield f"original read as edgeglm reads it: transformers' own loading was not compared, since {result.unproven}"

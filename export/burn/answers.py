@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from edgeglm.bundle import Bundle
+from edgeglm.engines import ENGINES
 from edgeglm.errors import AccuracyError, BudgetError, EdgeglmError, UnsupportedError
 from edgeglm.export.burn.device import BUNDLE, SCREENS, Device
 from edgeglm.export.demo.samples import DATA, read_samples
@@ -148,9 +149,10 @@ def _run(
     device: Device, bundle: Bundle, arguments: Sequence[str], memory: int, kind: type[Struct], allowed: int = 0
 ) -> dict[str, Any]:
     """Return the object that the runner prints there, if it ends with 0 or the `allowed` exit code."""
-    on_gpu = any(module.placement == "gpu" for module in bundle.manifest.modules)
+    engines = [ENGINES[module.engine] for module in bundle.manifest.modules if module.engine]
+    unlimited = any(engine.maps_device_memory for engine in engines)
     command = [f"{BUNDLE}/{RUNNER}", *arguments, "--max-ram", str(memory)]
-    ran = device.python(command, None if on_gpu else memory)
+    ran = device.python(command, None if unlimited else memory)
     if ran.code not in (0, allowed):
         raise _failure(device, ran, memory)
     return _printed(device.title, ran.out, kind)

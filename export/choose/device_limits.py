@@ -8,19 +8,18 @@ from edgeglm.devices.profile import Profile
 from edgeglm.errors import UnsupportedError
 from edgeglm.export.model import Choice
 
-PORTABLE_OPSET = 20
-
 
 def check_limits(choices: Iterable[Choice], profile: Profile) -> None:
     """Raise UnsupportedError for the first module that the device refuses: attention counts before the opset."""
-    portable = [choice for choice in choices if choice.engine is not None and choice.dialect == "portable"]
+    portable = [choice for choice in choices if choice.engine is not None and choice.kind.is_plain]
     for why, refused in (
         (
             "its GPU takes no attention of varying length (limits.dynamic_attention), and a conversation's grows",
             [choice for choice in portable if choice.is_decoder and not profile.limits.dynamic_attention.value],
         ),
         (
-            f"takes ONNX up to opset {profile.limits.opset.value}, and GPU modules need {PORTABLE_OPSET}",
+            f"takes ONNX up to opset {profile.limits.opset.value}, and GPU modules need "
+            f"{max((choice.kind.opset for choice in portable), default=0)}",
             [choice for choice in portable if needs_more_opset(choice, profile)],
         ),
     ):
@@ -30,4 +29,4 @@ def check_limits(choices: Iterable[Choice], profile: Profile) -> None:
 
 def needs_more_opset(choice: Choice, profile: Profile) -> bool:
     """Return whether a module would be written in a later opset than the device takes."""
-    return choice.dialect == "portable" and choice.engine is not None and profile.limits.opset.value < PORTABLE_OPSET
+    return choice.kind.is_plain and choice.engine is not None and profile.limits.opset.value < choice.kind.opset

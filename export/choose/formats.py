@@ -4,27 +4,59 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from edgeglm.devices.profile import Profile
+from edgeglm.engines import ENGINES, USUAL_FORMAT, Format
 from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.export.model import Choice
 from edgeglm.suggest import nearest_name
 
-FORMATS = ("onnx", "tflite")
-LITERT = "litert"
-INSTALL = "pip install 'edgeglm[tflite]'"
-# What the converter's tools do right (docs/decisions/0007-tflite.md), and why not the others.
-PRECISIONS = ("fp32", "int8", "int4")
-REFUSED = {
-    "fp16": "the quantizer writes over the weights that prefill and decode share, and LiteRT would widen them to fp32",
-    "int8-static": "int8 is made in both ways, and the nearer one is taken",
-}
-INT4_BLOCK = 32
+FORMATS = tuple(dict.fromkeys(engine.reads for engine in ENGINES.values()))
 # Gathered, not multiplied with.
 TABLES = ("embed_tokens.weight", "position_embedding.weight")
+
+
+@dataclass(frozen=True)
+class Converter:
+    """A converter to a format.
+
+    Args:
+        format: What it writes.
+        title: Of the format, in messages.
+        library: The Python module that it is.
+        install: How to get it.
+        precisions: What it does right.
+        refused: Why not others.
+        block: Columns of a block of INT4.
+    """
+
+    format: Format
+    title: str
+    library: str
+    install: str
+    precisions: tuple[str, ...]
+    refused: Mapping[str, str]
+    block: int
+
+
+# docs/decisions/0007-tflite.md.
+TFLITE = Converter(
+    "tflite",
+    "TFLite",
+    "litert_torch",
+    "pip install 'edgeglm[tflite]'",
+    precisions=("fp32", "int8", "int4"),
+    refused={
+        "fp16": "the quantizer writes over the weights that prefill and decode share, and LiteRT would widen them to "
+        "fp32",
+        "int8-static": "int8 is made in both ways, and the nearer one is taken",
+    },
+    block=32,
+)
+CONVERTERS: dict[Format, Converter] = {converter.format: converter for converter in (TFLITE,)}
 
 
 class Named(Protocol):
@@ -49,17 +81,19 @@ def with_formats(
         UnsupportedError: The device does not run it, or it has no such precision, or the converter is missing.
     """
     asked = _parse(text, [choice.name for choice in choices if choice.engine])
-    general = asked.get("*", "onnx")
-    found = tuple(
-        _tflite(choice, profile, text) if choice.engine and asked.get(choice.name, general) == "tflite" else choice
-        for choice in choices
-    )
-    _check_blocks([choice.name for choice in found if choice.engine == LITERT and choice.precision == "int4"], tensors)
-    return found
+    general = asked.get("*", USUAL_FORMAT)
+    converters = {choice.name: CONVERTERS.get(asked.get(choice.name, general)) for choice in choices if choice.engine}
+    found = []
+    for choice in choices:
+        converter = converters.get(choice.name)
+        found.append(_converted(choice, profile, converter, text) if converter else choice)
+        if converter and choice.precision == "int4":
+            _check_blocks(choice.name, converter.block, tensors)
+    return tuple(found)
 
 
-def _parse(text: str, modules: Sequence[str]) -> dict[str, str]:
-    asked: dict[str, str] = {}
+def _parse(text: str, modules: Sequence[str]) -> dict[str, Format]:
+    asked: dict[str, Format] = {}
     for item in text.split(","):
         name, equals, value = item.strip().partition("=")
         if not equals:
@@ -74,30 +108,32 @@ def _parse(text: str, modules: Sequence[str]) -> dict[str, str]:
     return asked
 
 
-def _tflite(choice: Choice, profile: Profile, text: str) -> Choice:
-    what = f"--format {text}"
-    if LITERT not in profile.engines.value:
-        raise UnsupportedError(what, f"{profile.name} has no LiteRT among its engines", "leave it out")
+def _converted(choice: Choice, profile: Profile, converter: Converter, text: str) -> Choice:
+    what, readers = f"--format {text}", [engine for engine in ENGINES.values() if engine.reads == converter.format]
+    engine = next((engine for engine in readers if engine.name in profile.engines.value), None)
+    if engine is None:
+        titles = " or ".join(engine.title for engine in readers)
+        raise UnsupportedError(what, f"{profile.name} has no {titles} among its engines", "leave it out")
     if choice.parts:
-        raise UnsupportedError(what, f"a TFLite {choice.name} has one precision", "name none of its parts")
-    on_npu = choice.placement == "npu"  # in one of its own precisions
-    if choice.precision not in PRECISIONS and not on_npu:
-        why = REFUSED.get(choice.precision, "is not what TFLite stores")
-        remedy = f"choose one of {', '.join(PRECISIONS)}"
+        raise UnsupportedError(what, f"a {converter.title} {choice.name} has one precision", "name none of its parts")
+    integers = choice.kind.integers  # in one of its own precisions
+    if choice.precision not in converter.precisions and not integers:
+        why = converter.refused.get(choice.precision, f"is not what {converter.title} stores")
+        remedy = f"choose one of {', '.join(converter.precisions)}"
         raise UnsupportedError(f"{what} with {choice.name}={choice.precision}", why, remedy)
-    if importlib.util.find_spec("litert_torch") is None:
-        raise UnsupportedError(what, "the converter is not installed", INSTALL)
-    if on_npu:
-        return replace(choice, engine="litert")
-    return replace(choice, engine="litert", placement="cpu", dialect="portable")
+    if importlib.util.find_spec(converter.library) is None:
+        raise UnsupportedError(what, "the converter is not installed", converter.install)
+    if integers:
+        return replace(choice, engine=engine.name)
+    return replace(choice, engine=engine.name, placement=engine.placement, dialect=engine.dialect)
 
 
-def _check_blocks(modules: Sequence[str], tensors: Iterable[Named]) -> None:
+def _check_blocks(name: str, block: int, tensors: Iterable[Named]) -> None:
     """Check that INT4 rows are whole in blocks. Raises UnsupportedError."""
-    for tensor in tensors if modules else ():
+    for tensor in tensors:
         module = "vision" if ".visual." in tensor.name else "decoder"
         columns = math.prod(tensor.shape[1:])
         is_product = len(tensor.shape) > 1 and not tensor.name.endswith(TABLES)
-        if module in modules and is_product and columns % INT4_BLOCK:
-            why = f"INT4 is stored in blocks of {INT4_BLOCK}, and {tensor.name} has rows of {columns}"
+        if module == name and is_product and columns % block:
+            why = f"INT4 is stored in blocks of {block}, and {tensor.name} has rows of {columns}"
             raise UnsupportedError(f"{module}=int4", why, f"choose {module}=int8")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from edgeglm.devices.profile import Placement, Profile
+from edgeglm.devices.profile import Profile
+from edgeglm.engines import DIALECTS, Engine, Placement, engine_for
 from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.export.model import Choice
 from edgeglm.roles import ENCODERS, MODULES, TABLE, ModuleName, encoder_of
@@ -57,18 +58,18 @@ def _choice(profile: Profile, name: ModuleName, asked: dict[str, str]) -> Choice
             raise UsageError(f"embedding={precision}", why, f"choose one of {', '.join(EMBEDDING_PRECISIONS)}")
         return Choice(name, precision, "cpu", None, "ort", _parts(name, precision, asked))
     placement: Placement = module.placement.value
-    if placement == "npu":
-        return _on_npu(profile, name, asked)
+    engine = engine_for(placement, profile.engines.value)
+    assert engine  # as the profile's reader asks for it
+    if DIALECTS[engine.dialect].integers:
+        return _on_npu(profile, name, asked, engine)
     if precision in NPU_PRECISIONS:
         why = f"is made for an NPU, and {profile.name} has its {name} on the {placement}"
         raise UnsupportedError(f"--precision {name}={precision}", why, "choose int8")
     parts = _parts(name, precision, asked)
-    if placement == "cpu":
-        return Choice(name, precision, placement, "ort", "ort", parts)
-    return Choice(name, precision, placement, profile.engines.value[0], "portable", parts)
+    return Choice(name, precision, placement, engine.name, engine.dialect, parts)
 
 
-def _on_npu(profile: Profile, name: ModuleName, asked: dict[str, str]) -> Choice:
+def _on_npu(profile: Profile, name: ModuleName, asked: dict[str, str], engine: Engine) -> Choice:
     """Choose for a module on the NPU: another precision is refused if it names the module, and ignored otherwise."""
     if ENCODERS.get(name) != "image":
         why = f"puts the {name} on the NPU, and edgeglm compiles image encoders alone for one"
@@ -81,7 +82,7 @@ def _on_npu(profile: Profile, name: ModuleName, asked: dict[str, str]) -> Choice
             raise UnsupportedError(f"--precision {key}={value}", *_npu_refusal(profile, key, value))
     named = asked.get(name)
     precision = named if named in NPU_PRECISIONS else NPU_USUAL
-    return Choice(name, precision, "npu", "qnn", "qdq")
+    return Choice(name, precision, engine.placement, engine.name, engine.dialect)
 
 
 def _npu_refusal(profile: Profile, key: str, precision: str) -> tuple[str, str]:
@@ -105,7 +106,7 @@ def npu_note(choice: Choice, precision: str) -> str | None:
     """Return what to tell who asked for a precision of all modules that one on the NPU does not have."""
     asked = parse_precisions(precision)
     general = asked.get("*", "int8")
-    if choice.placement != "npu" or choice.name in asked or general in ("int8", *NPU_PRECISIONS):
+    if not choice.kind.integers or choice.name in asked or general in ("int8", *NPU_PRECISIONS):
         return None
     return f"{choice.name} stays INT8: it is on the NPU, which has no {general}"
 

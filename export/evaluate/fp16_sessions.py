@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
 from edgeglm.bundle import Bundle
+from edgeglm.engines import ENGINES
 from edgeglm.errors import AccuracyError
 from edgeglm.manifest import Module
 from edgeglm.runtimes.core import sessions
@@ -30,8 +31,9 @@ EXACT = set(
 
 def is_emulated(module: Module) -> bool:
     """Return whether a module is for an accelerator's half precision, and none is here to run it."""
-    half = module.dialect == "portable" and any(value.dtype == "float16" for value in module.inputs)
-    return half and sessions.engine_of(module) == "ort"
+    assert module.engine
+    half = ENGINES[module.engine].half and any(value.dtype == "float16" for value in module.inputs)
+    return half and not ENGINES[sessions.engine_of(module)].half
 
 
 def open_encoder(bundle: Bundle, module: Module, threads: int) -> EncoderSession:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from edgeglm.engines import DIALECTS, Dialect
 from edgeglm.errors import DamagedFileError
 from edgeglm.export.graph.passes.fuse_linears import FuseLinears
 from edgeglm.export.graph.passes.fuse_skip_norm import FuseSkipNorm
@@ -17,15 +18,12 @@ from edgeglm.export.graph.passes.merge_reshapes import MergeReshapes
 from edgeglm.export.graph.passes.pack_attention import PackAttention
 from edgeglm.export.graph.passes.quick_gelu import QuickGelu
 from edgeglm.export.graph.stamp import Names, stamp, stamp_one
-from edgeglm.export.model import Decoder, Dialect, Rows, Stored, Traces, Vision
+from edgeglm.export.model import Decoder, Rows, Stored, Traces, Vision
 
 # Each once on the one block, before it is stamped.
-BLOCK_PASSES = {
-    "ort": (MergeReshapes(), FuseLinears(), PackAttention(), QuickGelu()),
-    "portable": (),
-}
+BLOCK_PASSES = (MergeReshapes(), FuseLinears(), PackAttention(), QuickGelu())
 # Across blocks, on the whole module.
-MODULE_PASSES = {"ort": (FuseSkipNorm(),), "portable": ()}
+MODULE_PASSES = (FuseSkipNorm(),)
 
 
 @dataclass(frozen=True)
@@ -89,12 +87,12 @@ def segments(stack: Stack, dialect: Dialect) -> Iterator[tuple[str, ir.Model]]:
 
 
 def _fuse_block(traces: Traces, dialect: Dialect) -> None:
-    for block_pass in BLOCK_PASSES[dialect]:
+    for block_pass in BLOCK_PASSES if DIALECTS[dialect].contrib else ():
         block_pass(traces.block)
 
 
 def _fuse_module(model: ir.Model, dialect: Dialect) -> None:
-    for module_pass in (*MODULE_PASSES[dialect], RemoveUnusedNodesPass()):
+    for module_pass in (*(MODULE_PASSES if DIALECTS[dialect].contrib else ()), RemoveUnusedNodesPass()):
         module_pass(model)
 
 

@@ -10,7 +10,7 @@ from onnx_ir.passes.common import NameFixPass, ShapeInferencePass
 
 from edgeglm.devices.operator_table import Table, table_for
 from edgeglm.devices.profile import Limits, Profile
-from edgeglm.engines import EngineName
+from edgeglm.engines import ENGINES, EngineName
 from edgeglm.errors import UnsupportedError
 from edgeglm.export.graph.check import WHOLE, Violation, check
 from edgeglm.export.graph.fix import decompose_gelu, decompose_norms, fuse_gelu, fuse_norms
@@ -83,7 +83,9 @@ def refusal(name: str, profile: Profile, violations: Sequence[Violation]) -> Uns
 
 def _preferred(model: ir.Model, engine: EngineName) -> tuple[ir.Model, list[Violation]]:
     """Replace forms that an engine takes and computes wrong, which are no violation of any node."""
-    fixed = _with(fuse_norms.FuseNorms(), fuse_norms.RMS_NORM_OPSET)(model.clone()) if engine == "qnn" else None
+    if not ENGINES[engine].norms_as_operators:
+        return model, []
+    fixed = _with(fuse_norms.FuseNorms(), fuse_norms.RMS_NORM_OPSET)(model.clone())
     if fixed is None:
         return model, []
     why = "the NPU computes some norms that are not one operator wrong, without an error"

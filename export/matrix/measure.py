@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from edgeglm.bundle import read_sealed
+from edgeglm.engines import ENGINES, EngineName
 from edgeglm.errors import AccuracyError, BudgetError, UnsupportedError
 from edgeglm.export.demo.samples import DATA
 from edgeglm.export.matrix.outcome import Cell, Outcome, Part, Stage, untried
@@ -24,13 +25,6 @@ from edgeglm.runtimes.engines.tensorrt.build import BuildResult
 from edgeglm.scratch import scratch_folder
 
 T = TypeVar("T")
-# What an engine is installed as.
-DISTRIBUTIONS = {
-    "ort": "onnxruntime",
-    "tensorrt": "tensorrt",
-    "qnn": "onnxruntime-qnn",
-    "litert": "ai-edge-litert",
-}
 # Jetson Orin's Ampere, as far as TensorRT for RTX builds for it.
 PROOF_SM = 86
 # Exit codes of what may come out otherwise the next time: a bug, no room, and all kills.
@@ -97,7 +91,7 @@ class Measurement:
     def _compile(self, modules: Sequence[Module], work: Path, folder: Path) -> tuple[Stage, list[int]]:
         """Return what compiled the modules for their engine: the export, or the builder here."""
         found = {f"{made.by} for {made.chip}" for module in modules if (made := module.compiled)}
-        if any(module.engine == "tensorrt" for module in modules):
+        if any(module.engine and ENGINES[module.engine].builds for module in modules):
             done = self.programs.ask(BuildRequest(bundle=folder), BuildResult)
             if done.code == UnsupportedError.exit_code:  # no GPU
                 done = self.programs.ask(BuildRequest(bundle=folder, sm=PROOF_SM), BuildResult)
@@ -170,8 +164,8 @@ def _executed(done: Done[dict[str, Any]], modules: Sequence[Module]) -> Stage:
     return Stage("done", ", ".join([*sorted(engines), *sorted(proofs), platform.machine()]))
 
 
-def _engine(name: str) -> str:
-    distribution = DISTRIBUTIONS.get(name, name)
+def _engine(name: EngineName) -> str:
+    distribution = ENGINES[name].distribution
     with suppress(metadata.PackageNotFoundError):
         return f"{distribution} {metadata.version(distribution)}"
     return distribution

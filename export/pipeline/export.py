@@ -174,7 +174,7 @@ def _export_module(
         for step in steps:
             step.result()
     error, compiled = proof.finish(), None
-    if module.choice.placement == "npu":
+    if module.choice.kind.integers:
         compiled, error = finish_on_npu(prepared, module, writer)
     probes = zip(module.shapes, prepared.shape_probes, strict=True) if module.shapes else ()
     shapes = tuple(

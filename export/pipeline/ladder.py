@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgeglm import manifest
+from edgeglm.engines import USUAL_FORMAT
 from edgeglm.errors import AccuracyError, UsageError
 from edgeglm.export.pipeline.export import Report, export
 from edgeglm.export.pipeline.sensitivity import sensitivities
@@ -131,7 +132,7 @@ class Ladder:
         parts, low = precisions(prepared), self._try(prepared)
         if self.best:
             self._order(parts)
-        onnx = self.request.format == "onnx"
+        onnx = self.request.format == USUAL_FORMAT
         while onnx and not self.best and any(precision in MILDER for precision in parts.values()):
             raised = {part: MILDER.get(precision, precision) for part, precision in parts.items()}
             high = self._try(self._prepare(spell(raised)))

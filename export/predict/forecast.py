@@ -221,7 +221,7 @@ def _size(prepared: Prepared, module: PreparedModule) -> plan.ModuleSize:
 def _option(precision: str, prepared: Prepared, context: int, usable: int) -> Option:
     sizes, decoder = module_sizes(prepared), prepared.model.decoder
     peaks = plan.by_context(sizes, decoder, prepared.opened.context)
-    compiled = sum(int(plan.COMPILED_FACTOR * size.nbytes) for size in sizes if size.choice.placement == "npu")
+    compiled = sum(int(plan.COMPILED_FACTOR * size.nbytes) for size in sizes if size.choice.kind.integers)
     fits = plan.device_peak(sizes, decoder, context) <= usable
     return Option(precision, prepared.bundle_bytes + compiled, peaks, fits)
 

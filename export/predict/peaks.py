@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from edgeglm.engines import ACCELERATOR_BYTES, ENGINES
 from edgeglm.errors import BudgetError
 from edgeglm.export.model import Choice, Decoder, Stored
 from edgeglm.roles import DECODER, ModuleName
@@ -31,8 +32,6 @@ RUNNER_BYTES, FEW_WORDS = 76 * MIB, 1024
 WORD_BYTES, LOADING = 1200, 1.3
 # The process that renders prompts with transformers, without torch, and its parent: both load the tokenizer.
 CHAT_BYTES = 300 * MIB
-# CUDA's context and TensorRT's workspace; the NPU's driver and its working memory. Not measured: no board was at hand.
-ACCELERATOR_BYTES = {"gpu": 512 * MIB, "npu": 128 * MIB}
 # The NPU's compiler and simulator in their process, and what they take for a byte of the module's weights.
 COMPILER_BYTES, COMPILER_FACTOR = 340 * MIB, 8
 # What it makes of a module, which lies in the bundle beside it, for a byte of its weights: 1.23 of the demo's.
@@ -44,9 +43,6 @@ PIXEL_BYTES = 64
 # What a session keeps in memory for a byte of weights in the file: pre-packed, or widened where the CPU has no kernel.
 LOADED = {"fp32": 1.0, "fp16": 2.0, "int8": 1.03, "int8-static": 1.03, "int8-block": 1.2, "int4": 1.43}
 LOADED |= {"a8w8": 1.03, "a16w8": 1.03}
-LOADED_ON_GPU = 1.1
-# The packed weights of LiteRT's XNNPACK, in the pages of a file.
-LOADED_ON_LITERT = 1.1
 CONTEXTS = (1024, 4096, 8192)
 
 
@@ -77,9 +73,8 @@ class ModuleSize:
     @property
     def loaded(self) -> int:
         """Bytes of the weights in a session."""
-        if self.choice.engine == "litert":
-            return int(self.nbytes * LOADED_ON_LITERT)
-        return int(self.nbytes * (self.factor if self.choice.placement == "cpu" else LOADED_ON_GPU))
+        own = ENGINES[self.choice.engine].loaded if self.choice.engine else None
+        return int(self.nbytes * (own or self.factor))
 
     @property
     def activations(self) -> int:
@@ -127,7 +122,7 @@ def export_peak(
 
 
 def _compiling(module: ModuleSize) -> int:
-    return COMPILER_BYTES + COMPILER_FACTOR * module.nbytes if module.choice.placement == "npu" else 0
+    return COMPILER_BYTES + COMPILER_FACTOR * module.nbytes if module.choice.kind.integers else 0
 
 
 def _streaming(module: ModuleSize, workers: int) -> int:
@@ -159,7 +154,7 @@ def _device_peak(module: ModuleSize, state: int) -> int:
     if module.choice.engine is None:  # rows of a memory map
         return 0
     state = state if module.state is None else module.state
-    accelerator = ACCELERATOR_BYTES.get(module.choice.placement, 0)
+    accelerator = ACCELERATOR_BYTES[module.choice.placement]
     run = accelerator + module.loaded + module.inputs + max(module.largest, state + module.activations)
     return max(run, PIXEL_BYTES * module.pixels)
 

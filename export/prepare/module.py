@@ -11,13 +11,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeglm.devices.profile import Profile
+from edgeglm.engines import Dialect
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.graph.assemble import Stack, build, decoder_stack, vision_stack
 from edgeglm.export.graph.check import Violation
 from edgeglm.export.graph.conform import fit
 from edgeglm.export.graph.position_embedding import position_embedding
-from edgeglm.export.model import Choice, Dialect, Grid, Model, Part, Piece, Stored
+from edgeglm.export.model import Choice, Grid, Model, Part, Piece, Stored
 from edgeglm.export.prepare.types import (
     WEIGHTS,
     Calibration,
@@ -37,8 +38,6 @@ from edgeglm.roles import ENCODERS, ModuleName
 from edgeglm.suggest import nearest_name
 
 POSITION = "position"
-# An NPU's integers are lowered from the plain operators in fp32.
-TRACED: dict[Dialect, Dialect] = {"qdq": "portable"}
 
 
 def prepare_module(
@@ -107,7 +106,7 @@ def _lower(
     choice: Choice, profile: Profile, found: Traced, checkpoint: Checkpoint, calibration: Calibration | None
 ) -> _Lowered:
     stack, vision = stack_of(choice.name, found), found.model.vision if choice.is_image else None
-    graph = build(stack, TRACED.get(choice.dialect, choice.dialect))
+    graph = build(stack, choice.kind.traced or choice.dialect)
     positions = (_position_job(graph, found.model, checkpoint, choice),) if vision else ()
     ranges = calibration.ranges if calibration else {}
 
@@ -115,7 +114,7 @@ def _lower(
         return with_range(parse_scheme(choice.precision_of(stack.segment_of(name))), ranges.get(f"{name}.weight"))
 
     named: tuple[str, ...] = ()
-    if choice.placement == "npu":  # in one precision, for all of its parts
+    if choice.kind.integers:  # in one precision, for all of its parts
         stored = _integers(graph, choice, calibration)
     else:
         stored = tuple(quantize_graph(graph, choice.dialect, scheme_of))
@@ -123,7 +122,7 @@ def _lower(
     _check_parts(choice, named)
     assert choice.engine is not None
     fixes: tuple[Violation, ...] = ()
-    if choice.engine != "litert":  # whose files its own converter makes
+    if not choice.is_converted:
         graph, fixes = fit(graph, profile, choice.engine, choice.name)
     return _Lowered(graph, vision.grid if vision else None, positions, stored, named, fixes)
 

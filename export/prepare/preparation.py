@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from edgeglm import manifest
+from edgeglm.engines import DIALECTS, ENGINES, Dialect
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.chat.compare import compare
 from edgeglm.export.checkpoint.adapter import open_checkpoint
@@ -24,10 +25,10 @@ from edgeglm.export.families import FAMILIES
 from edgeglm.export.families.keys import unknown_keys
 from edgeglm.export.families.rope import USUAL, read_positions
 from edgeglm.export.graph.assemble import check_weights
-from edgeglm.export.model import Choice, Dialect, Grid, ImageProcessor
+from edgeglm.export.model import Choice, Grid, ImageProcessor
 from edgeglm.export.prepare.demo_assets import demo_assets
 from edgeglm.export.prepare.header_checks import check_counts
-from edgeglm.export.prepare.module import TRACED, is_position, prepare_module
+from edgeglm.export.prepare.module import is_position, prepare_module
 from edgeglm.export.prepare.release import released
 from edgeglm.export.prepare.types import (
     Calibration,
@@ -54,8 +55,6 @@ MAX_CONTEXT = 32768
 # The most patches that the original is computed for.
 PROBE_PATCHES = 1024
 STATIC = "int8-static"
-# Engines whose vision modules are graphs over one file of weights, so that there may be several.
-SHAPED = ("ort", "tensorrt")
 RUNNER = "run.pyz"
 # Of a config, how many keys that say nothing a note names.
 MAX_KEYS = 12
@@ -77,7 +76,7 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     for choice in choices:
         for precision in sorted(choice.precisions):
             parse_scheme(precision)
-            if precision == STATIC and choice.dialect != "ort":
+            if precision == STATIC and not choice.kind.contrib:
                 why = f"{STATIC} is made for the CPU, and {request.profile.name} has {choice.name} elsewhere"
                 raise UnsupportedError(f"--precision {request.precision}", why, "choose int8")
     check_limits(choices, request.profile)
@@ -93,10 +92,10 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     grid, *more = dict.fromkeys(picture.grid for picture in pictures) if pictures else [None]
     kinds = sorted({(choice.dialect, choice.half) for choice in choices if choice.engine})
     requests = {
-        (dialect, half): TraceRequest(config, TRACED.get(dialect, dialect), context, grid, half)
+        (dialect, half): TraceRequest(config, DIALECTS[dialect].traced or dialect, context, grid, half)
         for dialect, half in kinds
     }
-    whole = any(choice.is_image and choice.engine == "litert" for choice in choices)
+    whole = any(choice.is_image and choice.is_converted for choice in choices)
     probe = TraceRequest(config, "portable", context, grid if whole else _probe_grid(grid))
     generation, told = _talk(checkpoint, context)
     notes += [*told, *(note for choice in choices if (note := npu_note(choice, request.precision)))]
@@ -158,7 +157,7 @@ def _with_half(probe: TraceRequest, found: Mapping[TraceRequest, Traced]) -> Tra
 
 def probe_module(prepared: Prepared, precision: str, calibration: Calibration) -> PreparedModule:
     """Return the NPU's module in another precision, at the grid of the probe's pictures."""
-    choice = next(module.choice for module in prepared.modules if module.choice.placement == "npu")
+    choice = next(module.choice for module in prepared.modules if module.choice.kind.integers)
     choice = replace(choice, precision=precision)
     traced = {(choice.dialect, choice.half): prepared.probe}
     return prepare_module(choice, prepared.request.profile, traced, prepared.checkpoint, calibration)
@@ -202,7 +201,7 @@ def _shape(
 ) -> tuple[TraceRequest, TraceRequest]:
     """Return the vision module's trace and the original's for a further grid. Raises UnsupportedError."""
     choice = next(choice for choice in choices if choice.is_image)
-    if choice.engine not in SHAPED:
+    if choice.engine is None or not ENGINES[choice.engine].shapes:
         why = "a module that a compiler or a converter makes takes one image size"
         raise UnsupportedError("--image-size", why, "give it once, or vision=fp16 or another precision of the CPU")
     traced = requests[choice.dialect, choice.half]

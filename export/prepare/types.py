@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from edgeglm import manifest
 from edgeglm.devices.profile import Profile
+from edgeglm.engines import USUAL_FORMAT, Dialect
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.demo.samples import Sample
 from edgeglm.export.graph.check import Violation
-from edgeglm.export.model import Choice, Dialect, Grid, ImageProcessor, Model, Piece, Stored
+from edgeglm.export.model import Choice, Grid, ImageProcessor, Model, Piece, Stored
 from edgeglm.export.quantize.qdq import Range
 from edgeglm.export.trace.trace_request import TraceRequest
 from edgeglm.export.trace.tracer import Traced, is_cached
@@ -44,7 +45,7 @@ class Request:
     context: int | None = None
     image_sizes: tuple[tuple[int, int], ...] = ()
     is_demo: bool = False
-    format: str = "onnx"
+    format: str = USUAL_FORMAT
     adapter: Path | None = None
 
 
@@ -96,7 +97,7 @@ class PreparedModule:
     @property
     def is_tflite(self) -> bool:
         """Whether a converter writes its files; its graph and the weights' places say only how large they are."""
-        return self.choice.engine == "litert"
+        return self.choice.is_converted
 
     @property
     def weights_file(self) -> str:
@@ -221,7 +222,7 @@ class Prepared:
     def options(self) -> dict[str, str | int | float | bool | None]:
         """Return the options as the manifest keeps them."""
         asked = ",".join(f"{width}x{height}" for width, height in self.request.image_sizes) or None
-        more = {} if self.request.format == "onnx" else {"format": self.request.format}
+        more = {} if self.request.format == USUAL_FORMAT else {"format": self.request.format}
         if self.checkpoint.adapter_sha256:
             more["adapter_sha256"] = self.checkpoint.adapter_sha256
         return {"precision": self.request.precision, "context": self.opened.context, "image_size": asked, **more}

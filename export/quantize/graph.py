@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from edgeglm.export.model import Dialect, Part, Stored
+from edgeglm.engines import DIALECTS, Dialect
+from edgeglm.export.model import Part, Stored
 from edgeglm.export.quantize.lowering import MICROSOFT, lower_linear, opset_imports
 from edgeglm.export.quantize.schemes import Fp16, Fp32, Int8, Scheme, in_whole_blocks
 from edgeglm.export.quantize.storage import parts
@@ -53,7 +54,7 @@ class _Lowering:
         assert x is not None
         assert x.dtype is not None
         scheme = self.scheme_of(names[0])
-        if self.dialect == "portable" and not in_whole_blocks(scheme, columns):
+        if DIALECTS[self.dialect].is_plain and not in_whole_blocks(scheme, columns):
             scheme = Int8()  # TensorRT takes no shorter last block: GLM-4.1V's patch embedding has 1176 columns
         values = self._store(node, scheme, [f"{name}.weight" for name in names], rows, columns, x.dtype)
         bias = None
@@ -100,7 +101,7 @@ class _Lowering:
 
     def _rmsnorm(self, node: ir.Node) -> list[ir.Value]:
         x, weight, epsilon = node.inputs[0], self._norm_weight(node), node.attributes["epsilon"].as_float()
-        if self.dialect == "ort":
+        if DIALECTS[self.dialect].contrib:
             attributes = {"axis": -1, "epsilon": epsilon, "stash_type": 1}
             return [self._op("SimplifiedLayerNormalization", [x, weight], attributes)]
         return [self._portable_rmsnorm(f"{node.outputs[0].name}", x, weight, epsilon)]

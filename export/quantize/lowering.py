@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from edgeglm.export.model import Dialect
+from edgeglm.engines import DIALECTS, Dialect
 from edgeglm.export.quantize.schemes import Fp16, Fp32, Int4, Int8, Int8Block, Int8Static, Scheme
 
 MICROSOFT = "com.microsoft"
@@ -60,7 +60,7 @@ def opset_imports(scheme: Scheme, dialect: Dialect) -> dict[str, int]:
     21 (https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html).
     """
     blocked = isinstance(scheme, Int8Block | Int4)
-    if dialect == "portable":
+    if DIALECTS[dialect].is_plain:
         return {"": 21 if blocked else 20}
     return {"": 20, MICROSOFT: 1} if blocked or isinstance(scheme, Int8) else {"": 20}
 

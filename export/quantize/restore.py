@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeglm.export.model import Dialect, Part, Rows, Stored, rotary_order
+from edgeglm.engines import Dialect
+from edgeglm.export.model import Part, Rows, Stored, rotary_order
 from edgeglm.export.quantize.rounding import Floats
 from edgeglm.export.quantize.storage import dequantize
 

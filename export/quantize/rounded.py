@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from edgeglm.export.model import Dialect, Rows
+from edgeglm.engines import DIALECTS, Dialect
+from edgeglm.export.model import Rows
 from edgeglm.export.quantize.rounding import Floats
 from edgeglm.export.quantize.schemes import Int4, Int8, Int8Block, Int8Static, Scheme, with_range
 from edgeglm.export.quantize.storage import dequantize, encode
@@ -41,7 +42,7 @@ class RoundedWeights:
         columns = int(np.prod(inner))
         step = max(2, CHUNK_BYTES // (4 * columns) // 2 * 2)
         scheme = with_range(self.scheme, self.ranges.get(weight))
-        x = round_activations(x, scheme) if self.dialect == "ort" else x
+        x = round_activations(x, scheme) if DIALECTS[self.dialect].contrib else x
         y = np.empty((*x.shape[:-1], count), np.float32)
         for start in range(0, count, step):
             stop = min(start + step, count)
@@ -56,7 +57,7 @@ class RoundedWeights:
         if (weight, start) in self.kept:
             return self.kept[weight, start]
         rows = self.source.rows(weight, start, stop).reshape(stop - start, columns)
-        if self.dialect == "portable" and len(rows) % 2:  # whose INT4 packs rows in pairs
+        if DIALECTS[self.dialect].is_plain and len(rows) % 2:  # whose INT4 packs rows in pairs
             rows = np.concatenate([rows, np.zeros_like(rows[:1])])
         stored = encode(self.scheme, self.dialect, rows, energy=self.energies.get(weight))
         rounded = dequantize(self.scheme, self.dialect, stored, columns)[: stop - start]

@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import DTypeLike, NDArray
 
-from edgeglm.export.model import Dialect, Part
+from edgeglm.engines import Dialect
+from edgeglm.export.model import Part
 from edgeglm.export.quantize.rounding import (
     Floats,
     blocks_first,

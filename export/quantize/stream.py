@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeglm.export.model import Dialect, Piece, Rows, Stored, rotary_order
+from edgeglm.engines import Dialect
+from edgeglm.export.model import Piece, Rows, Stored, rotary_order
 from edgeglm.export.quantize.rounding import check_range
 from edgeglm.export.quantize.storage import encode
 

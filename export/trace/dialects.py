@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-OPSETS = {"ort": 23, "portable": 20}
 # transformers hands a "flash" implementation one call for a whole vision sequence, instead of one an image.
 ATTENTION = "edgeglm_flash_attention"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgeglm.export.model import Dialect
+from edgeglm.engines import Dialect
 
 
 @dataclass(frozen=True)

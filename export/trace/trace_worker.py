@@ -21,10 +21,11 @@ import onnx_ir
 import torch
 from torch import Tensor, nn
 
+from edgeglm.engines import DIALECTS
 from edgeglm.export.families import FAMILIES
 from edgeglm.export.families.building import build_config
 from edgeglm.export.model import Model
-from edgeglm.export.trace.dialects import ATTENTION, OPSETS, Attention, OrtAttention, PortableAttention, Step, hooked
+from edgeglm.export.trace.dialects import ATTENTION, Attention, OrtAttention, PortableAttention, Step, hooked
 from edgeglm.export.trace.placeholders import Linear, insert_placeholders
 from edgeglm.export.trace.trace_request import ANSWERS, TraceRequest
 from edgeglm.export.trace.unhooked import unhooked
@@ -38,7 +39,7 @@ class Tracer:
     """Traces the parts of one model for one request."""
 
     def __init__(self, request: TraceRequest) -> None:
-        self.request = request
+        self.request, self.kind = request, DIALECTS[request.dialect]
         self.config: Any = build_config(msgspec.json.decode(request.config))
         self.family = importlib.import_module(f"edgeglm.export.families.{FAMILIES[self.config.architectures[0]]}")
         self.modeling: Any = importlib.import_module(self.family.MODELING)
@@ -69,7 +70,7 @@ class Tracer:
     def _rotary_inside(self) -> bool:
         # GroupQueryAttention counts positions itself, and takes tables whose width is a multiple of 8 alone.
         decoder = self.model.decoder
-        return self.request.dialect == "ort" and not decoder.mrope_section and decoder.rotary_dim % 16 == 0
+        return self.kind.contrib and not decoder.mrope_section and decoder.rotary_dim % 16 == 0
 
     def _decoder_front(self) -> onnx_ir.Model:
         rotary = getattr(self.modeling, self.family.ROTARY)(config=self.text)
@@ -89,7 +90,7 @@ class Tracer:
         with torch.device("meta"):
             layer = getattr(self.modeling, self.family.DECODER_BLOCK)(self.text, 0)
         insert_placeholders(layer)
-        if self.request.dialect == "portable":
+        if self.kind.is_plain:
             self._split_rotary(layer)
         inputs, axes = self._block_inputs()
         block = DecoderBlock(layer, self.modeling, self._attention)
@@ -102,7 +103,7 @@ class Tracer:
                 module.split_rotary, module.head_dim = decoder.rotary_dim, decoder.head_dim
 
     def _attention(self, step: Step) -> Attention:
-        if self.request.dialect == "ort":
+        if self.kind.contrib:
             return OrtAttention(step, self._rotary_inside)
         return PortableAttention(step)
 
@@ -118,7 +119,7 @@ class Tracer:
             "past_key": torch.zeros(1, decoder.kv_heads, past, decoder.head_dim, dtype=dtype),
             "past_value": torch.zeros(1, decoder.kv_heads, past, decoder.head_dim, dtype=dtype),
         }
-        fused = self.request.dialect == "ort"
+        fused = self.kind.contrib
         buffer = "capacity" if fused else "past"
         axes = {"hidden": {1: "sequence"}, "past_key": {2: buffer}, "past_value": {2: buffer}}
         if not inside:
@@ -178,7 +179,7 @@ class Tracer:
                 module.eval(),
                 tuple(inputs.values()),
                 dynamo=True,
-                opset_version=OPSETS[self.request.dialect],
+                opset_version=self.kind.opset,
                 dynamic_shapes=dynamic if inputs else None,
                 input_names=list(inputs),
                 output_names=[f"{name}_out" if name in inputs else name for name in outputs],

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgeglm.export.model import Choice, Dialect, Stored
+from edgeglm.engines import Dialect
+from edgeglm.export.model import Choice, Stored
 from edgeglm.export.write.output import OutputFile
 from edgeglm.export.write.record import Written
 from edgeglm.roles import ModuleName

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from edgeglm.engines import Dialect
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.model import Dialect, Stored
+from edgeglm.export.model import Stored
 from edgeglm.export.quantize import stream
 from edgeglm.export.quantize.graph import quantize_graph
 from edgeglm.export.quantize.schemes import Scheme

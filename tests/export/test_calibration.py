@@ -18,11 +18,11 @@ import onnx_ir as ir
 from edgeglm import manifest
 from edgeglm.bundle import read_manifest
 from edgeglm.devices.loader import load_profile
+from edgeglm.engines import Dialect
 from edgeglm.export.calibrate.calibrator import calibrate, read_calibration
 from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.demo.agent import Agent
 from edgeglm.export.demo.samples import DATA, read_samples, write_samples
-from edgeglm.export.model import Dialect
 from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Request
 from edgeglm.export.quantize.rounding import Floats

@@ -20,9 +20,10 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.vision_utils import get_vision_position_ids
 
+from edgeglm.engines import Dialect
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.graph.assemble import build, decoder_stack, vision_stack
-from edgeglm.export.model import Dialect, Model
+from edgeglm.export.model import Model
 from edgeglm.export.quantize.schemes import Fp32
 from edgeglm.export.trace.trace_request import TraceRequest
 from edgeglm.export.trace.tracer import trace

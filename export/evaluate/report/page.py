@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from edgeglm.engines import ENGINES
 from edgeglm.export.evaluate.report.data import Case, Point, Report
 from edgeglm.units import format_size
 
@@ -21,7 +22,7 @@ def render(report: Report) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"size": format_size, "data_uri": _data_uri, "error": _error, "json": _json, "spot": _spot}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(report=report, manifest=report.manifest, plots=_plots(report))
+    return template.render(report=report, manifest=report.manifest, engines=ENGINES, plots=_plots(report))
 
 
 def _plots(report: Report) -> dict[str, Markup]:

@@ -15,7 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from edgeglm.export.model import Dialect
+from edgeglm.engines import Dialect
 from edgeglm.export.quantize.lowering import lower_linear, opset_imports
 from edgeglm.export.quantize.schemes import Fp16, Fp32, Int4, Int8, Int8Block, Int8Static, Scheme
 from edgeglm.export.quantize.storage import dequantize, encode, parts

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgeglm.export.model import Dialect, Part
+from edgeglm.engines import Dialect
+from edgeglm.export.model import Part
 from edgeglm.export.quantize.rounding import TILE_COLUMNS, TILE_ROWS
 from edgeglm.export.quantize.schemes import SCHEMES, Codes, Int4, Int8, Int8Block, Int8Static, NpuInt8, Scheme
 from edgeglm.export.quantize.storage import dequantize, encode, parts

@@ -9,9 +9,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from edgeglm.engines import Dialect
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.graph.assemble import build, vision_stack
-from edgeglm.export.model import Dialect
 from edgeglm.export.quantize.schemes import Int4, Int8
 from edgeglm.export.trace.trace_request import TraceRequest
 from edgeglm.export.trace.tracer import trace

@@ -22,11 +22,12 @@ import onnx
 from onnx import ModelProto, numpy_helper
 from transformers import PretrainedConfig
 
+from edgeglm.engines import Dialect
 from edgeglm.errors import UnsupportedError
 from edgeglm.export.families import FAMILIES
 from edgeglm.export.families.rope import TYPES, read_positions
 from edgeglm.export.families.text_family import describe_decoder
-from edgeglm.export.model import Dialect, Grid, Model
+from edgeglm.export.model import Grid, Model
 from edgeglm.export.trace.parity import check
 from edgeglm.export.trace.trace_request import ANSWERS, TraceRequest
 from edgeglm.export.trace.trace_worker import trace_all
