@@ -58,7 +58,7 @@ def converters_of(pid: int) -> list[int]:
     with suppress(OSError):
         tasks = Path(f"/proc/{pid}/task").glob("*/children")
         children = [int(child) for task in tasks for child in task.read_text().split()]
-        return [child for child in children if b"tflite_child" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        return [child for child in children if b"convert_worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
     return []
 
 
