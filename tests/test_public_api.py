@@ -35,7 +35,7 @@ SHARED = {
         "UsageError",
         "printable",
     },
-    "edgeglm.engines": {"Engine"},
+    "edgeglm.engines": {"Engine", "GraphKind", "engine_for"},
     "edgeglm.exits": {"explain", "installed", "run_program"},
     "edgeglm.files": {"open_regular", "opened", "read_bytes"},
     "edgeglm.machine": {"Machine", "describe_kernels", "memory_budget", "processor_lines", "read_machine"},
