@@ -16,8 +16,8 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, InlinePass, Nam
 from edgeglm import manifest
 from edgeglm.devices.operator_table import table_for
 from edgeglm.devices.profile import Profile
-from edgeglm.engines import EngineName
-from edgeglm.errors import AccuracyError, DamagedFileError, UnsupportedError, UsageError
+from edgeglm.engines import DIALECTS, ENGINES, EngineName, engine_for
+from edgeglm.errors import AccuracyError, UnsupportedError, UsageError
 from edgeglm.export.foreign.arrays import FORM, Arrays, common_shapes, hash_samples, make_samples, read_samples
 from edgeglm.export.foreign.graph_file import Source, graph_bytes, read_graph, weights_sha256
 from edgeglm.export.foreign.graph_precision import Task, convert
@@ -28,11 +28,9 @@ from edgeglm.export.graph.fix.static_shapes import StaticShapes
 from edgeglm.export.predict.peaks import check_peak
 from edgeglm.export.prove.onnx_run import run_file
 from edgeglm.export.prove.values import relative_error, two_digits
+from edgeglm.export.targets.base import graph_step
 from edgeglm.export.write.describe import describe_tensors
 from edgeglm.export.write.writer import BundleWriter
-from edgeglm.runtimes.engines.tensorrt.builder import Task as BuildTask
-from edgeglm.runtimes.engines.tensorrt.cache import try_build
-from edgeglm.runtimes.engines.tensorrt.library import load_library
 from edgeglm.scratch import scratch_folder
 from edgeglm.strict_json import fitted
 from edgeglm.suggest import nearest_name
@@ -47,7 +45,6 @@ BASE_BYTES, GROWTH = 480 << 20, 7
 INLINE_BYTES = 1024
 CHUNK = 16 << 20
 MAX_ERROR = 1.0  # as a module's
-PROOF_SM = 86  # where TensorRT for RTX does not build for the device's own
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def open_graph(request: GraphRequest, budget: int) -> Plan:
         BudgetError: It would take more memory than `budget`.
     """
     profile = request.profile
-    engine: EngineName = {"cpu": "ort", "gpu": "tensorrt", "npu": "qnn"}[profile.modules.vision.placement.value]  # type: ignore[assignment]
+    engine = _engine(profile)
     precision = _precision(request, engine)
     peak = BASE_BYTES + GROWTH * graph_bytes(request.file)
     check_peak(peak, budget, f"for {request.file}")
@@ -96,8 +93,9 @@ def open_graph(request: GraphRequest, budget: int) -> Plan:
         refuse_final(_read(source), profile, engine, str(request.file))
         raise UsageError("--precision int8", "takes ranges of activations", f"{FORM} by --calibration")
     samples = read_samples(request.calibration, source.inputs) if request.calibration else make_samples(source.inputs)
-    if engine == "tensorrt" and (source.varying and request.calibration is None):
-        why = f"its input {source.varying[0]} has dimensions that vary, and TensorRT builds for sizes that are known"
+    if graph_step(engine).SIZED and source.varying and request.calibration is None:
+        title = ENGINES[engine].title
+        why = f"its input {source.varying[0]} has dimensions that vary, and {title} builds for sizes that are known"
         raise UnsupportedError(request.file, why, "give samples of one size by --calibration")
     return Plan(request, source, precision, engine, samples, peak)
 
@@ -121,14 +119,10 @@ def export_graph(
         file = _emit(made, work)
         say("measuring")
         error = _measure(plan, file)
-        proof = None
-        if plan.engine == "tensorrt":
+        if ENGINES[plan.engine].builds:
             say("building")
-            proof = _proof(plan, file, work)
-            if proof is None:
-                notes.append("no TensorRT for RTX is here to build it: pip install 'edgeglm[tensorrt]'")
-        if plan.engine == "qnn":
-            notes.append("the graph has the form that the NPU takes, but it is not compiled for it: it is for the CPU")
+        proof, note = graph_step(plan.engine).prove(file, request.file, request.profile, work)
+        notes += [note] if note else []
         if request.calibration is None:
             notes.append("the error is of made-up inputs: give samples by --calibration")
         with BundleWriter(target, plan.source.sha256, resume=False) as writer:
@@ -140,14 +134,22 @@ def export_graph(
     return written, fixes, tuple(notes)
 
 
+def _engine(profile: Profile) -> EngineName:
+    """Return the engine on which the profile puts what sees."""
+    engine = engine_for(profile.modules.vision.placement.value, profile.engines.value)
+    assert engine  # as the profile's reader asks for it
+    return engine.name
+
+
 def _precision(request: GraphRequest, engine: EngineName) -> Precision:
     profile, asked = request.profile, request.precision
     precision = profile.modules.vision.precision.value if asked == "auto" else asked
     if precision not in PRECISIONS:
         raise UsageError(f"--precision {asked}", "is not available for ONNX graphs", nearest_name(asked, PRECISIONS))
-    floats = profile.limits.npu_float
-    if engine == "qnn" and precision != "int8" and floats and not floats.value:
-        why = f"the NPU of {profile.name} computes no {precision} (limits.npu_float)"
+    placement = ENGINES[engine].placement
+    floats = getattr(profile.limits, f"{placement}_float", None)
+    if precision != "int8" and floats and not floats.value:
+        why = f"the {placement.upper()} of {profile.name} computes no {precision} (limits.{placement}_float)"
         raise UnsupportedError(f"--precision {precision}", why, "choose int8, or another --target")
     return precision  # type: ignore[return-value]
 
@@ -168,7 +170,7 @@ def _fitted(plan: Plan) -> tuple[ir.Model, tuple[Violation, ...]]:
     model = _read(plan.source)
     shapes = common_shapes(plan.samples) if plan.request.calibration else {}
     model, fixes = fit(model, plan.request.profile, plan.engine, str(plan.request.file), shapes)
-    if plan.engine == "tensorrt" and plan.source.varying:
+    if graph_step(plan.engine).SIZED and plan.source.varying:
         model, fixed = _sized(plan, model, shapes)
         fixes = (*fixes, *fixed)
     return model, fixes
@@ -179,7 +181,11 @@ def _sized(plan: Plan, model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> t
     StaticShapes(shapes)(model)
     violations = [
         Violation(
-            f"{value.name}", "graph", "input", "TensorRT builds for sizes that are known", fix="those of the samples"
+            f"{value.name}",
+            "graph",
+            "input",
+            f"{ENGINES[plan.engine].title} builds for sizes that are known",
+            fix="those of the samples",
         )
         for value in model.graph.inputs
         if value.name in plan.source.varying
@@ -251,22 +257,6 @@ def _measure(plan: Plan, file: Path) -> float:
     return two_digits(worst)
 
 
-def _proof(plan: Plan, file: Path, work: Path) -> str | None:
-    """Build the graph with TensorRT for RTX, if that is installed, and say so."""
-    try:
-        library = load_library(["tensorrt_rtx"])
-    except UnsupportedError:
-        return None
-    wanted = plan.request.profile.toolchain.tensorrt
-    sm = wanted.sm.value if wanted and library.builds_for(wanted.sm.value) else PROOF_SM
-    try:
-        try_build(BuildTask(library.name, str(file), sm, {}, str(work / "engine.plan")))
-    except (UnsupportedError, DamagedFileError) as error:
-        what = error.what.replace(str(file), str(plan.request.file))
-        raise UnsupportedError(what, error.why, "take it out of the model, or choose another --target") from error
-    return f"built for SM{sm} by {library.title}: graph, types and shapes proven, not executed"
-
-
 def _copy(path: Path, writer: BundleWriter) -> None:
     """Write the weights into the bundle, piece by piece."""
     relative, size = f"graph/{path.name}", path.stat().st_size
@@ -281,17 +271,19 @@ def _copy(path: Path, writer: BundleWriter) -> None:
 
 def _manifest(plan: Plan, model: ir.Model, error: float, proof: str | None) -> manifest.GraphManifest:
     request, source = plan.request, plan.source
-    placed = plan.engine == "tensorrt"
+    engine = ENGINES[plan.engine]
+    if DIALECTS[engine.dialect].integers:  # as long as it is not compiled
+        engine = engine.everywhere
     ShapeInferencePass()(model)
     inputs, outputs = (describe_tensors(list(values)) for values in (model.graph.inputs, model.graph.outputs))
     module = manifest.Module(
         name="graph",
         file="graph/model.onnx",
-        format="onnx",
+        format=engine.reads,
         precision=plan.precision,
-        placement="gpu" if placed else "cpu",
-        engine="tensorrt" if placed else "ort",
-        dialect="portable" if placed else "ort",
+        placement=engine.placement,
+        engine=engine.name,
+        dialect=engine.dialect,
         inputs=inputs,
         outputs=outputs,
         max_relative_error=error,

@@ -13,14 +13,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edgeglm.engines import EngineName
+from edgeglm.engines import DIALECTS, ENGINES, EngineName
 from edgeglm.errors import UnsupportedError
+from edgeglm.export.targets.base import quantize_step
 from edgeglm.worker import Crashed, Worker, serve
 
-# What TensorRT fuses with its neighbours' steps.
-TENSORRT_OPERATORS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
-# Where one of these stands, QNN leaves signed weights to the CPU.
-WANT_UNSIGNED_WEIGHTS = {"LayerNormalization", "RMSNormalization", "Gelu"}
 # Sums that fp16 overflows stay in fp32.
 WIDE = ["LayerNormalization", "RMSNormalization", "InstanceNormalization", "GroupNormalization", "Softmax"]
 CONVERTER = Worker(
@@ -77,34 +74,17 @@ def _narrow(task: Task) -> None:
 
 
 def _quantize(task: Task) -> None:
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize, quantize_static
-    from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
+    from onnxruntime.quantization import CalibrationDataReader
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(Samples, CalibrationDataReader):  # type: ignore[misc]
         pass
 
-    prepared, reader = Path(task.output).with_suffix(".prepared.onnx"), Reader(Path(task.samples))
+    prepared = Path(task.output).with_suffix(".prepared.onnx")
     # Folds what is constant; for another engine the graph has the forms that it takes, and is left in them.
-    quant_pre_process(task.graph, prepared, skip_symbolic_shape=True, skip_optimization=task.engine != "ort")
-    if task.engine == "qnn":
-        operators = {node.op_type for node in onnx.load(prepared, load_external_data=False).graph.node}
-        weights = QuantType.QUInt8 if operators & WANT_UNSIGNED_WEIGHTS else QuantType.QInt8
-        quantize(prepared, task.output, get_qnn_qdq_config(prepared, reader, weight_type=weights))
-        return
-    # TensorRT takes signed symmetric steps only, and no quantized bias.
-    tensorrt = task.engine == "tensorrt"
-    quantize_static(
-        prepared,
-        task.output,
-        reader,
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=TENSORRT_OPERATORS if tensorrt else None,
-        per_channel=True,
-        activation_type=QuantType.QInt8 if tensorrt else QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        extra_options={"ActivationSymmetric": tensorrt, "WeightSymmetric": True, "QuantizeBias": not tensorrt},
-    )
+    keep = not DIALECTS[ENGINES[task.engine].dialect].contrib
+    quant_pre_process(task.graph, prepared, skip_symbolic_shape=True, skip_optimization=keep)
+    quantize_step(task.engine).quantize(prepared, Path(task.output), Reader(Path(task.samples)))
 
 
 def main() -> int:

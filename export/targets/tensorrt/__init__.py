@@ -1,0 +1,1 @@
+"""TensorRT: graphs that its builder takes."""
