@@ -1,4 +1,7 @@
-"""``python -m edgeglm.runtimes BUNDLE …`` is ``edgeglm run BUNDLE …``, and what ``run.pyz`` starts."""
+"""``python -m edgeglm.runtimes BUNDLE …`` is ``edgeglm run BUNDLE …``, and what ``run.pyz`` starts.
+
+With ``serve`` as the first argument it is ``edgeglm serve``.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ import sys
 from pathlib import Path
 
 from edgeglm.exits import installed, run_program
+
+# What the server needs besides.
+SERVE = "starlette uvicorn prometheus-client"
 
 
 def main(what: str, package: str, bundle: Path | None = None) -> int:
@@ -18,6 +24,11 @@ def main(what: str, package: str, bundle: Path | None = None) -> int:
     """
 
     def body() -> None:
+        if sys.argv[1:2] == ["serve"]:
+            with installed(f"{what} serve", f"{package} {SERVE}"):
+                from edgeglm.runtimes.serve.program import serve  # noqa: PLC0415
+            serve(sys.argv[2:], bundle)
+            return
         with installed(what, package):
             from edgeglm.runtimes.program import run  # noqa: PLC0415 (after the line that says what is missing)
         run(bundle=bundle)

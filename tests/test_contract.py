@@ -14,7 +14,7 @@ import pytest
 
 from edgeglm.bundle import load_bundle, read_manifest
 from edgeglm.cli.main import COMMANDS as MAIN
-from edgeglm.cli.main import HOST_SIDE, cli, main
+from edgeglm.cli.main import EXTRAS, cli, main
 from edgeglm.contract import scales_offset
 from edgeglm.errors import DamagedFileError
 from edgeglm.manifest import MANIFEST
@@ -121,16 +121,16 @@ def test_these_are_the_commands_that_take_a_bundle() -> None:
     group = click.Context(cli)
     taking = {"run"}  # which parses its arguments by itself
     for name in MAIN:
-        if has_torch or name not in HOST_SIDE:
+        if has_torch or name not in EXTRAS:
             found = cli.get_command(group, name)
             if found and any(parameter.name == "bundle" for parameter in found.params):
                 taking.add(name)
-    assert taking == set(COMMANDS) - (set() if has_torch else set(HOST_SIDE))
+    assert taking == set(COMMANDS) - (set() if has_torch else set(EXTRAS))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_says_so_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
-    if command in HOST_SIDE and not has_torch:
+    if command in EXTRAS and not has_torch:
         pytest.skip("needs torch")
     reseal(folder, lambda m: m.update({"\x1b]0;pwned\x07": 1}))
     assert main([command, str(folder), *COMMANDS[command]]) == 6
@@ -147,7 +147,7 @@ def test_no_command_takes_a_damaged_file(
     folder: Path, capsys: pytest.CaptureFixture[str], command: str, name: str
 ) -> None:
     """What inspect reads is the manifest alone; a build reads what an engine is made of."""
-    if command in HOST_SIDE and not has_torch:
+    if command in EXTRAS and not has_torch:
         pytest.skip("needs torch")
     data = (folder / name).read_bytes()
     for damaged in (bytes([data[0] ^ 1]) + data[1:], data + b"1", None):

@@ -27,11 +27,12 @@ COMMANDS = {
     "matrix": "Try models on targets in every precision and format, and write a table of what works.",
     "plan": "Predict the export's memory and whether the bundle fits the device.",
     "run": "Answer a prompt from a bundle, and report time and memory.",
+    "serve": "Serve bundles to OpenAI-compatible clients.",
     "validate": "Compare a bundle with the original on its task; fail if accuracy drops too far.",
     "verify": "Check every file of a bundle against its hash.",
 }
-# Those that need the extra.
-HOST_SIDE = ("export", "matrix", "plan", "validate")
+# The extra that a command needs.
+EXTRAS = {"export": "export", "matrix": "export", "plan": "export", "serve": "serve", "validate": "export"}
 
 
 @dataclass
@@ -52,7 +53,7 @@ class LazyGroup(click.Group):
         """Import a command's module and return the command, or None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
-        with installed(cmd_name, "'edgeglm[export]'" if cmd_name in HOST_SIDE else "edgeglm"):
+        with installed(cmd_name, f"'edgeglm[{EXTRAS[cmd_name]}]'" if cmd_name in EXTRAS else "edgeglm"):
             command: click.Command = importlib.import_module(module_of(cmd_name)).command
         return command
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ def generate(  # noqa: PLR0913 (the state of one answer)
     sampler: Sampler,
     ends: Container[int],
     limit: int,
+    pause: Callable[[], object] = lambda: None,
 ) -> Iterator[int]:
     """Yield the tokens of an answer, up to `limit` of them; one of `ends` is the last.
 
@@ -36,8 +37,10 @@ def generate(  # noqa: PLR0913 (the state of one answer)
         sampler: Chooses each token.
         ends: The tokens that end an answer.
         limit: The most tokens.
+        pause: Is called before each piece of the prompt; what it raises ends the answer.
     """
     for start in range(0, len(hidden), PREFILL_CHUNK):
+        pause()
         stop = start + PREFILL_CHUNK
         logits = decoder.step(hidden[None, start:stop], positions[:, :, start:stop])
     seen, where = list(prompt), np.full_like(positions[:, :, -1:], positions.max())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,15 @@ class Prompt:
         return keys
 
 
-def read_prompt(chat: Chat, model: Model, messages: Sequence[Message], shapes: Sequence[Vision] = ()) -> Prompt:
+def read_prompt(
+    chat: Chat,
+    model: Model,
+    messages: Sequence[Message],
+    shapes: Sequence[Vision] = (),
+    *,
+    tools: Sequence[Any] | None = None,
+    variables: Mapping[str, Any] | None = None,
+) -> Prompt:
     """Encode a conversation that is to be answered, with its pictures.
 
     Args:
@@ -53,6 +62,8 @@ def read_prompt(chat: Chat, model: Model, messages: Sequence[Message], shapes: S
         model: Of the bundle.
         messages: In any form that `edgeglm.runtimes.text.messages.normalize` knows.
         shapes: What a picture may be brought to; the model's own shape if there is none.
+        tools: As the chat template takes them.
+        variables: Further names for the chat template, such as ``enable_thinking``.
 
     Raises:
         UsageError: A picture cannot be read, or nothing is asked.
@@ -70,10 +81,8 @@ def read_prompt(chat: Chat, model: Model, messages: Sequence[Message], shapes: S
     if any(chat.image_token and chat.image_token in text for text in words):
         raise UsageError("the prompt", "holds the image token", "take it out of the text")
     visions = [_shape(source, shapes or [vision]) for source in sources] if vision else []
-    tokens = chat.encode(said, grids=[each.grid for each in visions])
-    if tokens and max(tokens) >= model.vocabulary:
-        why = f"gives token {max(tokens)}, and the model knows {model.vocabulary}"
-        raise UnsupportedError(chat.bounded.file, why, "export a checkpoint whose files belong together")
+    tokens = chat.encode(said, tools, [each.grid for each in visions], variables)
+    _check_tokens(chat, model, tokens)
     is_image = [bool(vision) and token == vision.image_token_id for token in tokens]  # type: ignore[union-attr]
     grids, spans = [merged_grid(each) for each in visions], picture_spans(is_image)
     if [stop - start for start, stop in spans] != [rows * columns for rows, columns in grids]:
@@ -83,6 +92,22 @@ def read_prompt(chat: Chat, model: Model, messages: Sequence[Message], shapes: S
     places = zip(sources, visions, spans, strict=True)
     found = [Picture(source, shape, hash_picture(source), *span) for source, shape, span in places]
     return Prompt(tokens, found, positions)
+
+
+def text_prompt(chat: Chat, model: Model, text: str | Sequence[int]) -> Prompt:
+    """Return the prompt that a text is without a chat template, or that tokens are. Raises as `read_prompt`."""
+    tokens = chat.bounded.encode(text, add_special_tokens=True) if isinstance(text, str) else [*text]
+    _check_tokens(chat, model, tokens)
+    is_image = [bool(model.vision) and token == model.vision.image_token_id for token in tokens]  # type: ignore[union-attr]
+    if not tokens or any(is_image):
+        raise UsageError("the prompt", "is empty or holds the image token", "give a text")
+    return Prompt(tokens, [], prompt_positions(is_image, [] if model.rope.mrope_sections else None))
+
+
+def _check_tokens(chat: Chat, model: Model, tokens: Sequence[int]) -> None:
+    if tokens and not 0 <= min(tokens) <= max(tokens) < model.vocabulary:
+        why = f"gives token {max(tokens)}, and the model knows {model.vocabulary}"
+        raise UnsupportedError(chat.bounded.file, why, "export a checkpoint whose files belong together")
 
 
 def shared_length(known: Sequence[Key], wanted: Sequence[Key]) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,20 @@ class Answer:
     phases: list[Phase]
     modules: list[Loaded]
     notes: list[str]
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """How an answer is generated, and who sees it."""
+
+    sampler: Sampler
+    limit: int
+    show: Callable[[str], object]
+    pause: Callable[[], object]
+
+
+class StopAnswer(Exception):
+    """Raised by ``show`` to end an answer here, as an end token does."""
 
 
 class Runner:
@@ -138,27 +152,35 @@ class Runner:
         """Release everything; a second time does nothing."""
         self.resources.close()
 
-    def prompt(self, messages: Sequence[Message]) -> Prompt:
-        """Return the prompt that a conversation is. Raises as `answer`."""
-        return read_prompt(self.chat, self.model, messages, self.bundle.shapes)
+    def prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Any] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Prompt:
+        """Return the prompt that a conversation is; tools and variables are the chat template's. Raises as `answer`."""
+        return read_prompt(self.chat, self.model, messages, self.bundle.shapes, tools=tools, variables=variables)
 
     def answer(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message] | Prompt,
         *,
         max_new_tokens: int = 128,
         sampling: Sampling | Sampler | None = None,
         seed: int = 0,
         show: Callable[[str], object] = lambda _: None,
+        pause: Callable[[], object] = lambda: None,
     ) -> Answer:
         """Answer a conversation, in the forms that `edgeglm.runtimes.text.messages.normalize` knows.
 
         Args:
-            messages: Text, and pictures by their paths, as data URLs or as bytes.
+            messages: Text, and pictures by their paths, as data URLs or as bytes; or the prompt that they are.
             max_new_tokens: Of the answer.
             sampling: How tokens are chosen, or what chooses them; as the bundle says if None.
             seed: Of the sampling.
-            show: Gets the text as it is generated.
+            show: Gets the text as it is generated; may raise `StopAnswer`.
+            pause: Is called between the pieces of a prompt; what it raises ends the request.
 
         Raises:
             UsageError: A picture cannot be read, or nothing is asked.
@@ -167,7 +189,7 @@ class Runner:
             DamagedFileError: A file of the bundle is another by now.
         """
         self._begin()
-        prompt = self.prompt(messages)
+        prompt = messages if isinstance(messages, Prompt) else self.prompt(messages)
         capacity = self.window.capacity(len(prompt.tokens), max_new_tokens)
         keys = prompt.keys()
         if self.max_ram is not None and self._unseen(prompt, shared_length(self._known, keys)):
@@ -178,7 +200,7 @@ class Runner:
         if not isinstance(sampling, Sampler):
             sampling = Sampler(sampling or Sampling.of(self.bundle.manifest.generation), seed)
         try:
-            return self._generate(decoder, prompt, hidden, sampling, max_new_tokens, show)
+            return self._generate(decoder, prompt, hidden, _Wish(sampling, max_new_tokens, show, pause))
         except DamagedFileError:
             keys = []  # what the state was computed from is gone
             self._generated.clear()
@@ -264,31 +286,33 @@ class Runner:
         decoder: DecoderSession,
         prompt: Prompt,
         hidden: NDArray[np.float32],
-        sampler: Sampler,
-        max_new_tokens: int,
-        show: Callable[[str], object],
+        wish: _Wish,
     ) -> Answer:
         ends, stream = set(self.bundle.manifest.generation.eos_token_ids), self.chat.stream()
         positions = prompt.positions[:, :, -len(hidden) :]
-        answer = generate(decoder, self.rows, prompt.tokens, hidden, positions, sampler, ends, max_new_tokens)
+        answer = generate(
+            decoder, self.rows, prompt.tokens, hidden, positions, wish.sampler, ends, wish.limit, wish.pause
+        )
         with self._log.phase("prefill"):
             token = next(answer)
-        first = self._log.ms()
-        with self._log.phase("decode"):
+        first, stopped = self._log.ms(), False
+        with self._log.phase("decode"), suppress(StopAnswer):
+            stopped = True
             while True:
                 self.bundle.check(self.bundle.decoder.name)  # whose weights are mapped
                 self._generated.append(token)
                 if token not in ends:
-                    show(stream.add(token))
+                    wish.show(stream.add(token))
                 if (following := next(answer, None)) is None:
                     break
                 token = following
-            show(stream.finish())
+            wish.show(stream.finish())
+            stopped = False
         seconds, generated = (self._log.ms() - first) / 1e3, len(self._generated)
         return Answer(
             text=stream.text,
             action=parse_action(stream.text),
-            finish_reason="stop" if token in ends else "length",
+            finish_reason="stop" if stopped or token in ends else "length",
             prompt_tokens=len(prompt.tokens),
             prefilled_tokens=len(hidden),
             generated_tokens=generated,

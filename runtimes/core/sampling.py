@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from edgeglm.manifest import Generation
 
 Scores = NDArray[np.float64]
+# Settings that requests have, and no checkpoint.
+OPENAI = {"frequency_penalty", "presence_penalty"}
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Sampling:
     """The settings that choose the next token; temperature 0 is greedy, and top k of 0 is all.
 
     `suppress_tokens` never come, `begin_suppress_tokens` not first, `bad_words_ids` not as wholes, and no tokens of
-    `no_repeat_ngram_size` in a row twice; 0 is no limit. The repetition penalty counts prompt and answer.
+    `no_repeat_ngram_size` in a row twice; 0 is no limit. The repetition penalty counts prompt and answer, OpenAI's
+    frequency and presence penalties the answer alone.
     """
 
     temperature: float = 0.0
@@ -35,11 +38,13 @@ class Sampling:
     suppress_tokens: Sequence[int] = ()
     begin_suppress_tokens: Sequence[int] = ()
     bad_words_ids: Sequence[Sequence[int]] = ()
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
 
     @classmethod
     def of(cls, generation: Generation) -> Sampling:
         """Return a bundle's own."""
-        return cls(**{name: getattr(generation, name) for name in cls.__dataclass_fields__})
+        return cls(**{name: getattr(generation, name) for name in cls.__dataclass_fields__.keys() - OPENAI})
 
 
 class Sampler:
@@ -63,6 +68,9 @@ class Sampler:
         if sampling.repetition_penalty != 1.0:
             ids, penalty = np.unique(tokens), sampling.repetition_penalty
             scores[ids] = np.where(scores[ids] < 0, scores[ids] * penalty, scores[ids] / penalty)
+        if (sampling.frequency_penalty or sampling.presence_penalty) and self.chosen:
+            ids, counts = np.unique(tokens[-self.chosen :], return_counts=True)
+            scores[ids] -= sampling.frequency_penalty * counts + sampling.presence_penalty
         banned = [*sampling.suppress_tokens, *(() if self.chosen else sampling.begin_suppress_tokens)]
         banned += [word[-1] for word in sampling.bad_words_ids if _ends_with(tokens, word[:-1])]
         if sampling.no_repeat_ngram_size:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,11 @@ class Chat:
         return cls(Sidecars(bundle.folder / FOLDER, names), bundle.manifest.model.vision)
 
     def encode(
-        self, messages: Sequence[Message], tools: Sequence[Any] | None = None, grids: Sequence[Grid] | None = None
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Any] | None = None,
+        grids: Sequence[Grid] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Return the tokens of a conversation that the model is to answer; a picture is one for each merged patch.
 
@@ -63,6 +67,7 @@ class Chat:
             messages: Normalized.
             tools: As the template takes them.
             grids: Rows and columns of patches of each picture, in their order; the model's own if None.
+            variables: Further names for the template.
 
         Raises:
             UnsupportedError: The template refuses the conversation, or there is none and it is more than a text.
@@ -70,14 +75,19 @@ class Chat:
         """
         if self.template is None:
             return self.bounded.encode(self._text(messages), add_special_tokens=True)
-        text = self.render(messages, tools)
+        text = self.render(messages, tools, variables)
         return self.bounded.encode(self._expanded(text, self.vision, grids) if self.vision else text)
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Any] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """Return the text of a conversation, in which a picture is one token. Raises as `encode`."""
         if self.template is None:
             raise self._missing()
-        return self.template.render([self._for_template(each) for each in messages], tools)
+        return self.template.render([self._for_template(each) for each in messages], tools, variables)
 
     def _expanded(self, text: str, vision: Vision, grids: Sequence[Grid] | None) -> str:
         """Repeat the token of each picture; as many as the template did not make of the pictures stay single."""

@@ -90,8 +90,18 @@ class ChatTemplate:
         except Exception as error:  # Python's own compiler has more to say of odd ones
             raise _wrong(template, f"is no chat template: {_shown(error)}") from error
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """Return the text of a conversation that is to be answered.
+
+        Args:
+            messages: As the template takes them.
+            tools: Likewise.
+            variables: Further names for the template, such as ``enable_thinking``; they replace none of its own.
 
         Raises:
             UnsupportedError: The template refuses the conversation, fails, or takes too much time or memory.
@@ -104,7 +114,7 @@ class ChatTemplate:
             _aliased({key: value for key, value in message.items() if value is not None}) for message in messages
         ]
         given = {"messages": conversation, "tools": tools, "documents": None, "add_generation_prompt": True}
-        return self._rendered(self.sources[name], self.compiled[name], {**self.tokens, **given})
+        return self._rendered(self.sources[name], self.compiled[name], {**(variables or {}), **self.tokens, **given})
 
     def _rendered(self, template: Template, compiled: Any, names: dict[str, Any]) -> str:  # noqa: ANN401
         pieces: list[str] = []

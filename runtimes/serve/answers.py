@@ -1,0 +1,206 @@
+"""One request on the engine's thread: from its prompt to the events of its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeglm.runtimes.core.prompt import Prompt
+from edgeglm.runtimes.core.runner import Runner, StopAnswer
+from edgeglm.runtimes.core.sampling import Sampler, Sampling
+from edgeglm.runtimes.serve.errors import TOO_LONG, ApiError
+from edgeglm.runtimes.serve.text import OPEN, ReasoningSplitter, StopFilter
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a request is answered.
+
+    Args:
+        sampling: How tokens are chosen.
+        seed: Of the first answer; each further one has the next.
+        stops: Texts that end an answer and are not part of it.
+        limit: The most tokens of an answer; what is left of the window if None.
+        count: How many answers.
+        top_logprobs: How many of the likeliest tokens are told besides the chosen one; no logprobs if None.
+        splits_reasoning: Whether the reasoning is told from the answer.
+    """
+
+    sampling: Sampling
+    seed: int
+    stops: tuple[str, ...] = ()
+    limit: int | None = None
+    count: int = 1
+    top_logprobs: int | None = None
+    splits_reasoning: bool = False
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """A token with its probability's logarithm, before penalties and temperature, and the likeliest others."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Started:
+    """The prompt is accepted; its length in tokens."""
+
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of one of the answers."""
+
+    index: int
+    content: str = ""
+    reasoning: str = ""
+    scores: tuple[TokenScore, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of one of the answers; `cached_tokens` are those of the prompt that were not computed again."""
+
+    index: int
+    reason: str
+    generated_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a request that is not answered by the model made."""
+
+    fields: dict[str, object]
+
+
+Event = Started | Delta | Finished | Made
+Emit = Callable[[Event], None]
+
+
+def answer(
+    runner: Runner,
+    prompt: Prompt,
+    settings: Settings,
+    emit: Emit,
+    check: Callable[[], None],
+) -> None:
+    """Answer a prompt as often as asked, and emit the events.
+
+    Args:
+        runner: Of the bundle.
+        prompt: As the runner reads it.
+        settings: Of the request.
+        emit: Takes each event.
+        check: Is called between steps, and raises where nobody waits any more.
+
+    Raises:
+        ApiError: The prompt leaves no room for an answer.
+        EdgeglmError: As `Runner.answer`.
+    """
+    length, window = len(prompt.tokens), runner.window.tokens
+    if length >= window:
+        why = f"the prompt has {length} tokens, and prompt and answer together may have {window}"
+        raise ApiError(
+            400, f"{why}; shorten the messages, or send fewer or smaller images", param="messages", code=TOO_LONG
+        )
+    emit(Started(length))
+    for index in range(settings.count):
+        _Answer(runner, prompt, settings, index, emit, check).run(min(settings.limit or window, window - length))
+
+
+class _Answer:
+    """One of a request's answers as it is generated."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        prompt: Prompt,
+        settings: Settings,
+        index: int,
+        emit: Emit,
+        check: Callable[[], None],
+    ) -> None:
+        self.runner, self.prompt, self.settings, self.index = runner, prompt, settings, index
+        self.emit, self.check = emit, check
+        decode = partial(runner.chat.tokenizer.decode, skip_special_tokens=False)
+        self.sampler = ScoringSampler(settings.sampling, settings.seed + index, settings.top_logprobs, decode)
+        self.stops = StopFilter(settings.stops)
+        self.reasoning = (
+            ReasoningSplitter(thinks=opens_reasoning(runner, prompt)) if settings.splits_reasoning else None
+        )
+
+    def run(self, limit: int) -> None:
+        """Generate it."""
+        done = self.runner.answer(
+            self.prompt, max_new_tokens=limit, sampling=self.sampler, show=self._show, pause=self.check
+        )
+        if not self.stops.stopped:
+            self._emit(self.stops.finish())
+        if self.reasoning:
+            self._send(*self.reasoning.finish())
+        reason = "stop" if self.stops.stopped else done.finish_reason
+        cached = done.prompt_tokens - done.prefilled_tokens
+        self.emit(Finished(self.index, reason, done.generated_tokens, cached))
+
+    def _show(self, piece: str) -> None:
+        self.check()
+        self._emit(self.stops.add(piece))
+        if self.stops.stopped:
+            raise StopAnswer
+
+    def _emit(self, text: str) -> None:
+        self._send(*(self.reasoning.add(text) if self.reasoning else ("", text)))
+
+    def _send(self, reasoning: str, content: str) -> None:
+        scores = self.sampler.take()
+        if reasoning or content or scores:
+            self.emit(Delta(self.index, content, reasoning, scores))
+
+
+class ScoringSampler(Sampler):
+    """Remembers how likely each chosen token was.
+
+    Args:
+        sampling: As of `Sampler`.
+        seed: As of `Sampler`.
+        top: How many of the likeliest tokens to remember besides; nothing is remembered if None.
+        decode: Returns the text of tokens.
+    """
+
+    def __init__(self, sampling: Sampling, seed: int, top: int | None, decode: Callable[[list[int]], str]) -> None:
+        super().__init__(sampling, seed)
+        self.top, self.decode, self._scores = top, decode, list[TokenScore]()
+
+    def choose(self, logits: NDArray[np.float32], seen: Sequence[int]) -> int:
+        """Return the next token after those `seen`, prompt and answer."""
+        token = super().choose(logits, seen)
+        if self.top is not None:
+            self._scores.append(self._score(logits.astype(np.float64), token, self.top))
+        return token
+
+    def take(self) -> tuple[TokenScore, ...]:
+        """Return what was remembered since the last time."""
+        scores, self._scores = tuple(self._scores), []
+        return scores
+
+    def _score(self, logits: NDArray[np.float64], token: int, top: int) -> TokenScore:
+        peak = logits.max()
+        logprobs = logits - peak - np.log(np.exp(logits - peak).sum())
+        best = np.argsort(-logprobs, kind="stable")[:top]
+        others = tuple((self.decode([int(index)]), float(logprobs[index])) for index in best)
+        return TokenScore(self.decode([token]), float(logprobs[token]), others)
+
+
+def opens_reasoning(runner: Runner, prompt: Prompt) -> bool:
+    """Return whether the prompt ends with the mark behind which a model thinks."""
+    tail = runner.chat.tokenizer.decode(prompt.tokens[-4:], skip_special_tokens=False)
+    return tail.rstrip().endswith(OPEN)

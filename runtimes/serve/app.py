@@ -1,0 +1,273 @@
+"""The server's addresses: OpenAI's, and those by which it is watched."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from edgeglm.runtimes.serve.answers import Delta, Event, Made
+from edgeglm.runtimes.serve.completions import Work, chat_work, detokenize_work, text_work, tokenize_work, usage_chunk
+from edgeglm.runtimes.serve.engine import Engine, Job
+from edgeglm.runtimes.serve.errors import ApiError, to_api
+from edgeglm.runtimes.serve.metrics import Metrics
+from edgeglm.runtimes.serve.responses import Completion, error_event
+from edgeglm.runtimes.serve.schema import (
+    ChatRequest,
+    Common,
+    DetokenizeRequest,
+    TextRequest,
+    TokenizeRequest,
+    check_chat,
+    check_text,
+    decode,
+)
+from edgeglm.units import format_size
+
+JSON, SSE = "application/json", "text/event-stream"
+# A proxy that collects a stream would take the point out of it.
+NO_CACHE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+# Of a request's body: ten screenshots as base64, and a long conversation.
+MAX_BODY_BYTES = 64 << 20
+# What may be asked without a key.
+OPEN = ("/health", "/ready")
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Service:
+    """Answers HTTP requests from an engine.
+
+    Args:
+        engine: Of the bundles.
+        keys: Of which a client must have one; none is asked for if there are none.
+    """
+
+    def __init__(self, engine: Engine, keys: tuple[str, ...] = ()) -> None:
+        self.engine, self.keys, self.metrics = engine, [key.encode() for key in keys], Metrics(engine)
+
+    def app(self) -> Starlette:
+        """Return the application that a server runs."""
+        posts: dict[str, Handler] = {
+            "/v1/chat/completions": self._chat,
+            "/v1/completions": self._text,
+            "/tokenize": self._tokenize,
+            "/detokenize": self._detokenize,
+        }
+        gets: dict[str, Handler] = {
+            "/v1/models": self._models,
+            "/v1/models/{name:path}": self._model,
+            "/health": self._health,
+            "/ready": self._ready,
+            "/metrics": self._metrics,
+        }
+        routes = [Route(path, self._guarded(path, handler), methods=["POST"]) for path, handler in posts.items()]
+        routes += [Route(path, self._guarded(path, handler), methods=["GET"]) for path, handler in gets.items()]
+        handlers = {404: self._not_found, 405: self._not_found}
+        return Starlette(routes=routes, exception_handlers=handlers)
+
+    def _guarded(self, path: str, handler: Handler) -> Handler:
+        """Return a handler that asks for the key, and whose errors have OpenAI's form."""
+
+        async def guarded(request: Request) -> Response:
+            try:
+                if path not in OPEN:
+                    self._check_key(request)
+                response = await handler(request)
+            except ClientDisconnect:
+                response = Response(status_code=499)
+            except Exception as error:
+                response = _error(to_api(error))
+            self.metrics.answered(path, response.status_code)
+            return response
+
+        return guarded
+
+    def _check_key(self, request: Request) -> None:
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        given = key.strip().encode() if scheme.lower() == "bearer" else b""
+        if self.keys and not any(hmac.compare_digest(given, known) for known in self.keys):
+            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+
+    async def _chat(self, request: Request) -> Response:
+        asked = decode(await _body(request), ChatRequest)
+        check_chat(asked)
+        return await self._complete(request, asked, name=self._name(asked.model), work=chat_work(asked), is_chat=True)
+
+    async def _text(self, request: Request) -> Response:
+        asked = decode(await _body(request), TextRequest)
+        check_text(asked)
+        return await self._complete(request, asked, name=self._name(asked.model), work=text_work(asked), is_chat=False)
+
+    async def _tokenize(self, request: Request) -> Response:
+        asked = decode(await _body(request), TokenizeRequest)
+        if (asked.prompt is None) == (asked.messages is None):
+            raise ApiError(400, "give either prompt or messages", param="prompt")
+        return await self._single(request, self._name(asked.model), tokenize_work(asked))
+
+    async def _detokenize(self, request: Request) -> Response:
+        asked = decode(await _body(request), DetokenizeRequest)
+        return await self._single(request, self._name(asked.model), detokenize_work(asked))
+
+    async def _models(self, request: Request) -> Response:
+        return _json({"object": "list", "data": [self._about(name) for name in self.engine.folders]})
+
+    async def _model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self.engine.folders:
+            raise self._unknown(name)
+        return _json(self._about(name))
+
+    async def _health(self, request: Request) -> Response:
+        return _json({"status": "ok"})
+
+    async def _ready(self, request: Request) -> Response:
+        is_ready = self.engine.waiting < self.engine.queue.maxsize
+        return _json({"ready": is_ready, "waiting": self.engine.waiting}, 200 if is_ready else 503)
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(self.metrics.page(), media_type="text/plain; version=0.0.4")
+
+    async def _not_found(self, request: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 404)
+        why = "no such address" if status == 404 else f"{request.method} is not for this address"
+        return _error(ApiError(status, f"{request.url.path[:200]}: {why}"))
+
+    def _about(self, name: str) -> dict[str, object]:
+        bundle = self.engine.bundles[name]
+        created, model = int(bundle.folder.stat().st_mtime), bundle.manifest.model
+        about = {"id": name, "object": "model", "created": created, "owned_by": "edgeglm"}
+        return {
+            **about,
+            "max_model_len": self.engine.windows[name],
+            "modalities": ["text", "image"][: 1 + bool(model.vision)],
+        }
+
+    def _name(self, asked: str | None) -> str:
+        """Return the bundle that a request means: any name will do where there is one alone.
+
+        Raises:
+            ApiError: There are several, and none has the name.
+        """
+        names = [*self.engine.folders]
+        if len(names) == 1:
+            return names[0]
+        if asked not in names:
+            raise self._unknown(asked)
+        return asked
+
+    def _unknown(self, name: str | None) -> ApiError:
+        known = ", ".join(self.engine.folders)
+        return ApiError(404, f"no model {str(name)[:200]!r}; there is {known}", param="model", code="model_not_found")
+
+    async def _complete(self, request: Request, asked: Common, *, name: str, work: Work, is_chat: bool) -> Response:
+        """Answer a completion, at once or as a stream; a prompt that is refused is an error before any stream."""
+        job, began = self.engine.submit(name, work), time.monotonic()
+        completion = Completion(name, is_chat, usage_chunk=usage_chunk(asked))
+        watch = asyncio.ensure_future(_until_gone(request))
+        try:
+            while (event := await _next(job, watch)) is not None:
+                completion.take(event)
+                if asked.stream:  # the prompt is accepted
+                    return StreamingResponse(self._stream(job, completion, began), media_type=SSE, headers=NO_CACHE)
+        except BaseException:
+            job.cancelled = True
+            raise
+        finally:
+            watch.cancel()
+        self._count(completion)
+        return Response(completion.whole(), media_type=JSON)
+
+    async def _stream(self, job: Job, completion: Completion, began: float) -> AsyncIterator[bytes]:
+        """Yield the chunks of a stream; when its client goes away, nothing is left to do for it."""
+        try:
+            while True:
+                event = await job.events.get()
+                if isinstance(event, ApiError):
+                    yield error_event(event.body())
+                    return
+                if event is None:
+                    break
+                if began and isinstance(event, Delta):
+                    self.metrics.first.observe(time.monotonic() - began)
+                    began = 0.0
+                for chunk in completion.chunks(event):
+                    yield chunk
+            for chunk in completion.end():
+                yield chunk
+        finally:
+            job.cancelled = True
+            self._count(completion)
+
+    async def _single(self, request: Request, name: str, work: Work) -> Response:
+        """Return what a job makes that is one event."""
+        job, watch = self.engine.submit(name, work), asyncio.ensure_future(_until_gone(request))
+        try:
+            made = await _next(job, watch)
+        finally:
+            job.cancelled = True
+            watch.cancel()
+        assert isinstance(made, Made)
+        return _json(made.fields)
+
+    def _count(self, completion: Completion) -> None:
+        self.metrics.spent(completion.prompt_tokens, completion.cached_tokens, completion.generated_tokens)
+
+
+async def _next(job: Job, watch: asyncio.Future[None]) -> Event | None:
+    """Return the next event of a job, None behind the last.
+
+    Raises:
+        ApiError: The job failed.
+        ClientDisconnect: The client has gone.
+    """
+    coming = asyncio.ensure_future(job.events.get())
+    both: set[asyncio.Future[Any]] = {coming, watch}
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    if not coming.done():
+        coming.cancel()
+        raise ClientDisconnect
+    event = coming.result()
+    if isinstance(event, ApiError):
+        raise event
+    return event
+
+
+async def _until_gone(request: Request) -> None:
+    """Wait until the client has gone; its request is read by now."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _body(request: Request) -> bytes:
+    """Read a request's body.
+
+    Raises:
+        ApiError: It is too large, or no JSON by its own account.
+    """
+    kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+    if kind != JSON:
+        raise ApiError(415, f"the content type is {kind[:100]}, and {JSON} is taken")
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_BODY_BYTES:
+            raise ApiError(
+                413, f"the body is larger than {format_size(MAX_BODY_BYTES)}", headers={"Connection": "close"}
+            )
+    return bytes(body)
+
+
+def _json(fields: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(fields), status, media_type=JSON)
+
+
+def _error(error: ApiError) -> Response:
+    return Response(error.body(), error.status, error.headers, JSON)

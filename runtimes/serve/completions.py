@@ -1,0 +1,140 @@
+"""The work of each kind of request on the engine's thread."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from edgeglm.runtimes.core.prompt import Prompt, text_prompt
+from edgeglm.runtimes.core.runner import Runner
+from edgeglm.runtimes.core.sampling import Sampling
+from edgeglm.runtimes.serve.answers import Made, Settings, answer
+from edgeglm.runtimes.serve.engine import Job
+from edgeglm.runtimes.serve.errors import ApiError
+from edgeglm.runtimes.serve.schema import ChatRequest, Common, DetokenizeRequest, TextRequest, TokenizeRequest
+from edgeglm.runtimes.text.messages import Message, normalize
+
+Work = Callable[[Runner, Job], None]
+# What an agent's answer ends with. Clients take it for a part of the action, so it ends the answer before it is text.
+ANSWER_END = "</answer>"
+# Fields that a bundle's own settings have too.
+SAMPLED = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
+)  # fmt: skip
+SEED_BITS = 32
+
+
+def chat_work(asked: ChatRequest) -> Work:
+    """Return the work of a chat completion."""
+
+    def work(runner: Runner, job: Job) -> None:
+        tools = None if asked.tool_choice == "none" else asked.tools or None
+        prompt = read_messages(runner, asked.messages, tools, variables(asked))
+        stops = asked.stops
+        if runner.chat.tokenizer.token_to_id(ANSWER_END) is not None:
+            stops = (*stops, ANSWER_END)
+        limit = asked.max_completion_tokens or asked.max_tokens
+        scores = (asked.top_logprobs or 0) if asked.logprobs else None
+        settings = replace(
+            _settings(asked, runner),
+            stops=stops,
+            limit=limit,
+            top_logprobs=scores,
+            splits_reasoning=bool(asked.return_reasoning),
+        )
+        answer(runner, prompt, settings, job.emit, job.check)
+
+    return work
+
+
+def text_work(asked: TextRequest) -> Work:
+    """Return the work of a text completion."""
+
+    def work(runner: Runner, job: Job) -> None:
+        prompt = text_prompt(runner.chat, runner.model, _single(asked.prompt))
+        settings = replace(
+            _settings(asked, runner), stops=asked.stops, limit=asked.max_tokens or 16, top_logprobs=asked.logprobs
+        )
+        answer(runner, prompt, settings, job.emit, job.check)
+
+    return work
+
+
+def tokenize_work(asked: TokenizeRequest) -> Work:
+    """Return the work of ``/tokenize``."""
+
+    def work(runner: Runner, job: Job) -> None:
+        if asked.messages is not None:
+            tokens = read_messages(runner, asked.messages, asked.tools, asked.chat_template_kwargs or {}).tokens
+        else:
+            tokens = text_prompt(runner.chat, runner.model, asked.prompt or "").tokens if asked.prompt else []
+        job.emit(Made({"count": len(tokens), "max_model_len": runner.window.tokens, "tokens": tokens}))
+
+    return work
+
+
+def detokenize_work(asked: DetokenizeRequest) -> Work:
+    """Return the work of ``/detokenize``."""
+
+    def work(runner: Runner, job: Job) -> None:
+        if any(not 0 <= token < runner.model.vocabulary for token in asked.tokens):
+            raise ApiError(400, f"tokens are 0 to {runner.model.vocabulary - 1}", param="tokens")
+        job.emit(Made({"prompt": runner.chat.tokenizer.decode(asked.tokens, skip_special_tokens=False)}))
+
+    return work
+
+
+def read_messages(
+    runner: Runner, messages: Sequence[Message], tools: Sequence[Any] | None, names: dict[str, Any]
+) -> Prompt:
+    """Return the prompt of a client's messages, none of which may name a file of this machine.
+
+    Raises:
+        ApiError: There are tools, and the chat template takes none.
+        EdgeglmError: As `Runner.prompt`.
+    """
+    said = normalize(messages, files=False)
+    prompt = runner.prompt(said, tools=tools, variables=names)
+    if tools and prompt.tokens == runner.prompt(said, variables=names).tokens:
+        raise ApiError(400, "the model's chat template takes no tools; leave them out", param="tools")
+    return prompt
+
+
+def variables(asked: ChatRequest) -> dict[str, Any]:
+    """Return what a chat template is told besides the conversation."""
+    thinking = {} if asked.enable_thinking is None else {"enable_thinking": asked.enable_thinking}
+    return {**thinking, **(asked.chat_template_kwargs or {})}
+
+
+def usage_chunk(asked: Common) -> bool:
+    """Return whether a stream ends with the usage."""
+    return bool(asked.stream_options and asked.stream_options.include_usage)
+
+
+def _settings(asked: Common, runner: Runner) -> Settings:
+    given = {name: value for name in SAMPLED if (value := getattr(asked, name)) is not None}
+    if given.get("top_k", 0) < 0:  # as vLLM says "all"
+        given["top_k"] = 0
+    seed = asked.seed if asked.seed is not None else secrets.randbits(SEED_BITS)
+    sampling = replace(Sampling.of(runner.bundle.manifest.generation), **given)
+    return Settings(sampling, seed % (1 << SEED_BITS), count=asked.n or 1)
+
+
+def _single(prompt: str | list[str | int | list[int]]) -> str | list[int]:
+    """Return the one prompt of a request.
+
+    Raises:
+        ApiError: There are several, or it is empty.
+    """
+    match prompt:
+        case [str() | list() as only]:
+            single: Any = only
+        case [*tokens] if not all(isinstance(token, int) for token in tokens):
+            raise ApiError(400, "prompt: one at a time; send a request for each", param="prompt")
+        case _:
+            single = prompt
+    if not single:
+        raise ApiError(400, "prompt is empty", param="prompt")
+    return single  # type: ignore[no-any-return]

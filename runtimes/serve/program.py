@@ -1,0 +1,175 @@
+"""The server as a program: ``edgeglm serve`` and ``run.pyz serve`` are this."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import uvicorn
+
+from edgeglm.errors import UsageError
+from edgeglm.runtimes.core.runner import Runner
+from edgeglm.runtimes.serve.app import Service
+from edgeglm.runtimes.serve.engine import Engine
+from edgeglm.units import parse_size
+
+# Connections that wait to be accepted: a burst of clients is not turned away.
+BACKLOG = 2048
+MAX_KEYS_BYTES = 1 << 20
+
+
+def serve(arguments: Sequence[str] | None = None, bundle: Path | None = None) -> None:
+    """Run the server until a signal ends it; SIGTERM lets running requests finish.
+
+    Args:
+        arguments: Of the command line, without the program's name.
+        bundle: The bundle, where the command line need not name one.
+
+    Raises:
+        UsageError: A wrong option, or the address is taken.
+        EdgeglmError: A bundle that cannot be run, as `Runner` says.
+        KeyboardInterrupt: Ctrl-C ended it.
+    """
+    options = _parser(bundle).parse_args(arguments)
+    keys = read_keys(options.api_key_file) if options.api_key_file else ()
+    max_ram = parse_size(options.max_ram) if options.max_ram else None
+    open_runner = partial(Runner, threads=options.threads, context=options.context, max_ram=max_ram)
+    with _listening(options.host, options.port) as listener:
+        engine = Engine(named(options.bundles), open_runner, waiting=options.queue, idle=options.idle, max_ram=max_ram)
+        try:
+            engine.start()
+            interrupted = asyncio.run(_run(Service(engine, keys), listener, options.drain))
+        finally:
+            engine.stop()
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+async def _run(service: Service, listener: socket.socket, drain: int) -> bool:
+    """Serve until a signal comes; return whether it was Ctrl-C."""
+    config = uvicorn.Config(
+        service.app(), log_level="warning", access_log=False, timeout_graceful_shutdown=drain, lifespan="off",
+        server_header=False, ws="none",
+    )  # fmt: skip
+    server, came = _Server(config), list[int]()
+
+    def end(number: int) -> None:
+        server.force_exit = bool(came)
+        server.should_exit = True
+        came.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, end, number)
+    host, port, *_ = listener.getsockname()
+    address = f"[{host}]" if ":" in host else host
+    print(f"serving {', '.join(service.engine.folders)} at http://{address}:{port}/v1", flush=True)
+    await server.serve(sockets=[listener])
+    return came[:1] == [signal.SIGINT]
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to us: uvicorn would raise them again, and a drained server would end as a killed one."""
+
+    def capture_signals(self) -> nullcontext[None]:  # type: ignore[override]
+        """Capture none."""
+        return nullcontext()
+
+
+def named(bundles: Sequence[Path]) -> dict[str, Path]:
+    """Return the bundles by their folders' names.
+
+    Raises:
+        UsageError: Two have one name.
+    """
+    names: dict[str, Path] = {}
+    for bundle in bundles:
+        name = bundle.resolve().name
+        if name in names:
+            raise UsageError(bundle, f"has the name of {names[name]}, and clients choose by name", "rename the folder")
+        names[name] = bundle
+    return names
+
+
+def read_keys(path: Path) -> tuple[str, ...]:
+    """Read API keys, one a line; blank lines and those that begin with ``#`` are none.
+
+    Raises:
+        UsageError: The file cannot be read, or has no key.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            lines = file.read(MAX_KEYS_BYTES).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(path, f"cannot be read: {error}", "give a text file with a key a line") from error
+    keys = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    if not keys:
+        raise UsageError(path, "has no key", "write one a line")
+    return keys
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """Listen before anything is loaded, so that an address which is taken costs no loading."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise UsageError("--host", f"{host} is no address: {error.strerror}", "give one of this machine") from error
+    with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+            listener.listen(BACKLOG)
+        except OSError as error:
+            why = f"{host}:{port} cannot be listened on: {error.strerror}"
+            raise UsageError("--port", why, "give another one; 0 is any that is free") from error
+        yield listener
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in the one line of every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError("serve", message, "run edgeglm serve --help")
+
+
+def _parser(bundle: Path | None) -> argparse.ArgumentParser:
+    parser = _Parser(prog="edgeglm serve", description="Serve bundles to OpenAI-compatible clients.")
+    if bundle:
+        parser.set_defaults(bundles=[bundle])
+    else:
+        parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help="the bundles' folders")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument("--port", type=_port, default=8000, help="port to listen on, 0 for any (default: 8000)")
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="keys that clients need, one a line")
+    parser.add_argument("--max-ram", metavar="SIZE", help="budget of all bundles together, such as 500MiB")
+    parser.add_argument("--context", type=_count, metavar="N", help="maximum length of prompt and answer together")
+    parser.add_argument("--threads", type=_count, metavar="N", help="engine threads (default: all cores)")
+    parser.add_argument("--queue", type=_count, default=64, metavar="N", help="most requests that wait (default: 64)")
+    parser.add_argument(
+        "--idle", type=_count, default=300, metavar="SECONDS", help="release a bundle not asked so long (default: 300)"
+    )
+    parser.add_argument(
+        "--drain", type=_count, default=30, metavar="SECONDS", help="time to finish on SIGTERM (default: 30)"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) < 1 << 16):
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: 0 to 65535")
+    return int(text)

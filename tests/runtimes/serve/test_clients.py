@@ -1,0 +1,207 @@
+"""The server under the clients that people use: openai, LangChain, and a phone agent's exact wire form."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("openai")
+pytest.importorskip("langchain_openai")
+
+import openai
+from langchain_openai import ChatOpenAI
+
+from edgeglm.runtimes.core.runner import Runner
+from tests.runtimes.serve.conftest import SCREENS, question
+
+ACTION = 'do(action="Tap", element=[269,512])'
+SELECT_OK = f"<think>Tap OK.</think><answer>{ACTION}"
+GREEDY: dict[str, Any] = {"model": "autoglm-phone-9b", "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Any:
+    return openai.OpenAI(base_url=address, api_key="none", timeout=120, max_retries=0)
+
+
+def test_an_answer_is_the_runners_up_to_what_ends_it(client: Any, exact: Path) -> None:
+    done = client.chat.completions.create(messages=question("Select OK", 1), max_tokens=3000, **GREEDY)
+    with Runner(exact) as runner:
+        plain = runner.answer(question("Select OK", 1)).text
+    assert plain == f"{SELECT_OK}</answer>"
+    assert done.choices[0].message.content == SELECT_OK
+    assert done.choices[0].finish_reason == "stop"
+    assert done.usage.total_tokens == done.usage.prompt_tokens + done.usage.completion_tokens
+    assert done.object == "chat.completion"
+
+
+def test_a_stream_has_the_same_text_its_role_with_the_first_token_and_its_usage_last(client: Any) -> None:
+    chunks = [
+        *client.chat.completions.create(
+            messages=question("Select OK", 1), stream=True, stream_options={"include_usage": True}, **GREEDY
+        )
+    ]
+    deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
+    assert "".join(delta.content or "" for delta in deltas) == SELECT_OK
+    assert (deltas[0].role, [delta.role for delta in deltas[1:]]) == ("assistant", [None] * (len(deltas) - 1))
+    assert deltas[0].content  # the client's time to the first token is that
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens > 10
+    assert chunks[-1].usage.prompt_tokens_details.cached_tokens > 0
+
+
+def test_a_limit_cuts_an_answer(client: Any) -> None:
+    done = client.chat.completions.create(messages=question("Select OK", 1), max_completion_tokens=3, **GREEDY)
+    assert done.choices[0].finish_reason == "length"
+    assert done.usage.completion_tokens == 3
+    assert SELECT_OK.startswith(done.choices[0].message.content)
+
+
+def test_stop_texts_end_an_answer_and_are_not_part_of_it(client: Any) -> None:
+    done = client.chat.completions.create(messages=question("Select OK", 1), stop=["element", "never"], n=2, **GREEDY)
+    assert [choice.message.content for choice in done.choices] == [SELECT_OK.partition("element")[0]] * 2
+    assert [choice.index for choice in done.choices] == [0, 1]
+
+
+def test_reasoning_comes_apart_where_it_is_asked_for(client: Any) -> None:
+    asked = {"messages": question("Select OK", 1), "extra_body": {"return_reasoning": True}}
+    answer = client.chat.completions.create(**asked, **GREEDY).choices[0].message
+    assert (answer.reasoning_content, answer.content) == ("Tap OK.", f"<answer>{ACTION}")
+    deltas = [chunk.choices[0].delta for chunk in client.chat.completions.create(**asked, stream=True, **GREEDY)]
+    assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == "Tap OK."
+    assert "".join(delta.content or "" for delta in deltas) == f"<answer>{ACTION}"
+
+
+def test_logprobs_are_those_of_the_chosen_tokens(client: Any) -> None:
+    done = client.chat.completions.create(messages=question("Select OK", 1), logprobs=True, top_logprobs=3, **GREEDY)
+    scores = done.choices[0].logprobs.content
+    assert "".join(score.token for score in scores).startswith(SELECT_OK)
+    for score in scores:
+        assert score.logprob <= 0
+        assert score.top_logprobs[0].token == score.token  # greedy
+        assert len(score.top_logprobs) == 3
+
+
+def test_a_seed_repeats_what_is_drawn(client: Any) -> None:
+    asked = {"messages": question("Select OK", 1), "model": "x", "temperature": 2.0, "max_tokens": 12}
+    first, again, other = (
+        client.chat.completions.create(**asked, seed=seed).choices[0].message.content for seed in (7, 7, 8)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_a_text_is_completed_without_the_chat_template(client: Any) -> None:
+    done = client.completions.create(prompt="Select", max_tokens=4, logprobs=1, **GREEDY)
+    assert done.choices[0].finish_reason == "length"
+    assert len(done.choices[0].logprobs.tokens) == 4
+    chunks = [*client.completions.create(prompt="Select", max_tokens=4, stream=True, **GREEDY)]
+    assert "".join(chunk.choices[0].text for chunk in chunks) == done.choices[0].text
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", 9),
+        ("top_p", 0),
+        ("n", 1000),
+        ("frequency_penalty", 3),
+        ("top_logprobs", 2),
+        ("stop", [""]),
+        ("logit_bias", {"1": 2}),
+        ("response_format", {"type": "json_object"}),
+        ("tools", [{"type": "function", "function": {"name": "tap"}}]),
+        ("tool_choice", "required"),
+        ("modalities", ["audio"]),
+    ],
+)
+def test_what_is_not_supported_is_a_400_that_names_the_field(client: Any, field: str, value: object) -> None:
+    asked = {"messages": question("Select OK"), "model": "x", field: value}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**asked)
+    assert caught.value.param == field
+    assert field in caught.value.message
+
+
+def test_a_prompt_that_is_too_long_says_what_would_fit(client: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match="together may have 4096") as caught:
+        client.chat.completions.create(messages=question("Select " * 4096), **GREEDY)
+    assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("url", ["/etc/passwd", "file:///etc/passwd", "http://127.0.0.1:9/x.png", "data:,x"])
+def test_a_url_never_becomes_a_path_and_nothing_is_fetched(client: Any, url: str) -> None:
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "Select OK"}]
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(messages=[{"role": "user", "content": parts}], **GREEDY)
+    assert "root:" not in caught.value.message
+
+
+def test_models_have_their_window(client: Any, exact: Path) -> None:
+    (model,) = client.models.list().data
+    assert (model.id, model.max_model_len) == (exact.name, 4096)
+    assert client.models.retrieve(exact.name).id == exact.name
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("../../etc/passwd")
+
+
+def test_nobody_gets_anothers_answer(client: Any) -> None:
+    asked = [(text, screen) for screen in (1, 2, 3) for text in ("Select OK", "Go back")] * 2
+    alone = {
+        each: client.chat.completions.create(messages=question(*each), **GREEDY).choices[0].message.content
+        for each in dict.fromkeys(asked)
+    }
+
+    def ask(each: tuple[str, int]) -> str:
+        stream = client.chat.completions.create(messages=question(*each), stream=True, **GREEDY)
+        return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+
+    with ThreadPoolExecutor(6) as pool:
+        assert [*pool.map(ask, asked)] == [alone[each] for each in asked]
+    assert len(set(alone.values())) > 1
+
+
+def test_langchain_works_unchanged(address: str) -> None:
+    settings: dict[str, Any] = {
+        "model": "autoglm-phone-9b", "base_url": address, "api_key": "EMPTY", "temperature": 0, "max_tokens": 256,
+        "extra_body": {"enable_thinking": False, "return_reasoning": False},
+    }  # fmt: skip
+    chat = ChatOpenAI(**settings)
+    messages = question("Select OK", 1)
+    assert chat.invoke(messages).content == SELECT_OK
+
+    async def stream() -> str:
+        return "".join([str(chunk.content) async for chunk in chat.astream(messages)])
+
+    assert asyncio.run(stream()) == SELECT_OK
+
+
+def test_an_agents_loop_in_its_exact_wire_form(client: Any) -> None:
+    """Screens come as PNG of the phone's size, old ones are taken out, answers go back wrapped; all fields are sent."""
+    history: list[dict[str, Any]] = [{"role": "system", "content": "Today is 2026-11-28.\nYou operate a phone."}]
+    shared = []
+    for screen in (1, 2):
+        history += question('Select OK\n\n{"current_app": "System Home"}', screen)
+        stream = client.chat.completions.create(
+            messages=history, model="autoglm-phone-9b", max_tokens=3000, temperature=0.0, top_p=0.85,
+            frequency_penalty=0.2, extra_body={}, stream=True, stream_options={"include_usage": True},
+        )  # fmt: skip
+        text = ""
+        for chunk in stream:
+            text += (chunk.choices[0].delta.content or "") if chunk.choices else ""
+            shared += [chunk.usage.prompt_tokens_details.cached_tokens] if chunk.usage else []
+        assert "</answer>" not in text
+        if match := re.search(r"do\(action=.*", text, re.DOTALL):  # as the client parses it: to the end of the text
+            ast.parse(match[0].strip(), mode="eval")
+        history[-1]["content"] = [part for part in history[-1]["content"] if part["type"] == "text"]
+        history.append({"role": "assistant", "content": f"<think></think><answer>{text}</answer>"})
+    assert shared[1] > 0
+    assert SCREENS.is_dir()

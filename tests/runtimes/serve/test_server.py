@@ -1,0 +1,207 @@
+"""The server as a program: hostile requests, clients that go, keys, signals, wrong options."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.cli.commands import check_failure, end, start
+from tests.runtimes.serve.conftest import question, serving
+
+JSON = {"Content-Type": "application/json"}
+
+
+def post(address: str, path: str, body: bytes, headers: dict[str, str] = JSON) -> tuple[int, dict[str, object]]:
+    """Return status and JSON of a POST; every error has OpenAI's form."""
+    request = urllib.request.Request(address.removesuffix("/v1") + path, body, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        fields = json.load(error)
+        assert set(fields["error"]) == {"message", "type", "param", "code"}
+        return error.code, fields["error"]
+
+
+def get(address: str, path: str) -> str:
+    with urllib.request.urlopen(address.removesuffix("/v1") + path, timeout=60) as response:
+        return str(response.read().decode())
+
+
+def chat(**more: object) -> bytes:
+    return json.dumps({"messages": question("Select OK"), "temperature": 0, "max_tokens": 2, **more}).encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"{", id="cut off"),
+        pytest.param(b"[]", id="a list"),
+        pytest.param(b"{}", id="no messages"),
+        pytest.param(b"\xff\xfe", id="no UTF-8"),
+        pytest.param(b'{"messages": NaN}', id="NaN"),
+        pytest.param(b'{"messages": ' + b"[" * 100_000, id="deep"),
+        pytest.param(b'{"messages": [' + b'{"a":' * 1200 + b"1" + b"}" * 1200 + b"]}", id="deep objects"),
+        pytest.param(chat(max_tokens=10**40), id="a huge number"),
+        pytest.param(chat(max_tokens=1.5), id="a fraction of a token"),
+        pytest.param(chat(messages="x"), id="a text for a list"),
+        pytest.param(chat(messages=[{"role": "user", "content": "\ud800"}]), id="half a character"),
+        pytest.param(chat(messages=[{"role": "user"}]), id="no content"),
+        pytest.param(chat(messages=[{"role": "user", "content": "<|image|>"}]), id="the image token"),
+        pytest.param(chat(stop=["x"] * 99), id="many stops"),
+    ],
+)
+def test_hostile_json_is_a_400(address: str, body: bytes) -> None:
+    status, error = post(address, "/v1/chat/completions", body)
+    assert (status, error["type"]) == (400, "invalid_request_error")
+    assert post(address, "/v1/chat/completions", chat())[0] == 200
+
+
+def test_other_wrong_requests_have_their_status(address: str) -> None:
+    assert post(address, "/v1/chat/completions", b"x=1", {"Content-Type": "text/plain"})[0] == 415
+    assert post(address, "/v1/nothing", b"{}")[0] == 404
+    assert post(address, "/v1/models", b"{}")[0] == 405
+    assert post(address, "/v1/chat/completions", b" " * ((64 << 20) + 1))[0] == 413
+
+
+def test_picture_bombs_are_refused(address: str) -> None:
+    bomb = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\1\0\0\0\1\0\0\x08\2\0\0\0"
+    url = f"data:image/png;base64,{base64.b64encode(bomb).decode()}"
+    message = {
+        "role": "user",
+        "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "x"}],
+    }
+    assert post(address, "/v1/chat/completions", chat(messages=[message]))[0] == 400
+
+
+def test_tokens_and_back(address: str) -> None:
+    _, found = post(address, "/tokenize", json.dumps({"prompt": "Select OK"}).encode())
+    assert found["count"] == len(found["tokens"])  # type: ignore[arg-type]
+    _, text = post(address, "/detokenize", json.dumps({"tokens": found["tokens"]}).encode())
+    assert text == {"prompt": "Select OK"}
+    assert post(address, "/detokenize", b'{"tokens": [1000000]}')[0] == 400
+    _, longer = post(address, "/tokenize", json.dumps({"messages": question("Select OK")}).encode())
+    assert longer["count"] > found["count"]  # type: ignore[operator]
+
+
+def test_it_says_how_it_is(address: str) -> None:
+    assert json.loads(get(address, "/health")) == {"status": "ok"}
+    assert json.loads(get(address, "/ready"))["ready"] is True
+    post(address, "/v1/chat/completions", chat())
+    page = get(address, "/metrics")
+    assert 'edgeglm_requests_total{path="/v1/chat/completions",status="200"}' in page
+    assert "edgeglm_resident_bytes " in page
+
+
+def connect(address: str, body: bytes) -> socket.socket:
+    """Send a request on a connection of its own, and leave its answer unread."""
+    host, port = address.removeprefix("http://").removesuffix("/v1").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=60)
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    return connection
+
+
+def whole(connection: socket.socket) -> str:
+    """Return all that comes."""
+    pieces = []
+    while piece := connection.recv(1 << 16):
+        pieces.append(piece)
+    return b"".join(pieces).decode()
+
+
+def running(address: str) -> float:
+    (line,) = [line for line in get(address, "/metrics").splitlines() if line.startswith("edgeglm_requests_running ")]
+    return float(line.split()[1])
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_stops_the_work(address: str, stream: bool) -> None:
+    body = chat(stream=stream, max_tokens=3000, messages=question("Tell me", 1), stop=["never"], temperature=2.0)
+    with connect(address, body):
+        deadline = time.monotonic() + 30
+        while not running(address) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    while running(address) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert running(address) == 0
+
+
+def test_keys_are_asked_for_everywhere_but_where_health_is(exact: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# of the phone\nfirst\n\nsecond\n")
+    with serving(exact, "--api-key-file", keys) as (_, address):
+        assert post(address, "/v1/chat/completions", chat())[0] == 401
+        assert post(address, "/v1/chat/completions", chat(), {**JSON, "Authorization": "Bearer wrong"})[0] == 401
+        for key in ("first", "second"):
+            assert post(address, "/v1/chat/completions", chat(), {**JSON, "Authorization": f"Bearer {key}"})[0] == 200
+        assert json.loads(get(address, "/health")) == {"status": "ok"}
+
+
+def test_a_full_queue_is_a_429_that_says_when(exact: Path) -> None:
+    with serving(exact, "--queue", "1") as (_, address):
+        body = chat(max_tokens=200, temperature=2.0, stream=True, stop=["never"], n=16)
+        connections = [connect(address, body) for _ in range(4)]
+        # Two are taken, one of them to wait; it is for the others to say so at once.
+        ready, *_ = select.select(connections, [], [], 60)
+        statuses = [whole(connection) for connection in ready if b"429" in connection.recv(64, socket.MSG_PEEK)]
+        for connection in connections:
+            connection.close()
+    assert statuses
+    assert all("retry-after: 2" in status.lower() and "queue_full" in status for status in statuses)
+
+
+def test_sigterm_lets_the_running_request_finish(exact: Path) -> None:
+    with serving(exact) as (process, address):
+        with connect(address, chat(max_tokens=150, temperature=2.0, seed=1, stream=True)) as connection:
+            assert connection.recv(1)  # it has begun
+            os.kill(process.pid, signal.SIGTERM)
+            assert "data: [DONE]" in whole(connection)
+        assert process.wait(30) == 0
+
+
+def test_ctrl_c_ends_it(exact: Path) -> None:
+    with serving(exact) as (process, _):
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(30) == 130
+
+
+def test_a_bundle_is_released_when_nobody_asks_and_loaded_again(exact: Path) -> None:
+    with serving(exact, "--idle", "1") as (_, address):
+        deadline = time.monotonic() + 30
+        while "edgeglm_bundles_loaded 0.0" not in get(address, "/metrics") and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert "edgeglm_bundles_loaded 0.0" in get(address, "/metrics")
+        assert post(address, "/v1/chat/completions", chat())[0] == 200
+
+
+def test_two_bundles_are_told_apart_by_name(exact: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(exact, tmp_path / "second"))
+    with serving(exact, other) as (_, address):
+        assert post(address, "/v1/chat/completions", chat(model="second"))[1]["model"] == "second"
+        status, error = post(address, "/v1/chat/completions", chat(model="third"))
+        assert (status, error["param"]) == (404, "model")
+        assert "second" in str(error["message"])
+
+
+def test_wrong_options_are_one_line(exact: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        check_failure(end(start("serve", exact, "--port", port)), 2, "cannot be listened on")
+    check_failure(end(start("serve", tmp_path)), 2, "")
+    check_failure(end(start("serve", exact, exact)), 2, "clients choose by name")
+    check_failure(end(start("serve", exact, "--port", "x")), 2, "is no port")
+    check_failure(end(start("serve", exact, "--api-key-file", tmp_path / "none")), 2, "cannot be read")
+    check_failure(end(start("serve", exact, "--max-ram", "1MiB")), 5, "too little")
