@@ -1,4 +1,4 @@
-"""One request on the engine's thread: from its prompt to the events of its answers."""
+"""The work of a completion on the engine's thread: from its prompt to the events of its answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgeglm.runtimes.serve.text import OPEN, ReasoningSplitter, StopFilter
 
 @dataclass(frozen=True)
 class Settings:
-    """How a request is answered.
+    """Settings of a request's answers.
 
     Args:
         sampling: How tokens are chosen.
@@ -77,7 +77,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Made:
-    """What a request that is not answered by the model made."""
+    """The result of a request that the model does not answer."""
 
     fields: dict[str, object]
 

@@ -94,7 +94,7 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """How many requests wait."""
+        """The number of requests that wait."""
         return self.queue.qsize()
 
     @property

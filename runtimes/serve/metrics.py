@@ -1,4 +1,4 @@
-"""What the server counts, in Prometheus' form."""
+"""Counters of the server, in Prometheus' form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client gets: OpenAI's objects, whole or as the chunks of a stream."""
+"""Responses: OpenAI's objects, whole or as the chunks of a stream."""
 
 from __future__ import annotations
 

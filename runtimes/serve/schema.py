@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class StreamOptions(Struct):
-    """What a stream has besides the answer."""
+    """Options of a stream."""
 
     include_usage: bool | None = None
 

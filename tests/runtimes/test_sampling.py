@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -19,7 +21,7 @@ LOGITS = np.array([1.0, 0.9, 0.5, 0.0], np.float32)
         ({"frequency_penalty": -2.0, "presence_penalty": 0.3}, [0, 0, 0, 0]),
     ],
 )
-def test_penalties_count_the_answer_alone(penalties: dict[str, float], expected: list[int]) -> None:
+def test_penalties_count_the_answer_alone(penalties: dict[str, Any], expected: list[int]) -> None:
     sampler = Sampler(Sampling(**penalties))
     prompt = [0, 0, 0, 0]  # its tokens are not held against the answer
     seen = list(prompt)

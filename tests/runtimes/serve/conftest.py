@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("uvicorn", reason="needs the extra serve")
-
 from edgeglm.process import child
 from tests.cli.commands import ROOT
 

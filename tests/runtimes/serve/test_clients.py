@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("uvicorn", reason="needs the extra serve")
 pytest.importorskip("openai")
 pytest.importorskip("langchain_openai")
 

@@ -9,6 +9,8 @@ import select
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +18,10 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("uvicorn", reason="needs the extra serve")
+
+from edgeglm.process import child
+from edgeglm.runtimes.serve.app import MAX_BODY_BYTES
 from tests.cli.commands import check_failure, end, start
 from tests.runtimes.serve.conftest import question, serving
 
@@ -73,7 +79,7 @@ def test_other_wrong_requests_have_their_status(address: str) -> None:
     assert post(address, "/v1/chat/completions", b"x=1", {"Content-Type": "text/plain"})[0] == 415
     assert post(address, "/v1/nothing", b"{}")[0] == 404
     assert post(address, "/v1/models", b"{}")[0] == 405
-    assert post(address, "/v1/chat/completions", b" " * ((64 << 20) + 1))[0] == 413
+    assert post(address, "/v1/chat/completions", b" " * (MAX_BODY_BYTES + 1))[0] == 413
 
 
 def test_picture_bombs_are_refused(address: str) -> None:
@@ -194,6 +200,14 @@ def test_two_bundles_are_told_apart_by_name(exact: Path, tmp_path: Path) -> None
         status, error = post(address, "/v1/chat/completions", chat(model="third"))
         assert (status, error["param"]) == (404, "model")
         assert "second" in str(error["message"])
+
+
+def test_run_pyz_serves_too(exact: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "run.pyz", "serve", "--port", "0"]
+    with child(command, cwd=exact, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().decode().split()[-1]
+        assert post(address, "/v1/chat/completions", chat())[0] == 200
 
 
 def test_wrong_options_are_one_line(exact: Path, tmp_path: Path) -> None:
