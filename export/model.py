@@ -6,16 +6,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeglm.engines import DIALECTS, ENGINES, USUAL_FORMAT, Dialect, EngineName, GraphKind, Placement
-from edgeglm.roles import HasRole, ModuleName
+from edgeglm.roles import ENCODERS, HasRole, ModuleName
 
 Grid = tuple[int, int]  # rows and columns of patches
+# How a rotary embedding turns a head's channels: neighbours together, or those of its first half with its second's.
+RotaryStyle = Literal["pairs", "halves"]
 
 
 @dataclass(frozen=True)
@@ -41,37 +43,53 @@ class Decoder:
     embedding: str
     norm: str
     head: str
+    style: RotaryStyle = "pairs"
 
 
 @dataclass(frozen=True)
-class Vision:
-    """A vision tower for one grid of patches: patch embedding, equal blocks, merger."""
+class Encoder:
+    """A stack of equal blocks that makes features, which stand in a decoder's input for tokens.
+
+    `prefix` is what the names of its weights begin with, and `back` are the beginnings of those behind the blocks.
+    `token` is what stands for its input in a prompt, as often as `tokens` says.
+    """
 
     layers: int
     hidden: int
     heads: int
     output: int
+    blocks: str
+    prefix: str
+    back: tuple[str, ...]
+    token: int
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of an input, which are rows of the features."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Vision(Encoder):
+    """A vision tower for one grid of patches: patch embedding, equal blocks, merger.
+
+    `position` is the weight of its table of positions, which is interpolated to the grid. `start_token` and `end_token`
+    stand around a picture's.
+    """
+
     patch: int
     temporal_patch: int
     merge: int
     channels: int
     grid: Grid
-    blocks: str
-    prefix: str
+    position: str
+    start_token: int
+    end_token: int
 
-
-@dataclass(frozen=True)
-class ImageProcessor:
-    """The settings that prepare a picture: (pixel / 255 - mean) / std, of each RGB channel.
-
-    ``resample`` is Pillow's filter; ``smallest`` and ``largest`` count the pixels of all frames of a temporal patch.
-    """
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    resample: int
-    smallest: int
-    largest: int
+    @property
+    def tokens(self) -> int:
+        """The merged patches."""
+        return self.grid[0] * self.grid[1] // self.merge**2
 
 
 @dataclass(frozen=True)
@@ -82,6 +100,12 @@ class Model:
     family: str
     decoder: Decoder
     vision: Vision | None = None
+
+    @property
+    def encoders(self) -> dict[ModuleName, Encoder]:
+        """The encoders that it has, by their module's name."""
+        found = {name: getattr(self, name) for name in ENCODERS}
+        return {name: encoder for name, encoder in found.items() if encoder is not None}
 
 
 @dataclass(frozen=True)
@@ -216,15 +240,6 @@ class Piece:
     arrays: tuple[NDArray[Any], ...]
     origin: str
     source: NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Input:
-    """An input of a user's graph; a dimension that varies is a text."""
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int | str, ...]
 
 
 class HasShape(Protocol):

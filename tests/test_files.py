@@ -27,8 +27,7 @@ from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.demo import samples
 from edgeglm.export.foreign import arrays
-from edgeglm.export.foreign.graph_file import graph_bytes, read_graph
-from edgeglm.export.model import Input
+from edgeglm.export.foreign.graph_file import Input, graph_bytes, read_graph
 from edgeglm.export.samples import windows
 from edgeglm.runtimes.inputs.image import MAX_PIXELS
 

@@ -17,7 +17,7 @@ LONGEST = 300
 LONG = set(
     """
     convert.py export.py manifest.py random_checkpoint.py runner.py screens.py storage.py tasks.py templates.py
-    test_bundle.py test_pack.py test_templates.py trace_worker.py writer.py
+    test_bundle.py test_pack.py test_templates.py writer.py
 """.split()
 )
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeglm.export.graph.assemble import decoder_stack, segments, vision_stack
+from edgeglm.export.graph.assemble import segments, stack_of
 from edgeglm.export.prepare.types import Prepared
 from edgeglm.export.prove.probes import Prompt, embed, prompt_inputs, vision_inputs
 from edgeglm.export.prove.reference import Segment, Weights
@@ -44,11 +44,11 @@ class Walk:
         """
         probe, part = self.prepared.probe, f"{DECODER}.back"
         branches: Branches = {ORIGINAL: [{} for _ in self.prompts]}
-        if probe.vision and probe.model.vision and all(prompt.patches is not None for prompt in self.prompts):
+        if probe.model.vision and all(prompt.patches is not None for prompt in self.prompts):
             branches = {ORIGINAL: [vision_inputs(self.prepared, prompt) for prompt in self.prompts]}
-            stack = vision_stack(probe.vision, probe.model.vision)
-            branches = self._pass(encoder_of("image"), segments(stack, "portable"), branches)
-        *blocks, (_, back) = segments(decoder_stack(probe.decoder, probe.model.decoder), "portable")
+            name = encoder_of("image")
+            branches = self._pass(name, segments(stack_of(name, probe), "portable"), branches)
+        *blocks, (_, back) = segments(stack_of(DECODER, probe), "portable")
         branches = self._pass(DECODER, blocks, self._embed(branches))
         original = Segment(back, self.original)
         rounded = Segment(back, self._rounded(DECODER, part)) if part in self.parts else None

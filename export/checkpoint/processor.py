@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -13,7 +14,6 @@ from msgspec import Meta
 from edgeglm.errors import DamagedFileError, UnsupportedError
 from edgeglm.export.checkpoint.files import AGAIN, read_json, shown
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.model import ImageProcessor
 
 # What transformers 5 writes, with the image processor's settings in it, and what earlier ones wrote.
 NESTED, OWN = "processor_config.json", "preprocessor_config.json"
@@ -53,6 +53,20 @@ Number = Annotated[float, Meta(ge=-1e6, le=1e6)]
 T = TypeVar("T")
 # Not a tuple of three, with which msgspec 0.22 crashes beside a number that has limits.
 Three = Annotated[list[T], Meta(min_length=3, max_length=3)]
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """The settings that prepare a picture: (pixel / 255 - mean) / std, of each RGB channel.
+
+    ``resample`` is Pillow's filter; ``smallest`` and ``largest`` count the pixels of all frames of a temporal patch.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resample: int
+    smallest: int
+    largest: int
 
 
 class Edges(msgspec.Struct, frozen=True):

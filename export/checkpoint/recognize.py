@@ -12,7 +12,7 @@ from typing import Any
 
 from edgeglm.errors import DamagedFileError, EdgeglmError, UnsupportedError, UsageError
 from edgeglm.export.checkpoint.files import shown
-from edgeglm.export.families import FAMILIES
+from edgeglm.export.families.registry import FAMILIES
 
 # A file that only folders of one kind have -> what they are, and what to do.
 KINDS = {
@@ -50,12 +50,6 @@ OTHER_VISION = "use GLM-4.1V (zai-org/GLM-4.1V-9B-Thinking) or AutoGLM-Phone for
 INCOMPLETE = ("*.incomplete", ".cache/huggingface/download/**/*.incomplete", "../../blobs/*.incomplete")
 AGAIN_ALL = "download the whole checkpoint again"
 OTHER = "rest"
-# A weight that every model has, of each module.
-FIRST = {
-    "embedding": "embed_tokens.weight",
-    "vision": "model.visual.patch_embed.proj.weight",
-    "decoder": "model.layers.0.input_layernorm.weight",
-}
 # What programs put before the names of the weights when they save a model that is wrapped.
 WRAPPERS = ("base_model.model.", "_orig_mod.", "module.", "_fsdp_wrapped_module.", "model.base_model.model.")
 
@@ -103,7 +97,8 @@ def check_config_kind(file: Path, config: Mapping[str, Any]) -> None:
         what = f"{shown(name) or 'ChatGLM'}{' with vision' if vision else ''}"
         why = f"is of {what}, which runs code of its own repository, and edgeglm does not"
         raise UnsupportedError(file, why, _sister(file, config, vision))
-    if FAMILIES.get(name) in ("glm", "glm4") and vision is not None:
+    family = FAMILIES.get(name)
+    if family and family.encoder("image") is None and vision is not None:
         why = f"has a vision_config, and transformers' {name} takes no images"
         if kind == "glm":
             why = "is of GLM-Edge-V, whose vision is not supported: it runs code of its own repository"
@@ -151,11 +146,6 @@ def missing_weight(weights: Path, name: str, names: Iterable[str]) -> EdgeglmErr
     return DamagedFileError(where, missing, AGAIN_ALL)
 
 
-def missing_module(weights: Path, module: str, names: Iterable[str]) -> EdgeglmError:
-    """Return the error for a module of which no weight is there."""
-    return missing_weight(weights, FIRST[module], names)
-
-
 def _place(name: str) -> str:
     """Return which part of a model a weight belongs to."""
     if re.search(r"(^|\.)(visual|vision\w*|vit)\.", name):
@@ -195,7 +185,7 @@ def _first(names: object) -> str:
 
 
 def _class_of(kind: object) -> str | None:
-    return {family: name for name, family in FAMILIES.items()}.get(kind) if isinstance(kind, str) else None
+    return {family.name: name for name, family in FAMILIES.items()}.get(kind) if isinstance(kind, str) else None
 
 
 def _sister(file: Path, config: Mapping[str, Any], vision: object) -> str:

@@ -11,6 +11,7 @@ from typing import Protocol
 from edgeglm.devices.profile import Profile
 from edgeglm.engines import ENGINES, USUAL_FORMAT, Format
 from edgeglm.errors import UnsupportedError, UsageError
+from edgeglm.export.families.registry import module_of
 from edgeglm.export.model import Choice
 from edgeglm.suggest import nearest_name
 
@@ -131,7 +132,7 @@ def _converted(choice: Choice, profile: Profile, converter: Converter, text: str
 def _check_blocks(name: str, block: int, tensors: Iterable[Named]) -> None:
     """Check that INT4 rows are whole in blocks. Raises UnsupportedError."""
     for tensor in tensors:
-        module = "vision" if ".visual." in tensor.name else "decoder"
+        module = module_of(tensor.name)
         columns = math.prod(tensor.shape[1:])
         is_product = len(tensor.shape) > 1 and not tensor.name.endswith(TABLES)
         if module == name and is_product and columns % block:

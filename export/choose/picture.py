@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeglm.errors import DamagedFileError, UsageError
-from edgeglm.export.model import Grid, ImageProcessor
+from edgeglm.export.checkpoint.processor import ImageProcessor
+from edgeglm.export.model import Grid
 
 SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 # A phone's screen, upright: two times as high as wide.

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from edgeglm.export.families.spec import DecoderSpec, Family
 
-from edgeglm.export.families.text_family import describe_decoder
-from edgeglm.export.model import Model
-
-ARCHITECTURE = "Glm4ForCausalLM"
-MODELING = "transformers.models.glm4.modeling_glm4"
-DECODER_BLOCK = "Glm4DecoderLayer"
-ROTARY = "Glm4RotaryEmbedding"
-
-
-def describe(config: Any, grid: tuple[int, int] | None) -> Model:
-    """Return the model that a `Glm4Config` describes; it has no pictures, so `grid` is not used."""
-    return Model(ARCHITECTURE, "glm4", describe_decoder(config, "model", config.tie_word_embeddings))
+GLM4 = Family(
+    "glm4",
+    "Glm4ForCausalLM",
+    "transformers.models.glm4.modeling_glm4",
+    DecoderSpec("Glm4DecoderLayer", "Glm4RotaryEmbedding", "pairs", positions=131_072),
+)

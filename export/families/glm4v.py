@@ -2,39 +2,77 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from edgeglm.export.families.text_family import describe_decoder
-from edgeglm.export.model import Model, Vision
+from edgeglm.export.families.spec import DecoderSpec, EncoderSpec, Extent, Family
+from edgeglm.export.model import Grid, Vision
 
-ARCHITECTURE = "Glm4vForConditionalGeneration"
-MODELING = "transformers.models.glm4v.modeling_glm4v"
-DECODER_BLOCK = "Glm4vTextDecoderLayer"
-ROTARY = "Glm4vTextRotaryEmbedding"
-VISION = "Glm4vVisionModel"
-# What the rotary embedding falls back to without a setting (transformers 5.23, Glm4vTextRotaryEmbedding).
-MROPE_SECTION = (8, 12, 12)
+PREFIX = "model.visual."
+EXTENTS = (
+    Extent("hidden_size", ".visual.patch_embed.proj.weight", 0),
+    Extent("in_channels", ".visual.patch_embed.proj.weight", 1),
+    Extent("temporal_patch_size", ".visual.patch_embed.proj.weight", 2),
+    Extent("patch_size", ".visual.patch_embed.proj.weight", 3),
+    Extent("out_hidden_size", ".visual.downsample.weight", 0),
+    Extent("spatial_merge_size", ".visual.downsample.weight", 2),
+    Extent("intermediate_size", ".visual.merger.down_proj.weight", 1),
+)
+KEYS = frozenset({
+    "attention_bias", "depth", "hidden_act", "hidden_size", "image_size", "in_channels", "intermediate_size",
+    "num_attention_heads", "num_heads", "num_hidden_layers", "out_hidden_size", "patch_size", "rms_norm_eps",
+    "rope_parameters", "rope_scaling", "rope_theta", "spatial_merge_size", "temporal_patch_size",
+})  # fmt: skip
 
 
-def describe(config: Any, grid: tuple[int, int] | None) -> Model:
-    """Return the model that a `Glm4vConfig` describes, for pictures of `grid` patches (rows, columns)."""
-    decoder = describe_decoder(config.text_config, "model.language_model", config.tie_word_embeddings)
-    decoder = replace(decoder, mrope_section=decoder.mrope_section or MROPE_SECTION)
-    return Model(ARCHITECTURE, "glm4v", decoder, _vision(config.vision_config, grid) if grid else None)
-
-
-def _vision(config: Any, grid: tuple[int, int]) -> Vision:
+def _vision(config: Any, grid: Grid | None) -> Vision | None:
+    if grid is None:
+        return None
+    vision = config.vision_config
     return Vision(
-        layers=config.depth,
-        hidden=config.hidden_size,
-        heads=config.num_heads,
-        output=config.out_hidden_size,
-        patch=config.patch_size,
-        temporal_patch=config.temporal_patch_size,
-        merge=config.spatial_merge_size,
-        channels=config.in_channels,
+        layers=vision.depth,
+        hidden=vision.hidden_size,
+        heads=vision.num_heads,
+        output=vision.out_hidden_size,
+        blocks=f"{PREFIX}blocks.{{layer}}.",
+        prefix=PREFIX,
+        back=tuple(PREFIX + name for name in ("post_layernorm", "downsample", "merger")),
+        patch=vision.patch_size,
+        temporal_patch=vision.temporal_patch_size,
+        merge=vision.spatial_merge_size,
+        channels=vision.in_channels,
         grid=grid,
-        blocks="model.visual.blocks.{layer}.",
-        prefix="model.visual.",
+        token=config.image_token_id,
+        start_token=config.image_start_token_id,
+        end_token=config.image_end_token_id,
+        position=f"{PREFIX}embeddings.position_embedding.weight",
     )
+
+
+GLM4V = Family(
+    "glm4v",
+    "Glm4vForConditionalGeneration",
+    "transformers.models.glm4v.modeling_glm4v",
+    DecoderSpec(
+        "Glm4vTextDecoderLayer",
+        "Glm4vTextRotaryEmbedding",
+        "pairs",
+        positions=32_768,
+        prefix="model.language_model",
+        # What the rotary embedding falls back to without a setting (transformers 5.23, Glm4vTextRotaryEmbedding).
+        mrope_section=(8, 12, 12),
+    ),
+    (
+        EncoderSpec(
+            "vision",
+            config="vision_config",
+            depth="depth",
+            weights=(".visual.",),
+            first=f"{PREFIX}patch_embed.proj.weight",
+            tower="edgeglm.export.families.image_tower",
+            describe=_vision,
+            extents=EXTENTS,
+            keys=KEYS,
+            more_keys=frozenset({"image_end_token_id", "image_start_token_id", "image_token_id"}),
+        ),
+    ),
+)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
-# Honoured: the traced block and the description of the family are built from them by transformers' own class.
+from edgeglm.export.families.registry import encoder_specs
+
+# Honoured, beside the keys of encoders: the traced block and the description of the family are built from them by
+# transformers' own class.
 COMPUTED = {
     "text": {
         "attention_bias", "head_dim", "hidden_act", "hidden_size", "intermediate_size", "max_position_embeddings",
@@ -13,15 +17,7 @@ COMPUTED = {
         "partial_rotary_factor", "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta",
         "tie_word_embeddings", "vocab_size",
     },
-    "vision": {
-        "attention_bias", "depth", "hidden_act", "hidden_size", "image_size", "in_channels", "intermediate_size",
-        "num_attention_heads", "num_heads", "num_hidden_layers", "out_hidden_size", "patch_size", "rms_norm_eps",
-        "rope_parameters", "rope_scaling", "rope_theta", "spatial_merge_size", "temporal_patch_size",
-    },
-    "model": {
-        "image_end_token_id", "image_start_token_id", "image_token_id", "text_config", "tie_word_embeddings",
-        "vision_config",
-    },
+    "model": {"text_config", "tie_word_embeddings"},
 }  # fmt: skip
 # Say nothing of what a bundle computes, with the reason.
 SILENT = {
@@ -79,9 +75,12 @@ def unknown_keys(config: Mapping[str, Any], generation: Iterable[str] = ()) -> l
 
 
 def _unknown(config: Mapping[str, Any], known: set[str]) -> Iterator[str]:
-    parts = {"text_config": "text", "vision_config": "vision"}
-    own = COMPUTED["model" if "text_config" in config else "text"]
+    parts: dict[str, AbstractSet[str]] = {"text_config": COMPUTED["text"]}
+    own = set(COMPUTED["model" if "text_config" in config else "text"])
+    for encoder in encoder_specs():
+        parts[encoder.config] = encoder.keys
+        own |= {encoder.config, *encoder.more_keys} if "text_config" in config else set()
     yield from config.keys() - own - known
-    for part, kind in parts.items():
+    for part, keys in parts.items():
         if isinstance(config.get(part), Mapping):
-            yield from (f"{part}.{key}" for key in config[part].keys() - COMPUTED[kind] - known)
+            yield from (f"{part}.{key}" for key in config[part].keys() - keys - known)

@@ -13,8 +13,6 @@ TYPES = ("default", "linear", "yarn", "llama3", "proportional", "dynamic", "long
 # Their angles are others once a prompt is longer than what the model was first trained for.
 VARYING = ("dynamic", "longrope")
 FILE = "config.json"
-# What transformers' configs take for max_position_embeddings that a file leaves out (5.23).
-USUAL = {"GlmForCausalLM": 131_072, "Glm4ForCausalLM": 131_072, "Glm4vForConditionalGeneration": 32_768}
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeglm.export.model import Decoder
+from edgeglm.export.model import Decoder, RotaryStyle
 
 
-def describe_decoder(config: Any, prefix: str, tied: bool) -> Decoder:
+def describe_decoder(
+    config: Any,
+    prefix: str,
+    tied: bool,
+    head: str = "lm_head.weight",
+    style: RotaryStyle = "pairs",
+    mrope_section: tuple[int, ...] = (),
+) -> Decoder:
     """Return the decoder that a transformers text configuration describes, its weights under `prefix`."""
     rope: dict[str, Any] = config.rope_parameters
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -25,9 +32,10 @@ def describe_decoder(config: Any, prefix: str, tied: bool) -> Decoder:
         vocabulary=config.vocab_size,
         epsilon=config.rms_norm_eps,
         max_positions=config.max_position_embeddings,
-        mrope_section=tuple(rope.get("mrope_section") or ()),
+        mrope_section=tuple(rope.get("mrope_section") or mrope_section),
+        style=style,
         blocks=f"{prefix}.layers.{{layer}}.",
         embedding=embedding,
         norm=f"{prefix}.norm.weight",
-        head=embedding if tied else "lm_head.weight",
+        head=embedding if tied else head,
     )

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeglm.errors import UsageError
-from edgeglm.export.model import Input
+from edgeglm.export.foreign.graph_file import Input
 from edgeglm.files import opened
 from edgeglm.units import format_size
 

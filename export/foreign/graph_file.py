@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_model
 
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
-from edgeglm.export.model import Input
 from edgeglm.files import open_regular, opened, read_bytes
 from edgeglm.units import format_size
 
@@ -23,6 +22,15 @@ SUFFIX = ".onnx"
 MAX_BYTES = (2 << 30) - (1 << 20)
 # What an input may be.
 TYPES = {ir.DataType[name] for name in ("FLOAT", "FLOAT16", "INT64", "INT32", "INT8", "UINT8", "BOOL")}
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of a user's graph; a dimension that varies is a text."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)

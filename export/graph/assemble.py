@@ -18,7 +18,9 @@ from edgeglm.export.graph.passes.merge_reshapes import MergeReshapes
 from edgeglm.export.graph.passes.pack_attention import PackAttention
 from edgeglm.export.graph.passes.quick_gelu import QuickGelu
 from edgeglm.export.graph.stamp import Names, stamp, stamp_one
-from edgeglm.export.model import Decoder, Rows, Stored, Traces, Vision
+from edgeglm.export.model import Rows, Stored, Traces
+from edgeglm.export.trace.tracer import Traced
+from edgeglm.roles import ModuleName
 
 # Each once on the one block, before it is stamped.
 BLOCK_PASSES = (MergeReshapes(), FuseLinears(), PackAttention(), QuickGelu())
@@ -28,12 +30,16 @@ MODULE_PASSES = (FuseSkipNorm(),)
 
 @dataclass(frozen=True)
 class Stack:
-    """A module before it is stamped: its traces, how often the block comes, and what its weights are called."""
+    """A module before it is stamped: its traces, how often the block comes, and what its weights are called.
+
+    `back` are the beginnings of the names of those behind the blocks.
+    """
 
     traces: Traces
     layers: int
     names: Names
     rename: Mapping[str, str]
+    back: tuple[str, ...]
 
     def segment_of(self, weight: str) -> str:
         """Return the name of the segment that a checkpoint's weight belongs to."""
@@ -41,26 +47,16 @@ class Stack:
         number, _, _ = weight.removeprefix(head).partition(tail)
         if weight.startswith(head) and number.isdecimal():
             return f"layer.{number}"
-        return (
-            "back"
-            if weight.startswith((*self.rename.values(), *(self.names.back + name for name in BACK)))
-            else "front"
-        )
+        return "back" if weight.startswith(self.back) else "front"
 
 
-# What of a vision tower comes after its blocks.
-BACK = ("post_layernorm", "downsample", "merger")
-
-
-def decoder_stack(traces: Traces, decoder: Decoder) -> Stack:
-    """Return the decoder's stack; its placeholders are named as in the checkpoint."""
+def stack_of(name: ModuleName, traced: Traced) -> Stack:
+    """Return the stack of one of a model's modules; its placeholders are named as in the checkpoint."""
+    traces, decoder, encoder = traced.stacks[name], traced.model.decoder, traced.model.encoders.get(name)
+    if encoder:
+        return Stack(traces, encoder.layers, Names(encoder.prefix, encoder.blocks, encoder.prefix), {}, encoder.back)
     rename = {"norm": decoder.norm.removesuffix(".weight"), "head": decoder.head.removesuffix(".weight")}
-    return Stack(traces, decoder.layers, Names("", decoder.blocks, ""), rename)
-
-
-def vision_stack(traces: Traces, vision: Vision) -> Stack:
-    """Return the vision tower's stack; its ``position`` input is the position embedding of the grid."""
-    return Stack(traces, vision.layers, Names(vision.prefix, vision.blocks, vision.prefix), {})
+    return Stack(traces, decoder.layers, Names("", decoder.blocks, ""), rename, tuple(rename.values()))
 
 
 def build(stack: Stack, dialect: Dialect) -> ir.Model:

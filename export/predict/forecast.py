@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from edgeglm import manifest
 from edgeglm.devices.loader import load_profile, profile_names
 from edgeglm.devices.profile import Profile
-from edgeglm.export.checkpoint.recognize import missing_module
+from edgeglm.export.checkpoint.recognize import missing_weight
 from edgeglm.export.choose.device_limits import needs_more_opset
 from edgeglm.export.choose.precision import choose
+from edgeglm.export.families.registry import family_of, module_of
 from edgeglm.export.model import Choice, Stored
 from edgeglm.export.predict import peaks as plan
-from edgeglm.export.prepare.header_checks import module_of, part_of
+from edgeglm.export.prepare.header_checks import part_of
 from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Opened, Prepared, PreparedModule, Request
 from edgeglm.export.prove.prover import ENGINE_BYTES
@@ -154,7 +155,8 @@ def _from_headers(opened: Opened, choice: Choice) -> plan.ModuleSize:
             stored = parts(scheme, choice.dialect, rows + rows % 2, columns)
         weights.append(Stored((tensor.name,), rows, columns, scheme, stored, ()))
     if not weights:
-        raise missing_module(opened.checkpoint.weights, choice.name, opened.checkpoint.tensors)
+        first = family_of(opened.checkpoint.config).first_weight(choice.name)
+        raise missing_weight(opened.checkpoint.weights, first, opened.checkpoint.tensors)
     total = sum(part.nbytes for stored in weights for part in stored.parts)
     return plan.ModuleSize(choice, weights, total, _loaded(choice, weights), 0, 0)
 

@@ -1,4 +1,4 @@
-"""Read from headers the module and part of a tensor, and whether config.json belongs to the weights."""
+"""Read from headers the part of a tensor, and whether config.json belongs to the weights."""
 
 from __future__ import annotations
 
@@ -6,22 +6,17 @@ import math
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeglm.errors import DamagedFileError
 from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.families.registry import family_of, module_of
+from edgeglm.export.families.spec import TEXT_EXTENTS, Extent
+from edgeglm.roles import ENCODERS
 
 REMEDY = "take the config.json of these weights, or download the whole checkpoint again"
 LAYER = re.compile(r"\.(?:layers|blocks)\.(\d+)\.")
-
-
-def module_of(tensor: str) -> str:
-    """Return the module of a tensor."""
-    if ".visual." in tensor:
-        return "vision"
-    return "embedding" if tensor.endswith("embed_tokens.weight") else "decoder"
 
 
 def part_of(tensor: str) -> str:
@@ -31,32 +26,6 @@ def part_of(tensor: str) -> str:
     return "front" if "embed" in tensor else "back"
 
 
-@dataclass(frozen=True)
-class Extent:
-    """The right value of a config's key: an extent of a weight, by the end of its name, over a product of others."""
-
-    key: str
-    weight: str
-    axis: int
-    over: tuple[str, ...] = ()
-
-
-TEXT = (
-    Extent("vocab_size", "embed_tokens.weight", 0),
-    Extent("hidden_size", "embed_tokens.weight", 1),
-    Extent("intermediate_size", ".layers.0.mlp.down_proj.weight", 1),
-    Extent("num_attention_heads", ".layers.0.self_attn.q_proj.weight", 0, ("head_dim",)),
-    Extent("num_key_value_heads", ".layers.0.self_attn.k_proj.weight", 0, ("head_dim",)),
-)
-VISION = (
-    Extent("hidden_size", ".visual.patch_embed.proj.weight", 0),
-    Extent("in_channels", ".visual.patch_embed.proj.weight", 1),
-    Extent("temporal_patch_size", ".visual.patch_embed.proj.weight", 2),
-    Extent("patch_size", ".visual.patch_embed.proj.weight", 3),
-    Extent("out_hidden_size", ".visual.downsample.weight", 0),
-    Extent("spatial_merge_size", ".visual.downsample.weight", 2),
-    Extent("intermediate_size", ".visual.merger.down_proj.weight", 1),
-)
 # Layers behind the last, which guess further tokens and are no part of the model (multi-token prediction).
 GUESSING = "num_nextn_predict_layers"
 
@@ -70,9 +39,12 @@ def check_counts(checkpoint: Checkpoint) -> None:
     config, file = checkpoint.config, checkpoint.folder / "config.json"
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     names = [*checkpoint.tensors, *checkpoint.foreign]
-    text, vision = config.get("text_config", config), config.get("vision_config") or {}
-    for part, extents, layers in ((text, TEXT, "num_hidden_layers"), (vision, VISION, "depth")):
-        inside = [name for name in names if (".visual." in name) == (extents is VISION)]
+    own = [name for name in names if module_of(name) not in ENCODERS]
+    parts = [(config.get("text_config", config), TEXT_EXTENTS, "num_hidden_layers", own)]
+    for encoder in family_of(config).encoders:
+        inside = [name for name in names if module_of(name) == encoder.name]
+        parts.append((config.get(encoder.config) or {}, encoder.extents, encoder.depth, inside))
+    for part, extents, layers, inside in parts:
         _check_layers(file, part, layers, inside)
         for extent in extents:
             shape = next((shapes[name] for name in inside if name in shapes and name.endswith(extent.weight)), ())

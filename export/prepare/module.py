@@ -14,7 +14,7 @@ from edgeglm.devices.profile import Profile
 from edgeglm.engines import Dialect
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.graph.assemble import Stack, build, decoder_stack, vision_stack
+from edgeglm.export.graph.assemble import build, stack_of
 from edgeglm.export.graph.check import Violation
 from edgeglm.export.graph.conform import fit
 from edgeglm.export.graph.position_embedding import position_embedding
@@ -34,7 +34,6 @@ from edgeglm.export.quantize.storage import encode, parts
 from edgeglm.export.quantize.stream import Chunk, chunks, encode_chunk
 from edgeglm.export.trace.tracer import Traced
 from edgeglm.export.write.layout import Layout, bind, lay_out
-from edgeglm.roles import ENCODERS, ModuleName
 from edgeglm.suggest import nearest_name
 
 POSITION = "position"
@@ -127,15 +126,6 @@ def _lower(
     return _Lowered(graph, vision.grid if vision else None, positions, stored, named, fixes)
 
 
-def stack_of(name: ModuleName, traced: Traced) -> Stack:
-    """Return the traces of one of the model's modules, and how they are stamped."""
-    if name not in ENCODERS:
-        return decoder_stack(traced.decoder, traced.model.decoder)
-    assert traced.vision is not None
-    assert traced.model.vision is not None
-    return vision_stack(traced.vision, traced.model.vision)
-
-
 def _integers(graph: ir.Model, choice: Choice, calibration: Calibration | None) -> tuple[Stored, ...]:
     """Lower to what an NPU computes, with the ranges of the calibration; without one, for the sizes alone."""
     scheme = parse_scheme(choice.precision)
@@ -217,7 +207,7 @@ def _position_job(graph: ir.Model, model: Model, checkpoint: Checkpoint, choice:
     rows, dtype, table = (
         vision.grid[0] * vision.grid[1],
         value.dtype,
-        f"{vision.prefix}embeddings.position_embedding.weight",
+        vision.position,
     )
     count, *columns = checkpoint.find(table).shape
     if columns != [vision.hidden] or round(count**0.5) ** 2 != count:

@@ -13,7 +13,7 @@ from edgeglm.export.chat.compare import compare
 from edgeglm.export.checkpoint.adapter import open_checkpoint
 from edgeglm.export.checkpoint.files import shown
 from edgeglm.export.checkpoint.generation import KNOWN, SILENT, read_generation
-from edgeglm.export.checkpoint.processor import read_processor
+from edgeglm.export.checkpoint.processor import ImageProcessor, read_processor
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.checkpoint.sidecar_keys import unheard
 from edgeglm.export.checkpoint.sidecars import open_chat, picture_note
@@ -21,11 +21,11 @@ from edgeglm.export.choose.device_limits import check_limits
 from edgeglm.export.choose.formats import with_formats
 from edgeglm.export.choose.picture import Picture, choose_picture
 from edgeglm.export.choose.precision import choose, npu_note
-from edgeglm.export.families import FAMILIES
 from edgeglm.export.families.keys import unknown_keys
-from edgeglm.export.families.rope import USUAL, read_positions
+from edgeglm.export.families.registry import FAMILIES, encoder_specs, family_of
+from edgeglm.export.families.rope import read_positions
 from edgeglm.export.graph.assemble import check_weights
-from edgeglm.export.model import Choice, Grid, ImageProcessor
+from edgeglm.export.model import Choice, Grid
 from edgeglm.export.prepare.demo_assets import demo_assets
 from edgeglm.export.prepare.header_checks import check_counts
 from edgeglm.export.prepare.module import is_position, prepare_module
@@ -41,7 +41,6 @@ from edgeglm.export.quantize.schemes import parse_scheme
 from edgeglm.export.trace.trace_request import TraceRequest
 from edgeglm.export.trace.tracer import Traced, trace
 from edgeglm.export.write.pyz import build_pyz
-from edgeglm.roles import ENCODERS, MODULES
 from edgeglm.runtimes.text.sidecars import Sidecars
 from edgeglm.runtimes.text.templates import named_templates
 
@@ -70,8 +69,9 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     checkpoint.check_architecture(FAMILIES)
     _check_config(checkpoint)
     check_counts(checkpoint)
-    vision = checkpoint.config.get("vision_config")
-    names = [name for name in MODULES if vision is not None or name not in ENCODERS]
+    family = family_of(checkpoint.config)
+    names, images = family.modules(checkpoint.config), family.encoder("image")
+    vision = checkpoint.config.get(images.config) if images else None
     choices = tuple(choose(request.profile, request.precision, names).values())
     for choice in choices:
         for precision in sorted(choice.precisions):
@@ -179,7 +179,7 @@ def _unknown(checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def _check_config(checkpoint: Checkpoint) -> None:
-    for part in ("text_config", "vision_config"):
+    for part in ("text_config", *(encoder.config for encoder in encoder_specs())):
         if not isinstance(checkpoint.config.get(part, {}), dict):
             raise DamagedFileError(checkpoint.folder / "config.json", f"its {part} is no object", "download it again")
 
@@ -210,7 +210,7 @@ def _shape(
 
 def _context(request: Request, checkpoint: Checkpoint) -> int:
     text = checkpoint.config.get("text_config", checkpoint.config)
-    positions = read_positions(text, checkpoint.folder / "config.json", USUAL.get(checkpoint.architecture))
+    positions = read_positions(text, checkpoint.folder / "config.json", family_of(checkpoint.config).decoder.positions)
     if request.context is not None and request.context > positions.most:
         why = f"the model has {positions.most} positions"
         if positions.varying:

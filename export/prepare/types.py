@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from edgeglm import manifest
 from edgeglm.devices.profile import Profile
 from edgeglm.engines import USUAL_FORMAT, Dialect
+from edgeglm.export.checkpoint.processor import ImageProcessor
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.demo.samples import Sample
 from edgeglm.export.graph.check import Violation
-from edgeglm.export.model import Choice, Grid, ImageProcessor, Model, Piece, Stored
+from edgeglm.export.model import Choice, Grid, Model, Piece, Stored
 from edgeglm.export.quantize.qdq import Range
 from edgeglm.export.trace.trace_request import TraceRequest
 from edgeglm.export.trace.tracer import Traced, is_cached

@@ -9,11 +9,11 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir import DataType
 
-from edgeglm.export.graph.assemble import segments
+from edgeglm.export.graph.assemble import segments, stack_of
 from edgeglm.export.graph.fix.half_range import LIMIT, HalfRange
 from edgeglm.export.graph.stamp import STATE
 from edgeglm.export.model import Stored
-from edgeglm.export.prepare.module import POSITION, is_position, prepare_module, stack_of
+from edgeglm.export.prepare.module import POSITION, is_position, prepare_module
 from edgeglm.export.prepare.types import WEIGHTS, Prepared, PreparedModule
 from edgeglm.export.prove.values import Values
 from edgeglm.export.write.layout import bind

@@ -85,7 +85,7 @@ def sample_prompts(prepared: Prepared, samples: Iterable[Sample], *, answered: b
     checkpoint, vision = prepared.checkpoint, prepared.probe.model.vision
     assert vision is not None
     assert prepared.opened.processor is not None
-    described = describe_vision(vision, checkpoint.config, prepared.opened.processor)
+    described = describe_vision(vision, prepared.opened.processor)
     grid = (vision.grid[0] // vision.merge, vision.grid[1] // vision.merge)
     chat = Chat(Sidecars(checkpoint.folder), described)
     prompts = []
@@ -131,7 +131,7 @@ def special_prompts(prepared: Prepared) -> list[Prompt]:
 def _chat(prepared: Prepared) -> Chat | None:
     """Return the renderer of conversations, with pictures of the probe's size; None if its files are missing."""
     checkpoint, vision, processor = prepared.checkpoint, prepared.probe.model.vision, prepared.opened.processor
-    described = describe_vision(vision, checkpoint.config, processor) if vision and processor else None
+    described = describe_vision(vision, processor) if vision and processor else None
     try:
         return Chat(Sidecars(checkpoint.folder), described)
     except EdgeglmError:
@@ -179,7 +179,7 @@ def vision_inputs(prepared: Prepared, prompt: Prompt) -> Values:
     vision = prepared.probe.model.vision
     assert vision is not None
     assert prompt.patches is not None
-    table = prepared.checkpoint.rows(f"{vision.prefix}embeddings.position_embedding.weight")
+    table = prepared.checkpoint.rows(vision.position)
     return {"pixel_values": prompt.patches, POSITION: position_embedding(table, vision.grid, vision.merge)}
 
 

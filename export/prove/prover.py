@@ -13,9 +13,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeglm.errors import AccuracyError, DamagedFileError, EdgeglmError
-from edgeglm.export.graph.assemble import segments
+from edgeglm.export.graph.assemble import segments, stack_of
 from edgeglm.export.model import Part
-from edgeglm.export.prepare.module import is_position, serialize, stack_of
+from edgeglm.export.prepare.module import is_position, serialize
 from edgeglm.export.prepare.types import Prepared, PreparedModule
 from edgeglm.export.prove.fp16_arithmetic import HalfGraph
 from edgeglm.export.prove.onnx_run import check_loads, run_file

@@ -6,8 +6,9 @@ one position. ``portable``: opset 20, decomposed, keys and values concatenated, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -15,8 +16,24 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from edgeglm.export.model import RotaryStyle
+
 # transformers hands a "flash" implementation one call for a whole vision sequence, instead of one an image.
 ATTENTION = "edgeglm_flash_attention"
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """A way to turn channels in pairs: neighbours, or a channel of the first half and one of the second."""
+
+    is_interleaved: bool
+
+
+# By a family's word. What turns otherwise gets a style of its own here; under another's name its trace is refused.
+ROTARY_STYLES: Mapping[RotaryStyle, Rotary] = {
+    "pairs": Rotary(is_interleaved=True),
+    "halves": Rotary(is_interleaved=False),
+}
 
 
 class Step:
@@ -35,8 +52,8 @@ def _flat(x: Tensor) -> Tensor:
 class OrtAttention:
     """GroupQueryAttention over (past_key, past_value, seqlens_k, total_length); MultiHeadAttention without a state."""
 
-    def __init__(self, step: Step, rotary_inside: bool) -> None:
-        self.step, self.rotary_inside = step, rotary_inside
+    def __init__(self, step: Step, rotary_inside: bool, style: RotaryStyle) -> None:
+        self.step, self.rotary_inside, self.is_interleaved = step, rotary_inside, ROTARY_STYLES[style].is_interleaved
 
     def rotate(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
         """Return queries and keys flattened, and rotated unless attention does it."""
@@ -50,7 +67,7 @@ class OrtAttention:
             _flat(x),
             step.cos,
             step.sin,
-            interleaved=True,
+            interleaved=self.is_interleaved,
             num_heads=x.shape[1],
             rotary_embedding_dim=2 * step.cos.shape[-1],
         )
@@ -71,7 +88,7 @@ class OrtAttention:
                 "kv_num_heads": kv_heads,
                 "scale": scale,
                 "do_rotary": int(self.rotary_inside),
-                "rotary_interleaved": int(self.rotary_inside),
+                "rotary_interleaved": int(self.rotary_inside and self.is_interleaved),
             },
             dtypes=(q.dtype, past_key.dtype, past_value.dtype),
             shapes=(tuple(q.shape), tuple(past_key.shape), tuple(past_value.shape)),
@@ -99,7 +116,7 @@ class PortableAttention:
         self.step = step
 
     def rotate(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-        """Rotate halves: the projections' rows are stored even channels first (`Linear.split_rotary`)."""
+        """Rotate halves: of neighbours the projections' rows are stored even channels first (`Linear.split_rotary`)."""
         return self._rotated(q), self._rotated(k)
 
     def _rotated(self, x: Tensor) -> Tensor:
@@ -135,12 +152,21 @@ Attention = OrtAttention | PortableAttention
 
 
 @contextmanager
-def hooked(modeling: ModuleType, attention: Attention) -> Iterator[None]:
-    """Replace the family's attention and rotary functions by `attention` while tracing."""
-    original = modeling.apply_rotary_pos_emb
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention.attend)
-    modeling.apply_rotary_pos_emb = attention.rotate  # type: ignore[attr-defined]
+def hooked(
+    modeling: ModuleType,
+    attention: Callable[[Step], Attention],
+    cos: Tensor,
+    sin: Tensor,
+    *state: Tensor,
+    rotary: bool = True,
+) -> Iterator[Step]:
+    """Replace transformers' attention, and its rotary function unless not `rotary`, while a block is called."""
+    step = Step(cos, sin, *state)
+    hooks, original = attention(step), modeling.apply_rotary_pos_emb
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, hooks.attend)
+    if rotary:
+        modeling.apply_rotary_pos_emb = hooks.rotate  # type: ignore[attr-defined]
     try:
-        yield
+        yield step
     finally:
         modeling.apply_rotary_pos_emb = original  # type: ignore[attr-defined]

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeglm.export.model import Decoder, Model, Vision
+from edgeglm.export.model import Decoder, Encoder, Model
 from edgeglm.export.trace.execute import Executable, refusal
 from edgeglm.export.trace.trace_request import ANSWERS
+from edgeglm.roles import ModuleName
 
 Array = NDArray[Any]
 Answers = Mapping[str, Array]
@@ -41,8 +42,8 @@ def check(model: Model, files: Mapping[str, bytes], *, half: bool) -> None:
     """
     with np.load(io.BytesIO(files[ANSWERS])) as answers:
         limit = HALF_LIMIT if half else LIMIT
-        vision = _vision(model.vision, files, answers) if model.vision else ()
-        for part, got, want in chain(_decoder(model.decoder, files, answers), vision):
+        encoders = (_encoder(name, encoder, files, answers) for name, encoder in model.encoders.items())
+        for part, got, want in chain(_decoder(model.decoder, files, answers), *encoders):
             if got.shape != want.shape:
                 raise refusal(part, f"gives {got.shape} where transformers gives {want.shape}")
             error = _error(got, want)
@@ -86,21 +87,25 @@ def _conversation(decoder: Decoder, front: Executable, block: Executable, answer
         yield "decoder block", outputs["hidden_out"], answers[f"{step}.block"]
 
 
-def _vision(vision: Vision, files: Mapping[str, bytes], answers: Answers) -> Pairs:
-    patches, small = vision.grid[0] * vision.grid[1], len(answers["vision.pixels"])
-    sizes = {} if patches == small else {patches: small}
-    front = Executable("vision front", files["vision.front.onnx"], vision.prefix.__add__, sizes)
-    given = {name.removeprefix("vision."): answers[name] for name in answers if name.startswith("vision.")}
-    outputs = front.run({"pixel_values": given["pixels"], "position": given["position"]})
-    got = np.concatenate([outputs["vision_cos"], outputs["vision_sin"]], -1)[given["patches"]]
-    yield "vision front", got, np.concatenate([given["some_cos"], given["some_sin"]], -1)
-    yield "vision front", outputs["hidden"], given["hidden"]
-    block = Executable("vision block", files["vision.block.onnx"], vision.blocks.format(layer=0).__add__, sizes)
-    outputs = block.run({"hidden": given["hidden"], "vision_cos": given["cos"], "vision_sin": given["sin"]})
-    yield "vision block", outputs["hidden_out"], given["block"]
-    merged = {size // vision.merge**2: other // vision.merge**2 for size, other in sizes.items()}
-    back = Executable("vision back", files["vision.back.onnx"], vision.prefix.__add__, sizes | merged)
-    yield "vision back", back.run({"hidden": given["block"]})["features"], given["features"]
+def _encoder(name: ModuleName, encoder: Encoder, files: Mapping[str, bytes], answers: Answers) -> Pairs:
+    prefix = f"{name}."
+    given = {key.removeprefix(prefix): answers[key] for key in answers if key.startswith(prefix)}
+    sizes = given["sizes"].tolist()
+    front, block, back = (
+        Executable(f"{name} {part}", files[f"{name}.{part}.onnx"], full_name, dict(some))
+        for part, full_name, some in (
+            ("front", encoder.prefix.__add__, sizes[:1]),
+            ("block", encoder.blocks.format(layer=0).__add__, sizes[:1]),
+            ("back", encoder.prefix.__add__, sizes),
+        )
+    )
+    outputs = front.run({key.removeprefix("in."): array for key, array in given.items() if key.startswith("in.")})
+    got = np.concatenate([outputs[f"{name}_cos"], outputs[f"{name}_sin"]], -1)[given["rows"]]
+    yield front.part, got, np.concatenate([given["some_cos"], given["some_sin"]], -1)
+    yield front.part, outputs["hidden"], given["hidden"]
+    outputs = block.run({"hidden": given["hidden"], f"{name}_cos": given["cos"], f"{name}_sin": given["sin"]})
+    yield block.part, outputs["hidden_out"], given["block"]
+    yield back.part, back.run({"hidden": given["block"]})["features"], given["features"]
 
 
 def _steps(answers: Answers) -> list[str]:

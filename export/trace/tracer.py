@@ -18,6 +18,7 @@ from edgeglm.exits import NO_TEMPORARY, explain
 from edgeglm.export.model import Model, Traces
 from edgeglm.export.trace.parity import check
 from edgeglm.export.trace.trace_request import ANSWERS, PARTS, TraceRequest
+from edgeglm.roles import DECODER, ModuleName
 from edgeglm.store import find, keep, making
 from edgeglm.worker import Crashed, Worker
 
@@ -35,11 +36,10 @@ TRACER = Worker(
 
 @dataclass(frozen=True)
 class Traced:
-    """A model's parts and the traces of its modules; `half` is the same in half precision, if there is one."""
+    """A model's description and the traces of its stacks; `half` is the same in half precision, if there is one."""
 
     model: Model
-    decoder: Traces
-    vision: Traces | None
+    stacks: Mapping[ModuleName, Traces]
     half: Traced | None = None
 
 
@@ -102,8 +102,7 @@ def _run(requests: Sequence[TraceRequest]) -> list[dict[str, bytes]]:
 
 def _load(files: Mapping[str, bytes]) -> Traced:
     model = msgspec.json.decode(files["model.json"], type=Model)
-    vision = _traces(files, "vision") if model.vision else None
-    return Traced(model, _traces(files, "decoder"), vision)
+    return Traced(model, {name: _traces(files, name) for name in (*model.encoders, DECODER)})
 
 
 def _traces(files: Mapping[str, bytes], kind: str) -> Traces:

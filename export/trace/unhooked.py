@@ -6,9 +6,8 @@ composition, masks, positions and cache are its own. Its blocks are watched, not
 
 from __future__ import annotations
 
+import importlib
 import io
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import cache
 from itertools import accumulate
 from types import SimpleNamespace
@@ -19,12 +18,12 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.backends import mkldnn
 from torch.nn.modules.conv import _ConvNd
-from transformers.vision_utils import get_vision_position_ids
 
 from edgeglm.export.families.building import build_config
-from edgeglm.export.model import Decoder, Grid, Model, Vision
+from edgeglm.export.families.registry import FAMILIES
+from edgeglm.export.families.tower import Tower, watched
+from edgeglm.export.model import Decoder, Model
 from edgeglm.export.trace.narrow import RANK, factors, values
 
 Answers = dict[str, Tensor]
@@ -32,11 +31,8 @@ Answers = dict[str, Tensor]
 LENGTHS = (5, 1, 3)
 # How many positions are looked at, from the first to the last.
 POSITIONS = 64
-# How many patches' angles and how many words' logits are looked at, from the first to the last.
-PATCHES, WORDS = 64, 4096
-# The most patches that blocks and merger are computed for, and the grid in their place, in merged patches.
-MAX_PATCHES = 24
-SMALL_GRID = (2, 3)
+# How many words' logits are looked at, from the first to the last.
+WORDS = 4096
 
 
 class NarrowLinear(nn.Linear):
@@ -74,13 +70,14 @@ class Unhooked:
         settings: Any = build_config(msgspec.json.decode(config))
         text = settings.get_text_config()
         text.num_hidden_layers, text.pad_token_id = 1, None  # nothing is padded
-        if hasattr(settings, "vision_config"):
-            settings.vision_config.depth = 1
+        self.family = FAMILIES[settings.architectures[0]]
+        for encoder in self.family.encoders:
+            setattr(getattr(settings, encoder.config), encoder.depth, 1)
         with torch.device("meta"):
             self.model: Any = getattr(transformers, settings.architectures[0])(settings).eval()
         self.generator = torch.Generator().manual_seed(0)
         table, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
-        names = {module: name for name, module in self.model.named_modules()}
+        names = {module: self.family.stored_name(name) for name, module in self.model.named_modules()}
         if head.weight is table.weight:
             names[head] = names[table]  # where transformers ties them, a checkpoint has but one
         for module, name in names.items():
@@ -97,19 +94,21 @@ class Unhooked:
                 value = torch.from_numpy(values(f"{name}.{key}", parameter.shape))
                 setattr(module, key, nn.Parameter(value, requires_grad=False))
 
-    def answers(self, model: Model, context: int, *, counted: bool, tower: str | None) -> bytes:
+    def answers(self, model: Model, context: int, *, counted: bool) -> bytes:
         """Return what a trace is to be fed and what it must give, as arrays of an .npz file.
 
         Args:
             model: What the trace is of.
             context: The largest number of positions.
             counted: Whether the decoder's positions can only be the number of the token.
-            tower: The name of transformers' class for the vision tower.
         """
         found = self._decoder(model.decoder, context, counted=counted)
-        if model.vision:
-            classes = {type(module).__name__: module for module in self.model.modules()}
-            found |= self._vision(classes[tower or ""], model.vision)
+        towers = {encoder.name: encoder.tower for encoder in self.family.encoders}
+        for name, encoder in model.encoders.items():
+            tower: Tower = importlib.import_module(towers[name])
+            with torch.no_grad():
+                answers = tower.ask(self.model, encoder, self.generator)
+            found |= {f"{name}.{key}": tensor for key, tensor in answers.items()}
         file = io.BytesIO()
         arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in found.items()}
         np.savez(file, **arrays)
@@ -153,38 +152,11 @@ class Unhooked:
             )
         return call, output.logits
 
-    @torch.no_grad()
-    def _vision(self, tower: Any, vision: Vision) -> Answers:
-        """Return what lies between the parts of the tower for a picture, and angles of the traced grid."""
-        grid = small_grid(vision)
-        pixels = torch.randn(
-            grid[0] * grid[1], vision.channels * vision.temporal_patch * vision.patch**2, generator=self.generator
-        )
-        # oneDNN's own code for a convolution would be megabytes of it
-        with watched(tower.blocks[0]) as call, watched(tower.embeddings) as placed, mkldnn.flags(enabled=False):
-            features = tower(pixels, torch.tensor([[1, *grid]])).pooler_output
-        patches = torch.linspace(0, vision.grid[0] * vision.grid[1] - 1, PATCHES).long()
-        positions = get_vision_position_ids(torch.tensor([[1, *vision.grid]]), tower.spatial_merge_size)
-        some_cos, some_sin = tower.rotary_pos_emb(pixels, positions[patches])
-        found = {
-            "pixels": pixels, "position": placed.output - placed.input,
-            "cos": call.cos, "sin": call.sin, "patches": patches, "some_cos": some_cos, "some_sin": some_sin,
-            "hidden": call.input, "block": call.output, "features": features,
-        }  # fmt: skip
-        return {f"vision.{name}": tensor for name, tensor in found.items()}
-
 
 @cache
 def unhooked(config: str) -> Unhooked:
     """Build the model of a config, once for all its traces."""
     return Unhooked(config)
-
-
-def small_grid(vision: Vision) -> Grid:
-    """Return the grid of the trace, or where that has many patches, more than heads, a small one."""
-    if vision.grid[0] * vision.grid[1] <= max(MAX_PATCHES, vision.heads):
-        return vision.grid
-    return SMALL_GRID[0] * vision.merge, SMALL_GRID[1] * vision.merge
 
 
 def _steps(context: int) -> list[range]:
@@ -205,19 +177,3 @@ def _make_narrow(layer: nn.Module, name: str) -> bool:
     layer.__class__ = kind
     layer.left, layer.right = map(torch.from_numpy, factors(f"{name}.weight", rows, columns))
     return True
-
-
-@contextmanager
-def watched(module: nn.Module) -> Iterator[SimpleNamespace]:
-    """Note what a module is given and gives: its first input, its output, and its position embeddings."""
-    call = SimpleNamespace()
-
-    def note(_: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> None:
-        call.input, call.output = arguments[0], output[0] if isinstance(output, tuple) else output
-        call.cos, call.sin = named.get("position_embeddings", (None, None))
-
-    handle = module.register_forward_hook(note, with_kwargs=True)
-    try:
-        yield call
-    finally:
-        handle.remove()

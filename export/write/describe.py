@@ -8,7 +8,8 @@ from typing import Any
 import onnx_ir as ir
 
 from edgeglm import manifest
-from edgeglm.export.model import Decoder, ImageProcessor, Model, Vision
+from edgeglm.export.checkpoint.processor import ImageProcessor
+from edgeglm.export.model import Decoder, Model, Vision
 
 DTYPES: dict[ir.DataType, manifest.Dtype] = {
     ir.DataType.FLOAT: "float32",
@@ -38,7 +39,7 @@ def describe_model(
         vocabulary=decoder.vocabulary,
         max_positions=context,
         rope=_rope(decoder, config),
-        vision=describe_vision(model.vision, config, processor) if model.vision and processor else None,
+        vision=describe_vision(model.vision, processor) if model.vision and processor else None,
     )
 
 
@@ -54,7 +55,7 @@ def _rope(decoder: Decoder, config: Mapping[str, Any]) -> manifest.Rope:
     )
 
 
-def describe_vision(vision: Vision, config: Mapping[str, Any], processor: ImageProcessor) -> manifest.Vision:
+def describe_vision(vision: Vision, processor: ImageProcessor) -> manifest.Vision:
     """Return the picture that the vision module is made for."""
     return manifest.Vision(
         grid=vision.grid,
@@ -64,10 +65,9 @@ def describe_vision(vision: Vision, config: Mapping[str, Any], processor: ImageP
         mean=processor.mean,
         std=processor.std,
         resample=processor.resample,
-        # transformers' own defaults (5.23, Glm4vConfig) where a config leaves them out.
-        image_start_token_id=int(config.get("image_start_token_id", 151339)),
-        image_token_id=int(config.get("image_token_id", 151343)),
-        image_end_token_id=int(config.get("image_end_token_id", 151340)),
+        image_start_token_id=vision.start_token,
+        image_token_id=vision.token,
+        image_end_token_id=vision.end_token,
     )
 
 

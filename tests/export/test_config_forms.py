@@ -29,8 +29,9 @@ from edgeglm.errors import UnsupportedError
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.evaluate.original.decoder import StreamedDecoder
 from edgeglm.export.families.configs import normalize
-from edgeglm.export.families.rope import USUAL, Positions, read_positions
-from edgeglm.export.graph.assemble import build, decoder_stack
+from edgeglm.export.families.registry import FAMILIES
+from edgeglm.export.families.rope import Positions, read_positions
+from edgeglm.export.graph.assemble import build, stack_of
 from edgeglm.export.predict.forecast import forecast
 from edgeglm.export.prepare.preparation import open_export
 from edgeglm.export.prepare.types import Request
@@ -135,7 +136,7 @@ def test_the_graphs_compute_it_as_transformers(made: dict[str, tuple[Path, PreTr
     requests = [TraceRequest(checkpoint.config_json, "portable", CONTEXT) for checkpoint in opened.values()]
     tokens = torch.from_numpy(np.random.default_rng(4).integers(0, 250, (1, LENGTH)))
     for (name, checkpoint), traced in zip(opened.items(), trace(requests), strict=True):
-        stack, model = decoder_stack(traced.decoder, traced.model.decoder), made[name][1]
+        stack, model = stack_of("decoder", traced), made[name][1]
         session = load(build(stack, "portable"), "portable", checkpoint, tmp_path / f"{name}.onnx")
         axes = 3 if traced.model.decoder.mrope_section else 1
         inputs = {value.name: value.shape for value in session.get_inputs()}
@@ -218,7 +219,7 @@ def test_a_config_without_what_is_usual_is_planned_as_the_whole(tmp_path: Path) 
     assert plan() == whole
 
 
-@pytest.mark.parametrize("architecture", USUAL)
+@pytest.mark.parametrize("architecture", FAMILIES)
 def test_usual_positions_are_those_of_transformers(architecture: str) -> None:
     text = getattr(transformers, architecture).config_class().get_text_config()
-    assert read_positions({}, usual=USUAL[architecture]).most == text.max_position_embeddings
+    assert read_positions({}, usual=FAMILIES[architecture].decoder.positions).most == text.max_position_embeddings

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.graph.assemble import build, decoder_stack
+from edgeglm.export.graph.assemble import build, stack_of
 from edgeglm.export.quantize.schemes import Fp16, Fp32
 from edgeglm.export.trace.trace_request import TraceRequest
 from edgeglm.export.trace.tracer import Traced, trace
@@ -37,7 +37,7 @@ class Decoder:
     """A tiny decoder in one precision."""
 
     def __init__(self, folder: Path, traced: Traced, half: bool) -> None:
-        model = build(decoder_stack(traced.decoder, traced.model.decoder), "portable")
+        model = build(stack_of("decoder", traced), "portable")
         name = "half" if half else "single"
         _, file = emit(model, "portable", Fp16() if half else Fp32(), Checkpoint.open(folder), f"{name}.bin")
         (folder / f"{name}.bin").write_bytes(file.data.tobytes())

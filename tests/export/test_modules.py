@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgeglm.errors import DamagedFileError
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.checkpoint.tensor import Tensor
-from edgeglm.export.graph.assemble import build, check_weights, decoder_stack
+from edgeglm.export.graph.assemble import build, check_weights, stack_of
 from edgeglm.export.model import Stored
 from edgeglm.export.quantize import stream
 from edgeglm.export.quantize.schemes import SCHEMES, Scheme
@@ -43,7 +43,7 @@ def traced(checkpoint: Checkpoint) -> Traced:
 
 def export(checkpoint: Checkpoint, scheme: Scheme) -> tuple[ir.Model, tuple[Stored, ...], File]:
     module = traced(checkpoint)
-    model = build(decoder_stack(module.decoder, module.model.decoder), "ort")
+    model = build(stack_of("decoder", module), "ort")
     stored, file = emit(model, "ort", scheme, checkpoint, "weights.bin")
     return model, stored, file
 

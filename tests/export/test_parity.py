@@ -22,7 +22,7 @@ from transformers.vision_utils import get_vision_position_ids
 
 from edgeglm.engines import Dialect
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.graph.assemble import build, decoder_stack, vision_stack
+from edgeglm.export.graph.assemble import build, stack_of
 from edgeglm.export.model import Model
 from edgeglm.export.quantize.schemes import Fp32
 from edgeglm.export.trace.trace_request import TraceRequest
@@ -64,12 +64,10 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     grid = shape.grid if shape.family == "glm4v" else None
     traced = trace([TraceRequest(config_of(folder), dialect, CONTEXT, grid)])[0]
     checkpoint = Checkpoint.open(folder)
-    decoder = load(
-        build(decoder_stack(traced.decoder, traced.model.decoder), dialect), dialect, checkpoint, folder / "d.onnx"
-    )
+    decoder = load(build(stack_of("decoder", traced), dialect), dialect, checkpoint, folder / "d.onnx")
     vision = None
-    if traced.vision and traced.model.vision:
-        graph = build(vision_stack(traced.vision, traced.model.vision), dialect)
+    if traced.model.vision:
+        graph = build(stack_of("vision", traced), dialect)
         vision = load(graph, dialect, checkpoint, folder / "v.onnx")
     return Exported(shape, dialect, reference, traced.model, decoder, vision)
 

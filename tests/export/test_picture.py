@@ -11,8 +11,9 @@ pytest.importorskip("transformers")
 import onnx_ir as ir
 from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize
 
+from edgeglm.export.checkpoint.processor import ImageProcessor
 from edgeglm.export.choose.picture import choose_picture, processor_size
-from edgeglm.export.model import Choice, ImageProcessor, Part, Stored
+from edgeglm.export.model import Choice, Part, Stored
 from edgeglm.export.predict import peaks as plan
 
 GLM41V = (12544, 9633792)

@@ -50,8 +50,8 @@ def opened(folder: Path, **files: object) -> Checkpoint:
 
 
 def described(checkpoint: Checkpoint) -> manifest.Vision:
-    vision = Vision(1, 48, 3, 64, 14, 2, 2, 3, GRID, "b.{layer}.", "v.")
-    return describe_vision(vision, checkpoint.config, read_processor(checkpoint, {})[0])
+    vision = Vision(1, 48, 3, 64, "b.{layer}.", "v.", (), 151343, 14, 2, 2, 3, GRID, "table", 151339, 151340)
+    return describe_vision(vision, read_processor(checkpoint, {})[0])
 
 
 @pytest.mark.parametrize("settings", VARIED.values(), ids=VARIED)

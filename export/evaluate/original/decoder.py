@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgeglm.errors import DamagedFileError, UsageError
-from edgeglm.export.families import FAMILIES
 from edgeglm.export.families.building import build_config
+from edgeglm.export.families.registry import family_of
+from edgeglm.export.families.spec import Family
 from edgeglm.export.model import Model, Original
 from edgeglm.runtimes.inputs.positions import prompt_positions
 
@@ -43,9 +44,9 @@ class StreamedDecoder:
         # Causal without a mask, which no model of these families adds anything to.
         text._attn_implementation = "sdpa"
         self.source, self.decoder = source, model.decoder
-        self.rotary = getattr(modeling, family.ROTARY)(config=text)
+        self.rotary = getattr(modeling, family.decoder.rotary)(config=text)
         with torch.device("meta"):
-            block = getattr(modeling, family.DECODER_BLOCK)(text, 0)
+            block = getattr(modeling, family.decoder.block)(text, 0)
         self.block: nn.Module = block.to(torch.float32).to_empty(device="cpu").eval()
         self.norm: nn.Module = deepcopy(block.input_layernorm)
 
@@ -126,10 +127,10 @@ class StreamedDecoder:
         return (right.double() - total).numpy().reshape(shape), top.numpy().reshape(shape)
 
 
-def parts_of(config: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """Return transformers' config of a checkpoint, the description of its family, and transformers' module of it."""
-    family: Any = importlib.import_module(f"edgeglm.export.families.{FAMILIES[config['architectures'][0]]}")
-    return build_config(config), family, importlib.import_module(family.MODELING)
+def parts_of(config: Mapping[str, Any]) -> tuple[Any, Family, Any]:
+    """Return transformers' config of a checkpoint, its family, and transformers' module of it."""
+    family = family_of(config)
+    return build_config(config), family, importlib.import_module(family.modeling)
 
 
 def fill(source: Original, module: nn.Module, prefix: str) -> None:

@@ -22,12 +22,13 @@ class StreamedTower:
     def __init__(self, source: Original) -> None:
         config, family, modeling = parts_of(source.config)
         described = family.describe(config, (1, 1)).vision
+        assert described is not None
         vision = config.vision_config
         vision._attn_implementation = "sdpa"
         one = deepcopy(vision)
         one.depth = 1
         with torch.device("meta"):
-            tower = getattr(modeling, family.VISION)(one)
+            tower = modeling.Glm4vVisionModel(one)
         rotary = type(tower.rotary_pos_emb)(vision)  # has a buffer that no checkpoint holds
         self.tower = tower.to(torch.float32).to_empty(device="cpu").eval()
         self.tower.rotary_pos_emb = rotary

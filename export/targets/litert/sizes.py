@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from edgeglm.errors import UnsupportedError, UsageError
+from edgeglm.export.families.registry import module_of
 from edgeglm.export.model import Span
-from edgeglm.export.prepare.header_checks import module_of, part_of
+from edgeglm.export.prepare.header_checks import part_of
 from edgeglm.export.prepare.types import Opened, Prepared
 from edgeglm.export.targets.litert.plugin import find_tools
 from edgeglm.roles import DECODER, TABLE, ModuleName, encoder_of

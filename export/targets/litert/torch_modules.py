@@ -7,29 +7,22 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from litert_torch.generative.custom_ops.dynamic_update_slice import dynamic_update_slice
 from torch import Tensor, nn
 
-from edgeglm.export.families import FAMILIES
 from edgeglm.export.families.building import build_config
+from edgeglm.export.families.image_tower import VisionBack, VisionBlock, VisionFront, tower_of
+from edgeglm.export.families.registry import FAMILIES
 from edgeglm.export.model import Decoder, Grid, Model, Rows, Span, rotary_order
-from edgeglm.export.trace.dialects import ATTENTION, PortableAttention
-from edgeglm.export.trace.trace_worker import (
-    DecoderBack,
-    DecoderBlock,
-    DecoderFront,
-    VisionBack,
-    VisionBlock,
-    VisionFront,
-)
+from edgeglm.export.trace.decoder_parts import DecoderBack, DecoderBlock, DecoderFront
+from edgeglm.export.trace.dialects import ATTENTION, ROTARY_STYLES, PortableAttention, hooked
 
 # What hides a later token: the softmax gives it exactly 0 beside any score that attention has.
 HIDDEN = -1e4
-# What of a vision tower comes after its blocks.
-BACK = ("post_layernorm", "downsample", "merger")
 
 
 class BufferAttention(PortableAttention):
@@ -139,8 +132,8 @@ class Builder:
 
     def __init__(self, config: Mapping[str, Any], grid: Grid | None, source: Rows) -> None:
         self.config: Any = build_config(config)
-        self.family = importlib.import_module(f"edgeglm.export.families.{FAMILIES[self.config.architectures[0]]}")
-        self.modeling: Any = importlib.import_module(self.family.MODELING)
+        self.family = FAMILIES[self.config.architectures[0]]
+        self.modeling: Any = importlib.import_module(self.family.modeling)
         self.model: Model = self.family.describe(self.config, grid)
         self.text: Any = self.config.get_text_config()
         self.text._attn_implementation = ATTENTION
@@ -149,10 +142,10 @@ class Builder:
     def decoder(self, piece: Span) -> DecoderSpan:
         """Return some of the decoder's blocks; the head too, where it is in the piece."""
         decoder = self.model.decoder
-        rotary = getattr(self.modeling, self.family.ROTARY)(config=self.text)
+        rotary = getattr(self.modeling, self.family.decoder.rotary)(config=self.text)
         rotary.rope_type = "default"  # as in `child.Tracer`
         front = DecoderFront(rotary, bool(decoder.mrope_section), torch.float32)
-        blocks = {layer: DecoderBlock(self._layer(layer), self.modeling, BufferAttention) for layer in piece.layers}
+        blocks = {layer: DecoderBlock(self._layer(layer), self._hook()) for layer in piece.layers}
         return DecoderSpan(front, blocks, self._back() if piece.back else None).eval()
 
     def decoder_inputs(self, piece: Span, length: int, context: int) -> dict[str, Tensor]:
@@ -174,21 +167,18 @@ class Builder:
         """Return a piece of the vision tower; its patch embedding has the grid's position embedding."""
         vision, config = self.model.vision, self.config.vision_config
         assert vision is not None
-        with torch.device("meta"):
-            tower = getattr(self.modeling, self.family.VISION)(config)
-        tower.config._attn_implementation = ATTENTION  # not before: the tower would look for a real implementation
-        tower.rotary_pos_emb = type(tower.rotary_pos_emb)(config)
+        tower = tower_of(config, ATTENTION)
         blocks = [tower.blocks[layer] for layer in piece.layers]
         del tower.blocks, tower.embeddings
         _flatten_convolutions(tower)
         _square_norms(tower)
         for name, child in tower.named_children():
-            if piece.back if name in BACK else piece.front:
+            if piece.back if vision.prefix + name in vision.back else piece.front:
                 self._fill(child, f"{vision.prefix}{name}.")
         for layer, block in zip(piece.layers, blocks, strict=True):
             self._fill(block, vision.blocks.format(layer=layer))
         count = vision.grid[0] * vision.grid[1]
-        stack = [VisionBlock(block, self.modeling, BufferAttention, count) for block in blocks]
+        stack = [VisionBlock(block, self._hook(rotary=False), count) for block in blocks]
         front, back = VisionFront(tower, vision.grid, torch.float32), VisionBack(tower)
         return VisionSpan(front, stack, back if piece.back else None, position if piece.front else None).eval()
 
@@ -201,19 +191,22 @@ class Builder:
             return {"pixel_values": torch.zeros(count, values)}
         return {"hidden": torch.zeros(count, vision.hidden)}
 
+    def _hook(self, *, rotary: bool = True) -> Any:
+        return partial(hooked, self.modeling, BufferAttention, rotary=rotary)
+
     def _layer(self, layer: int) -> nn.Module:
         with torch.device("meta"):
-            block: nn.Module = getattr(self.modeling, self.family.DECODER_BLOCK)(self.text, layer)
+            block: nn.Module = getattr(self.modeling, self.family.decoder.block)(self.text, layer)
         self._fill(block, self.model.decoder.blocks.format(layer=layer))
         for name, module in block.named_modules():
-            if name.endswith(("q_proj", "k_proj")):
+            if ROTARY_STYLES[self.model.decoder.style].is_interleaved and name.endswith(("q_proj", "k_proj")):
                 _split_rotary(module, self.model.decoder)
         return block
 
     def _back(self) -> DecoderBack:
         decoder = self.model.decoder
         with torch.device("meta"):
-            norm = getattr(self.modeling, self.family.DECODER_BLOCK)(self.text, 0).input_layernorm
+            norm = getattr(self.modeling, self.family.decoder.block)(self.text, 0).input_layernorm
             back = DecoderBack(norm, nn.Linear(decoder.hidden, decoder.vocabulary, bias=False))
         self._set(back.norm, "weight", decoder.norm)
         self._set(back.head, "weight", decoder.head)

@@ -124,7 +124,7 @@ def _pictures(prepared: Prepared, folder: Path) -> str | None:
     if not found:
         return None
     assert prepared.opened.processor is not None
-    described = describe_vision(vision, prepared.checkpoint.config, prepared.opened.processor)
+    described = describe_vision(vision, prepared.opened.processor)
     np.save(folder / "pictures.npy", np.stack([to_patches(sample.image, described) for sample in found]))
     return str(folder / "pictures.npy")
 

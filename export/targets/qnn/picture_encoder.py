@@ -17,7 +17,7 @@ from edgeglm.export.calibrate.calibrator import examples_hash, read_screens
 from edgeglm.export.calibrate.value_ranges import Ranges, SeenValues
 from edgeglm.export.choose.precision import NPU_PRECISIONS, is_measured, parse_precisions
 from edgeglm.export.demo.samples import DATA, Sample
-from edgeglm.export.graph.assemble import segments, vision_stack
+from edgeglm.export.graph.assemble import segments, stack_of
 from edgeglm.export.prepare.module import serialize
 from edgeglm.export.prepare.preparation import prepare, probe_module
 from edgeglm.export.prepare.types import WEIGHTS, Arrays, Calibration, Opened, Prepared, PreparedModule, Request
@@ -113,13 +113,10 @@ def with_precision(request: Request, precision: str) -> Request:
 
 def _walk(prepared: Prepared, samples: Sequence[Sample]) -> tuple[Ranges, list[tuple[Values, Values]]]:
     """Return the original over the pictures, a segment at a time: ranges of all values, and both ends of a few."""
-    vision, probe = prepared.probe.vision, prepared.probe.model.vision
-    assert vision
-    assert probe
     weights = OriginalWeights(replace(prepared.checkpoint, keep_pages=True))
     pictures = [vision_inputs(prepared, prompt) for prompt in sample_prompts(prepared, samples, answered=False)]
     ranges: Ranges = {}
-    for name, graph in segments(vision_stack(vision, probe), "portable"):
+    for name, graph in segments(stack_of(encoder_of("image"), prepared.probe), "portable"):
         segment, seen = Segment(graph, weights), SeenValues()
         for values in pictures:
             fed = feeds(graph.graph.inputs, values)

@@ -20,7 +20,7 @@ from edgeglm.errors import AccuracyError, DamagedFileError, UnsupportedError
 from edgeglm.export.checkpoint import reader
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.evaluate.original.loading_proof import prove_pictures, prove_reading
-from edgeglm.export.families import glm4, glm4v
+from edgeglm.export.families.spec import Family
 from edgeglm.export.model import Model
 from tests.export.test_config_forms import FORMS
 from tests.export.tiny import SHAPES, save
@@ -84,23 +84,23 @@ def test_a_weight_that_is_taken_for_another_is_caught(
     change: Callable[[Model], Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(SHAPES["glm4"], tmp_path)
-    describe = glm4.describe
-    monkeypatch.setattr(glm4, "describe", lambda *arguments: change(describe(*arguments)))
+    describe = Family.describe
+    monkeypatch.setattr(Family, "describe", lambda *arguments: change(describe(*arguments)))
     with pytest.raises(UnsupportedError, match="transformers reads it otherwise"):
         prove_reading(Checkpoint.open(tmp_path))
 
 
 def test_a_vision_tower_that_is_read_otherwise_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(SHAPES["glm4v"], tmp_path)
-    describe = glm4v.describe
+    describe = Family.describe
 
-    def wrong(config: Any, grid: tuple[int, int] | None) -> Model:  # noqa: ANN401
-        model = describe(config, grid)
+    def wrong(family: Family, config: Any, grid: tuple[int, int] | None) -> Model:  # noqa: ANN401
+        model = describe(family, config, grid)
         if model.vision is None:
             return model
         return replace(model, vision=replace(model.vision, blocks=model.vision.blocks.replace("{layer}", "1")))
 
-    monkeypatch.setattr(glm4v, "describe", wrong)
+    monkeypatch.setattr(Family, "describe", wrong)
     with pytest.raises(UnsupportedError, match="transformers reads it otherwise"):
         prove_reading(Checkpoint.open(tmp_path))
 

@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 
 from edgeglm.engines import Dialect
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.graph.assemble import build, vision_stack
+from edgeglm.export.graph.assemble import build, stack_of
 from edgeglm.export.quantize.schemes import Int4, Int8
 from edgeglm.export.trace.trace_request import TraceRequest
 from edgeglm.export.trace.tracer import trace
@@ -24,9 +24,7 @@ def test_a_row_that_is_not_whole_in_blocks(dialect: Dialect, ragged: type[Int4] 
     shape = SHAPES["glm4v"]
     save(shape, tmp_path)
     traced = trace([TraceRequest(config_of(tmp_path), dialect, 128, shape.grid)])[0]
-    assert traced.vision is not None
-    assert traced.model.vision is not None
-    graph = build(vision_stack(traced.vision, traced.model.vision), dialect)
+    graph = build(stack_of("vision", traced), dialect)
     stored, _ = emit(graph, dialect, Int4(), Checkpoint.open(tmp_path), "weights.bin")
     schemes = {weight.columns: type(weight.scheme) for weight in stored if weight.columns > 1}
     assert schemes[1176] is schemes[48] is ragged  # the patch embedding, and what reads 48 channels

@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,13 +18,12 @@ import msgspec
 import numpy as np
 import onnx
 from onnx import ModelProto, numpy_helper
-from transformers import PretrainedConfig
 
 from edgeglm.engines import Dialect
 from edgeglm.errors import UnsupportedError
-from edgeglm.export.families import FAMILIES
+from edgeglm.export.families.registry import FAMILIES
 from edgeglm.export.families.rope import TYPES, read_positions
-from edgeglm.export.families.text_family import describe_decoder
+from edgeglm.export.families.spec import DecoderSpec, Family
 from edgeglm.export.model import Grid, Model
 from edgeglm.export.trace.parity import check
 from edgeglm.export.trace.trace_request import ANSWERS, TraceRequest
@@ -105,7 +102,7 @@ def test_a_large_picture_in_half_precision_is_proven_by_a_small_one(grid: Grid) 
     files = traced(config("Glm4vForConditionalGeneration"), "portable", grid=grid, half=True)
     prove(files, half=True)
     with np.load(io.BytesIO(files[ANSWERS])) as answers:
-        assert len(answers["vision.pixels"]) < grid[0] * grid[1]
+        assert len(answers["vision.in.pixel_values"]) < grid[0] * grid[1]
 
 
 @pytest.mark.parametrize("context", [1, 8])
@@ -191,23 +188,15 @@ def test_a_trace_that_does_not_run_is_refused(whole: Files) -> None:
 
 @pytest.fixture
 def llama(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A family whose heads are rotated by halves, which the dialects take for pairs."""
-    family = ModuleType("edgeglm.export.families.llama")
-    family.MODELING = "transformers.models.llama.modeling_llama"  # type: ignore[attr-defined]
-    family.DECODER_BLOCK, family.ROTARY = "LlamaDecoderLayer", "LlamaRotaryEmbedding"  # type: ignore[attr-defined]
-
-    def describe(config: PretrainedConfig, grid: Grid | None) -> Model:
-        return Model("LlamaForCausalLM", "llama", describe_decoder(config, "model", config.tie_word_embeddings))
-
-    family.describe = describe  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, family.__name__, family)
-    monkeypatch.setitem(FAMILIES, "LlamaForCausalLM", "llama")
-    rope = {"rope_type": "default", "rope_theta": 1e4}
-    return config("LlamaForCausalLM", rope_parameters=rope)
+    """A family whose heads are rotated by halves, and whose file says that neighbours are."""
+    decoder = DecoderSpec("LlamaDecoderLayer", "LlamaRotaryEmbedding", "pairs", positions=2048)
+    family = Family("llama", "LlamaForCausalLM", "transformers.models.llama.modeling_llama", decoder)
+    monkeypatch.setitem(FAMILIES, family.architecture, family)
+    return config("LlamaForCausalLM", rope_parameters={"rope_type": "default", "rope_theta": 1e4})
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_rotary_style_that_the_dialects_do_not_know_is_refused(
+def test_a_family_that_names_another_rotary_style_is_refused(
     llama: dict[str, Any], dialect: Dialect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -36,7 +36,7 @@ def test_a_trace_holds_no_weights_whatever_the_size(tmp_path: Path, monkeypatch:
     wide = configure(tmp_path / "wide", hidden=4096, intermediate=13696, layers=40)
     (traced,) = trace([TraceRequest(wide, "ort", 64)])
     assert traced.model.decoder.layers == 40
-    block = traced.decoder.block.graph
+    block = traced.stacks["decoder"].block.graph
     assert sum(value.const_value.nbytes for value in block.initializers.values() if value.const_value) < 1000
     linears = {node.attributes["weights"].as_strings()[0]: node for node in block if node.op_type == "Linear"}
     assert linears["mlp.gate_up_proj"].attributes["rows"].as_int() == 2 * 13696
@@ -47,9 +47,9 @@ def test_the_second_time_it_is_read_from_the_cache(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     request = TraceRequest(configure(tmp_path / "model"), "portable", 64, half=True)
     (first,) = trace([request])
-    assert {value.dtype for value in first.decoder.block.graph.outputs} == {ir.DataType.FLOAT16}
+    assert {value.dtype for value in first.stacks["decoder"].block.graph.outputs} == {ir.DataType.FLOAT16}
     monkeypatch.setattr("edgeglm.export.trace.tracer._run", lambda *_: pytest.fail("traced again"))
-    assert ir.to_proto(trace([request])[0].decoder.block) == ir.to_proto(first.decoder.block)
+    assert ir.to_proto(trace([request])[0].stacks["decoder"].block) == ir.to_proto(first.stacks["decoder"].block)
 
 
 def test_a_damaged_trace_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_a_damaged_trace_is_made_again(tmp_path: Path, monkeypatch: pytest.Monke
         file.write_bytes(damaged)
         assert not is_cached([request])
     (again,) = trace([request])
-    assert ir.to_proto(again.decoder.block) == ir.to_proto(first.decoder.block)
+    assert ir.to_proto(again.stacks["decoder"].block) == ir.to_proto(first.stacks["decoder"].block)
     assert is_cached([request])
 
 
