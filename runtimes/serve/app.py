@@ -32,6 +32,8 @@ from edgeglm.runtimes.serve.schema import (
 )
 from edgeglm.units import format_size
 
+# What a stream says while a long prompt is computed, so that no proxy takes the connection for dead.
+KEEP_ALIVE, SILENCE_SECONDS = b": working\n\n", 15
 JSON, SSE = "application/json", "text/event-stream"
 # A proxy that collects a stream would take the point out of it.
 NO_CACHE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -189,7 +191,11 @@ class Service:
         """Yield the chunks of a stream; when its client goes away, nothing is left to do for it."""
         try:
             while True:
-                event = await job.events.get()
+                try:
+                    event = await asyncio.wait_for(job.events.get(), SILENCE_SECONDS)
+                except asyncio.TimeoutError:  # another class than TimeoutError on Python 3.10
+                    yield KEEP_ALIVE
+                    continue
                 if isinstance(event, ApiError):
                     yield error_event(event.body())
                     return
