@@ -61,6 +61,7 @@ class Engine:
         builds: Whether its modules are built on the device.
         toolchain: Whether a profile says for which version, in ``toolchain.NAME``.
         maps_device_memory: Whether it takes more of the address space than of the memory, which then has no limit.
+        made_by: The Python packages that make its modules, beside those of every export.
         loaded: Bytes that a session keeps for a byte of weights; by the precision if None.
     """
 
@@ -78,6 +79,7 @@ class Engine:
     builds: bool = False
     toolchain: bool = False
     maps_device_memory: bool = False
+    made_by: tuple[str, ...] = ()
     loaded: float | None = None
 
     @property
@@ -108,7 +110,8 @@ ENGINES: dict[EngineName, Engine] = {
             fallback="ort", norms_as_operators=True, toolchain=True, loaded=1.1,
         ),
         Engine(
-            "litert", "LiteRT", "cpu", "tflite", "portable", "ai-edge-litert", ("ai_edge_litert",), loaded=1.1,
+            "litert", "LiteRT", "cpu", "tflite", "portable", "ai-edge-litert", ("ai_edge_litert",),
+            made_by=("litert-torch", "litert-converter", "ai-edge-quantizer", "ai-edge-litert"), loaded=1.1,
         ),
         Engine(
             "tensorrt", "TensorRT", "gpu", "onnx", "portable", "tensorrt", ("tensorrt", "tensorrt_rtx"),

@@ -27,8 +27,7 @@ from edgeglm.export.prepare.types import Prepared, PreparedModule
 from edgeglm.export.prove.probes import Example
 from edgeglm.export.prove.prover import Prover, prove_shape
 from edgeglm.export.quantize.stream import WORKERS
-from edgeglm.export.targets.litert.write_module import export_tflite
-from edgeglm.export.targets.qnn.picture_encoder import finish_on_npu
+from edgeglm.export.targets.base import compile_step, write_step
 from edgeglm.export.write.describe import describe_tensors
 from edgeglm.export.write.layout import write
 from edgeglm.export.write.output import OutputFile
@@ -85,7 +84,7 @@ def export(  # noqa: PLR0913 (until requests are frozen dataclasses)
         notes = [writer.note] if writer.note else []
         if writer.resumed_jobs:
             notes.append(f"resuming a partial bundle: {writer.resumed_jobs} weights are written already")
-        ours = [module for module in prepared.modules if not module.is_tflite]
+        ours = [module for module in prepared.modules if not module.choice.is_converted]
         outputs = {module: writer.file(module.weights_file, module.layout.nbytes) for module in ours}
         for module in ours:
             _write_graph(module, writer)
@@ -94,8 +93,8 @@ def export(  # noqa: PLR0913 (until requests are frozen dataclasses)
         prover = Prover(prepared, writer)
         modules = []
         for module in prepared.modules:
-            if module.is_tflite:
-                modules.append(export_tflite(prepared, module, writer, prover, partial(_report, report, module)))
+            if step := write_step(module.choice):
+                modules.append(step.write(prepared, module, writer, prover, partial(_report, report, module)))
                 continue
             output = outputs[module]
             if reuse:
@@ -171,11 +170,11 @@ def _export_module(
             steps.append(follower.submit(proof.advance, frozenset(left)))
             report(Progress(name, max(offsets) + job.stored.parts[-1].nbytes, total))
         report(Progress(name, total, total))
-        for step in steps:
-            step.result()
+        for done in steps:
+            done.result()
     error, compiled = proof.finish(), None
-    if module.choice.kind.integers:
-        compiled, error = finish_on_npu(prepared, module, writer)
+    if step := compile_step(module.choice):
+        compiled, error = step.compile_module(prepared, module, writer)
     probes = zip(module.shapes, prepared.shape_probes, strict=True) if module.shapes else ()
     shapes = tuple(
         _describe_shape(shape, prove_shape(prepared, shape, probe, writer, output)) for shape, probe in probes

@@ -18,8 +18,7 @@ from edgeglm.export.prepare.preparation import STATIC, open_export, prepare
 from edgeglm.export.prepare.types import Calibration, Opened, Request
 from edgeglm.export.prove.probes import Example
 from edgeglm.export.requests import Progress, Show
-from edgeglm.export.targets.litert.sizes import check_npu
-from edgeglm.export.targets.qnn.picture_encoder import calibrate_npu, npu_choice, npu_samples, with_precision
+from edgeglm.export.targets.base import calibrate_steps, check_steps
 from edgeglm.manifest import Metric, Rung
 
 
@@ -58,7 +57,8 @@ class Job:
     def expected(self) -> int:
         """Return the predicted peak. Raises an error where the job can be seen to fail, as above the budget."""
         opened = open_export(self.request)
-        check_npu(opened, self.samples)
+        for step in check_steps(opened.choices):
+            step.check(opened, self.samples)
         if not self.samples and any(STATIC in choice.precisions for choice in opened.choices):
             why = f"{STATIC} takes ranges of activations"
             raise UsageError(f"--precision {self.request.precision}", why, "give samples by --calibration FILE")
@@ -114,10 +114,9 @@ class Job:
             traced = prepare(opened)
             show(Progress("calibrating"))
             found = calibrate(traced, self.samples)
-        if npu_choice(opened):
+        for step in calibrate_steps(opened.choices):
             show(Progress("calibrating for the NPU"))
-            found, precision = calibrate_npu(opened, npu_samples(opened, self.samples), found)
-            request = with_precision(request, precision)
+            request, found = step.calibrate(opened, self.samples, found)
         return request, found
 
     def _climb(self, request: Request, means: Means) -> Ladder:

@@ -23,7 +23,7 @@ from edgeglm.export.quantize.embedding import embedding_parts
 from edgeglm.export.quantize.schemes import SCHEMES, parse_scheme
 from edgeglm.export.quantize.storage import parts
 from edgeglm.export.quantize.stream import WORKERS
-from edgeglm.export.targets.litert.sizes import CHUNK, conversion_peak, state_bytes
+from edgeglm.export.targets.base import peak_steps
 from edgeglm.units import format_size
 
 # Where a plan asks whether it fits, unless told otherwise: a phone agent's screenshot, history and answer.
@@ -87,7 +87,8 @@ def export_peak(opened: Opened, *, workers: int, traced: bool) -> int:
         words=_words(opened),
     )
     tensors = len(opened.checkpoint.tensors) + len(opened.checkpoint.foreign)
-    return max(peak, conversion_peak(opened)) + TENSOR_BYTES * tensors
+    own = (step.export_peak(opened) for step in peak_steps(opened.choices))
+    return max([peak, *own]) + TENSOR_BYTES * tensors
 
 
 def _example_bytes(opened: Opened) -> int:
@@ -215,8 +216,8 @@ def _size(prepared: Prepared, module: PreparedModule) -> plan.ModuleSize:
     weights = [job.stored for job in module.jobs]
     factor = _loaded(module.choice, weights)
     state = None
-    if module.choice.is_decoder and module.is_tflite:
-        state, tokens = state_bytes(prepared), CHUNK
+    for step in peak_steps([module.choice] if module.choice.is_decoder else []):
+        state, tokens = step.state(prepared)
     return plan.ModuleSize(module.choice, weights, module.layout.nbytes, factor, tokens, wide, state, pixels, inputs)
 
 

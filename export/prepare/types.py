@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgeglm import manifest
 from edgeglm.devices.profile import Profile
-from edgeglm.engines import USUAL_FORMAT, Dialect
+from edgeglm.engines import ENGINES, USUAL_FORMAT, Dialect
 from edgeglm.export.checkpoint.processor import ImageProcessor
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.demo.samples import Sample
@@ -28,7 +28,6 @@ from edgeglm.export.write.describe import describe_model
 from edgeglm.export.write.layout import Layout
 
 LIBRARIES = ("edgeglm", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
-TFLITE_LIBRARIES = ("litert-torch", "litert-converter", "ai-edge-quantizer", "ai-edge-litert")
 Arrays = Mapping[str, NDArray[Any]]
 WEIGHTS = "weights.bin"
 # Ends of names of buffers that are computed from the config.
@@ -94,11 +93,6 @@ class PreparedModule:
     fixes: tuple[Violation, ...] = ()
     grid: Grid | None = None
     shapes: tuple[PreparedModule, ...] = ()
-
-    @property
-    def is_tflite(self) -> bool:
-        """Whether a converter writes its files; its graph and the weights' places say only how large they are."""
-        return self.choice.is_converted
 
     @property
     def weights_file(self) -> str:
@@ -217,7 +211,8 @@ class Prepared:
 
     def versions(self) -> dict[str, str]:
         """Return the versions of what made the bundle."""
-        more = TFLITE_LIBRARIES if any(module.is_tflite for module in self.modules) else ()
+        engines = [ENGINES[module.choice.engine] for module in self.modules if module.choice.engine]
+        more = dict.fromkeys(name for engine in engines for name in engine.made_by)
         return {name: metadata.version(name) for name in (*LIBRARIES, *more)}
 
     def options(self) -> dict[str, str | int | float | bool | None]:

@@ -3,14 +3,73 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from edgeglm import manifest
 from edgeglm.devices.profile import Profile
 from edgeglm.engines import EngineName
+from edgeglm.export.model import Choice
+from edgeglm.export.prepare.types import Calibration, Opened, Prepared, PreparedModule, Request
+from edgeglm.export.prove.probes import Example
+from edgeglm.export.prove.prover import Prover
+from edgeglm.export.write.writer import BundleWriter
 
 if TYPE_CHECKING:
     from onnxruntime.quantization import CalibrationDataReader
+
+FOLDER = "edgeglm.export.targets"
+
+
+class CheckStep(Protocol):
+    """Conditions of an engine's modules, before anything is made of them: ``check.py``."""
+
+    def check(self, opened: Opened, examples: Sequence[Example]) -> None:
+        """Raise an error for the user where a tool or samples are missing, or the model is too large."""
+
+
+class CalibrateStep(Protocol):
+    """Ranges of activations, for an engine that computes in integers: ``calibrate.py``."""
+
+    def calibrate(
+        self, opened: Opened, examples: Sequence[Example], found: Calibration | None
+    ) -> tuple[Request, Calibration]:
+        """Return the request with the precision that is nearest, and the ranges, added to what was found."""
+
+
+class WriteStep(Protocol):
+    """Modules that a converter writes: ``write.py``."""
+
+    def write(
+        self,
+        prepared: Prepared,
+        module: PreparedModule,
+        writer: BundleWriter,
+        prover: Prover,
+        share: Callable[[float], None],
+    ) -> manifest.Module:
+        """Write a module and prove it; `share` is told how much of it is written, from 0 to 1."""
+
+
+class CompileStep(Protocol):
+    """Modules that a compiler makes another file of, once they are written: ``compile.py``."""
+
+    def compile_module(
+        self, prepared: Prepared, module: PreparedModule, writer: BundleWriter
+    ) -> tuple[manifest.Compiled, float]:
+        """Compile a module in the bundle; returns what was proven of it, and its error."""
+
+
+class PeakStep(Protocol):
+    """Memory of modules that are written, or run, in a way of their own: ``peak.py``."""
+
+    def export_peak(self, opened: Opened) -> int:
+        """Return the peak resident memory of writing and proving the modules."""
+
+    def state(self, prepared: Prepared) -> tuple[int, int]:
+        """Return the bytes of a decoder's state on the device, and how many tokens are computed at once."""
 
 
 class GraphStep(Protocol):
@@ -42,15 +101,43 @@ class QuantizeStep(Protocol):
         """Write the graph in INT8, in ranges of the reader's samples."""
 
 
+def check_steps(choices: Iterable[Choice]) -> Iterator[CheckStep]:
+    """Yield the checks of the chosen engines."""
+    yield from _steps(choices, "check")
+
+
+def calibrate_steps(choices: Iterable[Choice]) -> Iterator[CalibrateStep]:
+    """Yield the calibrations of the chosen engines."""
+    yield from _steps(choices, "calibrate")
+
+
+def peak_steps(choices: Iterable[Choice]) -> Iterator[PeakStep]:
+    """Yield the predictions of the chosen engines."""
+    yield from _steps(choices, "peak")
+
+
+def write_step(choice: Choice) -> WriteStep | None:
+    """Return what writes a module in place of the exporter, if its engine has that."""
+    return next(_steps([choice], "write"), None)
+
+
+def compile_step(choice: Choice) -> CompileStep | None:
+    """Return what compiles a module that the exporter has written, if its engine has that."""
+    return next(_steps([choice], "compile"), None)
+
+
 def graph_step(engine: EngineName) -> GraphStep:
     """Return what an engine does with a user's own graph."""
-    return cast(GraphStep, _step(engine, "graph"))
+    return cast(GraphStep, importlib.import_module(f"{FOLDER}.{engine}.graph"))
 
 
 def quantize_step(engine: EngineName) -> QuantizeStep:
-    """Return how an engine's INT8 is made."""
-    return cast(QuantizeStep, _step(engine, "quantize"))
+    """Return how an engine's INT8 of a user's own graph is made."""
+    return cast(QuantizeStep, importlib.import_module(f"{FOLDER}.{engine}.quantize"))
 
 
-def _step(engine: EngineName, name: str) -> Any:  # noqa: ANN401 (each step has its own functions)
-    return importlib.import_module(f"edgeglm.export.targets.{engine}.{name}")
+def _steps(choices: Iterable[Choice], name: str) -> Iterator[Any]:
+    for engine in dict.fromkeys(choice.engine for choice in choices if choice.engine):
+        place = f"{FOLDER}.{engine}.{name}"
+        if importlib.util.find_spec(f"{FOLDER}.{engine}") and importlib.util.find_spec(place):
+            yield importlib.import_module(place)

@@ -35,7 +35,7 @@ from edgeglm.export.graph.assemble import build, stack_of
 from edgeglm.export.predict.forecast import forecast
 from edgeglm.export.prepare.preparation import open_export
 from edgeglm.export.prepare.types import Request
-from edgeglm.export.targets.litert.sizes import conversion_peak
+from edgeglm.export.targets.litert.peak import export_peak
 from edgeglm.export.trace.trace_request import TraceRequest
 from edgeglm.export.trace.tracer import trace
 from tests.export.test_parity import load
@@ -208,7 +208,7 @@ def test_a_config_without_what_is_usual_is_planned_as_the_whole(tmp_path: Path) 
     def plan() -> tuple[object, int]:
         request = Request(tmp_path, "usual", load_profile("cpu"), image_sizes=((112, 112),))
         tflite = replace(request, profile=load_profile("qcs6490"), format="vision=tflite")
-        return forecast(request), conversion_peak(open_export(tflite))
+        return forecast(request), export_peak(open_export(tflite))
 
     save_usual(tmp_path)
     whole = plan()

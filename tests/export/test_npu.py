@@ -26,8 +26,9 @@ from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.prepare.preparation import open_export
 from edgeglm.export.prepare.types import Request
 from edgeglm.export.targets.qnn import compiler as emitter
+from edgeglm.export.targets.qnn.calibrate import npu_samples
+from edgeglm.export.targets.qnn.compile import MIN_COSINE
 from edgeglm.export.targets.qnn.compiler import compile_file
-from edgeglm.export.targets.qnn.picture_encoder import MIN_COSINE, npu_samples
 from edgeglm.runtimes.engines.qnn import engine as qnn
 from edgeglm.runtimes.engines.qnn.engine import Encoder, find_npu
 from tests.cli.commands import ROOT, check_failure, end, left_of, run, start

