@@ -22,14 +22,14 @@ from edgeglm.export.matrix.fill import Matrix
 from edgeglm.export.matrix.measure import Measurement, Plan
 from edgeglm.export.matrix.outcome import Outcome, read_outcomes, replace_file, write_outcomes
 from edgeglm.export.matrix.page import page, stage_text
-from edgeglm.export.predict.forecast import LADDER
+from edgeglm.export.quantize.schemes import OFFERED
 from edgeglm.export.requests import Progress
 from edgeglm.files import opened
 from edgeglm.memory import MemorySampler
 from edgeglm.units import format_size
 
 # The profile's, and what `edgeglm plan` compares it with.
-PRECISIONS = ("auto", "fp32", *LADDER)
+PRECISIONS = ("auto", "fp32", *OFFERED)
 SAMPLES = 256
 
 

@@ -20,12 +20,11 @@ from edgeglm.export.predict.forecast import predict
 from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Calibration, Opened, Prepared, Request
 from edgeglm.export.prove.probes import Example, example_prompts
+from edgeglm.export.quantize.schemes import HIGHER
 from edgeglm.export.write.disk import explained, lock_folder, make_folders
 from edgeglm.export.write.reuse import Reuse
 from edgeglm.export.write.writer import check_target
 
-# What a part becomes next. Blocks of 8 bits are more precise than channels: a large channel spoils only its block.
-MILDER = {"int4": "int8-block", "int8-static": "int8", "int8": "int8-block", "int8-block": "fp16"}
 # Of the calibration set, for the order of the parts.
 SENSITIVITY_SAMPLES = 16
 
@@ -133,8 +132,8 @@ class Ladder:
         if self.best:
             self._order(parts)
         onnx = self.request.format == USUAL_FORMAT
-        while onnx and not self.best and any(precision in MILDER for precision in parts.values()):
-            raised = {part: MILDER.get(precision, precision) for part, precision in parts.items()}
+        while onnx and not self.best and any(precision in HIGHER for precision in parts.values()):
+            raised = {part: HIGHER.get(precision, precision) for part, precision in parts.items()}
             high = self._try(self._prepare(spell(raised)))
             if self.best:
                 self._bisect(parts, raised)
@@ -158,7 +157,7 @@ class Ladder:
         """Return the parts that can take a step, the most sensitive first."""
         prepared = self._prepare(spell(parts))
         prompts = example_prompts(prepared, self.means.samples[:SENSITIVITY_SAMPLES])
-        movable = {part: precision for part, precision in parts.items() if precision in MILDER}
+        movable = {part: precision for part, precision in parts.items() if precision in HIGHER}
         self.sensitivity = sensitivities(prepared, prompts, movable)
         return sorted(movable, key=lambda part: -self.sensitivity[part])
 

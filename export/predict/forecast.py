@@ -20,7 +20,7 @@ from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Opened, Prepared, PreparedModule, Request
 from edgeglm.export.prove.prover import ENGINE_BYTES
 from edgeglm.export.quantize.embedding import embedding_parts
-from edgeglm.export.quantize.schemes import SCHEMES, parse_scheme
+from edgeglm.export.quantize.schemes import OFFERED, PRECISIONS, loaded, parse_scheme
 from edgeglm.export.quantize.storage import parts
 from edgeglm.export.quantize.stream import WORKERS
 from edgeglm.export.targets.base import peak_steps
@@ -32,8 +32,6 @@ USUAL_CONTEXT = 4096
 TENSOR_BYTES = 1000
 # Cosines and sines of each patch, as inputs of a vision block and as buffers of the front.
 ANGLES = 4
-# From the most accurate to the smallest.
-LADDER = ("fp16", "int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -165,12 +163,10 @@ def _from_headers(opened: Opened, choice: Choice) -> plan.ModuleSize:
 def _loaded(choice: Choice, weights: Sequence[Stored]) -> float:
     """Return what a session keeps for a byte of the weights: the mean over those of a mixed module."""
     if not choice.parts:
-        return plan.LOADED[choice.precision]
-    names = {type(scheme): name for name, scheme in SCHEMES.items()}
-    matrices = [
-        (names[type(each.scheme)], sum(part.nbytes for part in each.parts)) for each in weights if each.columns > 1
-    ]
-    return sum(plan.LOADED[name] * size for name, size in matrices) / sum(size for _, size in matrices)
+        return PRECISIONS[choice.precision].loaded
+    matrices = [stored for stored in weights if stored.columns > 1]
+    sizes = [sum(part.nbytes for part in stored.parts) for stored in matrices]
+    return sum(loaded(stored.scheme) * size for stored, size in zip(matrices, sizes, strict=True)) / sum(sizes)
 
 
 def forecast(request: Request) -> Forecast:
@@ -184,7 +180,7 @@ def forecast(request: Request) -> Forecast:
     context = min(request.context or USUAL_CONTEXT, prepared.opened.context)
     chosen = _option(request.precision, prepared, context, usable)
     others = {
-        name: prepare(open_export(replace(request, precision=name), headers_only=True)) for name in ("fp32", *LADDER)
+        name: prepare(open_export(replace(request, precision=name), headers_only=True)) for name in ("fp32", *OFFERED)
     }
     options = tuple(_option(name, each, context, usable) for name, each in others.items())
     notes, blockers = list(prepared.notes), []
@@ -195,7 +191,7 @@ def forecast(request: Request) -> Forecast:
         blockers.append(Blocker("decoder", *npu))
     if not chosen.fits:
         blockers.append(_memory_blocker(prepared, others, context))
-    fitting = [option.precision for option in options if option.fits and option.precision in LADDER]
+    fitting = [option.precision for option in options if option.fits and option.precision in OFFERED]
     recommended = request.precision if chosen.fits else fitting[0] if fitting else None
     peak = export_peak(prepared.opened, workers=WORKERS, traced=True)
     return Forecast(
@@ -246,7 +242,7 @@ def _memory_blocker(prepared: Prepared, others: Mapping[str, Prepared], context:
         f"the board's memory is too small: {format_size(needed)} at {context} tokens, "
         f"where {format_size(usable)} of {format_size(int(profile.memory.total.value))} are for a model"
     )
-    here = [name for name in LADDER if plan.device_peak(module_sizes(others[name]), decoder, context) <= usable]
+    here = [name for name in OFFERED if plan.device_peak(module_sizes(others[name]), decoder, context) <= usable]
     if here:
         return Blocker(worst.choice.name, reason, f"here {here[0]} fits: --precision {here[0]}")
     smallest = {size.choice.name: size for size in module_sizes(others["int4"])}
@@ -267,7 +263,7 @@ def _fitting_targets(others: Mapping[str, Prepared], context: int) -> list[str]:
 
 
 def _fitting_precision(profile: Profile, others: Mapping[str, Prepared], context: int) -> str | None:
-    for precision in LADDER:
+    for precision in OFFERED:
         prepared = others[precision]
         sizes = module_sizes(prepared)
         choices = choose(profile, precision, [size.choice.name for size in sizes])

@@ -40,9 +40,6 @@ PREFILL_CHUNK = 256
 # What decoding, resizing and cutting a picture takes for a pixel of the bundle's grid, measured on screens of up to
 # twice its size.
 PIXEL_BYTES = 64
-# What a session keeps in memory for a byte of weights in the file: pre-packed, or widened where the CPU has no kernel.
-LOADED = {"fp32": 1.0, "fp16": 2.0, "int8": 1.03, "int8-static": 1.03, "int8-block": 1.2, "int4": 1.43}
-LOADED |= {"a8w8": 1.03, "a16w8": 1.03}
 CONTEXTS = (1024, 4096, 8192)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from edgeglm.engines import DIALECTS, Dialect
-from edgeglm.export.quantize.schemes import Fp16, Fp32, Int4, Int8, Int8Block, Int8Static, Scheme
+from edgeglm.export.quantize.schemes import Blocked, Fp16, Fp32, Int8, Int8Static, Scheme, kind_of
 
 MICROSOFT = "com.microsoft"
 
@@ -48,7 +48,7 @@ def lower_linear(  # noqa: PLR0913 (a layer is made of so many things)
     if bias is not None and bias.dtype != x.dtype:
         raise ValueError(f"{name}: bias is {bias.dtype} and activations are {x.dtype}")
     linear = _Linear(name, x, parts, bias, rows, columns)
-    output = NODES[type(scheme), dialect](linear, scheme)
+    output = NODES[kind_of(scheme), dialect](linear, scheme)
     output.name, output.shape = name, None if x.shape is None else ir.Shape([*x.shape[:-1], rows])
     return linear.nodes, output
 
@@ -59,7 +59,7 @@ def opset_imports(scheme: Scheme, dialect: Dialect) -> dict[str, int]:
     20 is the portable dialect's; per-channel DequantizeLinear with FLOAT16 scales came with 19, blocks and INT4 with
     21 (https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html).
     """
-    blocked = isinstance(scheme, Int8Block | Int4)
+    blocked = isinstance(scheme, Blocked)
     if DIALECTS[dialect].is_plain:
         return {"": 21 if blocked else 20}
     return {"": 20, MICROSOFT: 1} if blocked or isinstance(scheme, Int8) else {"": 20}
@@ -167,7 +167,7 @@ def _static_int8(linear: _Linear, scheme: Int8Static) -> ir.Value:
     return linear.matmul(x, weight)
 
 
-def _n_bits(linear: _Linear, scheme: Int8Block | Int4) -> ir.Value:
+def _n_bits(linear: _Linear, scheme: Blocked) -> ir.Value:
     """Build MatMulNBits with its implied zero point (8 or 128), activations in INT8 blocks.
 
     accuracy_level 4 is what has fast kernels: without it 8 bits take 4 times as long for a prompt and 80 times for a
@@ -177,14 +177,14 @@ def _n_bits(linear: _Linear, scheme: Int8Block | Int4) -> ir.Value:
     attributes = {
         "K": linear.columns,
         "N": linear.rows,
-        "bits": 4 if isinstance(scheme, Int4) else 8,
+        "bits": scheme.bits,
         "block_size": scheme.block_size,
         "accuracy_level": 4,
     }
     return linear.op("MatMulNBits", inputs, "product", attributes, domain=MICROSOFT)
 
 
-def _dequantized(linear: _Linear, scheme: Int8 | Int8Block | Int4) -> ir.Value:
+def _dequantized(linear: _Linear, scheme: Int8 | Blocked) -> ir.Value:
     """Build DequantizeLinear on [K, N], per column or in blocks along K, then MatMul: engines fuse the two."""
     attributes = {"axis": 1} if isinstance(scheme, Int8) else {"axis": 0, "block_size": scheme.block_size}
     weight = linear.op("DequantizeLinear", linear.parts, "dequantized", attributes, linear.parts[1].dtype)
@@ -199,8 +199,6 @@ NODES: dict[tuple[type[Any], Dialect], Callable[[_Linear, Any], ir.Value]] = {
     (Int8, "ort"): _dynamic_int8,
     (Int8, "portable"): _dequantized,
     (Int8Static, "ort"): _static_int8,
-    (Int8Block, "ort"): _n_bits,
-    (Int8Block, "portable"): _dequantized,
-    (Int4, "ort"): _n_bits,
-    (Int4, "portable"): _dequantized,
+    (Blocked, "ort"): _n_bits,
+    (Blocked, "portable"): _dequantized,
 }

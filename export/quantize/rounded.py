@@ -9,7 +9,7 @@ import numpy as np
 from edgeglm.engines import DIALECTS, Dialect
 from edgeglm.export.model import Rows
 from edgeglm.export.quantize.rounding import Floats
-from edgeglm.export.quantize.schemes import Int4, Int8, Int8Block, Int8Static, Scheme, with_range
+from edgeglm.export.quantize.schemes import Blocked, Int8, Int8Static, Scheme, with_range
 from edgeglm.export.quantize.storage import dequantize, encode
 
 CHUNK_BYTES = 1 << 20  # of fp32 rows at once: what stays in the processor's cache
@@ -73,7 +73,7 @@ def round_activations(x: Floats, scheme: Scheme) -> Floats:
         return _by_token(x)
     if isinstance(scheme, Int8Static):
         return _in_range(x, scheme)
-    return _by_block(x, scheme.block_size) if isinstance(scheme, Int8Block | Int4) else x
+    return _by_block(x, scheme.block_size) if isinstance(scheme, Blocked) else x
 
 
 def _in_range(x: Floats, scheme: Int8Static) -> Floats:

@@ -1,8 +1,13 @@
-"""Schemes of stored weights, one frozen dataclass each, and their form on disk."""
+"""Precisions in one table: the scheme of the weights, what it takes in memory, and the next higher one.
+
+A scheme is a frozen dataclass. Blocked ones need no code of their own, as long as their codes have 4 or 8 bits.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from edgeglm.errors import UsageError
 from edgeglm.suggest import nearest_name
@@ -65,7 +70,10 @@ class Codes:
 
 
 @dataclass(frozen=True)
-class _Blocked:
+class Blocked:
+    """Symmetric codes of `bits` bits, one scale for `block_size` consecutive columns of a row."""
+
+    bits: ClassVar[int]
     block_size: int = 32
 
     def __post_init__(self) -> None:
@@ -74,38 +82,75 @@ class _Blocked:
 
 
 @dataclass(frozen=True)
-class Int8Block(_Blocked):
+class Int8Block(Blocked):
     """Symmetric INT8, one scale for `block_size` consecutive columns of a row."""
+
+    bits = 8
 
 
 @dataclass(frozen=True)
-class Int4(_Blocked):
+class Int4(Blocked):
     """Symmetric INT4, one scale for `block_size` consecutive columns of a row.
 
     Blocks of 64, not 32: a sixth faster in ONNX Runtime for one token (benchmarks/speed.py) and 5% smaller, and on the
     demo's screens as good.
     """
 
+    bits = 4
     block_size: int = 64
 
 
-Scheme = Fp32 | Fp16 | Int8 | Int8Static | Int8Block | Int4 | NpuInt8 | Codes
+Scheme = Fp32 | Fp16 | Int8 | Int8Static | Blocked | NpuInt8 | Codes
 
-SCHEMES: dict[str, Scheme] = {
-    "fp32": Fp32(),
-    "fp16": Fp16(),
-    "int8": Int8(),
-    "int8-static": Int8Static(),
-    "int8-block": Int8Block(),
-    "int4": Int4(),
-    "a8w8": NpuInt8(8),
-    "a16w8": NpuInt8(16),
+
+@dataclass(frozen=True)
+class Precision:
+    """A precision that ``--precision`` takes.
+
+    Args:
+        scheme: Of its weights.
+        loaded: Bytes that a session keeps for a byte in the file: pre-packed, or widened where the CPU has no kernel.
+        higher: What a part in it becomes next, where the accuracy does not suffice.
+        offered: Whether a plan compares it.
+    """
+
+    scheme: Scheme
+    loaded: float
+    higher: str | None = None
+    offered: bool = False
+
+
+# From the most accurate to the smallest. Blocks of 8 bits are more precise than channels: a large channel spoils only
+# its block.
+PRECISIONS: dict[str, Precision] = {
+    "fp32": Precision(Fp32(), 1.0),
+    "fp16": Precision(Fp16(), 2.0, offered=True),
+    "int8": Precision(Int8(), 1.03, higher="int8-block", offered=True),
+    "int8-static": Precision(Int8Static(), 1.03, higher="int8"),
+    "int8-block": Precision(Int8Block(), 1.2, higher="fp16"),
+    "int4": Precision(Int4(), 1.43, higher="int8-block", offered=True),
+    "a8w8": Precision(NpuInt8(8), 1.03),
+    "a16w8": Precision(NpuInt8(16), 1.03),
 }
+SCHEMES: dict[str, Scheme] = {name: precision.scheme for name, precision in PRECISIONS.items()}
+OFFERED = tuple(name for name, precision in PRECISIONS.items() if precision.offered)
+HIGHER: Mapping[str, str] = {name: precision.higher for name, precision in PRECISIONS.items() if precision.higher}
+
+
+def kind_of(scheme: Scheme) -> type[Scheme]:
+    """Return the class by which a scheme is stored and computed: all blocked ones have the same."""
+    return Blocked if isinstance(scheme, Blocked) else type(scheme)
+
+
+def loaded(scheme: Scheme) -> float:
+    """Return the bytes that a session keeps for a byte of a scheme's weights, whatever its calibrated range."""
+    usual = next(precision.loaded for precision in PRECISIONS.values() if type(precision.scheme) is type(scheme))
+    return next((precision.loaded for precision in PRECISIONS.values() if precision.scheme == scheme), usual)
 
 
 def in_whole_blocks(scheme: Scheme, columns: int) -> bool:
     """Return whether a row of so many columns has no last block that is shorter than the others."""
-    return not isinstance(scheme, _Blocked) or columns % scheme.block_size == 0
+    return not isinstance(scheme, Blocked) or columns % scheme.block_size == 0
 
 
 def parse_scheme(name: str) -> Scheme:

@@ -29,15 +29,15 @@ from edgeglm.export.quantize.rounding import (
     tiles,
 )
 from edgeglm.export.quantize.schemes import (
+    Blocked,
     Codes,
     Fp16,
     Fp32,
-    Int4,
     Int8,
-    Int8Block,
     Int8Static,
     NpuInt8,
     Scheme,
+    kind_of,
 )
 
 Arrays = tuple[NDArray[Any], ...]
@@ -75,7 +75,7 @@ def parts(
     Raises:
         ValueError: For INT4 in ``portable`` with an odd number of rows, whose packed columns would share bytes.
     """
-    return FORMS[type(scheme), dialect](scheme).parts(rows, columns, dtype)
+    return _form(scheme, dialect).parts(rows, columns, dtype)
 
 
 def encode(
@@ -95,12 +95,16 @@ def encode(
         ValueError: For NaN, infinity, or n no multiple of `Part.row_multiple`.
         OverflowError: For more than the stored type can hold.
     """
-    return FORMS[type(scheme), dialect](scheme).encode(weight, dtype.numpy(), energy)
+    return _form(scheme, dialect).encode(weight, dtype.numpy(), energy)
 
 
 def dequantize(scheme: Scheme, dialect: Dialect, arrays: Arrays, columns: int) -> Floats:
     """Return what `encode` made of [n, columns] rows as fp32: the weight that the engine multiplies by."""
-    return FORMS[type(scheme), dialect](scheme).dequantize(arrays, columns)
+    return _form(scheme, dialect).dequantize(arrays, columns)
+
+
+def _form(scheme: Scheme, dialect: Dialect) -> Form:
+    return FORMS[kind_of(scheme), dialect](scheme)
 
 
 @dataclass(frozen=True)
@@ -306,8 +310,6 @@ FORMS: dict[tuple[type[Any], Dialect], Callable[[Any], Form]] = {
     (Int8Static, "ort"): lambda _: PerChannel(),
     (NpuInt8, "qdq"): lambda _: PerChannel(),
     (Codes, "qdq"): lambda scheme: Coded(scheme.bits),
-    (Int8Block, "ort"): lambda scheme: PackedBlocks(8, scheme.block_size),
-    (Int8Block, "portable"): lambda scheme: ColumnBlocks(8, scheme.block_size),
-    (Int4, "ort"): lambda scheme: PackedBlocks(4, scheme.block_size),
-    (Int4, "portable"): lambda scheme: ColumnBlocks(4, scheme.block_size),
+    (Blocked, "ort"): lambda scheme: PackedBlocks(scheme.bits, scheme.block_size),
+    (Blocked, "portable"): lambda scheme: ColumnBlocks(scheme.bits, scheme.block_size),
 }

@@ -1,14 +1,30 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import pytest
 
 pytest.importorskip("onnx_ir")
 
 import onnx_ir as ir
 
+from edgeglm.engines import Dialect
 from edgeglm.errors import UsageError
 from edgeglm.export.model import Part
-from edgeglm.export.quantize.schemes import SCHEMES, Int4, Int8Block, parse_scheme
+from edgeglm.export.quantize.lowering import opset_imports
+from edgeglm.export.quantize.schemes import (
+    HIGHER,
+    PRECISIONS,
+    SCHEMES,
+    Blocked,
+    Int4,
+    Int8Block,
+    Int8Static,
+    loaded,
+    parse_scheme,
+)
+from edgeglm.export.quantize.storage import dequantize, encode
 
 
 def test_names_stand_for_schemes() -> None:
@@ -44,3 +60,36 @@ def test_a_part_knows_its_bytes_and_how_rows_may_be_cut(
 ) -> None:
     part = Part("weight", dtype, (3, 5), axis)
     assert (part.nbytes, part.row_multiple) == (nbytes, multiple)
+
+
+@dataclass(frozen=True)
+class Int8Wide(Blocked):
+    """A precision that only this file knows."""
+
+    bits = 8
+    block_size: int = 128
+
+
+@pytest.mark.parametrize("dialect", ["ort", "portable"])
+def test_a_blocked_precision_needs_no_code_of_its_own(dialect: Dialect) -> None:
+    weight = np.random.default_rng(0).standard_normal((4, 256)).astype(np.float32)
+    stored = encode(Int8Wide(), dialect, weight)
+    known = encode(Int8Block(128), dialect, weight)
+    assert all(np.array_equal(array, other) for array, other in zip(stored, known, strict=True))
+    restored = dequantize(Int8Wide(), dialect, stored, 256)
+    assert np.linalg.norm(restored - weight) / np.linalg.norm(weight) < 0.01
+    assert opset_imports(Int8Wide(), dialect) == opset_imports(Int8Block(128), dialect)
+
+
+def test_the_next_higher_precisions_end_in_fp16() -> None:
+    for name in HIGHER:
+        steps = [name]
+        while steps[-1] in HIGHER:
+            steps.append(HIGHER[steps[-1]])
+            assert len(steps) <= len(PRECISIONS)
+        assert steps[-1] == "fp16"
+
+
+def test_memory_is_known_whatever_the_range_and_the_block() -> None:
+    assert loaded(Int8Static(-1, 1)) == PRECISIONS["int8-static"].loaded
+    assert loaded(Int4(32)) == PRECISIONS["int4"].loaded
