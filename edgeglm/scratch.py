@@ -6,15 +6,14 @@ back, and the next process that makes one removes those that nobody holds.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from edgeglm.store import PARTIAL, sweep_once
+from edgeglm.store import PARTIAL, locked_folder, sweep_once
 
 PREFIX = "edgeglm-"
 
@@ -30,27 +29,9 @@ def scratch_folder(kind: str) -> Iterator[Path]:
         OSError: It cannot be made.
     """
     sweep_once(Path(tempfile.gettempdir()), PREFIX)
-    folder, lock = _make(kind)
+    folder, lock = locked_folder(lambda: Path(tempfile.mkdtemp(PARTIAL, f"{PREFIX}{kind}-")))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
-
-
-def _make(kind: str) -> tuple[Path, int]:
-    """Return a folder and its lock; one that a sweep met before the lock was held is made anew."""
-    while True:
-        folder = Path(tempfile.mkdtemp(PARTIAL, f"{PREFIX}{kind}-"))
-        with suppress(FileNotFoundError):
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_held = folder.exists()
-            except BlockingIOError:
-                is_held = False
-            except OSError:  # a file system without locks, which no sweep can lock either
-                is_held = True
-            if is_held:
-                return folder, lock
-            os.close(lock)

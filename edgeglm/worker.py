@@ -107,16 +107,13 @@ class Worker(Generic[T]):
     seconds: float | None = None
     start: Callable[..., AbstractContextManager[subprocess.Popen[Any]]] = child
 
-    def run(
-        self, task: object, what: str, show: Callable[[float], None] = lambda done: None, pass_fds: Sequence[int] = ()
-    ) -> T:
+    def run(self, task: object, what: str, show: Callable[[float], None] = lambda done: None) -> T:
         """Have it do a task, and return what it made.
 
         Args:
             task: A value that the worker's task type reads.
             what: What is at fault where memory runs out.
             show: Told how far it is, from 0 to 1.
-            pass_fds: Descriptors that it holds as long as it lives, such as locks.
 
         Raises:
             EdgeglmError: The worker raised it.
@@ -126,7 +123,7 @@ class Worker(Generic[T]):
         """
         command = [sys.executable, "-c", _START, self.module, str(Path(edgeglm.__file__).parents[1])]
         pipe = subprocess.PIPE
-        options: dict[str, Any] = {"stdin": pipe, "stdout": pipe, "stderr": pipe, "pass_fds": pass_fds}
+        options: dict[str, Any] = {"stdin": pipe, "stdout": pipe, "stderr": pipe}
         # A session of its own: Ctrl-C is for us, and we end it.
         with (
             self.start(command, start_new_session=True, **options) as process,

@@ -20,6 +20,7 @@ SHARED = (
     "engines",
     "errors",
     "exits",
+    "large_entries",
     "machine",
     "manifest",
     "memory",
