@@ -101,7 +101,7 @@ def test_an_unknown_name(name: str, expected: str) -> None:
             '"a - at `$.b`"',
             "cpu.architecture.value: 'a - at `$.b`' is not allowed; write one of ",
         ),
-        ('["ort"]', '["onnx"]', "engines.value[0]: 'onnx' is not allowed; write one of litert, ort, "),
+        ('["ort"]', '["onnx"]', "engines.value[0]: 'onnx' is not allowed; write one of "),
         ("cores.value = 8", "cores.value = 0", "cpu.cores.value: does not fit: Expected `int` >= 1; write a"),
         ("16GiB", "2 gigs", "memory.total.value: '2 gigs' is not a size; write 32GiB, 1500MB or plain bytes"),
         ("16GiB", "-1", "memory.total.value: '-1' is not a size; "),
