@@ -25,20 +25,14 @@ from edgeglm.runtimes.core.embedding import EmbeddingRows
 from edgeglm.runtimes.core.generate import generate
 from edgeglm.runtimes.core.sampling import Sampler, Sampling
 from edgeglm.runtimes.core.session import EncoderSession
-from edgeglm.runtimes.core.sessions import engine_of
+from edgeglm.runtimes.core.sessions import place_of
 from edgeglm.runtimes.core.window import capacity_for
-from edgeglm.runtimes.engines.litert import engine as litert
-from edgeglm.runtimes.engines.ort import engine as ort
-from edgeglm.runtimes.engines.qnn.engine import npu_for
 from edgeglm.runtimes.inputs.image import merged_grid, nearest_shape, to_patches
 from edgeglm.runtimes.inputs.positions import prompt_positions
 from edgeglm.runtimes.text.chat import Chat
 
 # Features of the pictures that wait for the decoder; then the vision module is loaded again.
 FEATURE_BYTES = 256 << 20
-# At most so many go through the NPU's simulator, which takes seconds for the demo's picture.
-SIMULATED_SCREENS = 64
-ENGINES = {"ort": "ONNX Runtime on the CPU", "litert": "LiteRT on the CPU", "tensorrt": "TensorRT on the GPU"}
 Show = Callable[[float], object]  # told which share is done
 # Screens that the original answers together, and the parameters beyond which they are fewer: with a large model their
 # activations count, and together they are hardly faster.
@@ -84,22 +78,11 @@ def as_text(bundle: Bundle, answers: Sequence[Sequence[int]]) -> list[str]:
 
 def where_run(bundle: Bundle, samples: int) -> dict[str, str]:
     """Return what runs each module in `artifact_answers` to so many samples, in words."""
-    found: dict[str, str] = {
-        module.name: ENGINES.get(engine_of(module), ENGINES["ort"]) + (", in fp16" if is_emulated(module) else "")
+    return {
+        module.name: place_of(module, samples) + (", in fp16" if is_emulated(module) else "")
         for module in bundle.manifest.modules
         if module.engine
     }
-    vision = _image_encoder(bundle)
-    if vision.engine == "litert" and vision.compiled:
-        return found | {vision.name: f"{ENGINES['litert']}: {litert.NO_DISPATCH}"}
-    if vision.engine != "qnn":
-        return found
-    npu, why = npu_for(vision)
-    if npu and samples <= SIMULATED_SCREENS:
-        return found | {vision.name: npu.name}
-    if npu:
-        why = f"the simulator would take too long for {samples} screens, and takes {SIMULATED_SCREENS}"
-    return found | {vision.name: f"ONNX Runtime on the CPU, from the quantized ONNX: {why}"}
 
 
 def _shape(sample: Sample, shapes: Sequence[Vision]) -> Vision:
@@ -110,9 +93,7 @@ def _shape(sample: Sample, shapes: Sequence[Vision]) -> Vision:
 def _encoder(bundle: Bundle, vision: Vision, samples: int) -> EncoderSession:
     """Return the vision module's session: the NPU's simulator for few samples, else ONNX Runtime."""
     module = _image_encoder(bundle).for_grid(vision.grid)
-    if module.engine == "qnn" and samples > SIMULATED_SCREENS:
-        return ort.Encoder(bundle.path(module.file), _threads())
-    return open_encoder(bundle, module, _threads())
+    return open_encoder(bundle, module, _threads(), samples)
 
 
 def _features(bundle: Bundle, visions: Sequence[Vision], samples: Sequence[Sample], total: int) -> list[NDArray[Any]]:

@@ -36,10 +36,10 @@ def is_emulated(module: Module) -> bool:
     return half and not ENGINES[sessions.engine_of(module)].half
 
 
-def open_encoder(bundle: Bundle, module: Module, threads: int) -> EncoderSession:
+def open_encoder(bundle: Bundle, module: Module, threads: int, inputs: int = 1) -> EncoderSession:
     """Return a module without a state, on its engine or in its arithmetic. Raises as its engine does."""
     if not is_emulated(module):
-        return sessions.open_encoder(bundle, module, threads)
+        return sessions.open_encoder(bundle, module, threads, inputs)
     return _Encoder(bundle.path(module.file), threads, _rounded(bundle, module))
 
 

@@ -54,8 +54,11 @@ class DecoderSession(Protocol):
 class EngineModule(Protocol):
     """The functions of ``runtimes/engines/NAME/engine.py``, where what is heavy is imported only once it is needed."""
 
-    def available(self, module: Module) -> bool:
-        """Return whether the engine runs a module of its own here."""
+    def available(self, module: Module, inputs: int = 1) -> bool:
+        """Return whether the engine runs a module of its own here, for so many inputs in bounded time."""
+
+    def place(self, module: Module, inputs: int) -> str:
+        """Return what runs a module of this engine here for so many inputs, in words."""
 
     def note(self, module: Module) -> str | None:
         """Return where a module of this engine runs here, if that is not what its name says."""

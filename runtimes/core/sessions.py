@@ -20,11 +20,11 @@ def load_engine(name: EngineName) -> EngineModule:
     return cast(EngineModule, importlib.import_module(f"edgeglm.runtimes.engines.{name}.engine"))
 
 
-def engine_of(module: Module) -> EngineName:
-    """Return which engine runs a module here."""
+def engine_of(module: Module, inputs: int = 1) -> EngineName:
+    """Return which engine runs a module here, for so many inputs: a simulator is too slow for many."""
     assert module.engine  # a table has none, and is not opened
     fallback = ENGINES[module.engine].fallback
-    return module.engine if fallback is None or load_engine(module.engine).available(module) else fallback
+    return module.engine if fallback is None or load_engine(module.engine).available(module, inputs) else fallback
 
 
 def note_of(module: Module) -> str | None:
@@ -33,10 +33,20 @@ def note_of(module: Module) -> str | None:
     return f"{module.name} ran on {note}" if note else None
 
 
-def open_encoder(bundle: Bundle, module: Module, threads: int) -> EncoderSession:
-    """Open a module without a state. Raises as its engine does; DamagedFileError if a file has changed."""
+def place_of(module: Module, inputs: int) -> str:
+    """Return what runs a module here for so many inputs, in words."""
+    assert module.engine
+    return load_engine(module.engine).place(module, inputs)
+
+
+def open_encoder(bundle: Bundle, module: Module, threads: int, inputs: int = 1) -> EncoderSession:
+    """Open a module without a state, for so many inputs.
+
+    Raises:
+        DamagedFileError: A file has changed. Others as its engine does.
+    """
     with bundle.opening(module.name):
-        return load_engine(engine_of(module)).open_encoder(bundle, module, threads)
+        return load_engine(engine_of(module, inputs)).open_encoder(bundle, module, threads)
 
 
 def open_decoder(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeglm.bundle import Bundle
+from edgeglm.engines import ENGINES
 from edgeglm.errors import BudgetError
 from edgeglm.manifest import Module
 from edgeglm.runtimes.core.session import Feeds
@@ -23,9 +24,14 @@ ENCODE, PREFILL = "encode", "prefill_"
 NO_DISPATCH = "what is compiled for the NPU is for LiteRT in an application, and this runner does not load it"
 
 
-def available(module: Module) -> bool:
+def available(module: Module, inputs: int = 1) -> bool:
     """Return True: where LiteRT is not installed, opening the module says so."""
     return True
+
+
+def place(module: Module, inputs: int) -> str:
+    """Return the CPU, and why it is not the NPU for what was compiled for one."""
+    return ENGINES["litert"].place + (f": {NO_DISPATCH}" if module.compiled else "")
 
 
 def note(module: Module) -> str | None:

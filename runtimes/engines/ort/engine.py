@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
 from edgeglm.bundle import Bundle
+from edgeglm.engines import ENGINES
 from edgeglm.manifest import Module
 from edgeglm.runtimes.core.heap import trim
 from edgeglm.runtimes.core.session import Feeds
@@ -26,9 +27,14 @@ DTYPES: dict[str, type[np.generic]] = {
 }
 
 
-def available(module: Module) -> bool:
+def available(module: Module, inputs: int = 1) -> bool:
     """Return True: where the runner is, ONNX Runtime is."""
     return True
+
+
+def place(module: Module, inputs: int) -> str:
+    """Return the engine's own place."""
+    return ENGINES["ort"].place
 
 
 def note(module: Module) -> str | None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from edgeglm.bundle import Bundle
 from edgeglm.devices.profile import Profile
+from edgeglm.engines import ENGINES
 from edgeglm.errors import DamagedFileError, UnsupportedError
 from edgeglm.manifest import Module
 from edgeglm.runtimes.core.session import DecoderSession, Feeds
@@ -27,13 +28,26 @@ from edgeglm.runtimes.engines.ort.options import session_options
 PROVIDER = "QNNExecutionProvider"
 DISTRIBUTION = "onnxruntime-qnn"
 INSTALL = "pip install 'edgeglm[qnn]'"
+# At most so many go through the NPU's simulator, which takes seconds for the demo's picture.
+SIMULATED_SCREENS = 64
 
 Chip = tuple[int, int]  # soc_model and htp_arch, as QNN numbers them
 
 
-def available(module: Module) -> bool:
-    """Return whether an NPU runs a module here."""
-    return npu_for(module)[0] is not None
+def available(module: Module, inputs: int = 1) -> bool:
+    """Return whether an NPU runs a module here, or a simulator for so few inputs."""
+    npu = npu_for(module)[0]
+    return npu is not None and (not npu.is_simulator or inputs <= SIMULATED_SCREENS)
+
+
+def place(module: Module, inputs: int) -> str:
+    """Return the NPU or its simulator, or what runs the quantized ONNX in their place, and why."""
+    npu, why = npu_for(module)
+    if npu and available(module, inputs):
+        return npu.name
+    if npu:
+        why = f"the simulator would take too long for {inputs} screens, and takes {SIMULATED_SCREENS}"
+    return f"{ENGINES['qnn'].everywhere.place}, from the quantized ONNX: {why}"
 
 
 def note(module: Module) -> str | None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeglm.bundle import Bundle
+from edgeglm.engines import ENGINES
 from edgeglm.errors import UnsupportedError
 from edgeglm.manifest import Module
 from edgeglm.runtimes.core.progress import progress_line
@@ -34,9 +35,15 @@ DTYPES: dict[str, type[np.generic]] = {
 Shape = tuple[int, ...]
 
 
-def available(module: Module) -> bool:
+def available(module: Module, inputs: int = 1) -> bool:
     """Return whether there is a GPU and a TensorRT for it."""
     return _is_here()
+
+
+def place(module: Module, inputs: int) -> str:
+    """Return the GPU, or what runs the module where there is none."""
+    engine = ENGINES["tensorrt"]
+    return engine.place if _is_here() else engine.everywhere.place
 
 
 def note(module: Module) -> str | None:

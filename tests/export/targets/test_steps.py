@@ -68,7 +68,7 @@ def test_steps_are_found_by_the_engine() -> None:
 def test_an_engine_without_a_step_has_no_file_for_it() -> None:
     choices = [Choice("decoder", "fp32", engine.placement, engine.name, engine.dialect) for engine in ENGINES.values()]
     written = {choice.engine: step for choice in choices if (step := base.write_step(choice))}
-    compiled = {choice.engine: step for choice in choices if (step := base.compile_step(choice))}
+    compiled = {choice.engine: made for choice in choices if (made := base.compile_step(choice))}
     assert (written["litert"], compiled["qnn"]) == (litert_write, qnn_compile)
     assert not {"ort", "tensorrt"} & {*written, *compiled}
     checks, calibrations, peaks = (
