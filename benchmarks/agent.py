@@ -16,8 +16,9 @@ from statistics import median
 
 from edgeglm.bundle import load_bundle
 from edgeglm.export.checkpoint.locate import DEMO
-from edgeglm.export.demo.agent import Agent
-from edgeglm.export.demo.samples import DATA, read_samples
+from edgeglm.export.evaluate.original.whole import WholeOriginal
+from edgeglm.export.samples.screenshots import read_samples
+from edgeglm.export.samples.shipped import DATA
 from edgeglm.memory import peak_rss
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.text.messages import message
@@ -82,7 +83,7 @@ def warm(bundle: Path) -> tuple[float, float, float]:
 def in_transformers() -> None:
     """Print milliseconds of a first and of later answers, with all imports, and the peak RSS."""
     samples = list(read_samples(DATA / "evaluation.jsonl", len(SCREENS)))
-    agent, times = Agent.load(DEMO), []
+    agent, times = WholeOriginal.load(DEMO), []
     for sample in samples:
         start = time.perf_counter()
         list(agent.answer([sample.image], [replace(sample, prompt=QUESTIONS[0]).messages]))

@@ -26,7 +26,6 @@ from edgeglm.export.calibrate.calibrator import calibrate, observe, read_calibra
 from edgeglm.export.calibrate.histogram import Histogram, Range, least_squares, min_max, percentile
 from edgeglm.export.calibrate.walk import Walk
 from edgeglm.export.checkpoint.locate import DEMO
-from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.export.pipeline.export import export
 from edgeglm.export.predict.forecast import predict
 from edgeglm.export.prepare.preparation import open_export, prepare
@@ -36,6 +35,8 @@ from edgeglm.export.prove.reference import OriginalWeights
 from edgeglm.export.prove.values import divergence, relative_error
 from edgeglm.export.quantize.rounded import RoundedWeights
 from edgeglm.export.quantize.schemes import Int4
+from edgeglm.export.samples.screenshots import read_samples
+from edgeglm.export.samples.shipped import DATA, DEMO_DATA
 
 SCREENS = 24
 RANGES = {"min-max": min_max, "percentile": percentile, "least squares": least_squares}
@@ -43,7 +44,7 @@ RANGES = {"min-max": min_max, "percentile": percentile, "least squares": least_s
 
 def request(model: Path, precision: str) -> Request:
     """Proven on the demo's screens, whatever it is called."""
-    return Request(model, model.name, load_profile("cpu"), precision, is_demo=True)
+    return Request(model, model.name, load_profile("cpu"), precision, shipped=DEMO_DATA)
 
 
 def int4(model: Path) -> None:

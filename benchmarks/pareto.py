@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
 from edgeglm.export.checkpoint.locate import DEMO
-from edgeglm.export.demo.samples import DATA
+from edgeglm.export.samples.shipped import DATA
 from edgeglm.units import format_size
 from tests.export.outliers import inject_outliers
 

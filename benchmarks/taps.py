@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from edgeglm.actions import parse_action
-from edgeglm.export.demo.samples import Sample, read_samples
+from edgeglm.export.samples.screenshots import Sample, read_samples
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.text.messages import message
 

@@ -40,6 +40,7 @@ from edgeglm.export.requests import (
     ValidateRequest,
     ValidateResult,
 )
+from edgeglm.export.samples.shipped import DEMO_DATA
 from edgeglm.machine import memory_budget
 from edgeglm.memory import MemorySampler
 from edgeglm.runtimes.engines.tensorrt.build import BuildResult, build_engines
@@ -115,8 +116,8 @@ def build(request: BuildRequest, show: Show = lambda progress: None) -> BuildRes
 def _opened(request: PlanRequest, profile: Profile, folder: Path, name: str) -> Request:
     sizes = tuple(dict.fromkeys(request.image_sizes))
     adapter = None if request.adapter is None else locate(request.adapter)[0]
-    is_demo = request.model is None
-    return Request(folder, name, profile, request.precision, request.context, sizes, is_demo, adapter=adapter)
+    shipped = DEMO_DATA if request.model is None else None
+    return Request(folder, name, profile, request.precision, request.context, sizes, shipped, adapter=adapter)
 
 
 def _export_checkpoint(request: ExportRequest, budget: int, show: Show) -> ExportResult:

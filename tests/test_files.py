@@ -25,10 +25,9 @@ pytest.importorskip("onnx_ir")
 
 from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.demo import samples
 from edgeglm.export.foreign import arrays
 from edgeglm.export.foreign.graph_file import Input, graph_bytes, read_graph
-from edgeglm.export.samples import windows
+from edgeglm.export.samples import screenshots, windows
 from edgeglm.runtimes.inputs.image import MAX_PIXELS
 
 INPUTS = [Input("x", np.dtype(np.float32), (2, 2))]
@@ -47,7 +46,7 @@ def checkpoint(file: Path) -> object:
 
 
 READERS: dict[str, Callable[[Path], object]] = {
-    "samples": lambda file: list(samples.read_samples(file)),
+    "samples": lambda file: list(screenshots.read_samples(file)),
     "text": text,
     "graph": read_graph,
     "arrays": lambda file: arrays.read_samples(file, INPUTS),
@@ -174,7 +173,7 @@ def test_a_picture_of_a_sample_has_no_more_pixels_than_the_runner_takes(tmp_path
     record = {"messages": [{"role": "user", "content": content}], "target": 'finish(message="x")'}
     (tmp_path / "s.jsonl").write_text(json.dumps(record))
     with pytest.raises(EdgeglmError, match=r"s\.jsonl:1: its image cannot be read: it has more pixels than"):
-        list(samples.read_samples(tmp_path / "s.jsonl"))
+        list(screenshots.read_samples(tmp_path / "s.jsonl"))
 
 
 def with_tensors(folder: Path, count: int) -> Path:

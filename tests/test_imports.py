@@ -16,8 +16,8 @@ HOST_ONLY = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "edgeglm.
 HEAVY = (*HOST_ONLY, "onnxruntime", "onnxruntime_qnn", "ai_edge_litert", "tensorrt", "tensorrt_rtx")
 # The parts of export/ in the order of the data: each imports itself and those before it.
 LAYERS = """
-    model metric families checkpoint demo samples chat choose trace graph requests quantize write prepare prove
-    calibrate targets predict evaluate pipeline foreign api api_worker burn matrix
+    model metric families checkpoint samples chat choose trace graph requests quantize write prepare prove
+    calibrate targets predict evaluate pipeline foreign api api_worker burn matrix demo
 """.split()
 
 
@@ -94,6 +94,13 @@ def test_no_init_imports_anything_heavy(folder: str) -> None:
 
 def test_no_part_of_export_imports_a_later_one() -> None:
     assert layer_violations(ROOT / "export") == []
+
+
+def test_no_product_code_imports_the_demo() -> None:
+    """It ships as data, which `samples/shipped.py` locates; its code makes that data."""
+    demo = ROOT / "export/demo"
+    files = [path for folder in ("edgeglm", "export", "devices", "runtimes") for path in python_files(ROOT / folder)]
+    assert violations((path for path in files if demo not in path.parents), ["edgeglm.export.demo"]) == []
 
 
 def test_every_part_of_export_has_its_layer() -> None:

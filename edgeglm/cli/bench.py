@@ -9,7 +9,8 @@ from statistics import median
 import click
 
 from edgeglm.cli.output import json_option, print_json
-from edgeglm.export.demo.samples import DATA, Sample, read_samples
+from edgeglm.export.samples.screenshots import Sample, read_samples
+from edgeglm.export.samples.shipped import DEMO_DATA
 from edgeglm.machine import describe_kernels, read_machine
 from edgeglm.runtimes.core.progress import progress_line
 from edgeglm.runtimes.core.runner import Answer, Runner
@@ -33,7 +34,7 @@ from edgeglm.units import format_size
 @json_option
 def command(bundle: Path, requests: int, max_new_tokens: int, threads: int | None, as_json: bool) -> None:
     """Measure a bundle's speed and memory on this machine."""
-    samples, answers = list(read_samples(DATA / "evaluation.jsonl", requests)), list[Answer]()
+    samples, answers = list(read_samples(DEMO_DATA.evaluation, requests)), list[Answer]()
     with progress_line("answering") as show, Runner(bundle, threads) as runner:
         for sample in samples:
             answers.append(_answer(runner, sample, max_new_tokens))

@@ -17,7 +17,8 @@ from edgeglm.bundle import Bundle
 from edgeglm.engines import ENGINES
 from edgeglm.errors import AccuracyError, BudgetError, EdgeglmError, UnsupportedError
 from edgeglm.export.burn.device import BUNDLE, SCREENS, Device
-from edgeglm.export.demo.samples import DATA, read_samples
+from edgeglm.export.samples.screenshots import read_samples
+from edgeglm.export.samples.shipped import DEMO_DATA
 from edgeglm.manifest import MANIFEST
 from edgeglm.process import Ran, run_program
 from edgeglm.runtimes.core.self_test import FILE
@@ -25,7 +26,6 @@ from edgeglm.units import format_size
 
 RUNNER = "run.pyz"
 HERE = "this machine"
-EVALUATION = DATA / "evaluation.jsonl"
 PREFIX = re.compile(rf"edgeglm: (?:{re.escape(RUNNER)}: )?(?P<why>.*)")
 # How Python, C++, the C library, the loader and OpenBLAS say that an address space is full.
 NO_MEMORY = re.compile(
@@ -91,7 +91,7 @@ class Pair:
 def questions(bundle: Bundle, limit: int) -> list[Question]:
     """Return the first held-out screens of the demo with their instructions; no pictures for a text model."""
     sees = bundle.manifest.model.vision is not None
-    samples = list(read_samples(EVALUATION, limit))
+    samples = list(read_samples(DEMO_DATA.evaluation, limit))
     return [
         Question(sample.prompt, sample.screen if sees and isinstance(sample.screen, Path) else None)
         for sample in samples

@@ -14,11 +14,11 @@ from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.calibrate.histogram import least_squares
 from edgeglm.export.calibrate.observe import Observed
 from edgeglm.export.calibrate.walk import Walk
-from edgeglm.export.demo.samples import Sample, read_samples
 from edgeglm.export.prepare.types import Calibration, Opened, Prepared
 from edgeglm.export.prove.probes import Example, Passage, example_prompts
 from edgeglm.export.prove.reference import OriginalWeights
 from edgeglm.export.quantize.rounded import KEPT_BYTES
+from edgeglm.export.samples.screenshots import Sample, read_samples
 from edgeglm.export.samples.windows import cut_windows, read_tokenizer
 
 # Read of a set: energies change by less than their own noise with more.

@@ -14,9 +14,11 @@ from pathlib import Path
 import click
 
 from edgeglm.actions import parse_action
-from edgeglm.export.demo.agent import Agent
-from edgeglm.export.demo.metrics import Expected, Score, score, succeeds
-from edgeglm.export.demo.samples import DATA, read_samples
+from edgeglm.export.demo.metrics import Score, score
+from edgeglm.export.demo.samples import DATA
+from edgeglm.export.evaluate.original.whole import WholeOriginal
+from edgeglm.export.evaluate.tasks.success import succeeds
+from edgeglm.export.samples.screenshots import Expected, read_samples
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 
@@ -59,7 +61,7 @@ def main(checkpoint: Path, data: Path, limit: int | None, wrong: bool, as_json: 
     samples = list(read_samples(data, limit))
     expected = [sample.expected for sample in samples]
     started = time.perf_counter()
-    agent = Agent.load(checkpoint)
+    agent = WholeOriginal.load(checkpoint)
     answers = list(agent.answer([sample.image for sample in samples], [sample.messages for sample in samples]))
     total, groups, seconds = (
         score(expected, answers),

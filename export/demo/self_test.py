@@ -14,9 +14,10 @@ import torch
 
 from edgeglm.actions import parse_action
 from edgeglm.export.checkpoint.locate import DEMO
-from edgeglm.export.demo.agent import MAX_NEW_TOKENS, Agent
-from edgeglm.export.demo.metrics import succeeds
-from edgeglm.export.demo.samples import DATA, Sample, read_samples
+from edgeglm.export.demo.samples import DATA
+from edgeglm.export.evaluate.original.whole import MAX_NEW_TOKENS, WholeOriginal
+from edgeglm.export.evaluate.tasks.success import succeeds
+from edgeglm.export.samples.screenshots import Sample, read_samples
 from edgeglm.runtimes.core.self_test import Probe, SelfTest
 
 FILE = DATA / "self-test.json"
@@ -33,16 +34,16 @@ def answer_screens(samples: Sequence[Sample]) -> Iterator[tuple[float, str, Prob
 
     Before it stand by how many nats the least sure token was ahead, and the type of the action.
     """
-    agent = Agent.load(DEMO)
+    original = WholeOriginal.load(DEMO)
     for sample in samples:
         assert isinstance(sample.screen, Path)
-        inputs = agent.encode([sample.image], [sample.messages])
-        found: Any = agent.model.generate(  # type: ignore[misc]
+        inputs = original.encode([sample.image], [sample.messages])
+        found: Any = original.model.generate(
             **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, repetition_penalty=1.0, output_logits=True,
             return_dict_in_generate=True,
         )  # fmt: skip
         tokens = tuple(found.sequences[0, inputs["input_ids"].shape[1] :].tolist())
-        text = str(agent.tokenizer.decode(list(tokens), skip_special_tokens=True))
+        text = str(original.tokenizer.decode(list(tokens), skip_special_tokens=True))
         action = parse_action(text)
         if action and succeeds(sample.expected, text):
             best = torch.stack(found.logits)[:, 0].topk(2).values

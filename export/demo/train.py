@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Glm4vForConditionalGeneration, PreTrainedTokenizerFast
-from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 
-from edgeglm.export.demo.agent import Agent
 from edgeglm.export.demo.batches import Batch, Batches, Packer, Recipe
 from edgeglm.export.demo.losses import Helper, losses, vision_loss
-from edgeglm.export.demo.metrics import Score, score, succeeds
+from edgeglm.export.demo.metrics import Score, score
 from edgeglm.export.demo.model import build_config, build_model, build_tokenizer, save
 from edgeglm.export.demo.samples import make_sample
+from edgeglm.export.evaluate.original.whole import Prompts, WholeOriginal
+from edgeglm.export.evaluate.tasks.success import succeeds
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _to(batch: Batch, device: torch.device) -> Batch:
     return replace(batch, elements=cells, **moved)
 
 
-def validate(agent: Agent, count: int) -> tuple[Score, list[tuple[str, str, str]]]:
+def validate(agent: WholeOriginal, count: int) -> tuple[Score, list[tuple[str, str, str]]]:
     """Score `agent` on the validation split: fresh screens, never trained on and never shipped."""
     samples = [make_sample("validation", index) for index in range(count)]
     prompts, expected = [sample.prompt for sample in samples], [sample.expected for sample in samples]
@@ -195,7 +195,7 @@ def train(
     tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint) if checkpoint else build_tokenizer()
     trainer = Trainer(plan, tokenizer, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if checkpoint:
-        trainer.model.load_state_dict(Agent.load(checkpoint).model.state_dict())
+        trainer.model.load_state_dict(WholeOriginal.load(checkpoint).model.state_dict())
     saved = out / "state.pt"
     if saved.exists():
         trainer.restore(torch.load(saved, weights_only=True, map_location=trainer.device))
@@ -217,13 +217,13 @@ def train(
             _save_state(trainer, saved)
             save(trainer.model, tokenizer, out / "checkpoint")
             if trainer.done > plan.before_last and samples:
-                log(_validation(trainer, tokenizer, out / "checkpoint", samples))
+                log(_validation(trainer, out / "checkpoint", samples))
     return trainer
 
 
-def _validation(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, folder: Path, samples: int) -> dict[str, object]:
+def _validation(trainer: Trainer, folder: Path, samples: int) -> dict[str, object]:
     trainer.model.eval()
-    result, wrong = validate(Agent(trainer.model, tokenizer, Glm4vImageProcessorPil.from_pretrained(folder)), samples)
+    result, wrong = validate(WholeOriginal(trainer.model, Prompts.load(folder)), samples)
     trainer.model.train()
     return {"validation": asdict(result), "wrong": wrong[:8]}
 

@@ -14,13 +14,13 @@ from PIL import Image
 from edgeglm.actions import parse_action
 from edgeglm.bundle import Bundle
 from edgeglm.errors import UsageError
-from edgeglm.export.demo.metrics import succeeds
-from edgeglm.export.demo.samples import Sample
 from edgeglm.export.evaluate.report.data import Answer, Case, Memory, Passage, Report
 from edgeglm.export.evaluate.report.page import render
 from edgeglm.export.evaluate.tasks.agent import worst_answers
+from edgeglm.export.evaluate.tasks.success import succeeds
 from edgeglm.export.evaluate.tasks.text import Scores, worst_windows
 from edgeglm.export.metric import Metric
+from edgeglm.export.samples.screenshots import Sample
 from edgeglm.export.samples.windows import Windows
 from edgeglm.process import run_program
 

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from edgeglm.bundle import Bundle
 from edgeglm.errors import BudgetError
-from edgeglm.export.demo.agent import MAX_NEW_TOKENS, Agent
-from edgeglm.export.demo.samples import Sample
 from edgeglm.export.evaluate.fp16_sessions import is_emulated, open_decoder, open_encoder
 from edgeglm.export.evaluate.original.cache import cached, checkpoint_key
 from edgeglm.export.evaluate.original.memory import is_streamed
 from edgeglm.export.evaluate.original.streamed import Drafter, streamed_answers
+from edgeglm.export.evaluate.original.whole import MAX_NEW_TOKENS, WholeOriginal
 from edgeglm.export.model import Original
+from edgeglm.export.samples.screenshots import Sample
 from edgeglm.manifest import Module, Vision
 from edgeglm.runtimes.core.embedding import EmbeddingRows
 from edgeglm.runtimes.core.generate import generate
@@ -163,7 +163,7 @@ def reference_answers(
     def compute() -> list[str]:
         if is_streamed(original, budget):
             return streamed_answers(original, samples, drafter, show)
-        agent, answers = Agent.load(original.folder), list[str]()
+        agent, answers = WholeOriginal.load(original.folder), list[str]()
         size = max(1, BATCH * PARAMETERS // max(original.parameters, PARAMETERS))
         for some in _batches(samples, size):
             answers += _answer(agent, some)
@@ -173,7 +173,7 @@ def reference_answers(
     return cached(_key(original, samples), list[str], compute)
 
 
-def _answer(agent: Agent, samples: Sequence[Sample]) -> Iterator[str]:
+def _answer(agent: WholeOriginal, samples: Sequence[Sample]) -> Iterator[str]:
     return agent.answer([sample.image for sample in samples], [sample.messages for sample in samples], BATCH)
 
 

@@ -10,7 +10,6 @@ from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.export.checkpoint.adapter import open_checkpoint
 from edgeglm.export.checkpoint.locate import DEMO, DEMO_NAME, locate
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.export.evaluate.accuracy_report import Found, OnScreens, OnText, write_report
 from edgeglm.export.evaluate.answers import artifact_answers, as_text, drafter, reference_answers, where_run
 from edgeglm.export.evaluate.original.loading_proof import proof_bytes, prove_pictures, prove_reading
@@ -19,6 +18,8 @@ from edgeglm.export.evaluate.tasks.agent import compare_agents
 from edgeglm.export.evaluate.tasks.text import artifact_scores, compare_texts, reference_scores
 from edgeglm.export.predict.peaks import check_peak
 from edgeglm.export.requests import SAMPLES, Progress, Show, ValidateRequest, ValidateResult
+from edgeglm.export.samples.screenshots import read_samples
+from edgeglm.export.samples.shipped import DEMO_DATA
 from edgeglm.export.samples.windows import read_windows
 from edgeglm.manifest import Manifest
 from edgeglm.units import format_size
@@ -122,4 +123,4 @@ def _data(manifest: Manifest, data: Path | None) -> Path:
     if manifest.model.name != DEMO_NAME:
         why = f"is needed for {manifest.model.name}"
         raise UsageError("--data", why, f"give samples with targets ({SAMPLES}), or a text")
-    return DATA / "evaluation.jsonl"
+    return DEMO_DATA.evaluation

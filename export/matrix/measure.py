@@ -16,10 +16,10 @@ import msgspec
 from edgeglm.bundle import read_sealed
 from edgeglm.engines import ENGINES, EngineName
 from edgeglm.errors import AccuracyError, BudgetError, UnsupportedError
-from edgeglm.export.demo.samples import DATA
 from edgeglm.export.matrix.outcome import Cell, Outcome, Part, Stage, untried
 from edgeglm.export.matrix.programs import Done, Programs
 from edgeglm.export.requests import BuildRequest, ExportRequest, ExportResult, ValidateRequest, ValidateResult
+from edgeglm.export.samples.shipped import DATA
 from edgeglm.manifest import GraphManifest, Manifest, Module
 from edgeglm.runtimes.engines.tensorrt.build import BuildResult
 from edgeglm.scratch import scratch_folder

@@ -101,7 +101,7 @@ def export(  # noqa: PLR0913 (until requests are frozen dataclasses)
                 _copy(module, output, writer, reuse, unchanged.identity)
             modules.append(_export_module(prepared, module, output, writer, pool, prover, report))
         notes += [_wide_note(module) for module in modules if module.fp32_values]
-        if carry_test and not prepared.request.is_demo:
+        if carry_test and not prepared.request.shipped:
             notes += _write_self_test(prepared, modules, writer, held_out)
         unchanged.check(writer.notes)
         made = _manifest(prepared, tuple(modules), predicted, writer, config)

@@ -11,7 +11,6 @@ import msgspec
 from edgeglm import manifest
 from edgeglm.errors import AccuracyError, UsageError
 from edgeglm.export.choose.precision import parse_precisions
-from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.export.evaluate.original.memory import BASE_BYTES, is_streamed, streamed_bytes, whole_bytes
 from edgeglm.export.pipeline.ladder import SENSITIVITY_SAMPLES, Ladder, worst
 from edgeglm.export.predict.forecast import loaded_bytes
@@ -19,6 +18,7 @@ from edgeglm.export.predict.peaks import check_peak
 from edgeglm.export.prepare.types import Opened, Request
 from edgeglm.export.prove.probes import Example
 from edgeglm.export.requests import SAMPLES, ValidateRequest, ValidateResult
+from edgeglm.export.samples.screenshots import read_samples
 from edgeglm.worker import Worker
 
 VALIDATOR = Worker("edgeglm.export.api_worker", ValidateResult, "the validation")
@@ -56,12 +56,13 @@ def open_gate(
     request: Request, allowed: float, calibration: Path | None, samples: Sequence[Example], budget: int
 ) -> Gate:
     """Return the gate of ``--accuracy-drop``; `samples` are those of `calibration`. Raises UsageError without data."""
-    if not request.is_demo and calibration is None:
+    if not request.shipped and calibration is None:
         why = f"there is nothing to measure {request.name} on"
         raise UsageError("--accuracy-drop", why, "give samples with targets, or a text, by --calibration FILE")
-    samples = samples or list(read_samples(DATA / "calibration.jsonl", SENSITIVITY_SAMPLES))
+    if request.shipped and not samples:
+        samples = list(read_samples(request.shipped.calibration, SENSITIVITY_SAMPLES))
     adapter = str(request.adapter) if request.adapter else None
-    data, reference = (None, None) if request.is_demo else (calibration, str(request.folder))
+    data, reference = (None, None) if request.shipped else (calibration, str(request.folder))
     measured = ValidateRequest(
         bundle=Path(), accuracy_drop=allowed, data=data, reference=reference, adapter=adapter, max_ram=budget
     )

@@ -15,11 +15,11 @@ from PIL import Image
 
 from edgeglm.export.calibrate.walk import Walk
 from edgeglm.export.checkpoint.sidecars import open_chat
-from edgeglm.export.demo.samples import Sample
 from edgeglm.export.prepare.release import released
 from edgeglm.export.prepare.types import Prepared
 from edgeglm.export.prove.probes import Example, Passage, Prompt, sample_prompts
 from edgeglm.export.prove.reference import OriginalWeights
+from edgeglm.export.samples.screenshots import Sample
 from edgeglm.runtimes.core.self_test import FILE, MAX_TEXT, MAX_TOKENS, Probe, SelfTest
 from edgeglm.runtimes.inputs.image import open_picture
 from edgeglm.runtimes.text.chat import Chat

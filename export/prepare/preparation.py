@@ -26,10 +26,10 @@ from edgeglm.export.families.registry import FAMILIES, encoder_specs, family_of
 from edgeglm.export.families.rope import read_positions
 from edgeglm.export.graph.assemble import check_weights
 from edgeglm.export.model import Choice, Grid
-from edgeglm.export.prepare.demo_assets import demo_assets
 from edgeglm.export.prepare.header_checks import check_counts
 from edgeglm.export.prepare.module import is_position, prepare_module
 from edgeglm.export.prepare.release import released
+from edgeglm.export.prepare.shipped_assets import shipped_assets
 from edgeglm.export.prepare.types import (
     Calibration,
     Opened,
@@ -143,7 +143,7 @@ def prepare(opened: Opened, calibration: Calibration | None = None) -> Prepared:
     names = [*SIDECARS, *named_templates(checkpoint.folder)]
     sidecars = {f"tokenizer/{name}": data for name in names if (data := _sidecar(checkpoint, name)) is not None}
     sidecars[RUNNER] = build_pyz()
-    sidecars |= demo_assets(opened)
+    sidecars |= shipped_assets(opened)
     model, probe, *probes = (
         next(iter(traced.values())).model,
         *(_with_half(request, found) for request in opened.probes),

@@ -18,10 +18,11 @@ from edgeglm.devices.profile import Profile
 from edgeglm.engines import ENGINES, USUAL_FORMAT, Dialect
 from edgeglm.export.checkpoint.processor import ImageProcessor
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.demo.samples import Sample
 from edgeglm.export.graph.check import Violation
 from edgeglm.export.model import Choice, Grid, Model, Piece, Stored
 from edgeglm.export.quantize.qdq import Range
+from edgeglm.export.samples.screenshots import Sample
+from edgeglm.export.samples.shipped import Shipped
 from edgeglm.export.trace.trace_request import TraceRequest
 from edgeglm.export.trace.tracer import Traced, is_cached
 from edgeglm.export.write.describe import describe_model
@@ -36,7 +37,7 @@ COMPUTED = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", "embeddings.positi
 
 @dataclass(frozen=True)
 class Request:
-    """The user's request; `name` is the model's name in the bundle."""
+    """The user's request; `name` is the model's name in the bundle, `shipped` the data that comes with the model."""
 
     folder: Path
     name: str
@@ -44,7 +45,7 @@ class Request:
     precision: str = "auto"
     context: int | None = None
     image_sizes: tuple[tuple[int, int], ...] = ()
-    is_demo: bool = False
+    shipped: Shipped | None = None
     format: str = USUAL_FORMAT
     adapter: Path | None = None
 

@@ -1,7 +1,7 @@
 """The prompts that modules are proven on, which begin as real ones do: the first tokens are what overflows fp16.
 
-The demo has its screens. Any other model gets a conversation in its chat form, with a picture of noise where it sees
-one, and only a checkpoint without a tokenizer gets random tokens.
+A model that ships with samples is proven on those. Any other gets a conversation in its chat form, with a picture of
+noise where it sees one, and only a checkpoint without a tokenizer gets random tokens.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeglm.errors import EdgeglmError
-from edgeglm.export.demo.samples import DATA, Sample, read_samples
 from edgeglm.export.graph.position_embedding import position_embedding
 from edgeglm.export.prepare.module import POSITION
 from edgeglm.export.prepare.release import released
 from edgeglm.export.prepare.types import Prepared
 from edgeglm.export.prove.values import Values, decoder_inputs
+from edgeglm.export.samples.screenshots import Sample, read_samples
 from edgeglm.export.write.describe import describe_vision
 from edgeglm.runtimes.inputs.image import to_patches
 from edgeglm.runtimes.inputs.positions import prompt_positions
@@ -27,7 +27,8 @@ from edgeglm.runtimes.text.chat import Chat
 from edgeglm.runtimes.text.messages import Message, message
 from edgeglm.runtimes.text.sidecars import Sidecars
 
-DEMO_SCREENS = 4
+# Of the samples that ship with a model, so many are probes.
+PROBES = 4
 RANDOM_TOKENS = 16
 # Special tokens that are looked at; vocabularies may hold hundreds that were never trained.
 SPECIAL_TOKENS = 64
@@ -62,9 +63,10 @@ class Passage:
 Example = Sample | Passage
 
 
-def demo_prompts(prepared: Prepared) -> list[Prompt]:
-    """Return the first calibration screens with their instructions."""
-    return sample_prompts(prepared, read_samples(DATA / "calibration.jsonl", DEMO_SCREENS), answered=False)
+def shipped_prompts(prepared: Prepared) -> list[Prompt]:
+    """Return the first calibration screens that ship with the model, with their instructions."""
+    shipped = prepared.request.shipped
+    return sample_prompts(prepared, read_samples(shipped.calibration, PROBES), answered=False) if shipped else []
 
 
 def example_prompts(prepared: Prepared, examples: Iterable[Example]) -> list[Prompt]:

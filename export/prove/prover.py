@@ -22,9 +22,9 @@ from edgeglm.export.prove.onnx_run import check_loads, run_file
 from edgeglm.export.prove.overflow import Magnitudes, probe_graph
 from edgeglm.export.prove.probes import (
     chat_prompts,
-    demo_prompts,
     embed,
     prompt_inputs,
+    shipped_prompts,
     special_prompts,
     vision_inputs,
 )
@@ -48,7 +48,7 @@ class Prover:
     def __init__(self, prepared: Prepared, writer: BundleWriter) -> None:
         self.prepared, self.writer = prepared, writer
         self.source = prepared.checkpoint
-        self.prompts = demo_prompts(prepared) if prepared.request.is_demo else chat_prompts(prepared)
+        self.prompts = shipped_prompts(prepared) or chat_prompts(prepared)
 
     def begin(self, module: PreparedModule, output: OutputFile) -> EmbeddingProof | StackProof:
         """Start the proof of a module that is about to be written."""

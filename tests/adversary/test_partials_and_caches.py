@@ -17,6 +17,7 @@ from edgeglm.devices.loader import load_profile
 from edgeglm.export.checkpoint.locate import DEMO, DEMO_NAME
 from edgeglm.export.predict.forecast import forecast
 from edgeglm.export.prepare.types import Request
+from edgeglm.export.samples.shipped import DEMO_DATA
 from edgeglm.export.write import writer
 from tests.adversary.fuzzer import Fuzzer
 from tests.export.pack_crash import CALLS, contents, export, strike_at
@@ -89,7 +90,7 @@ def test_a_damaged_cache_folder_changes_no_result(
     fuzz: Callable[[str], Fuzzer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    request = Request(DEMO, DEMO_NAME, load_profile("cpu"), is_demo=True)
+    request = Request(DEMO, DEMO_NAME, load_profile("cpu"), shipped=DEMO_DATA)
     expected, fuzzer = forecast(request), fuzz("cache folders, damaged between two runs")
     whole = tmp_path / "whole"
     shutil.copytree(tmp_path / "cache", whole)

@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("torch", reason="the host side's Python")
 
-from edgeglm.export.demo.samples import DATA, read_samples
+from edgeglm.export.samples.screenshots import read_samples
+from edgeglm.export.samples.shipped import DATA
 from tests.adversary.fuzzer import Fuzzer
 from tests.adversary.mutate import mutate
 

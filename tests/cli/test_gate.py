@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from edgeglm.bundle import read_manifest
 from edgeglm.cli.gate import describe_ladder, ladder_table
 from edgeglm.export.checkpoint.locate import DEMO
-from edgeglm.export.demo.samples import DATA
 from edgeglm.export.pipeline.gate import brief
+from edgeglm.export.samples.shipped import DATA
 from edgeglm.manifest import Measured, Metric, Rung
 from tests.cli.commands import check_failure, left_of, run
 from tests.export.outliers import inject_outliers

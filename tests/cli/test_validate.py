@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from edgeglm.cli.main import main
 from edgeglm.export.checkpoint.locate import DEMO
-from edgeglm.export.demo.samples import DATA
+from edgeglm.export.samples.shipped import DATA
 
 
 @pytest.fixture(scope="module")

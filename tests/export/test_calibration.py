@@ -21,13 +21,15 @@ from edgeglm.devices.loader import load_profile
 from edgeglm.engines import Dialect
 from edgeglm.export.calibrate.calibrator import calibrate, read_calibration
 from edgeglm.export.checkpoint.locate import DEMO
-from edgeglm.export.demo.agent import Agent
-from edgeglm.export.demo.samples import DATA, read_samples, write_samples
+from edgeglm.export.demo.samples import write_samples
+from edgeglm.export.evaluate.original.whole import WholeOriginal
 from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Request
 from edgeglm.export.quantize.rounding import Floats
 from edgeglm.export.quantize.schemes import Int4, Int8, Scheme
 from edgeglm.export.quantize.storage import dequantize, encode
+from edgeglm.export.samples.screenshots import read_samples
+from edgeglm.export.samples.shipped import DATA
 from tests.cli.commands import check_failure, left_of, run
 from tests.export.tiny import SHAPES, save
 
@@ -38,7 +40,7 @@ Capture = pytest.CaptureFixture[str]
 def test_energies_are_those_of_transformers() -> None:
     samples = list(read_samples(SET, 2))
     found = calibrate(prepare(open_export(Request(DEMO, "demo", load_profile("cpu"), "int4"))), samples)
-    agent = Agent.load(DEMO)
+    agent = WholeOriginal.load(DEMO)
     sums: dict[str, list[Any]] = {}
 
     def watch(name: str, inputs: tuple[Any, ...]) -> None:

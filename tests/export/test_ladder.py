@@ -16,15 +16,16 @@ from edgeglm.bundle import load_bundle, read_manifest, verify_bundle
 from edgeglm.devices.loader import load_profile
 from edgeglm.errors import UsageError
 from edgeglm.export.checkpoint.locate import DEMO, DEMO_NAME
-from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.export.pipeline import export as composer
 from edgeglm.export.pipeline.export import export
 from edgeglm.export.pipeline.ladder import Ladder, Means, spell, workplace
 from edgeglm.export.predict.forecast import predict
 from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Request
+from edgeglm.export.samples.screenshots import read_samples
+from edgeglm.export.samples.shipped import DATA, DEMO_DATA
 
-REQUEST = Request(DEMO, DEMO_NAME, load_profile("cpu"), "int4", is_demo=True)
+REQUEST = Request(DEMO, DEMO_NAME, load_profile("cpu"), "int4", shipped=DEMO_DATA)
 
 
 def errors_within(limit: float) -> Callable[[Path], tuple[manifest.Metric, ...]]:

@@ -7,13 +7,13 @@ pytest.importorskip("transformers")
 
 from torch import Tensor
 
-from edgeglm.export.demo.agent import Agent
 from edgeglm.export.demo.evaluate import CHECKPOINT
 from edgeglm.export.demo.samples import make_sample
+from edgeglm.export.evaluate.original.whole import WholeOriginal
 from tests.export.outliers import NORM, inject_outliers
 
 
-def norm_outputs(agent: Agent) -> tuple[Tensor, dict[str, float]]:
+def norm_outputs(agent: WholeOriginal) -> tuple[Tensor, dict[str, float]]:
     """Logits of one sample, and the largest ratio of a channel's peak to the median peak after each norm."""
     peaks: dict[str, float] = {}
 
@@ -35,7 +35,7 @@ def norm_outputs(agent: Agent) -> tuple[Tensor, dict[str, float]]:
 
 
 def test_outliers_appear_and_outputs_stay_identical() -> None:
-    agent = Agent.load(CHECKPOINT)
+    agent = WholeOriginal.load(CHECKPOINT)
     before, quiet = norm_outputs(agent)
     agent.model.load_state_dict(inject_outliers(agent.model.state_dict()))
     after, loud = norm_outputs(agent)

@@ -30,6 +30,7 @@ from edgeglm.export.predict.forecast import predict
 from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Request
 from edgeglm.export.prove import prover as prove
+from edgeglm.export.samples.shipped import DEMO_DATA
 from edgeglm.export.write.output import OutputFile
 from edgeglm.roles import ModuleName
 from edgeglm.runtimes.engines.ort.options import open_session
@@ -43,9 +44,8 @@ LIMIT = 1e-5
 def make(
     folder: Path, target: str, precision: str, out: Path, *, demo: bool = False, adapter: Path | None = None
 ) -> manifest.Manifest:
-    request = Request(
-        folder, DEMO_NAME if demo else "tiny", load_profile(target), precision, is_demo=demo, adapter=adapter
-    )
+    name, shipped = (DEMO_NAME, DEMO_DATA) if demo else ("tiny", None)
+    request = Request(folder, name, load_profile(target), precision, shipped=shipped, adapter=adapter)
     if not demo and "vision_config" in (folder / "config.json").read_text():
         request = Request(folder, "tiny", load_profile(target), precision, image_sizes=((84, 112),))
     prepared = prepare(open_export(request))

@@ -16,14 +16,15 @@ torch = pytest.importorskip("torch")
 from edgeglm.bundle import load_bundle
 from edgeglm.devices.loader import load_profile
 from edgeglm.export.checkpoint.locate import DEMO
-from edgeglm.export.demo.agent import Agent
-from edgeglm.export.demo.samples import DATA, read_samples
+from edgeglm.export.evaluate.original.whole import WholeOriginal
 from edgeglm.export.pipeline.export import export
 from edgeglm.export.pipeline.self_test import _likeliest, _webp
 from edgeglm.export.predict.forecast import predict
 from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Request
 from edgeglm.export.prove.probes import Example
+from edgeglm.export.samples.screenshots import read_samples
+from edgeglm.export.samples.shipped import DATA
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.self_test import FILE, SelfTest, read_self_test, run_self_test
 from edgeglm.runtimes.inputs.image import open_picture
@@ -52,7 +53,7 @@ def make(
 def test_the_likeliest_tokens_are_those_of_transformers(tmp_path: Path) -> None:
     assert make(tmp_path / "own") == ()
     test = read_self_test(load_bundle(tmp_path / "own"))
-    model = Agent.load(DEMO).model
+    model = WholeOriginal.load(DEMO).model
     with Runner(tmp_path / "own") as runner:
         for probe in test.probes:
             prompt = runner.prompt([{"role": "user", "content": probe.prompt}]).tokens
@@ -93,7 +94,7 @@ SCREENS = [
 def test_screens_are_judged_as_transformers_does(tmp_path: Path) -> None:
     assert make(tmp_path / "own", held_out=SCREENS, precision="int8") == ()
     bundle = load_bundle(tmp_path / "own")
-    test, agent = read_self_test(bundle), Agent.load(DEMO)
+    test, agent = read_self_test(bundle), WholeOriginal.load(DEMO)
     assert [probe.before for probe in test.probes] == [sample.before for sample in SCREENS]
     for sample, probe in zip(SCREENS, test.probes, strict=True):
         assert agent.tokenizer.decode(list(probe.tokens)) == sample.expected.response

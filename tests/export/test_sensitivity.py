@@ -14,8 +14,7 @@ from torch import Tensor
 
 from edgeglm.devices.loader import load_profile
 from edgeglm.export.checkpoint.locate import DEMO
-from edgeglm.export.demo.agent import Agent
-from edgeglm.export.demo.samples import DATA, Sample, read_samples
+from edgeglm.export.evaluate.original.whole import WholeOriginal
 from edgeglm.export.pipeline.sensitivity import KIND, RESULT, sensitivities
 from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Prepared, Request
@@ -23,6 +22,8 @@ from edgeglm.export.prove.probes import sample_prompts
 from edgeglm.export.quantize.embedding import encode_embedding, gather
 from edgeglm.export.quantize.schemes import Int4, Int8
 from edgeglm.export.quantize.storage import dequantize, encode
+from edgeglm.export.samples.screenshots import Sample, read_samples
+from edgeglm.export.samples.shipped import DATA
 from edgeglm.store import keep
 
 PARTS = {"embedding": "int8", "vision.layer.1": "int4", "vision.back": "int4", "decoder.layer.2": "int4",
@@ -64,7 +65,7 @@ def rounded(name: str, weight: Tensor) -> Tensor:
     return result
 
 
-def log_probabilities(agent: Agent, sample: Sample, state: dict[str, Tensor]) -> Tensor:
+def log_probabilities(agent: WholeOriginal, sample: Sample, state: dict[str, Tensor]) -> Tensor:
     """Of the answer's tokens, when it is given."""
     agent.model.load_state_dict(state)
     inputs = agent.encode([sample.image], [sample.messages])
@@ -80,7 +81,7 @@ def log_probabilities(agent: Agent, sample: Sample, state: dict[str, Tensor]) ->
 
 def test_it_is_the_divergence_that_transformers_has(prepared: Prepared, samples: list[Sample]) -> None:
     found = sensitivities(prepared, sample_prompts(prepared, samples, answered=True), PARTS)
-    agent = Agent.load(DEMO)
+    agent = WholeOriginal.load(DEMO)
     state = {name: value.clone() for name, value in agent.model.state_dict().items()}
     for part, prefix in TENSORS.items():
         changed = {

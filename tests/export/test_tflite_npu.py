@@ -21,9 +21,10 @@ from edgeglm.bundle import load_bundle, read_manifest, verify_bundle
 from edgeglm.devices.loader import load_profile
 from edgeglm.errors import BudgetError, UnsupportedError, UsageError
 from edgeglm.export.checkpoint.locate import DEMO
-from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.export.prepare.preparation import open_export
 from edgeglm.export.prepare.types import Request
+from edgeglm.export.samples.screenshots import read_samples
+from edgeglm.export.samples.shipped import DATA
 from edgeglm.export.targets.litert import plugin
 from edgeglm.export.targets.litert.check import check
 from edgeglm.export.targets.litert.plugin import compile_file, execute, read_program

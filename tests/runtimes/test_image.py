@@ -18,7 +18,7 @@ from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProce
 
 from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.checkpoint.processor import MEAN, STD
-from edgeglm.export.demo.samples import DATA
+from edgeglm.export.samples.shipped import DATA
 from edgeglm.manifest import Vision
 from edgeglm.runtimes.inputs import image as module
 from edgeglm.runtimes.inputs.image import open_picture, to_patches

@@ -21,8 +21,9 @@ need_tflite()
 
 from edgeglm.bundle import load_bundle
 from edgeglm.errors import BudgetError, UnsupportedError
-from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.export.evaluate.answers import artifact_answers, as_text
+from edgeglm.export.samples.screenshots import read_samples
+from edgeglm.export.samples.shipped import DATA
 from edgeglm.runtimes.core.session import DecoderSession
 from edgeglm.runtimes.core.sessions import open_decoder
 from edgeglm.runtimes.engines.litert import engine as litert

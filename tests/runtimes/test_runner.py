@@ -16,8 +16,9 @@ pytest.importorskip("transformers")
 from edgeglm.cli.main import main
 from edgeglm.errors import BudgetError, DamagedFileError, UsageError
 from edgeglm.export.checkpoint.locate import DEMO
-from edgeglm.export.demo.agent import MAX_NEW_TOKENS, Agent
-from edgeglm.export.demo.samples import DATA, read_samples
+from edgeglm.export.evaluate.original.whole import MAX_NEW_TOKENS, WholeOriginal
+from edgeglm.export.samples.screenshots import read_samples
+from edgeglm.export.samples.shipped import DATA
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.sampling import Sampling
 from edgeglm.runtimes.text.messages import message
@@ -27,7 +28,7 @@ from tests.runtimes.demo import SCREEN, ask, demo_bundle
 @pytest.mark.slow
 def test_greedy_answers_are_those_of_transformers(exact: Path) -> None:
     samples = list(read_samples(DATA / "evaluation.jsonl", 50))
-    agent = Agent.load(DEMO)
+    agent = WholeOriginal.load(DEMO)
     wanted = agent.answer([sample.image for sample in samples], [sample.messages for sample in samples], batch_size=1)
     for index, (sample, want) in enumerate(zip(samples, wanted, strict=True)):
         screen = DATA / "evaluation" / f"{index:04d}.webp"

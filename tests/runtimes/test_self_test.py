@@ -19,8 +19,9 @@ from edgeglm.actions import Action
 from edgeglm.bundle import load_bundle, read_manifest
 from edgeglm.cli.main import main
 from edgeglm.errors import DamagedFileError
-from edgeglm.export.demo.samples import DATA, read_samples
 from edgeglm.export.demo.self_test import answer_screens
+from edgeglm.export.samples.screenshots import read_samples
+from edgeglm.export.samples.shipped import DATA
 from edgeglm.machine import read_machine
 from edgeglm.manifest import MANIFEST, File
 from edgeglm.runtimes.core.self_test import FILE, Probe, SelfTest, are_alike, read_self_test

@@ -21,6 +21,7 @@ from edgeglm.export.pipeline.export import export
 from edgeglm.export.predict.forecast import predict
 from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Request
+from edgeglm.export.samples.shipped import DEMO_DATA
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.inputs.image import nearest_shape
 from edgeglm.runtimes.text.messages import Message
@@ -33,7 +34,7 @@ SIZES = ((112, 224), (224, 112), (168, 168))  # in pixels; the demo's patches ha
 def shaped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo in fp32 for three shapes of picture."""
     folder: Path = tmp_path_factory.mktemp("shaped") / "bundle"
-    request = Request(DEMO, DEMO_NAME, load_profile("cpu"), "fp32", image_sizes=SIZES, is_demo=True)
+    request = Request(DEMO, DEMO_NAME, load_profile("cpu"), "fp32", image_sizes=SIZES, shipped=DEMO_DATA)
     prepared = prepare(open_export(request))
     made, _ = export(prepared, folder, predict(prepared), lambda _: None)
     assert made.bundle_bytes - made.files["report.html"].bytes == prepared.bundle_bytes

@@ -20,7 +20,6 @@ import transformers
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.utils.logging import disable_progress_bar
 
 from edgeglm import manifest
@@ -28,6 +27,7 @@ from edgeglm.errors import AccuracyError, DamagedFileError, UnsupportedError
 from edgeglm.export.evaluate.original.decoder import StreamedDecoder
 from edgeglm.export.evaluate.original.memory import BASE_BYTES
 from edgeglm.export.evaluate.original.tower import StreamedTower
+from edgeglm.export.evaluate.original.whole import image_processor
 from edgeglm.export.families.building import reference_config
 from edgeglm.export.model import HasShape, Original
 from edgeglm.runtimes.inputs.image import to_patches
@@ -69,10 +69,7 @@ def prove_pictures(bundle: Path, vision: manifest.Vision, original: Original) ->
     Raises:
         AccuracyError: They differ.
     """
-    try:
-        processor = Glm4vImageProcessorPil.from_pretrained(original.folder)
-    except OSError:  # the checkpoint has none
-        processor = Glm4vImageProcessorPil()
+    processor = image_processor(original.folder)
     noise = np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8)
     rows, columns = (count * vision.patch_size for count in vision.grid)
     image = Image.fromarray(noise)

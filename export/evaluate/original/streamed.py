@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeglm.export.demo.agent import MAX_NEW_TOKENS, Prompts
-from edgeglm.export.demo.samples import Sample
 from edgeglm.export.evaluate.original.decoder import StreamedDecoder
 from edgeglm.export.evaluate.original.tower import StreamedTower
+from edgeglm.export.evaluate.original.whole import MAX_NEW_TOKENS, Prompts
 from edgeglm.export.model import Original
+from edgeglm.export.samples.screenshots import Sample
 from edgeglm.runtimes.inputs.positions import prompt_positions
 
 # What passes through the decoder's blocks together, and through the vision tower's: of AutoGLM-Phone-9B, 128 MiB and

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import hypot
 
 import numpy as np
 
-from edgeglm.actions import parse_action
-from edgeglm.export.demo.metrics import Expected, succeeds
 from edgeglm.export.evaluate.statistics import RULE_OF_THREE, Values, compare, mean, median
+from edgeglm.export.evaluate.tasks.success import has_type, succeeds, tap_error
 from edgeglm.export.metric import SHARE, THOUSANDTHS, Metric
-
-# What an answer without a point errs by: the whole screen.
-NO_POINT = 1000.0
+from edgeglm.export.samples.screenshots import Expected
 
 
 def compare_agents(
@@ -30,15 +26,15 @@ def compare_agents(
         ours, theirs = (np.array([measure(want, got) for want, got in pair], np.float64) for pair in pairs)
         return ours, theirs
 
-    shares = {"action_type": both(_same_type), "step_success": both(_success)}
+    shares = {"action_type": both(has_type), "step_success": both(succeeds)}
     shares["tap_hit"] = (shares["step_success"][0][taps], shares["step_success"][1][taps])
     metrics = [
         compare(name, SHARE, *values, limit, mean, unseen=RULE_OF_THREE / max(len(values[0]), 1))
         for name, values in shares.items()
     ]
-    errors = both(_tap_error)
-    tap_error = compare("median_tap_error", THOUSANDTHS, errors[0][taps], errors[1][taps], 1000 * limit, median)
-    return [*metrics, tap_error]
+    errors = both(tap_error)
+    missed_by = compare("median_tap_error", THOUSANDTHS, errors[0][taps], errors[1][taps], 1000 * limit, median)
+    return [*metrics, missed_by]
 
 
 def worst_answers(
@@ -49,23 +45,7 @@ def worst_answers(
 
     def order(index: int) -> tuple[bool, float, int]:
         want = expected[index]
-        missed_by = _tap_error(want, artifact[index]) if want.box else 0.0
+        missed_by = tap_error(want, artifact[index]) if want.box else 0.0
         return not succeeds(want, reference[index]), -missed_by, index
 
     return sorted(wrong, key=order)[:count]
-
-
-def _same_type(want: Expected, answer: str) -> float:
-    right, got = parse_action(want.response), parse_action(answer)
-    return float(right is not None and got is not None and right.type == got.type)
-
-
-def _success(want: Expected, answer: str) -> float:
-    return float(succeeds(want, answer))
-
-
-def _tap_error(want: Expected, answer: str) -> float:
-    right, got = parse_action(want.response), parse_action(answer)
-    if right is None or right.point is None or got is None or got.point is None:
-        return NO_POINT
-    return hypot(got.point[0] - right.point[0], got.point[1] - right.point[1])

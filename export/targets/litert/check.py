@@ -30,6 +30,6 @@ def check(opened: Opened, examples: Sequence[object]) -> None:
             f"{format_size(CALIBRATE_BYTES)} are possible"
         )
         raise UnsupportedError("vision as TFLite for the NPU", why, "leave vision=tflite out")
-    if not examples and not opened.request.is_demo:
+    if not examples and not opened.request.shipped:
         why = f"{opened.request.profile.name} has vision on its NPU, which takes ranges of activations"
         raise UsageError("--calibration", why, "give samples by --calibration FILE")

@@ -16,12 +16,12 @@ import numpy as np
 from edgeglm import manifest
 from edgeglm.errors import EdgeglmError
 from edgeglm.export.choose.precision import NPU_PRECISIONS, is_measured
-from edgeglm.export.demo.samples import DATA, Sample, read_samples
 from edgeglm.export.model import Choice, Span
 from edgeglm.export.prepare.types import Opened, Prepared, PreparedModule
-from edgeglm.export.prove.probes import DEMO_SCREENS
+from edgeglm.export.prove.probes import PROBES
 from edgeglm.export.prove.prover import Prover, StackProof
 from edgeglm.export.prove.values import Values
+from edgeglm.export.samples.screenshots import Sample, read_samples
 from edgeglm.export.targets.litert.convert_task import Report, Task
 from edgeglm.export.targets.litert.npu import compile_on_npu
 from edgeglm.export.targets.litert.sizes import CALIBRATE_BYTES, CHUNK, all_scores, files_of
@@ -119,8 +119,8 @@ def _pictures(prepared: Prepared, folder: Path) -> str | None:
     if all_scores(prepared.opened) > CALIBRATE_BYTES:
         return None
     found: list[Sample] = list(samples[:PICTURES])
-    if not found and prepared.request.is_demo:  # behind those that it is proven on
-        found = list(islice(read_samples(DATA / "calibration.jsonl", DEMO_SCREENS + PICTURES), DEMO_SCREENS, None))
+    if not found and (shipped := prepared.request.shipped):  # behind those that it is proven on
+        found = list(islice(read_samples(shipped.calibration, PROBES + PICTURES), PROBES, None))
     if not found:
         return None
     assert prepared.opened.processor is not None

@@ -14,7 +14,6 @@ from edgeglm.errors import UsageError
 from edgeglm.export.calibrate.calibrator import examples_hash, read_screens
 from edgeglm.export.calibrate.value_ranges import Ranges, SeenValues
 from edgeglm.export.choose.precision import NPU_PRECISIONS, is_measured, parse_precisions
-from edgeglm.export.demo.samples import DATA, Sample
 from edgeglm.export.graph.assemble import segments, stack_of
 from edgeglm.export.prepare.module import serialize
 from edgeglm.export.prepare.preparation import prepare, probe_module
@@ -23,6 +22,7 @@ from edgeglm.export.prove.probes import Example, sample_prompts, vision_inputs
 from edgeglm.export.prove.reference import OriginalWeights, Segment
 from edgeglm.export.prove.values import Values, feeds, passed_on, two_digits
 from edgeglm.export.quantize.qdq import PRODUCT
+from edgeglm.export.samples.screenshots import Sample
 from edgeglm.export.targets.qnn.compile import (
     CONTEXT,
     FEATURES,
@@ -67,12 +67,12 @@ def npu_samples(opened: Opened, examples: Sequence[Example]) -> Sequence[Sample]
     """
     title()
     samples = [each for each in examples if isinstance(each, Sample)]
-    if samples or not opened.request.is_demo:
-        if not samples:
-            why = f"{opened.request.profile.name} has vision on its NPU, which takes ranges of activations"
-            raise UsageError("--calibration", why, "give samples by --calibration FILE")
+    if samples:
         return samples
-    return read_screens(DATA / "calibration.jsonl")
+    if opened.request.shipped:
+        return read_screens(opened.request.shipped.calibration)
+    why = f"{opened.request.profile.name} has vision on its NPU, which takes ranges of activations"
+    raise UsageError("--calibration", why, "give samples by --calibration FILE")
 
 
 def calibrate(opened: Opened, examples: Sequence[Example], found: Calibration | None) -> tuple[Request, Calibration]:

@@ -13,25 +13,26 @@ pytest.importorskip("transformers")
 
 from safetensors import safe_open
 
-from edgeglm.export.demo.agent import Agent
 from edgeglm.export.demo.evaluate import CHECKPOINT
 from edgeglm.export.demo.metrics import score
-from edgeglm.export.demo.samples import DATA, read_samples
+from edgeglm.export.evaluate.original.whole import WholeOriginal
+from edgeglm.export.samples.screenshots import read_samples
+from edgeglm.export.samples.shipped import DATA
 
 
 @pytest.fixture(scope="module")
-def agent() -> Agent:
-    return Agent.load(CHECKPOINT)
+def agent() -> WholeOriginal:
+    return WholeOriginal.load(CHECKPOINT)
 
 
-def test_answers_held_out_screens_right(agent: Agent) -> None:
+def test_answers_held_out_screens_right(agent: WholeOriginal) -> None:
     samples = list(read_samples(DATA / "evaluation.jsonl", limit=24))
     answers = list(agent.answer([sample.image for sample in samples], [sample.messages for sample in samples]))
     # docs/demo-model.md has the figure over the whole set, which a sample this small scatters around.
     assert score([sample.expected for sample in samples], answers).step_success >= 0.9
 
 
-def test_an_answer_does_not_depend_on_its_batch(agent: Agent) -> None:
+def test_an_answer_does_not_depend_on_its_batch(agent: WholeOriginal) -> None:
     samples = list(read_samples(DATA / "evaluation.jsonl", limit=6))
     images, chats = [sample.image for sample in samples], [sample.messages for sample in samples]
     together = list(agent.answer(images, chats))

@@ -18,12 +18,13 @@ from edgeglm.cli.main import main
 from edgeglm.errors import BudgetError
 from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.demo.agent import MAX_NEW_TOKENS
-from edgeglm.export.demo.samples import DATA, Sample, read_samples
 from edgeglm.export.evaluate import answers
 from edgeglm.export.evaluate.answers import artifact_answers, as_text, reference_answers
 from edgeglm.export.evaluate.original import streamed
 from edgeglm.export.evaluate.original.streamed import Drafter, corrected
+from edgeglm.export.evaluate.original.whole import MAX_NEW_TOKENS
+from edgeglm.export.samples.screenshots import Sample, read_samples
+from edgeglm.export.samples.shipped import DATA
 
 ENOUGH = 1 << 40  # bytes of memory, in which the original is a whole
 

@@ -9,10 +9,11 @@ pytest.importorskip("transformers")
 
 import numpy as np
 
-from edgeglm.export.demo.metrics import Expected, score
+from edgeglm.export.demo.metrics import score
 from edgeglm.export.evaluate.statistics import RULE_OF_THREE, Values, compare, mean
 from edgeglm.export.evaluate.tasks.agent import compare_agents, worst_answers
 from edgeglm.export.metric import PERPLEXITY, SHARE, THOUSANDTHS, Metric
+from edgeglm.export.samples.screenshots import Expected
 
 
 def shares(reference: Values, artifact: Values, limit: float = 0.02) -> Metric:
