@@ -50,7 +50,11 @@ SHAPES = {
 def build(shape: Shape, seed: int = 0) -> PreTrainedModel:
     """The model in fp32, with weights large enough for every part to matter."""
     torch.manual_seed(seed)
-    model = _glm4v(shape) if shape.family == "glm4v" else _glm(shape)
+    return randomize(_glm4v(shape) if shape.family == "glm4v" else _glm(shape))
+
+
+def randomize(model: PreTrainedModel) -> PreTrainedModel:
+    """Give a model weights large enough for every part to matter."""
     model.eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
