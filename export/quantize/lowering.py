@@ -177,7 +177,7 @@ def _n_bits(linear: _Linear, scheme: Blocked) -> ir.Value:
     attributes = {
         "K": linear.columns,
         "N": linear.rows,
-        "bits": scheme.bits,
+        "bits": scheme.width,
         "block_size": scheme.block_size,
         "accuracy_level": 4,
     }

@@ -88,9 +88,9 @@ def blocks_first(weight: Floats, block_size: int) -> Floats:
     return np.array(weight.reshape(rows, -1, block_size).transpose(2, 0, 1), order="C")
 
 
-def int8_block_scale(blocks: Floats) -> Floats:
-    """Return [n, blocks] scales that put the largest magnitude of [block_size, n, blocks] at code 127."""
-    return magnitude(blocks, 0) / np.float32(127)
+def block_scale(blocks: Floats, highest: int) -> Floats:
+    """Return [n, blocks] scales that put the largest magnitude of [block_size, n, blocks] at the highest code."""
+    return magnitude(blocks, 0) / np.float32(highest)
 
 
 def int4_block_scale(blocks: Floats, signed: bool, energy: Floats | None = None) -> Floats:

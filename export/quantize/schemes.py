@@ -1,6 +1,6 @@
 """Precisions in one table: the scheme of the weights, what it takes in memory, and the next higher one.
 
-A scheme is a frozen dataclass. Blocked ones need no code of their own, as long as their codes have 4 or 8 bits.
+A scheme is a frozen dataclass. Blocked ones need no code of their own: codes lie in 4 or 8 bits.
 """
 
 from __future__ import annotations
@@ -75,6 +75,11 @@ class Blocked:
 
     bits: ClassVar[int]
     block_size: int = 32
+
+    @property
+    def width(self) -> int:
+        """The bits that a code is stored in, as engines have kernels for them."""
+        return 4 if self.bits <= 4 else 8
 
     def __post_init__(self) -> None:
         if self.block_size not in BLOCK_SIZES:

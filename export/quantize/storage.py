@@ -18,11 +18,11 @@ from edgeglm.engines import Dialect
 from edgeglm.export.model import Part
 from edgeglm.export.quantize.rounding import (
     Floats,
+    block_scale,
     blocks_first,
     check_range,
     energy_blocks,
     int4_block_scale,
-    int8_block_scale,
     magnitude,
     round_to_codes,
     storable_scale,
@@ -156,23 +156,25 @@ class PerChannel:
 
 @dataclass(frozen=True)
 class Blocks:
-    """The base of the two blocked forms: a scale for `size` columns of a row, codes of `bits` bits."""
+    """The base of the two blocked forms: a scale for `size` columns of a row, codes of `used` bits in `bits` bits."""
 
     bits: int
     size: int
+    used: int
 
     def tiles(
         self, weight: Floats, dtype: DTypeLike, signed: bool, energy: Floats | None
     ) -> Iterator[tuple[slice, slice, Floats, Floats]]:
         """Yield row slice, block slice, scale [n, blocks] and codes [size, n, blocks] of each tile."""
-        limit = 1 << (self.bits - 1)
+        limit = 1 << (self.used - 1)
         weighed = None if energy is None else energy_blocks(energy, self.size)
         for rows, columns in tiles(weight.shape):
             blocks = blocks_first(weight[rows, columns], self.size)
             check_range(magnitude(blocks, 0), dtype)
             first = columns.start // self.size
             counts = None if weighed is None else weighed[:, first : first + blocks.shape[2]]
-            scale = int4_block_scale(blocks, signed, counts) if self.bits == 4 else int8_block_scale(blocks)
+            searched = self.used == 4  # where a step is large
+            scale = int4_block_scale(blocks, signed, counts) if searched else block_scale(blocks, limit - 1)
             scale = storable_scale(scale, dtype, limit)
             codes = round_to_codes(blocks, scale, -limit, limit - 1)
             yield rows, slice(first, first + scale.shape[1]), scale, codes
@@ -310,6 +312,6 @@ FORMS: dict[tuple[type[Any], Dialect], Callable[[Any], Form]] = {
     (Int8Static, "ort"): lambda _: PerChannel(),
     (NpuInt8, "qdq"): lambda _: PerChannel(),
     (Codes, "qdq"): lambda scheme: Coded(scheme.bits),
-    (Blocked, "ort"): lambda scheme: PackedBlocks(scheme.bits, scheme.block_size),
-    (Blocked, "portable"): lambda scheme: ColumnBlocks(scheme.bits, scheme.block_size),
+    (Blocked, "ort"): lambda scheme: PackedBlocks(scheme.width, scheme.block_size, scheme.bits),
+    (Blocked, "portable"): lambda scheme: ColumnBlocks(scheme.width, scheme.block_size, scheme.bits),
 }

@@ -81,6 +81,24 @@ def test_a_blocked_precision_needs_no_code_of_its_own(dialect: Dialect) -> None:
     assert opset_imports(Int8Wide(), dialect) == opset_imports(Int8Block(128), dialect)
 
 
+@dataclass(frozen=True)
+class Int6(Blocked):
+    """Codes of 6 bits, for engines that read 8."""
+
+    bits = 6
+
+
+@pytest.mark.parametrize("dialect", ["ort", "portable"])
+def test_codes_of_fewer_bits_than_engines_read_lie_in_those(dialect: Dialect) -> None:
+    weight = np.random.default_rng(0).standard_normal((4, 256)).astype(np.float32)
+    stored, known = encode(Int6(), dialect, weight), encode(Int8Block(32), dialect, weight)
+    assert stored[0].shape == known[0].shape
+    codes = stored[0].astype(int) - (128 if dialect == "ort" else 0)
+    assert (codes.min(), codes.max()) == (-31, 31)
+    restored = dequantize(Int6(), dialect, stored, 256)
+    assert 0.01 < np.linalg.norm(restored - weight) / np.linalg.norm(weight) < 0.03
+
+
 def test_the_next_higher_precisions_end_in_fp16() -> None:
     for name in HIGHER:
         steps = [name]
