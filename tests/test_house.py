@@ -108,3 +108,8 @@ def _fragments(tree: ast.Module | ast.ClassDef) -> Iterator[tuple[int, str]]:
 
 def _first_word(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str:
     return (ast.get_docstring(node) or "-").split()[0].strip(".,:;()").lower()
+
+
+def test_the_composer_is_at_most_eight_files() -> None:
+    files = [path for path in (ROOT / "export/pipeline").glob("*.py") if path.stem != "__init__"]
+    assert len(files) <= 8, "a step belongs to a part above the composer"
