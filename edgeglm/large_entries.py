@@ -8,6 +8,7 @@ wait, and is not believed if it is damaged, has another one's name or could be w
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -106,15 +107,24 @@ def _is_private(folder: Path) -> bool:
 
 def _make(folder: Path, make: Callable[[Path], bytes], what: object, name: str, room: int) -> LargeEntry:
     with store.partial(folder) as partial:
-        free = shutil.disk_usage(partial).free
-        if free < room:
-            why = f"{name} may take about {format_size(room)}, and {folder.parent} has {format_size(free)}"
-            raise BudgetError(what, why, LARGER)
+        _check_room(partial, what, name, room)
         note = make(partial)
         _seal(partial, folder, note)
         store.remove(folder)  # a damaged one
         os.rename(partial, folder)
     return LargeEntry(folder, note, fresh=True)
+
+
+def _check_room(partial: Path, what: object, name: str, room: int) -> None:
+    """Check it beforehand: an engine may abort the process where a file of its cannot be written to its end."""
+    free, place = shutil.disk_usage(partial).free, partial.parent
+    if free < room:
+        why = f"{name} may take about {format_size(room)}, and {place} has {format_size(free)}"
+        raise BudgetError(what, why, LARGER)
+    longest, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if longest != resource.RLIM_INFINITY and longest < room:
+        why = f"{name} cannot be written in {place}: a file may have at most {format_size(longest)} here"
+        raise BudgetError(what, why, "allow the process larger files: ulimit -f")
 
 
 def _seal(partial: Path, folder: Path, note: bytes) -> None:

@@ -28,7 +28,7 @@ UNTESTED = set(
     compressed convert convert_task convert_worker converter device device_limits dialects disk execute explain fill
     formats generate glm gptq graph_precision header header_checks matrix_cells module observe onnx_run output
     overflow packing placeholders precision progress prompt reader remote restore rounded run serve settings
-    shipped_assets sidecars stamp start template_limits torch_modules tower unhooked value_ranges values walk weights
+    shipped_assets sidecars stamp start template_limits torch_modules tower unhooked value_ranges values walk
 """.split()
 )
 
