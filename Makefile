@@ -35,7 +35,7 @@ demo: $(INSTALLED) ## install, then evaluate the demo phone agent, export it, ru
 
 test: $(INSTALLED) ## install, then run the test suite
 	@echo '== test: the whole suite'
-	@start=$$(date +%s); $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile; status=$$?; \
+	@start=$$(date +%s); $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder; status=$$?; \
 		seconds=$$(($$(date +%s) - start)); \
 		echo "== test: took $$((seconds / 60)) min $$((seconds % 60)) s"; exit $$status
 

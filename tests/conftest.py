@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -22,6 +23,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("adversary", "fuzzers of tests/adversary")
     group.addoption("--seconds", type=float, default=1.5, help="how long each fuzzer goes on (default: a slice, 1.5)")
     group.addoption("--seed", type=int, default=1, help="which attempts they make (default: 1)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make a folder for the bundles that the processes of this run share (see tests/runtimes/demo.py)."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        folder = TemporaryDirectory(prefix="edgeglm-tests-")
+        config.add_cleanup(folder.cleanup)
+        os.environ["EDGEGLM_TEST_BUNDLES"] = folder.name
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files with slow tests first: one that began last would run alone in the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

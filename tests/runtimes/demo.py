@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 from pathlib import Path
 
 from edgeglm.devices.loader import load_profile
@@ -19,11 +22,20 @@ SCREEN, OTHER_SCREEN = (DATA / "evaluation" / f"{index:04d}.webp" for index in (
 
 
 def demo_bundle(folder: Path, target: str, precision: str, format_: str = "onnx") -> Path:
-    """Export the demo."""
+    """Copy the demo's bundle, which is exported once for all processes of a run of the suite."""
+    kept = Path(os.environ["EDGEGLM_TEST_BUNDLES"], f"{target} {precision} {format_}")
+    with open(f"{kept}.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            _export(kept, target, precision, format_)
+    shutil.copytree(kept, folder)
+    return folder
+
+
+def _export(folder: Path, target: str, precision: str, format_: str) -> None:
     request = Request(DEMO, DEMO_NAME, load_profile(target), precision, shipped=DEMO_DATA, format=format_)
     prepared = prepare(open_export(request))
     export(prepared, folder, predict(prepared), lambda _: None)
-    return folder
 
 
 def ask(

@@ -19,7 +19,7 @@ from edgeglm.export.demo.model import build_config, build_model, build_tokenizer
 from edgeglm.export.demo.train import Plan, Trainer, train
 
 PLAN = Plan(
-    vision_steps=4, early_steps=2, pointing_steps=2, steps=12, images=2, pointing_questions=3, questions=2, warm_up=2
+    vision_steps=1, early_steps=1, pointing_steps=1, steps=5, images=2, pointing_questions=3, questions=2, warm_up=2
 )
 
 
@@ -104,7 +104,7 @@ def test_a_few_pointing_steps_lower_their_loss() -> None:
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     def run(folder: Path) -> Trainer:
-        return train(PLAN, folder, every=10, samples=0, log=lambda record: None)
+        return train(PLAN, folder, every=5, samples=0, log=lambda record: None)
 
     whole = run(tmp_path / "whole")
     halfway: list[dict[str, object]] = []
@@ -117,9 +117,9 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         raise Stop
 
     with pytest.raises(Stop):
-        train(PLAN, tmp_path / "parts", every=10, samples=1, log=stop)
+        train(PLAN, tmp_path / "parts", every=5, samples=1, log=stop)
     resumed = run(tmp_path / "parts")
     for name, value in whole.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[name], value, msg=name)
     with pytest.raises(click.UsageError, match="another plan"):
-        train(replace(PLAN, steps=99), tmp_path / "parts", every=10, samples=0, log=lambda record: None)
+        train(replace(PLAN, steps=99), tmp_path / "parts", every=5, samples=0, log=lambda record: None)
