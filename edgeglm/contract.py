@@ -6,15 +6,15 @@ file and its folder, the embedding's rows and their bytes, tensors and the model
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
 from edgeglm.engines import ENGINES
-from edgeglm.roles import DECODER, GRAPH, TABLE, encoder_of
+from edgeglm.roles import DECODER, ENCODERS, GRAPH, TABLE
 
 if TYPE_CHECKING:
-    from edgeglm.manifest import GraphManifest, Manifest, Model, Module, Sealed, Tensor
+    from edgeglm.manifest import GraphManifest, Manifest, Model, Module, Sealed, Tensor, Vision
 
 # Bytes of a value of the embedding's rows; of int8, behind them, a float32 for each row.
 ROW_VALUES = {"fp32": 4, "fp16": 2, "int8": 1}
@@ -59,8 +59,9 @@ def model_faults(manifest: Manifest) -> Iterator[Fault]:
             yield "modules", f"has no {name}"
     if GRAPH in modules:
         yield "modules", "has a graph beside a model"
-    if encoder_of("image") in modules and manifest.model.vision is None:
-        yield "model.vision", "is missing, and there is a vision module"
+    for name in ENCODERS:
+        if name in modules and getattr(manifest.model, name) is None:
+            yield f"model.{name}", f"is missing, and there is a {name} module"
     if embedding := modules.get(TABLE):
         yield from _embedding_faults(manifest, embedding)
     for index, module in enumerate(manifest.modules):
@@ -118,6 +119,8 @@ def _model_faults(model: Model) -> Iterator[Fault]:
     rotary = model.head_dim * model.rope.partial_rotary_factor
     if model.rope.mrope_sections and 2 * sum(model.rope.mrope_sections) != round(rotary):
         yield "model.rope.mrope_sections", f"sum to another number than half of the {rotary:g} that rotate"
+    if (audio := model.audio) and audio.audio_token_id >= model.vocabulary:
+        yield "model.audio", f"has a token that a vocabulary of {model.vocabulary} does not have"
     if not (vision := model.vision):
         return
     if any(size % vision.merge_size for size in vision.grid):
@@ -135,16 +138,22 @@ def _shape_faults(model: Model, module: Module) -> Iterator[Fault]:
         graphs = [(model.vision.grid, (*module.inputs, *module.outputs))]
         graphs += [(shape.grid, (*shape.inputs, *shape.outputs)) for shape in module.shapes]
         for grid, tensors in graphs:
-            yield from _vision_faults(model, grid, tensors)
+            yield from _size_faults(_vision_sizes(model, model.vision, grid), tensors)
+    if module.is_audio and (audio := model.audio):
+        sizes = {"input_features": audio.mel_bins * audio.frames, "features": audio.tokens * model.hidden_size}
+        yield from _size_faults(sizes, (*module.inputs, *module.outputs))
 
 
-def _vision_faults(model: Model, grid: tuple[int, int], tensors: Sequence[Tensor]) -> Iterator[Fault]:
-    assert model.vision
-    patch = RGB * model.vision.temporal_patch_size * model.vision.patch_size**2
-    sizes = {
+def _vision_sizes(model: Model, vision: Vision, grid: tuple[int, int]) -> dict[str, int]:
+    """Return the numbers of values of a vision module's tensors, by their names."""
+    patch = RGB * vision.temporal_patch_size * vision.patch_size**2
+    return {
         "pixel_values": prod(grid) * patch,
-        "features": prod(grid) // model.vision.merge_size**2 * model.hidden_size,
+        "features": prod(grid) // vision.merge_size**2 * model.hidden_size,
     }
+
+
+def _size_faults(sizes: Mapping[str, int], tensors: Sequence[Tensor]) -> Iterator[Fault]:
     for tensor in tensors:
         sized = [size for size in tensor.shape if isinstance(size, int)]
         if tensor.name in sizes and len(sized) == len(tensor.shape) and prod(sized) != sizes[tensor.name]:

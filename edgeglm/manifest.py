@@ -57,6 +57,15 @@ class Vision(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     resample: Annotated[int, Meta(ge=0, le=5)] = 3
 
 
+class Audio(Struct, frozen=True, forbid_unknown_fields=True):
+    """The window of log-mel frames that an audio module was made for, and the token that stands for it, so often."""
+
+    mel_bins: Count
+    frames: Count
+    tokens: Count
+    audio_token_id: Natural
+
+
 class Model(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """The model's name, family and the dimensions that running it takes."""
 
@@ -72,6 +81,7 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
     max_positions: Count
     rope: Rope
     vision: Vision | None = None
+    audio: Audio | None = None
 
 
 class Tensor(Struct, frozen=True, forbid_unknown_fields=True):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-ModuleName = Literal["vision", "embedding", "decoder", "graph"]
-Kind = Literal["image"]
+ModuleName = Literal["vision", "audio", "embedding", "decoder", "graph"]
+Kind = Literal["image", "audio"]
 
 TABLE: ModuleName = "embedding"
 DECODER: ModuleName = "decoder"
 # A user's own graph, which is alone in its bundle.
 GRAPH: ModuleName = "graph"
 # An encoder has the kind of what it encodes.
-ENCODERS: dict[ModuleName, Kind] = {"vision": "image"}
+ENCODERS: dict[ModuleName, Kind] = {"vision": "image", "audio": "audio"}
 # The modules of a model, in the order in which a bundle has them.
 MODULES: tuple[ModuleName, ...] = (TABLE, *ENCODERS, DECODER)
 
@@ -46,6 +46,11 @@ class HasRole:
     def is_image(self) -> bool:
         """Whether it encodes images."""
         return self.encodes == "image"
+
+    @property
+    def is_audio(self) -> bool:
+        """Whether it encodes audio."""
+        return self.encodes == "audio"
 
 
 def encoder_of(kind: Kind) -> ModuleName:

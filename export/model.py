@@ -68,6 +68,11 @@ class Encoder:
         """The tokens of an input, which are rows of the features."""
         raise NotImplementedError
 
+    @property
+    def positions(self) -> int:
+        """The hidden states that a block computes."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Vision(Encoder):
@@ -89,7 +94,35 @@ class Vision(Encoder):
     @property
     def tokens(self) -> int:
         """The merged patches."""
-        return self.grid[0] * self.grid[1] // self.merge**2
+        return self.positions // self.merge**2
+
+    @property
+    def positions(self) -> int:
+        """The patches."""
+        return self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True)
+class Audio(Encoder):
+    """An audio tower for a window of log-mel frames: convolutions that take `stride` frames a position, blocks, merger.
+
+    `merge` positions side by side are one token.
+    """
+
+    mel_bins: int
+    frames: int
+    stride: int
+    merge: int
+
+    @property
+    def tokens(self) -> int:
+        """The merged positions."""
+        return self.positions // self.merge
+
+    @property
+    def positions(self) -> int:
+        """The frames that the convolutions leave."""
+        return self.frames // self.stride
 
 
 @dataclass(frozen=True)
@@ -100,6 +133,7 @@ class Model:
     family: str
     decoder: Decoder
     vision: Vision | None = None
+    audio: Audio | None = None
 
     @property
     def encoders(self) -> dict[ModuleName, Encoder]:
@@ -154,30 +188,6 @@ class Choice(HasRole):
 
 
 @dataclass(frozen=True)
-class Span:
-    """The blocks and ends in one of a module's files, where a single file would be too large."""
-
-    start: int
-    stop: int
-    front: bool
-    back: bool
-
-    @property
-    def layers(self) -> range:
-        """The blocks."""
-        return range(self.start, self.stop)
-
-
-@dataclass(frozen=True)
-class Traces:
-    """The three traced graphs of a module; what one gives, the next takes by its name."""
-
-    front: ir.Model
-    block: ir.Model
-    back: ir.Model
-
-
-@dataclass(frozen=True)
 class Part:
     """A stored array of a weight whose Linear layer has N output rows and K input columns.
 
@@ -227,19 +237,6 @@ def rotary_order(rotary: int, head_dim: int) -> NDArray[np.int64]:
     """Return a head's channels, of the first `rotary` the even ones before the odd ones: [head_dim]."""
     head = np.arange(head_dim)
     return np.concatenate([head[:rotary:2], head[1:rotary:2], head[rotary:]])
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A piece of a stored weight: some rows, encoded for each part, beginning with row `start`.
-
-    `origin` is the checkpoint's tensor that they are from, `source` their bytes there.
-    """
-
-    start: int
-    arrays: tuple[NDArray[Any], ...]
-    origin: str
-    source: NDArray[np.uint8]
 
 
 class HasShape(Protocol):

@@ -40,6 +40,7 @@ SHARED = {
     "edgeglm.files": {"open_regular", "opened", "read_bytes"},
     "edgeglm.machine": {"Machine", "describe_kernels", "memory_budget", "processor_lines", "read_machine"},
     "edgeglm.manifest": {
+        "Audio",
         "Compiled",
         "File",
         "Generation",

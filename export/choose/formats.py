@@ -115,6 +115,8 @@ def _converted(choice: Choice, profile: Profile, converter: Converter, text: str
     if engine is None:
         titles = " or ".join(engine.title for engine in readers)
         raise UnsupportedError(what, f"{profile.name} has no {titles} among its engines", "leave it out")
+    if choice.encodes not in (None, "image"):
+        raise UnsupportedError(what, f"encoders of {choice.encodes} are made as ONNX alone", f"leave {choice.name} out")
     if choice.parts:
         raise UnsupportedError(what, f"a {converter.title} {choice.name} has one precision", "name none of its parts")
     integers = choice.kind.integers  # in one of its own precisions

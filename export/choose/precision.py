@@ -50,7 +50,8 @@ def parse_precisions(text: str) -> dict[str, str]:
 
 
 def _choice(profile: Profile, name: ModuleName, asked: dict[str, str]) -> Choice:
-    module = getattr(profile.modules, name)
+    # A profile decides on an encoder of its own or, as of audio, leaves it where the decoder is.
+    module = getattr(profile.modules, name, profile.modules.decoder)
     precision = asked.get(name) or _general(name, asked) or module.precision.value
     if name == TABLE:
         if precision not in EMBEDDING_PRECISIONS:

@@ -18,7 +18,8 @@ from edgeglm.export.graph.passes.merge_reshapes import MergeReshapes
 from edgeglm.export.graph.passes.pack_attention import PackAttention
 from edgeglm.export.graph.passes.quick_gelu import QuickGelu
 from edgeglm.export.graph.stamp import Names, stamp, stamp_one
-from edgeglm.export.model import Rows, Stored, Traces
+from edgeglm.export.model import Rows, Stored
+from edgeglm.export.trace.trace_request import Traces
 from edgeglm.export.trace.tracer import Traced
 from edgeglm.roles import ModuleName
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgeglm.export.model import Traces
+from edgeglm.export.trace.trace_request import Traces
 
 # What a block's graph calls the state of its own layer: these become one input or output a layer.
 STATE = ("past_", "present_")

@@ -19,14 +19,14 @@ from edgeglm import manifest
 from edgeglm.bundle import read_manifest
 from edgeglm.export.evaluate.report.data import Report as PageData
 from edgeglm.export.evaluate.report.page import render
-from edgeglm.export.model import Piece, Stored
+from edgeglm.export.model import Stored
 from edgeglm.export.pipeline.self_test import UNSURE, own_assets
 from edgeglm.export.prepare.identity import Unchanged, identify, is_source_of, job_name
 from edgeglm.export.prepare.module import serialize
 from edgeglm.export.prepare.types import Prepared, PreparedModule
 from edgeglm.export.prove.probes import Example
 from edgeglm.export.prove.prover import Prover, prove_shape
-from edgeglm.export.quantize.stream import WORKERS
+from edgeglm.export.quantize.stream import WORKERS, Piece
 from edgeglm.export.targets.base import compile_step, write_step
 from edgeglm.export.write.describe import describe_tensors
 from edgeglm.export.write.layout import write

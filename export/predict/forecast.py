@@ -207,6 +207,8 @@ def _size(prepared: Prepared, module: PreparedModule) -> plan.ModuleSize:
         tokens, wide = max(rows * columns for rows, columns in grids), vision.hidden + 2 * vision.output
         pixels = tokens * vision.patch**2
         inputs = 4 * vision.channels * vision.temporal_patch * pixels
+    elif encoder := prepared.model.encoders.get(module.choice.name):
+        tokens, wide = encoder.positions, encoder.hidden + 2 * encoder.output
     else:
         tokens, wide = plan.PREFILL_CHUNK, decoder.hidden + 2 * decoder.intermediate
     weights = [job.stored for job in module.jobs]

@@ -18,7 +18,7 @@ from edgeglm.export.graph.assemble import build, stack_of
 from edgeglm.export.graph.check import Violation
 from edgeglm.export.graph.conform import fit
 from edgeglm.export.graph.position_embedding import position_embedding
-from edgeglm.export.model import Choice, Grid, Model, Part, Piece, Stored
+from edgeglm.export.model import Choice, Grid, Model, Part, Stored
 from edgeglm.export.prepare.types import (
     WEIGHTS,
     Calibration,
@@ -31,7 +31,7 @@ from edgeglm.export.quantize.qdq import lower_to_integers
 from edgeglm.export.quantize.rounding import check_range
 from edgeglm.export.quantize.schemes import Codes, Fp16, Fp32, NpuInt8, Scheme, parse_scheme, with_range
 from edgeglm.export.quantize.storage import encode, parts
-from edgeglm.export.quantize.stream import Chunk, chunks, encode_chunk
+from edgeglm.export.quantize.stream import Chunk, Piece, chunks, encode_chunk
 from edgeglm.export.trace.tracer import Traced
 from edgeglm.export.write.layout import Layout, bind, lay_out
 from edgeglm.suggest import nearest_name

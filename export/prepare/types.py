@@ -19,8 +19,9 @@ from edgeglm.engines import ENGINES, USUAL_FORMAT, Dialect
 from edgeglm.export.checkpoint.processor import ImageProcessor
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.graph.check import Violation
-from edgeglm.export.model import Choice, Grid, Model, Piece, Stored
+from edgeglm.export.model import Choice, Grid, Model, Stored
 from edgeglm.export.quantize.qdq import Range
+from edgeglm.export.quantize.stream import Piece
 from edgeglm.export.samples.screenshots import Sample
 from edgeglm.export.samples.shipped import Shipped
 from edgeglm.export.trace.trace_request import TraceRequest

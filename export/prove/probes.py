@@ -6,7 +6,7 @@ noise where it sees one, and only a checkpoint without a tokenizer gets random t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from edgeglm.export.prepare.types import Prepared
 from edgeglm.export.prove.values import Values, decoder_inputs
 from edgeglm.export.samples.screenshots import Sample, read_samples
 from edgeglm.export.write.describe import describe_vision
+from edgeglm.roles import Kind
 from edgeglm.runtimes.inputs.image import to_patches
 from edgeglm.runtimes.inputs.positions import prompt_positions
 from edgeglm.runtimes.text.chat import Chat
@@ -183,6 +184,18 @@ def vision_inputs(prepared: Prepared, prompt: Prompt) -> Values:
     assert prompt.patches is not None
     table = prepared.checkpoint.rows(vision.position)
     return {"pixel_values": prompt.patches, POSITION: position_embedding(table, vision.grid, vision.merge)}
+
+
+def audio_inputs(prepared: Prepared, prompt: Prompt) -> Values:
+    """Return a window of log-mel frames, which are noise and no part of the prompt."""
+    audio = prepared.probe.model.audio
+    assert audio is not None
+    random = np.random.default_rng(len(prompt.tokens))
+    return {"input_features": random.standard_normal((1, audio.mel_bins, audio.frames), np.float32)}
+
+
+# What an encoder of each kind is proven on.
+ENCODER_INPUTS: dict[Kind, Callable[[Prepared, Prompt], Values]] = {"image": vision_inputs, "audio": audio_inputs}
 
 
 def embed(prepared: Prepared, prompt: Prompt) -> NDArray[np.float32]:

@@ -21,12 +21,12 @@ from edgeglm.export.prove.fp16_arithmetic import HalfGraph
 from edgeglm.export.prove.onnx_run import check_loads, run_file
 from edgeglm.export.prove.overflow import Magnitudes, probe_graph
 from edgeglm.export.prove.probes import (
+    ENCODER_INPUTS,
     chat_prompts,
     embed,
     prompt_inputs,
     shipped_prompts,
     special_prompts,
-    vision_inputs,
 )
 from edgeglm.export.prove.reference import OriginalWeights, Segment, run_segment
 from edgeglm.export.prove.values import Values, feeds, passed_on, relative_error, two_digits
@@ -61,8 +61,8 @@ class Prover:
 
         Behind them may come what its values are looked at with; as no user writes such prompts, they are in no error.
         """
-        if module.choice.is_image:
-            return [vision_inputs(self.prepared, prompt) for prompt in self.prompts]
+        if kind := module.choice.encodes:
+            return [ENCODER_INPUTS[kind](self.prepared, prompt) for prompt in self.prompts]
         prompts = [*self.prompts, *(special_prompts(self.prepared) if module.choice.half else [])]
         return [prompt_inputs(self.prepared, prompt, embed(self.prepared, prompt)) for prompt in prompts]
 
@@ -187,7 +187,7 @@ class StackProof:
             raise EdgeglmError(self.module.file, why, "this is a bug in edgeglm, please report it") from error
         judged = range(len(self.prover.prompts))
         for prompt, want in zip(self.prover.prompts, self.want, strict=False):
-            if result == "features" and prompt.is_image.any():
+            if self.module.choice.is_image and prompt.is_image.any():
                 prompt.features = want[result]
         self._check_finite(result, judged)
         return _checked(self.module, max(relative_error(self.got[i][result], self.want[i][result]) for i in judged))

@@ -12,12 +12,25 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeglm.engines import Dialect
-from edgeglm.export.model import Piece, Rows, Stored, rotary_order
+from edgeglm.export.model import Rows, Stored, rotary_order
 from edgeglm.export.quantize.rounding import check_range
 from edgeglm.export.quantize.storage import encode
 
 CHUNK_BYTES = 16 << 20  # of fp32 rows in memory at once
 WORKERS = min(4, len(os.sched_getaffinity(0)))  # threads that encode chunks at the same time
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a stored weight: some rows, encoded for each part, beginning with row `start`.
+
+    `origin` is the checkpoint's tensor that they are from, `source` their bytes there.
+    """
+
+    start: int
+    arrays: tuple[NDArray[Any], ...]
+    origin: str
+    source: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,33 @@ class PatchLinear(Linear):
         return super().forward(x.flatten(1))
 
 
+class WindowLinear(Linear):
+    """A convolution over time whose windows may overlap: (1, channels, length) to (1, rows, positions)."""
+
+    def __init__(self, weight: str, convolution: nn.Conv1d) -> None:
+        rows, columns = convolution.weight.flatten(1).shape
+        super().__init__(weight, rows, columns, convolution.bias is not None)
+        (self.kernel,), (self.stride,) = convolution.kernel_size, convolution.stride
+        if isinstance(convolution.padding, str) or convolution.dilation != (1,) or convolution.groups != 1:
+            raise NotImplementedError(f"{weight} is a convolution with gaps, groups or a padding by name")
+        if convolution.padding_mode != "zeros":
+            raise NotImplementedError(f"{weight} is padded with {convolution.padding_mode}")
+        (self.padding,) = convolution.padding
+
+    def windows(self, x: Tensor) -> Tensor:
+        """Return what each position sees, (1, positions, channels * kernel), in the order of a kernel's weights."""
+        padded = nn.functional.pad(x, (self.padding, self.padding))
+        last = padded.shape[-1] - self.kernel
+        taps = [
+            padded[..., tap : tap + last // self.stride * self.stride + 1 : self.stride] for tap in range(self.kernel)
+        ]
+        return torch.stack(taps, -1).transpose(1, 2).flatten(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project every window."""
+        return super().forward(self.windows(x)).transpose(1, 2)
+
+
 class Norm(nn.Module):
     """An RMSNorm or LayerNorm over the last axis."""
 
@@ -81,6 +108,8 @@ def placeholder(module: nn.Module, name: str) -> nn.Module | None:
     """Return the stand-in for `module`, or None for one that holds no weights of its own."""
     if isinstance(module, nn.Linear):
         return Linear(name, module.out_features, module.in_features, module.bias is not None)
+    if isinstance(module, nn.Conv1d):
+        return WindowLinear(name, module)
     if isinstance(module, nn.Conv2d | nn.Conv3d):
         if module.kernel_size != module.stride or any(module.padding):
             raise NotImplementedError(f"{name} is a convolution with overlap")

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import onnx_ir as ir
+
 from edgeglm.engines import Dialect
+
+
+@dataclass(frozen=True)
+class Traces:
+    """The three traced graphs of a module; what one gives, the next takes by its name."""
+
+    front: ir.Model
+    block: ir.Model
+    back: ir.Model
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import onnx_ir as ir
 
 from edgeglm.errors import UnsupportedError
 from edgeglm.exits import NO_TEMPORARY, explain
-from edgeglm.export.model import Model, Traces
+from edgeglm.export.model import Model
 from edgeglm.export.trace.parity import check
-from edgeglm.export.trace.trace_request import ANSWERS, PARTS, TraceRequest
+from edgeglm.export.trace.trace_request import ANSWERS, PARTS, TraceRequest, Traces
 from edgeglm.roles import DECODER, ModuleName
 from edgeglm.store import find, keep, making
 from edgeglm.worker import Crashed, Worker

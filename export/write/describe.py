@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from edgeglm import manifest
 from edgeglm.export.checkpoint.processor import ImageProcessor
-from edgeglm.export.model import Decoder, Model, Vision
+from edgeglm.export.model import Audio, Decoder, Model, Vision
 
 DTYPES: dict[ir.DataType, manifest.Dtype] = {
     ir.DataType.FLOAT: "float32",
@@ -40,7 +40,12 @@ def describe_model(
         max_positions=context,
         rope=_rope(decoder, config),
         vision=describe_vision(model.vision, processor) if model.vision and processor else None,
+        audio=_audio(model.audio) if model.audio else None,
     )
+
+
+def _audio(audio: Audio) -> manifest.Audio:
+    return manifest.Audio(mel_bins=audio.mel_bins, frames=audio.frames, tokens=audio.tokens, audio_token_id=audio.token)
 
 
 def _rope(decoder: Decoder, config: Mapping[str, Any]) -> manifest.Rope:

@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeglm.export.model import Part, Piece, Stored
+from edgeglm.export.model import Part, Stored
+from edgeglm.export.quantize.stream import Piece
 
 # Pages map whole; small vectors need no more than what vector instructions like.
 PAGE, LINE = 4096, 64

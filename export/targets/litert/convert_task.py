@@ -4,8 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from edgeglm.export.model import Grid, Span
+from edgeglm.export.model import Grid
 from edgeglm.roles import ModuleName
+
+
+@dataclass(frozen=True)
+class Span:
+    """The blocks and ends in one of a module's files, where a single file would be too large."""
+
+    start: int
+    stop: int
+    front: bool
+    back: bool
+
+    @property
+    def layers(self) -> range:
+        """The blocks."""
+        return range(self.start, self.stop)
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from edgeglm.export.checkpoint.adapter import open_checkpoint
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.graph.position_embedding import position_embedding
-from edgeglm.export.model import Span
 from edgeglm.export.prove.values import relative_error, two_digits
-from edgeglm.export.targets.litert.convert_task import Report, Task
+from edgeglm.export.targets.litert.convert_task import Report, Span, Task
 from edgeglm.export.targets.litert.converter import ENCODE, convert, quantize
 from edgeglm.export.targets.litert.torch_modules import Builder
 from edgeglm.roles import ENCODERS

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 
 from edgeglm.export.families.registry import module_of
-from edgeglm.export.model import Span
 from edgeglm.export.prepare.header_checks import part_of
 from edgeglm.export.prepare.types import Opened
+from edgeglm.export.targets.litert.convert_task import Span
 from edgeglm.roles import DECODER, TABLE, ModuleName
 
 MIB = 1 << 20

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from edgeglm.export.families.building import build_config
 from edgeglm.export.families.image_tower import VisionBack, VisionBlock, VisionFront, tower_of
 from edgeglm.export.families.registry import FAMILIES
-from edgeglm.export.model import Decoder, Grid, Model, Rows, Span, rotary_order
+from edgeglm.export.model import Decoder, Grid, Model, Rows, rotary_order
+from edgeglm.export.targets.litert.convert_task import Span
 from edgeglm.export.trace.decoder_parts import DecoderBack, DecoderBlock, DecoderFront
 from edgeglm.export.trace.dialects import ATTENTION, ROTARY_STYLES, PortableAttention, hooked
 

@@ -16,13 +16,13 @@ import numpy as np
 from edgeglm import manifest
 from edgeglm.errors import EdgeglmError
 from edgeglm.export.choose.precision import NPU_PRECISIONS, is_measured
-from edgeglm.export.model import Choice, Span
+from edgeglm.export.model import Choice
 from edgeglm.export.prepare.types import Opened, Prepared, PreparedModule
 from edgeglm.export.prove.probes import PROBES
 from edgeglm.export.prove.prover import Prover, StackProof
 from edgeglm.export.prove.values import Values
 from edgeglm.export.samples.screenshots import Sample, read_samples
-from edgeglm.export.targets.litert.convert_task import Report, Task
+from edgeglm.export.targets.litert.convert_task import Report, Span, Task
 from edgeglm.export.targets.litert.npu import compile_on_npu
 from edgeglm.export.targets.litert.sizes import CALIBRATE_BYTES, CHUNK, all_scores, files_of
 from edgeglm.export.write.describe import describe_vision
