@@ -156,7 +156,7 @@ class _Reader:
 
 def _unescaped(quotes: re.Pattern[str], response: str, start: int) -> Iterator[int]:
     """Yield the ends of the quotes that no backslash escapes."""
-    return (found.end() for found in quotes.finditer(response, start) if len(found[1]) % 2 == 0)
+    return (quote.end() for quote in quotes.finditer(response, start) if len(quote[1]) % 2 == 0)
 
 
 def _rounded(number: str) -> int:

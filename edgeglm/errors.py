@@ -22,7 +22,9 @@ def printable(text: str) -> str:
     """Escape what a terminal would obey or could not show: control characters, surrogates."""
     if text.isprintable():
         return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
 
 
 class EdgeglmError(Exception):

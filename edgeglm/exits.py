@@ -147,7 +147,7 @@ def _handled(number: signal.Signals, handler: Callable[[int, FrameType | None], 
 
 def _interrupted(came: Sequence[KeyboardInterrupt]) -> int:
     """Say so, and return the exit code."""
-    is_terminated = any(isinstance(each, _Terminated) for each in came)
+    is_terminated = any(isinstance(interrupt, _Terminated) for interrupt in came)
     _say("terminated" if is_terminated else "interrupted")
     return TERMINATED if is_terminated else INTERRUPTED
 

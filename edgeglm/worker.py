@@ -259,7 +259,7 @@ def serve(task_type: type[Task], body: Callable[[Task, Callable[[float], None]],
 
 
 def _failure(error: EdgeglmError) -> Failure:
-    return Failure([(each.exit_code, each.what, each.why, each.remedy) for each in (error, *error.more)])
+    return Failure([(failure.exit_code, failure.what, failure.why, failure.remedy) for failure in (error, *error.more)])
 
 
 def _write(out: IO[bytes], frame: Frame) -> None:

@@ -116,7 +116,11 @@ def _self_test(runner: Runner, *, as_json: bool) -> None:
 
 def _show(text: str) -> None:
     """Print a model's text; on a terminal, which obeys control characters, escaped."""
-    plain = "".join(each if each in "\n\t" else printable(each) for each in text) if sys.stdout.isatty() else text
+    plain = (
+        "".join(character if character in "\n\t" else printable(character) for character in text)
+        if sys.stdout.isatty()
+        else text
+    )
     print(plain, end="", flush=True)
 
 

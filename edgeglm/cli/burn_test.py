@@ -59,12 +59,12 @@ def command(bundle: Path, via: str, limit: int, max_ram: str | None, python: str
     asked = questions(opened, limit)
     with device:
         everything = files(opened, asked)
-        first = [each for each in everything if each[1] == f"{BUNDLE}/{RUNNER}"]
+        first = [item for item in everything if item[1] == f"{BUNDLE}/{RUNNER}"]
         device.push(first)
         check_runner(device)  # before gigabytes are on their way
         with progress_line(f"{device.title}: copying") as show:
             show(0)
-            device.push([each for each in everything if each not in first])
+            device.push([item for item in everything if item not in first])
         pairs = []
         with progress_line(f"{device.title}: running") as show:
             for pair in ask(device, opened, asked, memory):
@@ -108,7 +108,7 @@ def _judge(bundle: Path, device: Device, memory: int, pairs: Sequence[Pair], pro
 
 
 def _peak(pairs: Sequence[Pair], proof: Proof) -> int:
-    return max(int(each["peak_rss_bytes"]) for each in (*(pair.there.result for pair in pairs), proof) if each)
+    return max(int(result["peak_rss_bytes"]) for result in (*(pair.there.result for pair in pairs), proof) if result)
 
 
 def _agreed(proof: dict[str, Any]) -> str:

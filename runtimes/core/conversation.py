@@ -60,4 +60,4 @@ class Conversation:
         return turns
 
     def _messages(self, turns: list[tuple[Message, Message]], question: Message) -> list[Message]:
-        return [*self.system, *(each for turn in turns for each in turn), question]
+        return [*self.system, *(message for turn in turns for message in turn), question]

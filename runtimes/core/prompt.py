@@ -81,10 +81,10 @@ def read_prompt(
     if any(chat.image_token and chat.image_token in text for text in words):
         raise UsageError("the prompt", "holds the image token", "take it out of the text")
     visions = [_shape(source, shapes or [vision]) for source in sources] if vision else []
-    tokens = chat.encode(said, tools, [each.grid for each in visions], variables)
+    tokens = chat.encode(said, tools, [vision.grid for vision in visions], variables)
     _check_tokens(chat, model, tokens)
     is_image = [bool(vision) and token == vision.image_token_id for token in tokens]  # type: ignore[union-attr]
-    grids, spans = [merged_grid(each) for each in visions], picture_spans(is_image)
+    grids, spans = [merged_grid(vision) for vision in visions], picture_spans(is_image)
     if [stop - start for start, stop in spans] != [rows * columns for rows, columns in grids]:
         why = f"has {len(spans)} places for {len(sources)} images"
         raise UnsupportedError("the prompt", why, "give each message as many images as its chat template takes")

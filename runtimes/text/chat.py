@@ -87,7 +87,7 @@ class Chat:
         """Return the text of a conversation, in which a picture is one token. Raises as `encode`."""
         if self.template is None:
             raise self._missing()
-        return self.template.render([self._for_template(each) for each in messages], tools, variables)
+        return self.template.render([self._for_template(message) for message in messages], tools, variables)
 
     def _expanded(self, text: str, vision: Vision, grids: Sequence[Grid] | None) -> str:
         """Repeat the token of each picture; as many as the template did not make of the pictures stay single."""
@@ -133,7 +133,7 @@ class Chat:
         return self._knows[role]
 
     def _text(self, messages: Sequence[Message]) -> str:
-        match [part for each in messages for part in parts(each)]:
+        match [part for message in messages for part in parts(message)]:
             case [{"type": "text", "text": str(text)}]:
                 return text
         raise self._missing()

@@ -54,12 +54,12 @@ def normalize(messages: Sequence[Message], *, files: bool = True) -> list[dict[s
     room = [MAX_TEXT]
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         raise UsageError("the messages", "are no list", "give a list of messages")
-    return [_normalized(f"message {number}", each, room, files) for number, each in enumerate(messages, start=1)]
+    return [_normalized(f"message {number}", message, room, files) for number, message in enumerate(messages, start=1)]
 
 
 def pictures(messages: Sequence[Message]) -> list[Path | bytes]:
     """Return the pictures of normalized messages, in their order."""
-    return [part["image"] for each in messages for part in parts(each) if part["type"] == "image"]
+    return [part["image"] for message in messages for part in parts(message) if part["type"] == "image"]
 
 
 def parts(each: Message) -> list[Mapping[str, Any]]:

@@ -219,7 +219,7 @@ def _sources(file: Path, value: object) -> dict[str, Template]:
     found: Source = typed(file, "chat_template", value, Source)  # type: ignore[arg-type]
     if isinstance(found, str):
         return {DEFAULT: Template(file, found)}
-    named = found if isinstance(found, dict) else {each.name: each.template for each in found or ()}
+    named = found if isinstance(found, dict) else {template.name: template.template for template in found or ()}
     return {name: Template(file, text) for name, text in named.items()}
 
 

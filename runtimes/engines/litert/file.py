@@ -185,4 +185,4 @@ def _reason(said: str, error: Exception) -> str:
 
 
 def _forms(details: Mapping[str, Any]) -> dict[str, Form]:
-    return {name: (tuple(each["shape"]), np.dtype(each["dtype"])) for name, each in details.items()}
+    return {name: (tuple(tensor["shape"]), np.dtype(tensor["dtype"])) for name, tensor in details.items()}

@@ -67,9 +67,10 @@ class Encoder:
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """Return the outputs by name."""
         inputs = {
-            each.name: feeds[each.name].astype(DTYPES[each.type], copy=False) for each in self.session.get_inputs()
+            tensor.name: feeds[tensor.name].astype(DTYPES[tensor.type], copy=False)
+            for tensor in self.session.get_inputs()
         }
-        names = [each.name for each in self.session.get_outputs()]
+        names = [tensor.name for tensor in self.session.get_outputs()]
         return dict(zip(names, self.session.run(names, inputs), strict=True))
 
     def close(self) -> None:
@@ -88,9 +89,9 @@ class Decoder:
     def __init__(self, path: Path, threads: int, capacity: int, graph: bytes | None = None) -> None:
         self.session, self.capacity, self.length = open_session(path, threads, graph=graph), capacity, 0
         inputs = self.session.get_inputs()
-        self.types = {each.name: DTYPES[each.type] for each in inputs}
+        self.types = {tensor.name: DTYPES[tensor.type] for tensor in inputs}
         self.shapes: dict[str, list[int | str]] = {
-            each.name: each.shape for each in inputs if each.name.startswith("past_")
+            tensor.name: tensor.shape for tensor in inputs if tensor.name.startswith("past_")
         }
         self.shared = "seqlens_k" in self.types
         rows = capacity if self.shared else 0

@@ -111,8 +111,8 @@ class Encoder:
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """Return the outputs by name."""
-        inputs = {each.name: feeds[each.name].astype("float32", copy=False) for each in self.session.get_inputs()}
-        names = [each.name for each in self.session.get_outputs()]
+        inputs = {tensor.name: feeds[tensor.name].astype("float32", copy=False) for tensor in self.session.get_inputs()}
+        names = [tensor.name for tensor in self.session.get_outputs()]
         with quiet():
             return dict(zip(names, self.session.run(names, inputs), strict=True))
 
@@ -170,12 +170,12 @@ def _devices() -> tuple[dict[str, Any], str]:
     try:
         with quiet():
             onnxruntime.register_execution_provider_library(PROVIDER, library.get_library_path())
-            devices = [each for each in onnxruntime.get_ep_devices() if each.ep_name == PROVIDER]
+            devices = [ep_device for ep_device in onnxruntime.get_ep_devices() if ep_device.ep_name == PROVIDER]
     except Exception as error:  # the engine's own exceptions have no common base
         reason = str(error).splitlines()[0]
         why = f"{DISTRIBUTION} cannot be loaded into ONNX Runtime {onnxruntime.__version__}: {reason}"
         raise UnsupportedError("NPU", why, "install both again") from error
-    return {each.device.type.name: each for each in devices}, library.get_qnn_htp_path()
+    return {ep_device.device.type.name: ep_device for ep_device in devices}, library.get_qnn_htp_path()
 
 
 def _version() -> str:
