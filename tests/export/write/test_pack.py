@@ -29,7 +29,7 @@ from edgeglm.manifest import MANIFEST
 from tests.bundles import ROWS_BYTES, sample_manifest, write_bundle
 from tests.export.pack_crash import JOBS, contents, export
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CRASH = [sys.executable, "-m", "tests.export.pack_crash"]
 
 
