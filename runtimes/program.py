@@ -14,9 +14,10 @@ from typing import NoReturn
 from edgeglm.actions import Action
 from edgeglm.errors import BudgetError, UsageError, printable
 from edgeglm.memory import MemoryCurve
+from edgeglm.runtimes.core.answer import Answer, Loaded
 from edgeglm.runtimes.core.conversation import Conversation
 from edgeglm.runtimes.core.memory_plot import check_format, draw_memory
-from edgeglm.runtimes.core.runner import Answer, Loaded, Runner
+from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.sampling import Sampling
 from edgeglm.runtimes.core.self_test import check, describe, run_self_test, summarize
 from edgeglm.units import format_size, parse_size

@@ -12,8 +12,9 @@ from edgeglm.cli.output import json_option, print_json
 from edgeglm.export.samples.screenshots import Sample, read_samples
 from edgeglm.export.samples.shipped import DEMO_DATA
 from edgeglm.machine import describe_kernels, read_machine
+from edgeglm.runtimes.core.answer import Answer
 from edgeglm.runtimes.core.progress import progress_line
-from edgeglm.runtimes.core.runner import Answer, Runner
+from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.sampling import Sampling
 from edgeglm.runtimes.program import MAX_THREADS
 from edgeglm.runtimes.text.messages import message

@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TypeVar
 
 from edgeglm.bundle import Bundle
 from edgeglm.errors import BudgetError
-from edgeglm.export.evaluate.fp16_sessions import is_emulated, open_decoder, open_encoder
+from edgeglm.export.evaluate.fp16_sessions import MeasuringSessions, is_emulated
 from edgeglm.export.evaluate.original.cache import cached, checkpoint_key
 from edgeglm.export.evaluate.original.memory import is_streamed
 from edgeglm.export.evaluate.original.streamed import Drafter, streamed_answers
 from edgeglm.export.evaluate.original.whole import MAX_NEW_TOKENS, WholeOriginal
 from edgeglm.export.model import Original
 from edgeglm.export.samples.screenshots import Sample
-from edgeglm.manifest import Module, Vision
-from edgeglm.runtimes.core.embedding import EmbeddingRows
-from edgeglm.runtimes.core.generate import generate
-from edgeglm.runtimes.core.sampling import Sampler, Sampling
-from edgeglm.runtimes.core.session import EncoderSession
+from edgeglm.runtimes.core.answer import Answer
+from edgeglm.runtimes.core.prompt import Prompt
+from edgeglm.runtimes.core.runner import Runner
+from edgeglm.runtimes.core.sampling import Sampling
 from edgeglm.runtimes.core.sessions import place_of
-from edgeglm.runtimes.core.window import capacity_for
-from edgeglm.runtimes.inputs.image import merged_grid, nearest_shape, to_patches
-from edgeglm.runtimes.inputs.positions import prompt_positions
-from edgeglm.runtimes.text.chat import Chat
+from edgeglm.runtimes.inputs.image import merged_grid, picture_bytes
 
-# Features of the pictures that wait for the decoder; then the vision module is loaded again.
-FEATURE_BYTES = 256 << 20
+T = TypeVar("T")
+# Of pictures that wait for the decoder, patches and features; then the vision module is loaded again.
+WAITING_BYTES = 256 << 20
 Show = Callable[[float], object]  # told which share is done
 # Screens that the original answers together, and the parameters beyond which they are fewer: with a large model their
 # activations count, and together they are hardly faster.
@@ -44,36 +37,54 @@ def artifact_answers(
     samples: Sequence[Sample],
     begun: Sequence[Sequence[int]] | None = None,
     show: Show = lambda _: None,
-) -> list[list[int]]:
-    """Return what the bundle answers, as tokens: as on a device, the decoder comes when the vision module is gone.
+) -> list[Answer]:
+    """Return what the runner answers, each sample as if it were the first that it is asked.
 
-    `begun` are tokens that the answers begin with, none unless given. The last token of an answer ends it, unless
-    it is as long as can be.
+    Pictures are encoded in groups, so that the vision module is loaded once for many.
+
+    Args:
+        bundle: Its hashes were checked.
+        samples: The questions.
+        begun: Tokens that each answer begins with, which are not repeated in it; none if None.
+        show: Told which share is done.
 
     Raises:
         BudgetError: A prompt with its answer is longer than the bundle's context.
     """
-    tokens = max(math.prod(merged_grid(vision)) for vision in bundle.shapes)
-    group = max(1, FEATURE_BYTES // (4 * bundle.manifest.model.hidden_size * tokens))
-    answers: list[list[int]] = []
-    for start in range(0, len(samples), group):
-        some, first = samples[start : start + group], (begun or [()] * len(samples))[start : start + group]
-        visions = [_shape(sample, bundle.shapes) for sample in some]
-        for answer in _decode(bundle, visions, some, _features(bundle, visions, some, len(samples)), first):
-            answers.append(answer)
-            show(len(answers) / len(samples))
+    answers: list[Answer] = []
+    pairs = list(zip(samples, begun or [()] * len(samples), strict=True))
+    with open_runner(bundle, len(samples)) as runner:
+        for group in _batches(pairs, _group_size(bundle)):
+            prompts = [runner.prompt(sample.asked) for sample, _ in group]
+            check_room(bundle, prompts)
+            runner.encode(prompts)
+            for prompt, (_, first) in zip(prompts, group, strict=True):
+                runner.forget()
+                asked, left = prompt.followed_by(first), MAX_NEW_TOKENS - len(first)
+                answers.append(runner.answer(asked, max_new_tokens=left, sampling=Sampling()))
+                show(len(answers) / len(samples))
     return answers
 
 
-def as_text(bundle: Bundle, answers: Sequence[Sequence[int]]) -> list[str]:
-    """Return the answers as the runner prints them."""
-    chat, ends = Chat.of_bundle(bundle), _ends(bundle)
-    streams = [chat.stream() for _ in answers]
-    for stream, answer in zip(streams, answers, strict=True):
-        for token in answer:
-            if token not in ends:
-                stream.add(token)
-    return [stream.text for stream in streams]
+def open_runner(bundle: Bundle, samples: int) -> Runner:
+    """Open the runner that ships, with what stands in for an accelerator that is not here."""
+    return Runner(bundle.folder, sessions=MeasuringSessions(samples))
+
+
+def check_room(bundle: Bundle, prompts: Sequence[Prompt]) -> None:
+    """Raise BudgetError if a prompt with its answer is longer than the bundle's context."""
+    longest = max(len(prompt.tokens) for prompt in prompts) + MAX_NEW_TOKENS
+    room = bundle.manifest.model.max_positions
+    if longest > room:
+        why = f"a prompt and its answer take {longest} tokens, and it has room for {room}"
+        raise BudgetError(bundle.folder, why, f"export it with --context {longest}")
+
+
+def _group_size(bundle: Bundle) -> int:
+    """Return how many screens' patches and features wait in memory together."""
+    width = 4 * bundle.manifest.model.hidden_size
+    each = [width * math.prod(merged_grid(vision)) + picture_bytes(vision) for vision in bundle.shapes]
+    return max(1, WAITING_BYTES // max(each))
 
 
 def where_run(bundle: Bundle, samples: int) -> dict[str, str]:
@@ -85,69 +96,16 @@ def where_run(bundle: Bundle, samples: int) -> dict[str, str]:
     }
 
 
-def _shape(sample: Sample, shapes: Sequence[Vision]) -> Vision:
-    """Return the shape that the runner brings a screen to."""
-    return shapes[0] if len(shapes) == 1 else nearest_shape(*sample.image.size, shapes)
-
-
-def _encoder(bundle: Bundle, vision: Vision, samples: int) -> EncoderSession:
-    """Return the vision module's session: the NPU's simulator for few samples, else ONNX Runtime."""
-    module = _image_encoder(bundle).for_grid(vision.grid)
-    return open_encoder(bundle, module, _threads(), samples)
-
-
-def _features(bundle: Bundle, visions: Sequence[Vision], samples: Sequence[Sample], total: int) -> list[NDArray[Any]]:
-    found = dict[int, NDArray[Any]]()
-    for vision in {vision.grid: vision for vision in visions}.values():
-        encoder = _encoder(bundle, vision, total)
-        for index, sample in enumerate(samples):
-            if visions[index].grid == vision.grid:
-                found[index] = encoder.run({"pixel_values": to_patches(sample.image, vision)})["features"]
-        encoder.close()
-    return [found[index] for index in range(len(samples))]
-
-
-def _decode(
-    bundle: Bundle,
-    visions: Sequence[Vision],
-    samples: Sequence[Sample],
-    pictures: Sequence[NDArray[Any]],
-    begun: Sequence[Sequence[int]],
-) -> Iterator[list[int]]:
-    model, rows, chat = bundle.manifest.model, EmbeddingRows(bundle), Chat.of_bundle(bundle)
-    asked = zip(samples, visions, strict=True)
-    prompts = [chat.encode(sample.messages, grids=[vision.grid]) for sample, vision in asked]
-    longest = max(map(len, prompts)) + MAX_NEW_TOKENS
-    if longest > model.max_positions:
-        why = f"a prompt and its answer take {longest} tokens, and it has room for {model.max_positions}"
-        raise BudgetError(bundle.folder, why, f"export it with --context {longest}")
-    capacity = capacity_for(longest, model.max_positions)
-    decoder = open_decoder(bundle, bundle.decoder, _threads(), capacity)
-    ends = _ends(bundle)
-    for prompt, vision, features, first in zip(prompts, visions, pictures, begun, strict=True):
-        tokens, left = [*prompt, *first], MAX_NEW_TOKENS - len(first)
-        is_image = np.array(tokens) == vision.image_token_id
-        is_image[len(prompt) :] = False
-        hidden = rows.gather(tokens)
-        hidden[is_image] = features
-        grids = [merged_grid(vision)] if model.rope.mrope_sections else None
-        positions = prompt_positions(is_image.tolist(), grids)
-        decoder.truncate(0)
-        yield [*first, *generate(decoder, rows, tokens, hidden, positions, Sampler(Sampling()), ends, left)]
-    decoder.close()
-
-
-def _ends(bundle: Bundle) -> set[int]:
-    return set(bundle.manifest.generation.eos_token_ids)
-
-
 def drafter(bundle: Bundle, answers: Sequence[Sequence[int]]) -> Drafter:
     """Return the bundle, whose `answers` to all samples are known."""
 
     def draft(samples: Sequence[Sample], begun: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
-        return artifact_answers(bundle, samples, begun) if any(begun) else answers
+        if not any(begun):
+            return answers
+        more = artifact_answers(bundle, samples, begun)
+        return [[*first, *answer.tokens] for first, answer in zip(begun, more, strict=True)]
 
-    return Drafter(_ends(bundle), draft)
+    return Drafter(bundle.manifest.generation.eos_token_ids, draft)
 
 
 def reference_answers(
@@ -177,8 +135,8 @@ def _answer(agent: WholeOriginal, samples: Sequence[Sample]) -> Iterator[str]:
     return agent.answer([sample.image for sample in samples], [sample.messages for sample in samples], BATCH)
 
 
-def _batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
-    rest = iter(samples)
+def _batches(items: Sequence[T], size: int) -> Iterator[list[T]]:
+    rest = iter(items)
     while some := list(islice(rest, size)):
         yield some
 
@@ -189,11 +147,3 @@ def _key(original: Original, samples: Sequence[Sample]) -> Iterator[bytes]:
     for sample in samples:
         yield repr(sample.messages).encode()
         yield sample.image.tobytes()
-
-
-def _image_encoder(bundle: Bundle) -> Module:
-    return next(module for module in bundle.manifest.modules if module.is_image)
-
-
-def _threads() -> int:
-    return len(os.sched_getaffinity(0))

@@ -11,7 +11,7 @@ from edgeglm.export.checkpoint.adapter import open_checkpoint
 from edgeglm.export.checkpoint.locate import DEMO, DEMO_NAME, locate
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.evaluate.accuracy_report import Found, OnScreens, OnText, write_report
-from edgeglm.export.evaluate.answers import artifact_answers, as_text, drafter, reference_answers, where_run
+from edgeglm.export.evaluate.answers import artifact_answers, drafter, reference_answers, where_run
 from edgeglm.export.evaluate.original.loading_proof import proof_bytes, prove_pictures, prove_reading
 from edgeglm.export.evaluate.original.memory import BASE_BYTES, is_streamed, streamed_bytes, whole_bytes
 from edgeglm.export.evaluate.tasks.agent import compare_agents
@@ -88,8 +88,9 @@ def _on_screens(
     samples = list(read_samples(file, request.limit))
     answers = artifact_answers(bundle, samples, show=_share(show, "the bundle answers"))
     answered = _share(show, "the original answers")
-    theirs = reference_answers(original, samples, budget, drafter(bundle, answers), answered)
-    ours = as_text(bundle, answers)
+    drafts = drafter(bundle, [answer.tokens for answer in answers])
+    theirs = reference_answers(original, samples, budget, drafts, answered)
+    ours = [answer.text for answer in answers]
     metrics = compare_agents([sample.expected for sample in samples], theirs, ours, request.accuracy_drop)
     return OnScreens(metrics, samples, theirs, ours, where_run(bundle, len(samples)))
 

@@ -7,6 +7,7 @@ overflows. Here each is a node in fp32 whose result is cast to fp16: casts that 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -36,18 +37,30 @@ def is_emulated(module: Module) -> bool:
     return half and not ENGINES[sessions.engine_of(module)].half
 
 
-def open_encoder(bundle: Bundle, module: Module, threads: int, inputs: int = 1) -> EncoderSession:
-    """Return a module without a state, on its engine or in its arithmetic. Raises as its engine does."""
-    if not is_emulated(module):
-        return sessions.open_encoder(bundle, module, threads, inputs)
-    return _Encoder(bundle.path(module.file), threads, _rounded(bundle, module))
+@dataclass(frozen=True)
+class MeasuringSessions:
+    """Opens the modules of a bundle that is measured: on their engine, or in its arithmetic where it is not here.
 
+    Args:
+        inputs: How many inputs each module gets: a simulator is too slow for many, and ONNX Runtime computes the same
+            quantized graph.
+    """
 
-def open_decoder(bundle: Bundle, module: Module, threads: int, capacity: int) -> DecoderSession:
-    """Return a decoder, on its engine or in its arithmetic. Raises as its engine does."""
-    if not is_emulated(module):
-        return sessions.open_decoder(bundle, module, threads, capacity)
-    return _Decoder(bundle.path(module.file), threads, capacity, _rounded(bundle, module))
+    inputs: int = 1
+
+    def open_encoder(self, bundle: Bundle, module: Module, threads: int) -> EncoderSession:
+        """Open a module without a state. Raises as its engine does."""
+        if is_emulated(module):
+            return _Encoder(bundle.path(module.file), threads, _rounded(bundle, module))
+        return sessions.open_encoder(bundle, module, threads, self.inputs)
+
+    def open_decoder(
+        self, bundle: Bundle, module: Module, threads: int, capacity: int, *, low_rss: bool = False
+    ) -> DecoderSession:
+        """Open a decoder. Raises as its engine does."""
+        if is_emulated(module):
+            return _Decoder(bundle.path(module.file), threads, capacity, _rounded(bundle, module))
+        return sessions.open_decoder(bundle, module, threads, capacity, low_rss=low_rss)
 
 
 class _Encoder(ort.Encoder):

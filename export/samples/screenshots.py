@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,11 +53,24 @@ class Sample:
         return [*({"role": role, "content": text} for role, text in self.before), question]
 
     @property
+    def asked(self) -> list[dict[str, Any]]:
+        """The conversation as the runner takes it, with the picture itself."""
+        *before, question = self.messages
+        picture = self.screen if isinstance(self.screen, Path) else _png(self.screen)
+        return [*before, {**question, "content": [{"type": "image", "image": picture}, *question["content"][1:]]}]
+
+    @property
     def image(self) -> Image.Image:
         """The pixels, in RGB as the runner reads them; of a file anew each time: a thousand are not in memory."""
         if isinstance(self.screen, Image.Image):
             return self.screen
         return to_rgb(open_picture(self.screen))
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def read_samples(file: Path, limit: int | None = None) -> Iterator[Sample]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from edgeglm.runtimes.core.runner import Answer, Runner
+from edgeglm.runtimes.core.answer import Answer
+from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.sampling import Sampling
 from edgeglm.runtimes.text.messages import Message, message
 

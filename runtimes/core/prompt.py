@@ -1,48 +1,58 @@
-"""A prompt as the decoder takes it: tokens with the pictures that some of them stand for, and how much is known."""
+"""Read a conversation as the decoder takes it: tokens with the pictures that some of them stand for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.manifest import Model, Vision
+from edgeglm.runtimes.core.assembly import Assembly, assemble
 from edgeglm.runtimes.inputs.image import Source, hash_picture, merged_grid, nearest_shape, picture_size
-from edgeglm.runtimes.inputs.positions import picture_spans, prompt_positions
+from edgeglm.runtimes.inputs.positions import Grid
 from edgeglm.runtimes.text.chat import Chat
 from edgeglm.runtimes.text.messages import Message, normalize, parts, pictures, texts
 
 Key = int | bytes  # a token, or the hash of the picture that it is a piece of
+FeaturesKey = tuple[bytes, Grid]  # the hash of a picture, and the grid that it is brought to
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, the shape that it is brought to, the hash of its bytes, and its tokens' place in the prompt."""
+    """A picture, the shape that it is brought to, and the hash of its bytes."""
 
     source: Source
     vision: Vision
     digest: bytes
-    start: int
-    stop: int
+
+    @property
+    def key(self) -> FeaturesKey:
+        """What its features depend on."""
+        return self.digest, self.vision.grid
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A prompt as the decoder takes it; positions are (axes, 1, length)."""
+class Prompt(Assembly):
+    """A prompt with its pictures, one a span."""
 
-    tokens: list[int]
-    pictures: list[Picture]
-    positions: NDArray[np.int64]
+    pictures: list[Picture] = field(default_factory=list)
+
+    @classmethod
+    def of_text(cls, tokens: Sequence[int], model: Model) -> Prompt:
+        """Assemble tokens that all stand for text."""
+        found = assemble(tokens, [False] * len(tokens), [], mrope=bool(model.rope.mrope_sections))
+        return cls(found.tokens, found.spans, found.positions)
+
+    def unseen(self, known: int) -> list[Picture]:
+        """Return the pictures of which the first `known` tokens lack a piece."""
+        return [picture for picture, (_, stop) in zip(self.pictures, self.spans, strict=True) if stop > known]
 
     def keys(self) -> list[Key]:
         """Return what a decoder's state depends on, token by token: equal keys have equal states."""
         keys: list[Key] = list(self.tokens)
-        for picture in self.pictures:
-            keys[picture.start : picture.stop] = [picture.digest] * (picture.stop - picture.start)
+        for picture, (start, stop) in zip(self.pictures, self.spans, strict=True):
+            keys[start:stop] = [picture.digest] * (stop - start)
         return keys
 
 
@@ -84,24 +94,24 @@ def read_prompt(
     tokens = chat.encode(said, tools, [vision.grid for vision in visions], variables)
     _check_tokens(chat, model, tokens)
     is_image = [bool(vision) and token == vision.image_token_id for token in tokens]  # type: ignore[union-attr]
-    grids, spans = [merged_grid(vision) for vision in visions], picture_spans(is_image)
-    if [stop - start for start, stop in spans] != [rows * columns for rows, columns in grids]:
-        why = f"has {len(spans)} places for {len(sources)} images"
-        raise UnsupportedError("the prompt", why, "give each message as many images as its chat template takes")
-    positions = prompt_positions(is_image, grids if model.rope.mrope_sections else None)
-    places = zip(sources, visions, spans, strict=True)
-    found = [Picture(source, shape, hash_picture(source), *span) for source, shape, span in places]
-    return Prompt(tokens, found, positions)
+    grids = [merged_grid(vision) for vision in visions]
+    try:
+        found = assemble(tokens, is_image, grids, mrope=bool(model.rope.mrope_sections))
+    except ValueError as error:
+        remedy = "give each message as many images as its chat template takes"
+        raise UnsupportedError("the prompt", f"has {error}", remedy) from error
+    shown = zip(sources, visions, strict=True)
+    seen = [Picture(source, shape, hash_picture(source)) for source, shape in shown]
+    return Prompt(found.tokens, found.spans, found.positions, seen)
 
 
 def text_prompt(chat: Chat, model: Model, text: str | Sequence[int]) -> Prompt:
     """Return the prompt that a text is without a chat template, or that tokens are. Raises as `read_prompt`."""
     tokens = chat.bounded.encode(text, add_special_tokens=True) if isinstance(text, str) else [*text]
     _check_tokens(chat, model, tokens)
-    is_image = [bool(model.vision) and token == model.vision.image_token_id for token in tokens]  # type: ignore[union-attr]
-    if not tokens or any(is_image):
+    if not tokens or (model.vision and model.vision.image_token_id in tokens):
         raise UsageError("the prompt", "is empty or holds the image token", "give a text")
-    return Prompt(tokens, [], prompt_positions(is_image, [] if model.rope.mrope_sections else None))
+    return Prompt.of_text(tokens, model)
 
 
 def _check_tokens(chat: Chat, model: Model, tokens: Sequence[int]) -> None:

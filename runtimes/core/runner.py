@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeglm.actions import Action, parse_action
+from edgeglm.actions import parse_action
 from edgeglm.bundle import Bundle, load_bundle, verify_bundle
 from edgeglm.errors import DamagedFileError
 from edgeglm.manifest import Module
-from edgeglm.memory import Phase, PhaseLog, current_rss, peak_rss
+from edgeglm.memory import PhaseLog, current_rss, peak_rss
+from edgeglm.runtimes.core import sessions as engines_here
+from edgeglm.runtimes.core.answer import Answer, Loaded
 from edgeglm.runtimes.core.embedding import EmbeddingRows
 from edgeglm.runtimes.core.generate import generate
 from edgeglm.runtimes.core.heap import bound_heap, trim
-from edgeglm.runtimes.core.prompt import Key, Picture, Prompt, read_prompt, shared_length
+from edgeglm.runtimes.core.prompt import FeaturesKey, Key, Picture, Prompt, read_prompt, shared_length
 from edgeglm.runtimes.core.sampling import Sampler, Sampling
-from edgeglm.runtimes.core.session import DecoderSession, EncoderSession
-from edgeglm.runtimes.core.sessions import engine_of, note_of, open_decoder, open_encoder
+from edgeglm.runtimes.core.session import DecoderSession, EncoderSession, Sessions
+from edgeglm.runtimes.core.sessions import engine_of, note_of
 from edgeglm.runtimes.core.window import Window
 from edgeglm.runtimes.inputs.image import open_picture, picture_bytes, picture_name, squeezed, to_patches
 from edgeglm.runtimes.inputs.positions import Grid
@@ -36,57 +38,18 @@ from edgeglm.runtimes.text.messages import Message
 Session = TypeVar("Session", EncoderSession, DecoderSession)
 
 
-@dataclass
-class Loaded:
-    """A module's stay in memory: the bytes of its files, and milliseconds since the runner's start.
-
-    ``note`` is what there is to say of where it ran.
-    """
-
-    name: str
-    engine: str
-    bytes: int
-    loaded: float
-    unloaded: float | None = None
-    note: str | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer and its cost; times are in milliseconds, sizes in bytes.
-
-    ``prefilled_tokens`` are those of the prompt that an earlier request had not left in the decoder. ``modules`` are
-    those that were in memory at any time of the request. ``finish_reason`` is ``length`` where the answer was cut off.
-    ``notes`` say what became of the pictures that the user may not expect.
-    """
-
-    text: str
-    action: Action | None
-    finish_reason: Literal["stop", "length"]
-    prompt_tokens: int
-    prefilled_tokens: int
-    generated_tokens: int
-    time_to_first_token_ms: float
-    decode_tokens_per_second: float
-    peak_rss_bytes: int
-    state_bytes: int
-    phases: list[Phase]
-    modules: list[Loaded]
-    notes: list[str]
+class StopAnswer(Exception):
+    """Raised by ``show`` to end an answer here, as an end token does."""
 
 
 @dataclass(frozen=True)
 class _Wish:
-    """How an answer is generated, and who sees it."""
+    """How the tokens behind a prompt are generated."""
 
     sampler: Sampler
     limit: int
-    show: Callable[[str], object]
-    pause: Callable[[], object]
-
-
-class StopAnswer(Exception):
-    """Raised by ``show`` to end an answer here, as an end token does."""
+    ends: Collection[int]
+    pause: Callable[[], object] = lambda: None
 
 
 class Runner:
@@ -101,6 +64,7 @@ class Runner:
         context: The most tokens of prompt and answer; the bundle's if None.
         max_ram: The budget in bytes. The decoder makes room for a later picture, and forgets its state.
         low_rss: Take packed weights from a file whose pages the kernel may drop, made on first use.
+        sessions: Opens modules, on the engines of this machine if nothing else is given.
 
     Attributes:
         resources: What is to be undone when the runner closes: last in, first out, each once, and an error in one keeps
@@ -119,16 +83,18 @@ class Runner:
         context: int | None = None,
         max_ram: int | None = None,
         low_rss: bool = False,
+        sessions: Sessions = engines_here,
     ) -> None:
         self._start, self._log = time.perf_counter(), PhaseLog()
         bound_heap()
         self.threads = min(threads, os.cpu_count() or 1) if threads else len(os.sched_getaffinity(0))
-        self.max_ram, self.low_rss = max_ram, low_rss
+        self.max_ram, self.low_rss, self.sessions = max_ram, low_rss, sessions
         self.resources = ExitStack()
         self._modules: list[Loaded] = []
         self._decoder: DecoderSession | None = None
         self._decoder_stay = ExitStack()
         self._known: list[Key] = []  # what the decoder's state holds
+        self._encoded = dict[FeaturesKey, NDArray[np.float32]]()  # by `encode`
         self._fresh = True
         with self._log.phase("start"):
             self.bundle: Bundle = load_bundle(folder)
@@ -175,12 +141,12 @@ class Runner:
         """Answer a conversation, in the forms that `edgeglm.runtimes.text.messages.normalize` knows.
 
         Args:
-            messages: Text, and pictures by their paths, as data URLs or as bytes; or the prompt that they are.
+            messages: Text, and pictures by their paths, as data URLs or as bytes; or what `prompt` made of them.
             max_new_tokens: Of the answer.
             sampling: How tokens are chosen, or what chooses them; as the bundle says if None.
             seed: Of the sampling.
             show: Gets the text as it is generated; may raise `StopAnswer`.
-            pause: Is called between the pieces of a prompt; what it raises ends the request.
+            pause: Is called before each piece of the prompt; what it raises ends the request.
 
         Raises:
             UsageError: A picture cannot be read, or nothing is asked.
@@ -190,23 +156,38 @@ class Runner:
         """
         self._begin()
         prompt = messages if isinstance(messages, Prompt) else self.prompt(messages)
-        capacity = self.window.capacity(len(prompt.tokens), max_new_tokens)
-        keys = prompt.keys()
-        if self.max_ram is not None and self._unseen(prompt, shared_length(self._known, keys)):
-            self._release_decoder()
-        shared = shared_length(self._known, keys)
-        hidden = self._embed(prompt, shared)
-        decoder = self._prepare(capacity, shared)
         if not isinstance(sampling, Sampler):
             sampling = Sampler(sampling or Sampling.of(self.bundle.manifest.generation), seed)
-        try:
-            return self._generate(decoder, prompt, hidden, _Wish(sampling, max_new_tokens, show, pause))
-        except DamagedFileError:
-            keys = []  # what the state was computed from is gone
-            self._generated.clear()
-            raise
-        finally:
-            self._known = (keys + self._generated)[: decoder.length]
+        with closing(self._complete(prompt, _Wish(sampling, max_new_tokens, self.ends, pause))) as tokens:
+            return self._told(prompt, tokens, show)
+
+    def complete(self, prompt: Prompt, sampler: Sampler, limit: int, ends: Collection[int]) -> Iterator[int]:
+        """Yield the tokens that follow a prompt, up to `limit`; one of `ends` is the last. Raises as `answer`.
+
+        Close the generator, or take all that it yields, before the runner is asked again.
+        """
+        self._begin()
+        yield from self._complete(prompt, _Wish(sampler, limit, ends))
+
+    def encode(self, prompts: Sequence[Prompt]) -> None:
+        """Encode the pictures of several prompts at once, so that the vision module is loaded once for all of them.
+
+        Until the next call, their features are at hand and the vision module stays out. Raises as `answer`.
+        """
+        self._begin()
+        self._release_decoder()  # which makes room, as when the first picture comes
+        pictures = {picture.key: picture for prompt in prompts for picture in prompt.pictures}
+        self._encoded = {}
+        self._encoded = dict(zip(pictures, self._features(list(pictures.values())), strict=True))
+
+    def forget(self) -> None:
+        """Forget the keys and values of earlier prompts: the next one is prefilled from its beginning."""
+        self._known = []
+
+    @property
+    def ends(self) -> set[int]:
+        """The tokens that end an answer."""
+        return set(self.bundle.manifest.generation.eos_token_ids)
 
     def _begin(self) -> None:
         """Begin the log of a request; that of the first one begins with the start of the runner."""
@@ -214,23 +195,48 @@ class Runner:
             self._log = PhaseLog()
         self._fresh = False
         self._modules = [module for module in self._modules if module.unloaded is None]
-        self._generated: list[Key] = []
         self._notes: list[str] = []
 
-    def _unseen(self, prompt: Prompt, shared: int) -> list[Picture]:
-        """Return the pictures of which the decoder's state lacks a piece."""
-        return [picture for picture in prompt.pictures if picture.stop > shared]
+    def _complete(self, prompt: Prompt, wish: _Wish) -> Generator[int]:
+        """Load what the prompt needs, and return what generates the tokens behind it."""
+        capacity, keys = self.window.capacity(len(prompt.tokens), wish.limit), prompt.keys()
+        if self.max_ram is not None and prompt.unseen(shared_length(self._known, keys)):
+            self._release_decoder()
+        shared = shared_length(self._known, keys)
+        hidden = self.rows.gather(prompt.tokens[shared:])
+        prompt.place(hidden, self._features(prompt.unseen(shared)), shared)
+        self._prefilled = len(hidden)
+        return self._generate(self._prepare(capacity, shared), prompt, hidden, wish)
 
-    def _embed(self, prompt: Prompt, shared: int) -> NDArray[np.float32]:
-        """Return the embeddings of what follows the shared tokens: (n, hidden)."""
-        hidden, unseen = self.rows.gather(prompt.tokens[shared:]), self._unseen(prompt, shared)
-        for picture, features in zip(unseen, self._features(unseen), strict=True):
-            start = max(picture.start, shared)
-            hidden[start - shared : picture.stop - shared] = features[start - picture.start :]
-        return hidden
+    def _generate(
+        self,
+        decoder: DecoderSession,
+        prompt: Prompt,
+        hidden: NDArray[np.float32],
+        wish: _Wish,
+    ) -> Generator[int]:
+        """Yield tokens, and note in the end what the decoder's state holds."""
+        state, positions = prompt.keys(), prompt.positions[:, :, -len(hidden) :]
+        try:
+            for token in generate(
+                decoder, self.rows, prompt.tokens, hidden, positions, wish.sampler, wish.ends, wish.limit, wish.pause
+            ):
+                self.bundle.check(self.bundle.decoder.name)  # whose weights are mapped
+                state.append(token)
+                yield token
+        except DamagedFileError:
+            state = []  # what it was computed from is gone
+            raise
+        finally:
+            self._known = state[: decoder.length]
 
     def _features(self, pictures: Sequence[Picture]) -> list[NDArray[np.float32]]:
         """Return the features of each picture, (tokens, hidden); the vision module is loaded only meanwhile."""
+        new = [picture for picture in pictures if picture.key not in self._encoded]
+        encoded = self._encoded | dict(zip([picture.key for picture in new], self._encode(new), strict=True))
+        return [encoded[picture.key] for picture in pictures]
+
+    def _encode(self, pictures: Sequence[Picture]) -> list[NDArray[np.float32]]:
         if not pictures:
             return []
         with self._log.phase("read image"):  # first: one that cannot be decoded costs no loading
@@ -249,7 +255,7 @@ class Runner:
         return [found[index] for index in range(len(pictures))]
 
     def _open_encoder(self, grid: Grid, module: Module) -> EncoderSession:
-        return open_encoder(self.bundle, module.for_grid(grid), self.threads)
+        return self.sessions.open_encoder(self.bundle, module.for_grid(grid), self.threads)
 
     def _read_picture(self, picture: Picture, count: int) -> NDArray[np.float32]:
         """Return the patches of one of `count` pictures, all of which are in memory when the vision module is."""
@@ -275,51 +281,40 @@ class Runner:
         return self._decoder
 
     def _load_decoder(self, module: Module, capacity: int) -> DecoderSession:
-        return open_decoder(self.bundle, module, self.threads, capacity, low_rss=self.low_rss)
+        return self.sessions.open_decoder(self.bundle, module, self.threads, capacity, low_rss=self.low_rss)
 
     def _release_decoder(self) -> None:
         self._decoder, self._known = None, []
         self._decoder_stay.close()
 
-    def _generate(
-        self,
-        decoder: DecoderSession,
-        prompt: Prompt,
-        hidden: NDArray[np.float32],
-        wish: _Wish,
-    ) -> Answer:
-        ends, stream = set(self.bundle.manifest.generation.eos_token_ids), self.chat.stream()
-        positions = prompt.positions[:, :, -len(hidden) :]
-        answer = generate(
-            decoder, self.rows, prompt.tokens, hidden, positions, wish.sampler, ends, wish.limit, wish.pause
-        )
+    def _told(self, prompt: Prompt, answer: Iterator[int], show: Callable[[str], object]) -> Answer:
+        """Take an answer's tokens, show their text, and return both with what they cost."""
+        stream, tokens = self.chat.stream(), list[int]()
         with self._log.phase("prefill"):
-            token = next(answer)
-        first, stopped = self._log.ms(), False
+            tokens.append(next(answer))
+        first, stopped = self._log.ms(), True
         with self._log.phase("decode"), suppress(StopAnswer):
-            stopped = True
             while True:
-                self.bundle.check(self.bundle.decoder.name)  # whose weights are mapped
-                self._generated.append(token)
-                if token not in ends:
-                    wish.show(stream.add(token))
-                if (following := next(answer, None)) is None:
+                if tokens[-1] not in self.ends:
+                    show(stream.add(tokens[-1]))
+                if (token := next(answer, None)) is None:
                     break
-                token = following
-            wish.show(stream.finish())
+                tokens.append(token)
+            show(stream.finish())
             stopped = False
-        seconds, generated = (self._log.ms() - first) / 1e3, len(self._generated)
+        seconds = (self._log.ms() - first) / 1e3
+        assert self._decoder is not None
         return Answer(
             text=stream.text,
             action=parse_action(stream.text),
-            finish_reason="stop" if stopped or token in ends else "length",
+            finish_reason="stop" if stopped or tokens[-1] in self.ends else "length",
             prompt_tokens=len(prompt.tokens),
-            prefilled_tokens=len(hidden),
-            generated_tokens=generated,
+            prefilled_tokens=self._prefilled,
+            tokens=tokens,
             time_to_first_token_ms=first,
-            decode_tokens_per_second=(generated - 1) / seconds if generated > 1 else 0.0,
+            decode_tokens_per_second=(len(tokens) - 1) / seconds if len(tokens) > 1 else 0.0,
             peak_rss_bytes=peak_rss(),
-            state_bytes=decoder.state_bytes,
+            state_bytes=self._decoder.state_bytes,
             phases=list(self._log.phases),
             modules=self._modules,
             notes=self._notes,

@@ -20,7 +20,8 @@ from edgeglm.actions import Action, Value, parse_action
 from edgeglm.bundle import RESTORE, Bundle
 from edgeglm.errors import AccuracyError, DamagedFileError, UnsupportedError
 from edgeglm.machine import describe_kernels, read_machine
-from edgeglm.runtimes.core.runner import Answer, Runner
+from edgeglm.runtimes.core.answer import Answer
+from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.sampling import Sampler, Sampling
 from edgeglm.runtimes.text.messages import message
 from edgeglm.units import format_size

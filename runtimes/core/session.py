@@ -51,6 +51,18 @@ class DecoderSession(Protocol):
         """Give its memory back."""
 
 
+class Sessions(Protocol):
+    """The functions that open a bundle's modules: `edgeglm.runtimes.core.sessions`, or what stands in for an engine."""
+
+    def open_encoder(self, bundle: Bundle, module: Module, threads: int) -> EncoderSession:
+        """Open a module without a state."""
+
+    def open_decoder(
+        self, bundle: Bundle, module: Module, threads: int, capacity: int, *, low_rss: bool = False
+    ) -> DecoderSession:
+        """Open a decoder with room for `capacity` tokens."""
+
+
 class EngineModule(Protocol):
     """The functions of ``runtimes/engines/NAME/engine.py``, where what is heavy is imported only once it is needed."""
 

@@ -14,7 +14,8 @@ from edgeglm.export.predict.forecast import predict
 from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Request
 from edgeglm.export.samples.shipped import DATA, DEMO_DATA
-from edgeglm.runtimes.core.runner import Answer, Runner
+from edgeglm.runtimes.core.answer import Answer
+from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.sampling import Sampling
 from edgeglm.runtimes.text.messages import message
 

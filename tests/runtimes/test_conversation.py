@@ -12,8 +12,9 @@ pytest.importorskip("torch")
 
 from edgeglm.errors import BudgetError, UnsupportedError, UsageError
 from edgeglm.memory import current_rss
+from edgeglm.runtimes.core.answer import Answer
 from edgeglm.runtimes.core.conversation import Conversation
-from edgeglm.runtimes.core.runner import Answer, Runner
+from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.text.messages import Message, message
 from tests.runtimes.demo import OTHER_SCREEN, SCREEN, demo_bundle
 

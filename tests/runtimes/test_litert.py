@@ -21,7 +21,7 @@ need_tflite()
 
 from edgeglm.bundle import load_bundle
 from edgeglm.errors import BudgetError, UnsupportedError
-from edgeglm.export.evaluate.answers import artifact_answers, as_text
+from edgeglm.export.evaluate.answers import artifact_answers
 from edgeglm.export.samples.screenshots import read_samples
 from edgeglm.export.samples.shipped import DATA
 from edgeglm.runtimes.core.session import DecoderSession
@@ -79,7 +79,7 @@ def test_validation_runs_the_same_sessions(exact_tflite: Path) -> None:
     screens = [DATA / "evaluation" / f"{index:04d}.webp" for index in range(len(samples))]
     want = [ask(exact_tflite, sample.prompt, screen).text for sample, screen in zip(samples, screens, strict=True)]
     bundle = load_bundle(exact_tflite)
-    assert as_text(bundle, artifact_answers(bundle, samples)) == want
+    assert [answer.text for answer in artifact_answers(bundle, samples)] == want
 
 
 def test_int8_is_the_nearer_of_both_ways(exact_tflite: Path) -> None:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeglm.bundle import Bundle
-from edgeglm.export.evaluate.fp16_sessions import open_decoder
+from edgeglm.export.evaluate.fp16_sessions import MeasuringSessions
 from edgeglm.export.evaluate.original.cache import cached, checkpoint_key
 from edgeglm.export.evaluate.original.decoder import StreamedDecoder
 from edgeglm.export.evaluate.statistics import RULE_OF_THREE, Values, compare, mean
 from edgeglm.export.metric import PERPLEXITY, SHARE, Metric
 from edgeglm.export.model import Original
 from edgeglm.export.samples.windows import Windows, bundle_tokenizer
-from edgeglm.runtimes.core.embedding import EmbeddingRows
-from edgeglm.runtimes.core.window import capacity_for
-from edgeglm.runtimes.inputs.positions import prompt_positions
+from edgeglm.runtimes.core.prompt import Prompt
+from edgeglm.runtimes.core.runner import Runner
+from edgeglm.runtimes.core.sampling import Sampler, Sampling
 
 
 @dataclass(frozen=True)
@@ -29,28 +30,38 @@ class Scores:
     top: list[list[int]]
 
 
+class Scorer(Sampler):
+    """Leads the runner along given tokens, and keeps what the model says of each of them.
+
+    Attributes:
+        log_probabilities: Of the given tokens.
+        top: The likeliest token in each place.
+    """
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        super().__init__(Sampling())
+        self.tokens, self.log_probabilities, self.top = tokens, list[float](), list[int]()
+
+    def choose(self, logits: NDArray[np.float32], seen: Sequence[int]) -> int:
+        """Return the next of the tokens."""
+        token, scores = self.tokens[len(self.top)], logits.astype(np.float64)
+        scores -= scores.max()
+        self.log_probabilities.append(float(scores[token] - np.log(np.exp(scores).sum())))
+        self.top.append(int(scores.argmax()))
+        return token
+
+
 def artifact_scores(bundle: Bundle, windows: Windows, show: Callable[[float], object] = lambda _: None) -> Scores:
-    """Return what the bundle's decoder makes of the windows: token after token, as it decodes."""
-    model, rows = bundle.manifest.model, EmbeddingRows(bundle)
-    length = windows.sequences.shape[1]
-    capacity = capacity_for(length, model.max_positions)
-    decoder = open_decoder(bundle, bundle.decoder, len(os.sched_getaffinity(0)), capacity)
-    positions = prompt_positions([False] * length, [] if model.rope.mrope_sections else None)
+    """Return what the runner's decoder makes of the windows: token after token, as it decodes."""
     scores = Scores([], [])
-    for sequence in windows.sequences.tolist():
-        decoder.truncate(0)
-        logits = [
-            decoder.step(rows.gather([token])[None], positions[:, :, index : index + 1])
-            for index, token in enumerate(sequence[:-1])
-        ]
-        kept = np.stack(logits[-windows.count :]).astype(np.float64)
-        kept -= kept.max(-1, keepdims=True)
-        targets = sequence[-windows.count :]
-        right = kept[np.arange(windows.count), targets] - np.log(np.exp(kept).sum(-1))
-        scores.log_probabilities.append(right.tolist())
-        scores.top.append(kept.argmax(-1).tolist())
-        show(len(scores.top) / len(windows.sequences))
-    decoder.close()
+    with Runner(bundle.folder, sessions=MeasuringSessions()) as runner:
+        for first, *rest in windows.sequences.tolist():
+            runner.forget()
+            scorer = Scorer(rest)
+            deque(runner.complete(Prompt.of_text([first], runner.model), scorer, len(rest), ends=()), maxlen=0)
+            scores.log_probabilities.append(scorer.log_probabilities[-windows.count :])
+            scores.top.append(scorer.top[-windows.count :])
+            show(len(scores.top) / len(windows.sequences))
     return scores
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,12 +20,13 @@ from edgeglm.errors import BudgetError
 from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.evaluate import answers
-from edgeglm.export.evaluate.answers import artifact_answers, as_text, reference_answers
+from edgeglm.export.evaluate.answers import artifact_answers, check_room, reference_answers
 from edgeglm.export.evaluate.original import streamed
 from edgeglm.export.evaluate.original.streamed import Drafter, corrected
 from edgeglm.export.evaluate.original.whole import MAX_NEW_TOKENS
 from edgeglm.export.samples.screenshots import Sample, read_samples
 from edgeglm.export.samples.shipped import DATA
+from edgeglm.runtimes.core.runner import Runner
 
 ENOUGH = 1 << 40  # bytes of memory, in which the original is a whole
 
@@ -44,6 +46,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     target = tmp_path_factory.mktemp("fp32") / "bundle"
     assert main(["export", "--target", "cpu", "--precision", "fp32", "-o", str(target)]) == 0
     return load_bundle(target)
+
+
+def tokens(bundle: Bundle, samples: Sequence[Sample], begun: Sequence[Sequence[int]] | None = None) -> list[list[int]]:
+    """Return the whole answers of a bundle, those tokens included that they begin with."""
+    answers = [answer.tokens for answer in artifact_answers(bundle, samples, begun)]
+    return [[*first, *answer] for first, answer in zip(begun or [()] * len(samples), answers, strict=True)]
 
 
 def no_draft(samples: Sequence[Sample], begun: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -84,17 +92,17 @@ def test_streamed_answers_are_those_of_transformers_whatever_is_drafted(
     # So that the samples pass in several batches, and their pictures too.
     monkeypatch.setattr(streamed, "TOKENS", 300)
     monkeypatch.setattr(streamed, "PATCHES", 288)
-    drafts = [spoil(answer) for answer in artifact_answers(bundle, samples)]
+    drafts = [spoil(answer) for answer in tokens(bundle, samples)]
     asked = []
 
     def draft(some: Sequence[Sample], begun: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
         asked.append(len(some))
-        return artifact_answers(bundle, some, begun) if any(begun) else drafts
+        return tokens(bundle, some, begun) if any(begun) else drafts
 
     ends = bundle.manifest.generation.eos_token_ids
     assert reference_answers(original, samples, 0, Drafter(ends, draft)) == whole
     # Right drafts are right at once, wrong ones as soon as the first difference is mended.
-    assert asked == ([5] if drafts == artifact_answers(bundle, samples) else [5, 5])
+    assert asked == ([5] if drafts == tokens(bundle, samples) else [5, 5])
 
 
 def test_a_draft_is_corrected_at_its_first_difference() -> None:
@@ -109,17 +117,37 @@ def test_a_draft_is_corrected_at_its_first_difference() -> None:
 def test_a_bundle_answers_in_groups_as_at_once(
     original: Checkpoint, bundle: Bundle, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    together = artifact_answers(bundle, samples)
-    monkeypatch.setattr(answers, "FEATURE_BYTES", 1)
-    assert artifact_answers(bundle, samples) == together
-    assert artifact_answers(bundle, samples, [answer[:7] for answer in together]) == together
+    together = tokens(bundle, samples)
+    monkeypatch.setattr(answers, "WAITING_BYTES", 1)
+    assert tokens(bundle, samples) == together
+    assert tokens(bundle, samples, [answer[:7] for answer in together]) == together
     assert artifact_answers(bundle, []) == []
     assert len({*map(tuple, together)}) == len(samples)
     before = (("system", "You work a phone."), ("user", "Open Maps"), ("assistant", 'do(action="Launch", app="Maps")'))
     chats = [dataclasses.replace(sample, before=before) for sample in samples]
     answered = artifact_answers(bundle, chats)
-    assert as_text(bundle, answered) == reference_answers(original, chats, ENOUGH, NOBODY)
-    assert answered != together
+    assert [answer.text for answer in answered] == reference_answers(original, chats, ENOUGH, NOBODY)
+    assert [answer.tokens for answer in answered] != together
+
+
+def test_an_answer_is_what_the_runner_prints(
+    bundle: Bundle, samples: list[Sample], capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = artifact_answers(bundle, [*samples, dataclasses.replace(samples[0], screen=samples[0].image)])
+    capsys.readouterr()
+    for sample, answer in zip(samples, measured, strict=False):
+        command = ["run", str(bundle.folder), "--image", str(sample.screen), f"--prompt={sample.prompt}"]
+        assert main([*command, "--temperature", "0", "--max-new-tokens", str(MAX_NEW_TOKENS), "--json"]) == 0
+        printed = json.loads(capsys.readouterr().out)
+        assert (printed["text"], printed["generated_tokens"]) == (answer.text, len(answer.tokens))
+    # A picture without a file is given as its pixels.
+    assert measured[-1].tokens == measured[0].tokens
+
+
+def test_a_prompt_without_room_names_the_context_that_it_needs(bundle: Bundle, samples: list[Sample]) -> None:
     short = replace(bundle.manifest, model=replace(bundle.manifest.model, max_positions=128))
+    with Runner(bundle.folder) as runner:
+        prompts = [runner.prompt(sample.asked) for sample in samples]
+    check_room(bundle, prompts)
     with pytest.raises(BudgetError, match=r"take \d+ tokens, and it has room for 128; export it with --context"):
-        artifact_answers(Bundle(bundle.folder, short), samples)
+        check_room(Bundle(bundle.folder, short), prompts)
