@@ -22,8 +22,8 @@ from edgeglm.export.prove.values import Values, decoder_inputs
 from edgeglm.export.samples.screenshots import Sample, read_samples
 from edgeglm.export.write.describe import describe_vision
 from edgeglm.roles import Kind
+from edgeglm.runtimes.core.assembly import assemble
 from edgeglm.runtimes.inputs.image import to_patches
-from edgeglm.runtimes.inputs.positions import prompt_positions
 from edgeglm.runtimes.text.chat import Chat
 from edgeglm.runtimes.text.messages import Message, message
 from edgeglm.runtimes.text.sidecars import Sidecars
@@ -206,10 +206,9 @@ def embed(prepared: Prepared, prompt: Prompt) -> NDArray[np.float32]:
 
 def prompt_inputs(prepared: Prepared, prompt: Prompt, rows: NDArray[np.float32]) -> Values:
     """Return what a decoder takes: embedded tokens with the picture's features in their place, and positions."""
-    hidden = rows[None].copy()
-    if prompt.features is not None:
-        hidden[0, prompt.is_image] = prompt.features
-    sections = prepared.probe.model.decoder.mrope_section
+    hidden, mrope = rows.copy(), bool(prepared.probe.model.decoder.mrope_section)
     grids = [prompt.grid] if prompt.grid and prompt.is_image.any() else []
-    positions = prompt_positions(prompt.is_image.tolist(), grids if sections else None)
-    return decoder_inputs(hidden, positions)
+    assembly = assemble(prompt.tokens, prompt.is_image.tolist(), grids, mrope=mrope)
+    if prompt.features is not None and assembly.spans:
+        assembly.place(hidden, [prompt.features])
+    return decoder_inputs(hidden[None], assembly.positions)

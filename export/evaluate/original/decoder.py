@@ -133,6 +133,12 @@ def parts_of(config: Mapping[str, Any]) -> tuple[Any, Family, Any]:
     return build_config(config), family, importlib.import_module(family.modeling)
 
 
+def has_mrope(source: Original) -> bool:
+    """Return whether positions count time, row and column."""
+    config, family, _ = parts_of(source.config)
+    return bool(family.describe(config, None).decoder.mrope_section)
+
+
 def fill(source: Original, module: nn.Module, prefix: str) -> None:
     """Overwrite a module's weights by those of the checkpoint whose names have the prefix before the module's own.
 

@@ -30,8 +30,8 @@ from edgeglm.export.evaluate.original.tower import StreamedTower
 from edgeglm.export.evaluate.original.whole import image_processor
 from edgeglm.export.families.building import reference_config
 from edgeglm.export.model import HasShape, Original
+from edgeglm.runtimes.core.assembly import assemble
 from edgeglm.runtimes.inputs.image import to_patches
-from edgeglm.runtimes.inputs.positions import prompt_positions
 
 LAYERS, VOCABULARY = 2, 256
 # Token of a picture among those that are left, its rows and columns of tokens, and the text on both sides of it.
@@ -164,14 +164,15 @@ def _load(original: Original) -> Any:  # noqa: ANN401 (a class of transformers, 
 
 def _logits(cut: Cut, prompt: Prompt) -> Tensor:
     """Return the same by the classes that stream an original."""
-    decoder, grids = StreamedDecoder(cut), list[tuple[int, int]]()
-    hidden = decoder.embed(prompt.tokens)[None]
+    decoder, features = StreamedDecoder(cut), list[NDArray[np.float32]]()
     if "pixel_values" in prompt.inputs:
-        grids = [GRID]
-        features = StreamedTower(cut).features(prompt.inputs["pixel_values"], prompt.inputs["image_grid_thw"])
-        hidden[0, torch.from_numpy(prompt.is_picture)] = features
-    places = prompt_positions(prompt.is_picture.tolist(), grids if decoder.decoder.mrope_section else None)
-    decoder.run([hidden], [places])
+        tower = StreamedTower(cut)
+        features = [tower.features(prompt.inputs["pixel_values"], prompt.inputs["image_grid_thw"]).numpy()]
+    mrope = bool(decoder.decoder.mrope_section)
+    assembly = assemble(prompt.tokens.tolist(), prompt.is_picture.tolist(), [GRID] * len(features), mrope=mrope)
+    hidden = decoder.embed(prompt.tokens)[None]
+    assembly.place(hidden[0].numpy(), features)
+    decoder.run([hidden], [assembly.positions])
     rows = cut.rows(decoder.decoder.head, 0, min(VOCABULARY, decoder.decoder.vocabulary))
     return hidden[0] @ torch.from_numpy(rows).T
 

@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeglm.export.evaluate.original.decoder import StreamedDecoder
+from edgeglm.export.evaluate.original.decoder import StreamedDecoder, has_mrope
 from edgeglm.export.evaluate.original.tower import StreamedTower
 from edgeglm.export.evaluate.original.whole import MAX_NEW_TOKENS, Prompts
 from edgeglm.export.model import Original
 from edgeglm.export.samples.screenshots import Sample
-from edgeglm.runtimes.inputs.positions import prompt_positions
+from edgeglm.runtimes.core.assembly import Assembly, assemble
 
 # What passes through the decoder's blocks together, and through the vision tower's: of AutoGLM-Phone-9B, 128 MiB and
 # 32 MiB of hidden states.
@@ -54,10 +54,11 @@ def streamed_answers(
 ) -> list[str]:
     """Return the answers of the original, in fp32; `show` is told which share is done."""
     prompts, answers = Prompts.load(original.folder), dict[int, list[int]]()
+    mrope = has_mrope(original)
     drafts = {index: list(each) for index, each in enumerate(drafter.draft(samples, [()] * len(samples)))}
     while drafts:
         asked, decided = [samples[index] for index in drafts], dict[int, list[int]]()
-        drafted = (_drafted(prompts, *each) for each in zip(asked, drafts.values(), strict=True))
+        drafted = (_drafted(prompts, *each, mrope=mrope) for each in zip(asked, drafts.values(), strict=True))
         for (index, draft), likeliest in zip(drafts.items(), verdicts(original, drafted), strict=True):
             tokens, whole = corrected(draft, likeliest, drafter.ends)
             (answers if whole else decided)[index] = tokens
@@ -85,17 +86,13 @@ class Drafted:
     """A prompt with the draft of its answer, n tokens: what the model gets, and what it judges.
 
     Args:
-        tokens: Those of the prompt, and all of the draft but its last: (length).
-        is_picture: Which of them stand for a piece of the picture: (length).
-        positions: As `edgeglm.runtimes.inputs.positions.prompt_positions` gives them.
+        prompt: Its tokens, and all of the draft but its last.
         pixels: The picture's patches, as its processor gives them.
         grid: Their number in time, rows and columns: (1, 3).
         draft: (n).
     """
 
-    tokens: NDArray[np.int64]
-    is_picture: NDArray[np.bool_]
-    positions: NDArray[np.int64]
+    prompt: Assembly
     pixels: Tensor
     grid: Tensor
     draft: NDArray[np.int64]
@@ -103,13 +100,13 @@ class Drafted:
 
 def verdicts(original: Original, drafted: Iterable[Drafted]) -> Iterator[list[int]]:
     """Yield for each draft the original's likeliest tokens, in as many passes as memory asks for."""
-    for some in _batches(drafted, lambda each: len(each.tokens), TOKENS):
+    for some in _batches(drafted, lambda each: len(each.prompt.tokens), TOKENS):
         features = list(_features(original, some))  # of all, so that the tower is gone when the decoder comes
         decoder = StreamedDecoder(original)
-        hidden = [decoder.embed(each.tokens)[None] for each in some]
+        hidden = [decoder.embed(np.array(each.prompt.tokens))[None] for each in some]
         for states, each, found in zip(hidden, some, features, strict=True):
-            states[0, torch.from_numpy(each.is_picture)] = found
-        decoder.run(hidden, [each.positions for each in some])
+            each.prompt.place(states[0].numpy(), [found.numpy()])
+        decoder.run(hidden, [each.prompt.positions for each in some])
         for states, each in zip(hidden, some, strict=True):
             yield decoder.judge(states[0, -len(each.draft) :], each.draft)[1].tolist()
         del decoder
@@ -119,18 +116,15 @@ def _features(original: Original, drafted: Sequence[Drafted]) -> Iterator[Tensor
     tower = StreamedTower(original)
     for some in _batches(drafted, lambda each: len(each.pixels), PATCHES):
         found = tower.features(torch.cat([each.pixels for each in some]), torch.cat([each.grid for each in some]))
-        yield from found.split([int(each.is_picture.sum()) for each in some])
+        yield from found.split([stop - start for each in some for start, stop in each.prompt.spans])
 
 
-def _drafted(prompts: Prompts, sample: Sample, draft: Sequence[int]) -> Drafted:
+def _drafted(prompts: Prompts, sample: Sample, draft: Sequence[int], *, mrope: bool) -> Drafted:
     inputs: Any = prompts.encode([sample.image], [sample.messages])
-    tokens = np.concatenate([inputs["input_ids"][0].numpy(), np.array(draft[:-1], np.int64)])
-    is_picture = np.zeros(len(tokens), np.bool_)
-    is_picture[: len(inputs["input_ids"][0])] = inputs["mm_token_type_ids"][0].numpy() == 1
-    merge = prompts.processor.merge_size
-    grid = inputs["image_grid_thw"]
-    positions = prompt_positions(is_picture.tolist(), [(int(grid[0, 1]) // merge, int(grid[0, 2]) // merge)])
-    return Drafted(tokens, is_picture, positions, inputs["pixel_values"], grid, np.array(draft, np.int64))
+    tokens, grid = inputs["input_ids"][0].tolist(), inputs["image_grid_thw"]
+    rows, columns = (grid[0, 1:] // prompts.processor.merge_size).tolist()
+    prompt = assemble(tokens, [token == prompts.image for token in tokens], [(rows, columns)], mrope=mrope)
+    return Drafted(prompt.followed_by(draft[:-1]), inputs["pixel_values"], grid, np.array(draft, np.int64))
 
 
 def _batches(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
