@@ -28,7 +28,7 @@ class Picture:
 
     @property
     def key(self) -> FeaturesKey:
-        """What its features depend on."""
+        """The key of its features."""
         return self.digest, self.vision.grid
 
 
