@@ -27,11 +27,13 @@ def main(what: str, package: str, bundle: Path | None = None) -> int:
         if sys.argv[1:2] == ["serve"]:
             with installed(f"{what} serve", f"{package} {SERVE}"):
                 from edgeglm.runtimes.serve.program import serve  # noqa: PLC0415
-            serve(sys.argv[2:], bundle)
+
+                serve(sys.argv[2:], bundle)
             return
-        with installed(what, package):
-            from edgeglm.runtimes.program import run  # noqa: PLC0415 (after the line that says what is missing)
-        run(bundle=bundle)
+        with installed(what, package):  # an engine is imported when a module for it is opened
+            from edgeglm.runtimes.program import run  # noqa: PLC0415
+
+            run(bundle=bundle)
 
     return run_program(body, debug=lambda: "--debug" in sys.argv, again="run it again with --debug")
 

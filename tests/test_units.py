@@ -67,7 +67,7 @@ def test_a_size_whole_in_its_unit_comes_back_exactly(count: int, unit: str) -> N
 
 @given(SIZES)
 def test_any_size_comes_back_within_half_a_percent(size: int) -> None:
-    assert abs(parse_size(format_size(size)) - size) <= size * 0.005
+    assert abs(parse_size(format_size(size)) - size) <= size * 0.005 + 1  # a byte of rounding
 
 
 @given(SIZES)

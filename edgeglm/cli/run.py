@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from edgeglm.exits import installed
 from edgeglm.runtimes.program import run
 
 
@@ -16,4 +17,5 @@ def command(ctx: click.Context, arguments: tuple[str, ...]) -> None:
     """Answer a prompt from a bundle, and report time and memory."""
     if ctx.obj and "--debug" in arguments:  # which stands before the command too
         ctx.obj.debug = True
-    run(arguments)
+    with installed("run", "edgeglm"):  # an engine is imported when a module for it is opened
+        run(arguments)

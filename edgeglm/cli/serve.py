@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from edgeglm.exits import installed
 from edgeglm.runtimes.serve.program import serve
 
 
@@ -16,4 +17,5 @@ def command(ctx: click.Context, arguments: tuple[str, ...]) -> None:
     """Serve bundles to OpenAI-compatible clients."""
     if ctx.obj and "--debug" in arguments:  # which stands before the command too
         ctx.obj.debug = True
-    serve(arguments)
+    with installed("serve", "edgeglm"):
+        serve(arguments)

@@ -40,7 +40,7 @@ def copy(exact: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def runner(copy: Path) -> Iterator[Runner]:
     """One that opens its decoder anew for each picture."""
-    with Runner(copy, max_ram=1 << 30) as runner:
+    with Runner(copy, max_ram=1 << 40) as runner:
         ask(runner, SCREEN)
         yield runner
 

@@ -30,8 +30,8 @@ def test_a_module_that_the_export_compiled_says_by_what_and_what_ran_it(tmp_path
     modules = [module("qnn", COMPILED), module("ort")]
     compiled, codes = Measurement(plan())._compile(modules, tmp_path, tmp_path / "bundle")
     assert (compiled, codes) == (Stage("done", "QNN 2.7.0 for soc_type=X;arch=68"), [])
-    answered = Done({"modules": [{"engine": "some engine"}]})
-    assert _executed(answered, modules).text.startswith("some engine, the NPU's simulator, ")
+    answered = Done({"modules": [{"engine": "ort"}]})
+    assert _executed(answered, modules).text.startswith("onnxruntime ")
     assert _executed(Done(None, 6, "it is damaged"), modules) == Stage("failed", "it is damaged")
     assert Measurement(plan())._compile(modules[1:], tmp_path, tmp_path / "bundle")[0] == Stage("not needed")
 
