@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytest.importorskip("onnx_ir")
+
 from benchmarks.random_checkpoint import CONFIGS, shape_config, weight_shapes, write_checkpoint
 from edgeglm.errors import BudgetError, UsageError
 from edgeglm.export.checkpoint.reader import Checkpoint
