@@ -52,6 +52,10 @@ def test_every_command_exists_has_the_help_of_the_table_and_takes_json(name: str
         with pytest.raises(UnsupportedError, match=r"is not installed; run pip install 'edgeglm\[export\]'"):
             cli.cli.get_command(click.Context(cli.cli), name)
         return
+    if name == "serve" and not find_spec("uvicorn"):
+        with pytest.raises(UnsupportedError, match=r"is not installed; run pip install 'edgeglm\[serve\]'"):
+            cli.cli.get_command(click.Context(cli.cli), name)
+        return
     command = importlib.import_module(cli.module_of(name)).command
     assert command.name == name
     assert command.get_short_help_str(limit=200) == cli.COMMANDS[name]
