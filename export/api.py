@@ -144,7 +144,8 @@ def _export_checkpoint(request: ExportRequest, budget: int, show: Show) -> Expor
 
 
 def _export_graph(request: ExportRequest, budget: int, show: Show) -> ExportResult:
-    from edgeglm.export.foreign.convert import GraphRequest, export_graph, open_graph
+    from edgeglm.export.foreign.graph_bundle import export_graph
+    from edgeglm.export.foreign.graph_plan import GraphRequest, open_graph
     from edgeglm.export.write.writer import check_target
 
     for option, value in (

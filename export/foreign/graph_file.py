@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_model
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, InlinePass, NameFixPass, ShapeInferencePass
 
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.files import open_regular, opened, read_bytes
@@ -102,6 +103,17 @@ def _tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
 def _first_line(error: Exception) -> str:
     text = str(error).strip().splitlines() or [type(error).__name__]
     return f"is not valid ONNX: {text[0]}"
+
+
+def load_model(source: Source) -> ir.Model:
+    """Return the graph without functions, in known shapes."""
+    model = ir.from_proto(source.proto)
+    for each in (InlinePass(), ClearMetadataAndDocStringPass(), NameFixPass()):
+        each(model)
+    for value, known in zip(model.graph.inputs, source.inputs, strict=False):
+        value.shape = ir.Shape(known.shape)
+    ShapeInferencePass()(model)
+    return model
 
 
 def graph_bytes(file: Path) -> int:

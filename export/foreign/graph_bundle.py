@@ -1,0 +1,122 @@
+"""Export a user's ONNX graph to a bundle: check, fix, convert to the precision, emit, measure, pack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from edgeglm import manifest
+from edgeglm.engines import DIALECTS, ENGINES
+from edgeglm.export.foreign.arrays import hash_samples
+from edgeglm.export.foreign.convert import convert_model, fit_model
+from edgeglm.export.foreign.error import measure
+from edgeglm.export.foreign.graph_file import weights_sha256
+from edgeglm.export.foreign.graph_plan import Plan
+from edgeglm.export.graph.check import Violation
+from edgeglm.export.targets.base import graph_step
+from edgeglm.export.write.describe import describe_tensors
+from edgeglm.export.write.writer import BundleWriter
+from edgeglm.scratch import scratch_folder
+
+LIBRARIES = ("edgeglm", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript")
+# Smaller weights stay in the graph.
+INLINE_BYTES = 1024
+CHUNK = 16 << 20
+
+
+def export_graph(
+    plan: Plan, target: Path, say: Callable[[str], None]
+) -> tuple[manifest.GraphManifest, tuple[Violation, ...], tuple[str, ...]]:
+    """Write the bundle; returns its manifest, what was fixed, and what the user should know.
+
+    Raises:
+        UnsupportedError: An operator is refused and cannot be fixed, or a converter or builder cannot do it.
+        AccuracyError: What was emitted computes garbage.
+        UsageError, BudgetError: Of the target or its disk.
+    """
+    request, notes = plan.request, []
+    with scratch_folder("graph") as work:
+        say("checking")
+        model, fixes = fit_model(plan)
+        say(f"converting to {plan.precision}")
+        made = convert_model(plan, model, work)
+        file = _emit(made, work)
+        say("measuring")
+        error = measure(plan, file)
+        if ENGINES[plan.engine].builds:
+            say("building")
+        proof, note = graph_step(plan.engine).prove(file, request.file, request.profile, work)
+        notes += [note] if note else []
+        if request.calibration is None:
+            notes.append("the error is of made-up inputs: give samples by --calibration")
+        with BundleWriter(target, plan.source.sha256, resume=False) as writer:
+            for path in sorted(file.parent.iterdir()):
+                _copy(path, writer)
+            path = writer.finish(_manifest(plan, made, error, proof))
+    written = manifest.parse_manifest((path / manifest.MANIFEST).read_bytes())
+    assert isinstance(written, manifest.GraphManifest)
+    return written, fixes, tuple(notes)
+
+
+def _emit(model: ir.Model, work: Path) -> Path:
+    folder = work / "graph"
+    folder.mkdir()
+    large = any(
+        value.const_value is not None and value.const_value.nbytes > INLINE_BYTES
+        for value in model.graph.initializers.values()
+    )
+    file = folder / "model.onnx"
+    ir.save(model, file, external_data="weights.bin" if large else None, size_threshold_bytes=INLINE_BYTES)
+    return file
+
+
+def _copy(path: Path, writer: BundleWriter) -> None:
+    """Write the weights into the bundle, piece by piece."""
+    relative, size = f"graph/{path.name}", path.stat().st_size
+    if size <= CHUNK:
+        writer.small(relative, path.read_bytes())
+        return
+    output = writer.file(relative, size)
+    with open(path, "rb") as file:
+        for offset in range(0, size, CHUNK):
+            output.pwrite(offset, memoryview(file.read(CHUNK)))
+
+
+def _manifest(plan: Plan, model: ir.Model, error: float, proof: str | None) -> manifest.GraphManifest:
+    request, source = plan.request, plan.source
+    engine = ENGINES[plan.engine]
+    if DIALECTS[engine.dialect].integers:  # as long as it is not compiled
+        engine = engine.everywhere
+    ShapeInferencePass()(model)
+    inputs, outputs = (describe_tensors(list(values)) for values in (model.graph.inputs, model.graph.outputs))
+    module = manifest.Module(
+        name="graph",
+        file="graph/model.onnx",
+        format=engine.reads,
+        precision=plan.precision,
+        placement=engine.placement,
+        engine=engine.name,
+        dialect=engine.dialect,
+        inputs=inputs,
+        outputs=outputs,
+        max_relative_error=error,
+    )
+    opset = next((each.version for each in source.proto.opset_import if each.domain in ("", "ai.onnx")), 1)
+    return manifest.GraphManifest(
+        graph=manifest.Graph(request.name, opset),
+        proof=proof,
+        profile=request.profile,
+        modules=(module,),
+        provenance=manifest.Provenance(
+            config_sha256=source.sha256,
+            weights_sha256=weights_sha256(source.proto),
+            calibration_sha256=hash_samples(plan.samples) if request.calibration else None,
+            versions={name: metadata.version(name) for name in LIBRARIES},
+            options={"precision": request.precision},
+        ),
+        files={},
+    )
