@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,23 +17,20 @@ from edgeglm.actions import parse_action
 from edgeglm.bundle import Bundle, load_bundle, verify_bundle
 from edgeglm.errors import DamagedFileError
 from edgeglm.manifest import Module
-from edgeglm.memory import PhaseLog, current_rss, peak_rss
+from edgeglm.memory import peak_rss
 from edgeglm.runtimes.core import sessions as engines_here
-from edgeglm.runtimes.core.answer import Answer, Loaded
+from edgeglm.runtimes.core.answer import Answer
+from edgeglm.runtimes.core.costs import Costs
 from edgeglm.runtimes.core.embedding import EmbeddingRows
 from edgeglm.runtimes.core.generate import generate
-from edgeglm.runtimes.core.heap import bound_heap, trim
-from edgeglm.runtimes.core.prompt import FeaturesKey, Key, Picture, Prompt, read_prompt, shared_length
+from edgeglm.runtimes.core.heap import bound_heap
+from edgeglm.runtimes.core.pictures import PictureEncoder
+from edgeglm.runtimes.core.prompt import Key, Prompt, read_prompt, shared_length
 from edgeglm.runtimes.core.sampling import Sampler, Sampling
-from edgeglm.runtimes.core.session import DecoderSession, EncoderSession, Sessions
-from edgeglm.runtimes.core.sessions import engine_of, note_of
+from edgeglm.runtimes.core.session import DecoderSession, Sessions
 from edgeglm.runtimes.core.window import Window
-from edgeglm.runtimes.inputs.image import open_picture, picture_bytes, picture_name, squeezed, to_patches
-from edgeglm.runtimes.inputs.positions import Grid
 from edgeglm.runtimes.text.chat import Chat
 from edgeglm.runtimes.text.messages import Message
-
-Session = TypeVar("Session", EncoderSession, DecoderSession)
 
 
 class StopAnswer(Exception):
@@ -85,18 +80,15 @@ class Runner:
         low_rss: bool = False,
         sessions: Sessions = engines_here,
     ) -> None:
-        self._start, self._log = time.perf_counter(), PhaseLog()
+        self._costs = Costs()
         bound_heap()
         self.threads = min(threads, os.cpu_count() or 1) if threads else len(os.sched_getaffinity(0))
         self.max_ram, self.low_rss, self.sessions = max_ram, low_rss, sessions
         self.resources = ExitStack()
-        self._modules: list[Loaded] = []
         self._decoder: DecoderSession | None = None
         self._decoder_stay = ExitStack()
         self._known: list[Key] = []  # what the decoder's state holds
-        self._encoded = dict[FeaturesKey, NDArray[np.float32]]()  # by `encode`
-        self._fresh = True
-        with self._log.phase("start"):
+        with self._costs.phase("start"):
             self.bundle: Bundle = load_bundle(folder)
             verify_bundle(self.bundle)
             self.model = self.bundle.manifest.model
@@ -104,6 +96,9 @@ class Runner:
             self.chat = Chat.of_bundle(self.bundle)
             self.rows = EmbeddingRows(self.bundle)
             self.bundle.check("tokenizer")  # which is read by now
+        self._pictures = PictureEncoder(
+            self.bundle, self.window, self._costs, self.sessions, self.threads, self.max_ram
+        )
         self.resources.callback(self._release_decoder)
 
     def __enter__(self) -> Runner:
@@ -154,7 +149,7 @@ class Runner:
             BudgetError: Prompt and answer are longer than the context, or a picture takes more than is left.
             DamagedFileError: A file of the bundle is another by now.
         """
-        self._begin()
+        self._costs.begin()
         prompt = messages if isinstance(messages, Prompt) else self.prompt(messages)
         if not isinstance(sampling, Sampler):
             sampling = Sampler(sampling or Sampling.of(self.bundle.manifest.generation), seed)
@@ -166,7 +161,7 @@ class Runner:
 
         Close the generator, or take all that it yields, before the runner is asked again.
         """
-        self._begin()
+        self._costs.begin()
         yield from self._complete(prompt, _Wish(sampler, limit, ends))
 
     def encode(self, prompts: Sequence[Prompt]) -> None:
@@ -174,11 +169,9 @@ class Runner:
 
         Until the next call, their features are at hand and the vision module stays out. Raises as `answer`.
         """
-        self._begin()
+        self._costs.begin()
         self._release_decoder()  # which makes room, as when the first picture comes
-        pictures = {picture.key: picture for prompt in prompts for picture in prompt.pictures}
-        self._encoded = {}
-        self._encoded = dict(zip(pictures, self._features(list(pictures.values())), strict=True))
+        self._pictures.hold([picture for prompt in prompts for picture in prompt.pictures])
 
     def forget(self) -> None:
         """Forget the keys and values of earlier prompts: the next one is prefilled from its beginning."""
@@ -189,14 +182,6 @@ class Runner:
         """The tokens that end an answer."""
         return set(self.bundle.manifest.generation.eos_token_ids)
 
-    def _begin(self) -> None:
-        """Begin the log of a request; that of the first one begins with the start of the runner."""
-        if not self._fresh:
-            self._log = PhaseLog()
-        self._fresh = False
-        self._modules = [module for module in self._modules if module.unloaded is None]
-        self._notes: list[str] = []
-
     def _complete(self, prompt: Prompt, wish: _Wish) -> Generator[int]:
         """Load what the prompt needs, and return what generates the tokens behind it."""
         capacity, keys = self.window.capacity(len(prompt.tokens), wish.limit), prompt.keys()
@@ -204,7 +189,7 @@ class Runner:
             self._release_decoder()
         shared = shared_length(self._known, keys)
         hidden = self.rows.gather(prompt.tokens[shared:])
-        prompt.place(hidden, self._features(prompt.unseen(shared)), shared)
+        prompt.place(hidden, self._pictures.features(prompt.unseen(shared)), shared)
         self._prefilled = len(hidden)
         return self._generate(self._prepare(capacity, shared), prompt, hidden, wish)
 
@@ -230,50 +215,12 @@ class Runner:
         finally:
             self._known = state[: decoder.length]
 
-    def _features(self, pictures: Sequence[Picture]) -> list[NDArray[np.float32]]:
-        """Return the features of each picture, (tokens, hidden); the vision module is loaded only meanwhile."""
-        new = [picture for picture in pictures if picture.key not in self._encoded]
-        encoded = self._encoded | dict(zip([picture.key for picture in new], self._encode(new), strict=True))
-        return [encoded[picture.key] for picture in pictures]
-
-    def _encode(self, pictures: Sequence[Picture]) -> list[NDArray[np.float32]]:
-        if not pictures:
-            return []
-        with self._log.phase("read image"):  # first: one that cannot be decoded costs no loading
-            patches = [self._read_picture(picture, len(pictures)) for picture in pictures]
-        if (module := self.bundle.encoder("image")) is None:
-            raise DamagedFileError(self.bundle.folder, "has no vision module", "export the bundle again")
-        found = dict[int, NDArray[np.float32]]()
-        for grid in dict.fromkeys(picture.vision.grid for picture in pictures):
-            with self._loaded(module, partial(self._open_encoder, grid)) as encoder:
-                for index, picture in enumerate(pictures):
-                    if picture.vision.grid == grid:
-                        with self._log.phase("encode image"):
-                            features = encoder.run({"pixel_values": patches[index]})["features"]
-                            found[index] = features.astype(np.float32)
-        self.bundle.check(module.name)  # whose weights were mapped
-        return [found[index] for index in range(len(pictures))]
-
-    def _open_encoder(self, grid: Grid, module: Module) -> EncoderSession:
-        return self.sessions.open_encoder(self.bundle, module.for_grid(grid), self.threads)
-
-    def _read_picture(self, picture: Picture, count: int) -> NDArray[np.float32]:
-        """Return the patches of one of `count` pictures, all of which are in memory when the vision module is."""
-        self.window.check_pictures(count, picture_bytes(picture.vision))
-        image = open_picture(picture.source, self._room())
-        if note := squeezed(image, picture.vision):
-            self._notes.append(f"{picture_name(picture.source)}: {note}")
-        return to_patches(image, picture.vision)
-
-    def _room(self) -> int | None:
-        """Return the bytes that are left of the budget, if there is one."""
-        return None if self.max_ram is None else self.max_ram - current_rss()
-
     def _prepare(self, capacity: int, shared: int) -> DecoderSession:
         """Return the decoder with room for `capacity` tokens, and none in it but the shared ones."""
         if self._decoder is None:
+            module, size = self.bundle.decoder, self.bundle.manifest.module_bytes(self.bundle.decoder)
             self._decoder = self._decoder_stay.enter_context(
-                self._loaded(self.bundle.decoder, lambda module: self._load_decoder(module, capacity))
+                self._costs.loaded(module, size, lambda module: self._load_decoder(module, capacity))
             )
         self._decoder.reserve(capacity)
         self._decoder.truncate(shared)
@@ -290,10 +237,10 @@ class Runner:
     def _told(self, prompt: Prompt, answer: Iterator[int], show: Callable[[str], object]) -> Answer:
         """Take an answer's tokens, show their text, and return both with what they cost."""
         stream, tokens = self.chat.stream(), list[int]()
-        with self._log.phase("prefill"):
+        with self._costs.phase("prefill"):
             tokens.append(next(answer))
-        first, stopped = self._log.ms(), True
-        with self._log.phase("decode"), suppress(StopAnswer):
+        first, stopped = self._costs.ms(), True
+        with self._costs.phase("decode"), suppress(StopAnswer):
             while True:
                 if tokens[-1] not in self.ends:
                     show(stream.add(tokens[-1]))
@@ -302,7 +249,7 @@ class Runner:
                 tokens.append(token)
             show(stream.finish())
             stopped = False
-        seconds = (self._log.ms() - first) / 1e3
+        seconds = (self._costs.ms() - first) / 1e3
         assert self._decoder is not None
         return Answer(
             text=stream.text,
@@ -315,28 +262,7 @@ class Runner:
             decode_tokens_per_second=(len(tokens) - 1) / seconds if len(tokens) > 1 else 0.0,
             peak_rss_bytes=peak_rss(),
             state_bytes=self._decoder.state_bytes,
-            phases=list(self._log.phases),
-            modules=self._modules,
-            notes=self._notes,
+            phases=self._costs.phases,
+            modules=self._costs.modules,
+            notes=self._costs.notes,
         )
-
-    def _ms(self) -> float:
-        return (time.perf_counter() - self._start) * 1e3
-
-    @contextmanager
-    def _loaded(self, module: Module, load: Callable[[Module], Session]) -> Iterator[Session]:
-        """Open a module's session and release it at the end; both are phases."""
-        name, size, note = module.name, self.bundle.manifest.module_bytes(module), note_of(module)
-        stay = Loaded(name, engine_of(module), size, self._ms(), note=note)
-        self._modules.append(stay)
-        try:
-            with self._log.phase(f"load {name}"):
-                session = load(module)
-            try:
-                yield session
-            finally:
-                with self._log.phase(f"release {name}"):
-                    session.close()
-                    trim()
-        finally:
-            stay.unloaded = self._ms()

@@ -1,0 +1,92 @@
+"""Encode the pictures of prompts: the vision module is loaded only meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeglm.bundle import Bundle
+from edgeglm.errors import DamagedFileError
+from edgeglm.manifest import Module
+from edgeglm.memory import current_rss
+from edgeglm.runtimes.core.costs import Costs
+from edgeglm.runtimes.core.prompt import FeaturesKey, Picture
+from edgeglm.runtimes.core.session import EncoderSession, Sessions
+from edgeglm.runtimes.core.window import Window
+from edgeglm.runtimes.inputs.image import open_picture, picture_bytes, picture_name, squeezed, to_patches
+from edgeglm.runtimes.inputs.positions import Grid
+
+
+class PictureEncoder:
+    """Encodes pictures with a bundle's vision module.
+
+    Args:
+        bundle: Whose hashes were checked.
+        window: Knows how many pictures the budget has room for.
+        costs: Gets the phases, the module's stays, and notes on pictures.
+        sessions: Opens the module.
+        threads: Of its engine.
+        max_ram: The budget in bytes, if there is one.
+    """
+
+    def __init__(
+        self, bundle: Bundle, window: Window, costs: Costs, sessions: Sessions, threads: int, max_ram: int | None
+    ) -> None:
+        self.bundle, self.window, self.costs = bundle, window, costs
+        self.sessions, self.threads, self.max_ram = sessions, threads, max_ram
+        self._held = dict[FeaturesKey, NDArray[np.float32]]()
+
+    def hold(self, pictures: Sequence[Picture]) -> None:
+        """Encode pictures, and have their features at hand until the next call. Raises as `features`."""
+        by_key = {picture.key: picture for picture in pictures}
+        self._held = {}
+        self._held = dict(zip(by_key, self.features(list(by_key.values())), strict=True))
+
+    def features(self, pictures: Sequence[Picture]) -> list[NDArray[np.float32]]:
+        """Return the features of each picture, (tokens, hidden).
+
+        Raises:
+            UsageError: A picture cannot be read.
+            BudgetError: They take more than is left.
+            DamagedFileError: The vision module is missing, or another one by now.
+        """
+        new = [picture for picture in pictures if picture.key not in self._held]
+        encoded = self._held | dict(zip([picture.key for picture in new], self._encode(new), strict=True))
+        return [encoded[picture.key] for picture in pictures]
+
+    def _encode(self, pictures: Sequence[Picture]) -> list[NDArray[np.float32]]:
+        if not pictures:
+            return []
+        with self.costs.phase("read image"):  # first: one that cannot be decoded costs no loading
+            patches = [self._read(picture, len(pictures)) for picture in pictures]
+        if (module := self.bundle.encoder("image")) is None:
+            raise DamagedFileError(self.bundle.folder, "has no vision module", "export the bundle again")
+        size = self.bundle.manifest.module_bytes(module)
+        encoded = dict[int, NDArray[np.float32]]()
+        for grid in dict.fromkeys(picture.vision.grid for picture in pictures):
+            with self.costs.loaded(module, size, partial(self._open, grid)) as encoder:
+                for index, picture in enumerate(pictures):
+                    if picture.vision.grid == grid:
+                        with self.costs.phase("encode image"):
+                            features = encoder.run({"pixel_values": patches[index]})["features"]
+                            encoded[index] = features.astype(np.float32)
+        self.bundle.check(module.name)  # whose weights were mapped
+        return [encoded[index] for index in range(len(pictures))]
+
+    def _open(self, grid: Grid, module: Module) -> EncoderSession:
+        return self.sessions.open_encoder(self.bundle, module.for_grid(grid), self.threads)
+
+    def _read(self, picture: Picture, count: int) -> NDArray[np.float32]:
+        """Return the patches of one of `count` pictures, all of which are in memory when the vision module is."""
+        self.window.check_pictures(count, picture_bytes(picture.vision))
+        image = open_picture(picture.source, self._room())
+        if note := squeezed(image, picture.vision):
+            self.costs.notes.append(f"{picture_name(picture.source)}: {note}")
+        return to_patches(image, picture.vision)
+
+    def _room(self) -> int | None:
+        """Return the bytes that are left of the budget, if there is one."""
+        return None if self.max_ram is None else self.max_ram - current_rss()
