@@ -20,6 +20,7 @@ from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.calibrator import Calibrator
 from ai_edge_quantizer.quantizer import Quantizer
 from ai_edge_quantizer.recipe_manager import RecipeManager
+from litert_torch.backend import debuginfo
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -29,6 +30,17 @@ BROKEN = "overriding other previously quantized data"
 
 class BrokenModelError(Exception):
     """The quantizer wrote over what it had already quantized."""
+
+
+def _place(node: torch.fx.Node) -> str | None:
+    """Return where the layer of a node is in the module, such as ``blocks.0.block.mlp``."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return f"{stack[-1][0] or 'module'};" if stack else None
+
+
+# A tensor is named after the place of its layer in the module. The converter would name it after Python's classes and
+# modules too, and the bytes of bundles would change with a file that moves.
+debuginfo.build_mlir_debuginfo = _place
 
 
 def convert(module: nn.Module, signatures: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
