@@ -166,7 +166,7 @@ def _expected(model: Model, tensor: Tensor) -> Shape | None:
     kind = "state" if kind.startswith(("past_", "present_", "key_", "value_")) else kind
     shapes: dict[str, Shape] = {
         "hidden": (None,) * (len(tensor.shape) - 1) + (model.hidden_size,),
-        "logits": (1, 1, model.vocabulary),
+        "logits": (1, None, model.vocabulary),
         "position_ids": (3 if model.rope.mrope_sections else 1, 1, None),
         "state": (1, model.kv_heads, None, model.head_dim),
     }

@@ -72,8 +72,8 @@ class _Encoder(ort.Encoder):
 
 
 class _Decoder(ort.Decoder):
-    def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        logits = super().step(hidden, position_ids)
+    def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64], last: int = 1) -> NDArray[np.float32]:
+        logits = super().step(hidden, position_ids, last)
         _check("decoder", logits)
         return logits
 

@@ -24,6 +24,7 @@ def decoder_inputs(hidden: NDArray[np.float32], position_ids: NDArray[np.int64])
         "mask": np.triu(np.full((1, 1, length, length), HIDDEN, np.float32), 1),
         "seqlens_k": np.array([length - 1], np.int32),
         "total_length": np.array([length], np.int32),
+        "logits_to_keep": np.array([1], np.int64),
     }
 
 

@@ -17,6 +17,8 @@ from edgeglm.export.trace.dialects import Step
 Hook = Callable[..., AbstractContextManager[Step]]
 # Sizes of the example inputs; none equal, so that no two dynamic axes are taken for one.
 LENGTH, PAST = 5, 11
+# Where a slice ends that goes to the end.
+END = 2**31 - 1
 
 
 class DecoderFront(nn.Module):
@@ -82,16 +84,24 @@ class DecoderBlock(nn.Module):
 
 
 class DecoderBack(nn.Module):
-    """The last token's logits: (1, length, hidden) to (1, 1, vocabulary)."""
+    """The last tokens' logits: (1, length, hidden) to (1, last, vocabulary); of one token, unless it is asked."""
 
     def __init__(self, norm: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.norm, self.head = norm, head
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return the logits: only the last token goes through norm and head."""
-        logits: Tensor = self.head(self.norm(hidden[:, -1:]))
+    def forward(self, hidden: Tensor, logits_to_keep: Tensor | None = None) -> Tensor:
+        """Return the logits: only the last tokens go through norm and head."""
+        last = hidden[:, -1:] if logits_to_keep is None else _last(hidden, logits_to_keep)
+        logits: Tensor = self.head(self.norm(last))
         return logits
+
+
+def _last(hidden: Tensor, count: Tensor) -> Tensor:
+    """Return hidden[:, -count:] by one operator, which the exporter makes of no slice whose size is a value."""
+    shape: tuple[Any, ...] = (1, count.item(), hidden.shape[2])
+    end, axis = torch.full((1,), END), torch.ones(1, dtype=torch.int64)
+    return torch.onnx.ops.symbolic("Slice", (hidden, -count, end, axis), dtype=hidden.dtype, shape=shape)
 
 
 def front_part(rotary: Any, decoder: Decoder, context: int, dtype: torch.dtype, *, inside: bool) -> Part:
@@ -141,7 +151,11 @@ def block_part(
     return Part(DecoderBlock(layer, hook), inputs, ("hidden", "present_key", "present_value"), axes)
 
 
-def back_part(back: DecoderBack, decoder: Decoder, dtype: torch.dtype) -> Part:
-    """Return the last norm and the head."""
-    hidden = torch.zeros(1, LENGTH, decoder.hidden, dtype=dtype)
-    return Part(back, {"hidden": hidden}, ("logits",), {"hidden": {1: "sequence"}})
+def back_part(back: DecoderBack, decoder: Decoder, dtype: torch.dtype, *, asked: bool) -> Part:
+    """Return the last norm and the head; `asked` is whether an input says how many tokens' logits are wanted."""
+    inputs = {"hidden": torch.zeros(1, LENGTH, decoder.hidden, dtype=dtype)}
+    axes = {"hidden": {1: "sequence"}}
+    if asked:
+        inputs["logits_to_keep"] = torch.ones(1, dtype=torch.int64)
+        axes["logits"] = {1: "last"}
+    return Part(back, inputs, ("logits",), axes)

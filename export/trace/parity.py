@@ -27,6 +27,8 @@ Pairs = Iterator[tuple[str, Array, Array]]
 LIMIT, HALF_LIMIT = 1e-4, 2e-3
 # What hides a token, as the runner has it.
 HIDDEN = -1e4
+# The input that says how many of the last tokens' logits are wanted, of a graph that has it.
+KEEP = "logits_to_keep"
 
 
 def check(model: Model, files: Mapping[str, bytes], *, half: bool) -> None:
@@ -66,10 +68,12 @@ def _decoder(decoder: Decoder, files: Mapping[str, bytes], answers: Answers) -> 
     yield from _conversation(decoder, front, block, answers)
     ends = {"norm": decoder.norm.removesuffix(".weight"), "head": decoder.head.removesuffix(".weight")}
     back = Executable("decoder back", files["decoder.back.onnx"], ends.__getitem__)
-    logits = back.run({"hidden": answers["decoder.block"]})["logits"]
-    if logits.shape != (1, 1, decoder.vocabulary):
-        raise refusal("decoder back", f"gives logits of {logits.shape} for {decoder.vocabulary} words")
-    yield "decoder back", logits[..., answers["decoder.words"]], answers["decoder.logits"]
+    want = answers["decoder.logits"]
+    for last in sorted({1, want.shape[1]}) if KEEP in back.inputs else [1]:
+        logits = back.run({"hidden": answers["decoder.block"], KEEP: np.array([last])})["logits"]
+        if logits.shape != (1, last, decoder.vocabulary):
+            raise refusal("decoder back", f"gives logits of {logits.shape} for {last} of {decoder.vocabulary} words")
+        yield "decoder back", logits[..., answers["decoder.words"]], want[:, -last:]
 
 
 def _conversation(decoder: Decoder, front: Executable, block: Executable, answers: Answers) -> Pairs:

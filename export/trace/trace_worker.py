@@ -91,7 +91,7 @@ class Tracer:
             head = nn.Linear(decoder.hidden, decoder.vocabulary, bias=False)
         back = DecoderBack(self._layer().input_layernorm, head)  # type: ignore[arg-type]
         insert_placeholders(back)
-        return [front, block, self._export(back_part(back, decoder, dtype))]
+        return [front, block, self._export(back_part(back, decoder, dtype, asked=fused))]
 
     def _layer(self) -> nn.Module:
         with torch.device("meta"):
@@ -138,12 +138,24 @@ class Tracer:
             for axis, name in axes.get(key, {}).items():
                 assert value.shape is not None
                 value.shape[axis] = name
+        for key, value in zip(part.outputs, program.model.graph.outputs, strict=True):
+            for axis, name in axes.get(key, {}).items() if key not in inputs else ():
+                assert value.shape is not None
+                _rename_axis(program.model.graph, str(value.shape[axis]), name)
         return program.model
 
 
 def _dimension(name: str) -> Any:
     # The sum of two named dimensions cannot be said; the exporter finds it by itself, and names it by a number.
     return torch.export.Dim.DYNAMIC if name == "total" else torch.export.Dim(name)
+
+
+def _rename_axis(graph: onnx_ir.Graph, old: str, new: str) -> None:
+    """Give an axis that the exporter has named by itself a name in every shape that has it."""
+    for shape in (value.shape for node in graph for value in node.outputs):
+        for axis, size in enumerate(shape or ()):
+            if shape is not None and str(size) == old:
+                shape[axis] = new
 
 
 def trace_all(requests: Sequence[TraceRequest]) -> list[dict[str, bytes]]:

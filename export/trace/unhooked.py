@@ -29,6 +29,8 @@ from edgeglm.export.trace.narrow import RANK, factors, values
 Answers = dict[str, Tensor]
 # New tokens of each step: a prompt, a token behind it, and some more.
 LENGTHS = (5, 1, 3)
+# Tokens of a step whose logits are looked at.
+LAST = 3
 # How many positions are looked at, from the first to the last.
 POSITIONS = 64
 # How many words' logits are looked at, from the first to the last.
@@ -148,7 +150,7 @@ class Unhooked:
         where = positions if len(positions) > 1 else positions[0]
         with watched(self.model.get_decoder().layers[0]) as call:
             output = self.model(
-                inputs_embeds=hidden, position_ids=where, past_key_values=state, use_cache=True, logits_to_keep=1
+                inputs_embeds=hidden, position_ids=where, past_key_values=state, use_cache=True, logits_to_keep=LAST
             )
         return call, output.logits
 

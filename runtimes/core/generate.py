@@ -42,7 +42,7 @@ def generate(  # noqa: PLR0913 (the state of one answer)
     for start in range(0, len(hidden), PREFILL_CHUNK):
         pause()
         stop = start + PREFILL_CHUNK
-        logits = decoder.step(hidden[None, start:stop], positions[:, :, start:stop])
+        logits = decoder.step(hidden[None, start:stop], positions[:, :, start:stop])[-1]
     seen, where = list(prompt), np.full_like(positions[:, :, -1:], positions.max())
     for count in range(1, limit + 1):
         token = sampler.choose(logits, seen)
@@ -51,4 +51,4 @@ def generate(  # noqa: PLR0913 (the state of one answer)
             return
         seen.append(token)
         where = where + 1
-        logits = decoder.step(rows.gather([token])[None], where)
+        logits = decoder.step(rows.gather([token])[None], where)[-1]

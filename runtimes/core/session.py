@@ -12,6 +12,8 @@ from edgeglm.bundle import Bundle
 from edgeglm.manifest import Module
 
 Feeds = Mapping[str, NDArray[Any]]
+# The most tokens of a step whose logits a decoder gives, where its graph can be asked for more than the last one's.
+MAX_LAST = 16
 
 
 class EncoderSession(Protocol):
@@ -27,7 +29,8 @@ class EncoderSession(Protocol):
 class DecoderSession(Protocol):
     """A loaded decoder whose keys and values stay in the engine.
 
-    ``state_bytes`` is what they may take.
+    ``state_bytes`` is what they may take. ``max_last`` is the most tokens of a step whose logits it gives, and
+    ``row_bytes`` the size of a token's keys and values; 0 where the engine does not give them away.
     """
 
     @property
@@ -38,8 +41,39 @@ class DecoderSession(Protocol):
     def state_bytes(self) -> int:
         """Bytes of keys and values at its capacity."""
 
-    def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the logits (vocabulary) of the last of some tokens: hidden (1, n, hidden), positions (axes, 1, n)."""
+    @property
+    def max_last(self) -> int:
+        """The most tokens of a step whose logits it gives: 1, or more."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a token's keys and values in `read_rows`; 0 where the engine cannot."""
+
+    def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64], last: int = 1) -> NDArray[np.float32]:
+        """Return the logits of the last tokens of a step, (last, vocabulary).
+
+        Args:
+            hidden: Embeddings of the n tokens that follow those in the state, (1, n, hidden).
+            position_ids: Theirs, (axes, 1, n).
+            last: How many tokens' logits: from 1 to n, and to `max_last`.
+
+        Raises:
+            ValueError: `last` is none of these.
+        """
+
+    def read_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return a copy of the keys and values of the tokens from `start` up to `stop`: (tokens, row_bytes).
+
+        Raises:
+            ValueError: They are not all in the state, or the engine does not give them away.
+        """
+
+    def write_rows(self, start: int, rows: NDArray[np.uint8]) -> None:
+        """Put rows of `read_rows` behind the first `start` tokens, (tokens, row_bytes); the state ends with them.
+
+        Raises:
+            ValueError: The state has fewer than `start` tokens, or the capacity no room.
+        """
 
     def reserve(self, capacity: int) -> None:
         """Make room for so many tokens at least, and keep those that are in it."""
@@ -49,6 +83,26 @@ class DecoderSession(Protocol):
 
     def close(self) -> None:
         """Give its memory back."""
+
+
+class LastLogitsOnly:
+    """Part of a session whose graph gives the last token's logits, and whose engine keeps its rows to itself."""
+
+    max_last, row_bytes = 1, 0
+
+    def read_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Refuse: see `DecoderSession.read_rows`."""
+        raise ValueError("the engine gives no keys and values away")
+
+    def write_rows(self, start: int, rows: NDArray[np.uint8]) -> None:
+        """Refuse: see `DecoderSession.write_rows`."""
+        raise ValueError("the engine takes no keys and values")
+
+
+def check_last(last: int, count: int, most: int) -> None:
+    """Raise ValueError if the logits of `last` of `count` tokens are asked for, where `most` can be had."""
+    if not 1 <= last <= min(count, most):
+        raise ValueError(f"logits of {last} of {count} tokens, where up to {most} can be had")
 
 
 class Sessions(Protocol):

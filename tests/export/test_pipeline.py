@@ -90,6 +90,7 @@ class Runner:
             "position_ids": positions,
             "seqlens_k": np.array([count - 1], np.int32),
             "total_length": np.array([count], np.int32),
+            "logits_to_keep": np.array([1]),
             "mask": np.triu(np.full((1, 1, count, count), -1e4, np.float32), 1),
         }
         for value in session.get_inputs():

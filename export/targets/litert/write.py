@@ -175,7 +175,7 @@ class LitertProof(StackProof):
     @staticmethod
     def _logits(decoder: Decoder, values: Values) -> Values:
         decoder.truncate(0)
-        return {"logits": decoder.step(values["hidden"], values["position_ids"])[None, None]}
+        return {"logits": decoder.step(values["hidden"], values["position_ids"])[None]}
 
     def _describe(self, files: list[File]) -> None:
         """Describe inputs and outputs of a step, without what one file only hands to the next."""

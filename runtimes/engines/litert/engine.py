@@ -15,7 +15,7 @@ from edgeglm.bundle import Bundle
 from edgeglm.engines import ENGINES
 from edgeglm.errors import BudgetError
 from edgeglm.manifest import Module
-from edgeglm.runtimes.core.session import Feeds
+from edgeglm.runtimes.core.session import Feeds, LastLogitsOnly, check_last
 from edgeglm.runtimes.engines.litert.file import DECODE, STATE, File
 from edgeglm.runtimes.engines.litert.weights import litert_files
 
@@ -67,7 +67,7 @@ class Encoder:
         _close(self.files)
 
 
-class Decoder:
+class Decoder(LastLogitsOnly):
     """A decoder; its capacity is the context that it was exported for."""
 
     def __init__(self, files: Sequence[File], capacity: int) -> None:
@@ -79,15 +79,17 @@ class Decoder:
         self.capacity = next(shape[2] for name, (shape, _) in first.inputs(DECODE).items() if name.startswith(STATE))
         self.reserve(capacity)
 
-    def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the logits (vocabulary) of the last token: whole chunks, the last one padded, or one token at a time.
+    def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64], last: int = 1) -> NDArray[np.float32]:
+        """Return the logits (1, vocabulary) of the last token: chunks, the last one padded, or one token at a time.
 
         Padding is written behind the tokens, where the next step overwrites it; where there is no room, none is used.
 
         Raises:
             BudgetError: There is no room for the tokens.
+            ValueError: More logits are asked for.
         """
         count = hidden.shape[1]
+        check_last(last, count, self.max_last)
         self.reserve(self.length + count)
         done = 0
         while done < count:
@@ -109,7 +111,7 @@ class Decoder:
         }
         for file in self.files:
             values |= file.run(self.prefill if padded else DECODE, values)
-        return values["logits"].reshape(-1)
+        return values["logits"].reshape(1, -1)
 
     def reserve(self, capacity: int) -> None:
         """Check that the tokens fit; the buffers never grow. Raises BudgetError."""

@@ -19,7 +19,7 @@ from edgeglm.engines import ENGINES
 from edgeglm.errors import UnsupportedError
 from edgeglm.manifest import Module
 from edgeglm.runtimes.core.progress import progress_line
-from edgeglm.runtimes.core.session import Feeds
+from edgeglm.runtimes.core.session import Feeds, LastLogitsOnly, check_last
 from edgeglm.runtimes.engines.tensorrt.cache import engine_for
 from edgeglm.runtimes.engines.tensorrt.cuda import Gpu
 from edgeglm.runtimes.engines.tensorrt.key_values import KeyValues
@@ -93,7 +93,7 @@ class Encoder:
         self.module.close()
 
 
-class Decoder:
+class Decoder(LastLogitsOnly):
     """A decoder of the portable dialect with room for `capacity` tokens."""
 
     def __init__(self, gpu: Gpu, library: Library, path: Path, capacity: int) -> None:
@@ -114,9 +114,10 @@ class Decoder:
         """Bytes of both buffers of all keys and values."""
         return self.state.bytes
 
-    def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the logits (vocabulary) of the last token."""
+    def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64], last: int = 1) -> NDArray[np.float32]:
+        """Return the logits (1, vocabulary) of the last token. Raises ValueError if more are asked for."""
         count, past = hidden.shape[1], self.length
+        check_last(last, count, self.max_last)
         for name, (now, following) in self.state.buffers.items():
             one, heads, _, width = self.module.inputs[name]
             self.module.bind(name, now, (one, heads, past, width))
@@ -124,8 +125,8 @@ class Decoder:
         feeds: Feeds = {"hidden": hidden, "position_ids": position_ids, "mask": causal_mask(count, past + count)}
         outputs = self.module.run({name: feeds[name] for name in feeds if name in self.module.inputs}, ["logits"])
         self.state.advance(count)
-        last: NDArray[np.float32] = outputs["logits"].astype(np.float32).reshape(-1)
-        return last
+        logits: NDArray[np.float32] = outputs["logits"].astype(np.float32).reshape(1, -1)
+        return logits
 
     def reserve(self, capacity: int) -> None:
         """Make room for more tokens."""

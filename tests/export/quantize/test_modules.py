@@ -56,6 +56,7 @@ def logits(model: ir.Model, file: File, folder: Path) -> NDArray[np.float32]:
     feed = {name.name: state for name in session.get_inputs() if name.name.startswith("past_")}
     feed["hidden"] = np.random.default_rng(0).standard_normal((1, 9, SHAPE.hidden), np.float32)
     feed["seqlens_k"], feed["total_length"] = np.array([8], np.int32), np.array([9], np.int32)
+    feed["logits_to_keep"] = np.array([1])
     output: NDArray[np.float32] = session.run(["logits"], feed)[0]
     return output
 
