@@ -296,11 +296,23 @@ class Graph(Struct, frozen=True, forbid_unknown_fields=True):
     opset: Count
 
 
+class GraphAccuracy(Struct, frozen=True, forbid_unknown_fields=True):
+    """The error of each output by name over ``samples``, None where no value could be compared.
+
+    ``unseen`` is whether the samples are others than the graph was calibrated on.
+    """
+
+    samples: Natural
+    unseen: bool
+    outputs: dict[Text, Annotated[float, Meta(ge=0)] | None]
+
+
 class GraphManifest(Sealed, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The manifest of an ONNX graph's bundle; ``proof`` is the result of a builder on the exporting machine."""
 
     graph: Graph
     proof: Text | None = None
+    accuracy: GraphAccuracy | None = None
 
 
 class _Kind(Struct):

@@ -127,6 +127,8 @@ def _export_checkpoint(request: ExportRequest, budget: int, show: Show) -> Expor
     from edgeglm.export.pipeline.job import Job
     from edgeglm.export.write.writer import check_target
 
+    if request.max_error is not None:
+        raise UsageError("--max-error", "is only for ONNX graphs", "give --accuracy-drop")
     profile, (source, name) = load_profile(request.target), locate(request.model)
     if request.model == name and not any(source.glob("*.safetensors")):
         with locate_headers(name) as (names, _):  # which has the names of all files of a repository
@@ -156,7 +158,13 @@ def _export_graph(request: ExportRequest, budget: int, show: Show) -> ExportResu
     ):
         if value is not None:
             raise UsageError(option, "is only for checkpoints", "leave it out")
-    graph = GraphRequest(Path(str(request.model)), load_profile(request.target), request.precision, request.calibration)
+    graph = GraphRequest(
+        Path(str(request.model)),
+        load_profile(request.target),
+        request.precision,
+        request.calibration,
+        request.max_error,
+    )
     folder = request.output or Path(f"{graph.name}-{graph.profile.name}")
     check_target(folder)
     opened = open_graph(graph, budget)

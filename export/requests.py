@@ -48,6 +48,7 @@ class ExportRequest(PlanRequest, frozen=True, kw_only=True, tag=True):
         format: ``onnx`` or ``tflite``, or by module, as ``--format`` takes it.
         max_ram: Bytes that all processes may take together; None for 60% of what is available.
         accuracy_drop: The largest drop of a metric, such as 0.02; None measures nothing.
+        max_error: The largest relative error of an output of an ONNX graph; None for less than 0.5.
         calibration: Samples or a text to calibrate with; None for the demo's own.
         resume: Whether to go on from a partial bundle.
     """
@@ -56,6 +57,7 @@ class ExportRequest(PlanRequest, frozen=True, kw_only=True, tag=True):
     format: str = "onnx"
     max_ram: int | None = None
     accuracy_drop: float | None = None
+    max_error: float | None = None
     calibration: Path | None = None
     resume: bool = True
 

@@ -45,6 +45,7 @@ SHARED = {
         "File",
         "Generation",
         "Graph",
+        "GraphAccuracy",
         "GraphManifest",
         "Manifest",
         "Measured",

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+import msgspec
 
 from edgeglm.cli.budget import max_ram_option, parse_budget
 from edgeglm.cli.checkpoint_options import checkpoint_options, image_sizes
@@ -34,6 +35,7 @@ from edgeglm.units import format_size, parse_percent
 )
 @max_ram_option
 @click.option("--accuracy-drop", metavar="PCT", help="Maximum accuracy drop; raises precision until the bundle passes.")
+@click.option("--max-error", metavar="PCT", help="Maximum error of an ONNX graph's output (default: below 50%).")
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
@@ -53,6 +55,7 @@ def command(
     format_: str,
     max_ram: str | None,
     accuracy_drop: str | None,
+    max_error: str | None,
     calibration: Path | None,
     no_resume: bool,
     as_json: bool,
@@ -73,6 +76,7 @@ def command(
         format=format_,
         max_ram=parse_budget(max_ram),
         accuracy_drop=parse_percent(accuracy_drop) if accuracy_drop else None,
+        max_error=parse_percent(max_error) if max_error else None,
         calibration=calibration,
         resume=not no_resume,
     )
@@ -116,7 +120,11 @@ def _print_failure(rungs: Sequence[Rung], *, as_json: bool) -> None:
 def _summary(result: ExportResult) -> dict[str, object]:
     manifest = result.manifest
     of_graph = (
-        {"fixes": [asdict(fix) for fix in result.fixes], "proof": manifest.proof}
+        {
+            "fixes": [asdict(fix) for fix in result.fixes],
+            "proof": manifest.proof,
+            "accuracy": msgspec.to_builtins(manifest.accuracy),
+        }
         if isinstance(manifest, GraphManifest)
         else {}
     )

@@ -13,6 +13,7 @@ from edgeglm.devices.operator_table import table_for
 from edgeglm.engines import ENGINES
 from edgeglm.errors import UnsupportedError
 from edgeglm.export.foreign.arrays import common_shapes
+from edgeglm.export.foreign.error import calibrating
 from edgeglm.export.foreign.graph_file import load_model
 from edgeglm.export.foreign.graph_plan import Plan
 from edgeglm.export.foreign.graph_precision import Task, convert
@@ -63,8 +64,8 @@ def convert_model(plan: Plan, model: ir.Model, work: Path) -> ir.Model:
         MaskRange()(model)
     graph, samples, output = work / "graph.onnx", work / "samples", work / "converted.onnx"
     samples.mkdir()
-    for index, sample in enumerate(plan.samples if plan.precision == "int8" else ()):
-        np.savez(samples / f"{index}.npz", **sample)  # type: ignore[arg-type]
+    for index in calibrating(len(plan.samples)) if plan.precision == "int8" else ():
+        np.savez(samples / f"{index}.npz", **plan.samples[index])  # type: ignore[arg-type]
     onnx.save(ir.to_proto(model), graph)
     convert(Task(plan.precision, str(graph), str(samples), plan.engine, str(output)))
     made = ir.load(output)

@@ -13,7 +13,7 @@ from edgeglm import manifest
 from edgeglm.engines import DIALECTS, ENGINES
 from edgeglm.export.foreign.arrays import hash_samples
 from edgeglm.export.foreign.convert import convert_model, fit_model
-from edgeglm.export.foreign.error import measure
+from edgeglm.export.foreign.error import Accuracy, check_error, measure
 from edgeglm.export.foreign.graph_file import weights_sha256
 from edgeglm.export.foreign.graph_plan import Plan
 from edgeglm.export.graph.check import Violation
@@ -35,7 +35,7 @@ def export_graph(
 
     Raises:
         UnsupportedError: An operator is refused and cannot be fixed, or a converter or builder cannot do it.
-        AccuracyError: What was emitted computes garbage.
+        AccuracyError: What was emitted is too far from the original.
         UsageError, BudgetError: Of the target or its disk.
     """
     request, notes = plan.request, []
@@ -46,7 +46,13 @@ def export_graph(
         made = convert_model(plan, model, work)
         file = _emit(made, work)
         say("measuring")
-        error = measure(plan, file)
+        accuracy = measure(plan, file)
+        check_error(plan, accuracy)
+        notes += accuracy.notes()
+        if not accuracy.unseen:
+            notes.append(
+                "too few samples to keep some for the error, which is of those that calibrated: give 4 or more"
+            )
         if ENGINES[plan.engine].builds:
             say("building")
         proof, note = graph_step(plan.engine).prove(file, request.file, request.profile, work)
@@ -56,7 +62,7 @@ def export_graph(
         with BundleWriter(target, plan.source.sha256, resume=False) as writer:
             for path in sorted(file.parent.iterdir()):
                 _copy(path, writer)
-            path = writer.finish(_manifest(plan, made, error, proof))
+            path = writer.finish(_manifest(plan, made, accuracy, proof))
     written = manifest.parse_manifest((path / manifest.MANIFEST).read_bytes())
     assert isinstance(written, manifest.GraphManifest)
     return written, fixes, tuple(notes)
@@ -86,7 +92,7 @@ def _copy(path: Path, writer: BundleWriter) -> None:
             output.pwrite(offset, memoryview(file.read(CHUNK)))
 
 
-def _manifest(plan: Plan, model: ir.Model, error: float, proof: str | None) -> manifest.GraphManifest:
+def _manifest(plan: Plan, model: ir.Model, accuracy: Accuracy, proof: str | None) -> manifest.GraphManifest:
     request, source = plan.request, plan.source
     engine = ENGINES[plan.engine]
     if DIALECTS[engine.dialect].integers:  # as long as it is not compiled
@@ -103,12 +109,13 @@ def _manifest(plan: Plan, model: ir.Model, error: float, proof: str | None) -> m
         dialect=engine.dialect,
         inputs=inputs,
         outputs=outputs,
-        max_relative_error=error,
+        max_relative_error=accuracy.error,
     )
     opset = next((each.version for each in source.proto.opset_import if each.domain in ("", "ai.onnx")), 1)
     return manifest.GraphManifest(
         graph=manifest.Graph(request.name, opset),
         proof=proof,
+        accuracy=accuracy.described(),
         profile=request.profile,
         modules=(module,),
         provenance=manifest.Provenance(

@@ -33,6 +33,7 @@ class GraphRequest:
     profile: Profile
     precision: str = "auto"
     calibration: Path | None = None
+    max_error: float | None = None
 
     @property
     def name(self) -> str:

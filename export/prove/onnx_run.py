@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgeglm.runtimes.engines.ort.options import session_options
+from edgeglm.runtimes.engines.ort.options import WEIGHTS_FOLDER, session_options
+
+Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, Any]]
 
 
 def run_file(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Run an ONNX file with its weights beside it; outputs by name."""
-    session = _session(path, _options(path))
+    return opened(path)(feeds)
+
+
+def opened(path: Path, graph: bytes | None = None) -> Run:
+    """Return a function from feeds to outputs by name: of an ONNX file, or of another graph over its weights."""
+    options = _options(graph or path)
+    if graph:
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
+    session = _session(graph or path, options)
     names = [value.name for value in session.get_outputs()]
-    return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+    return lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
 
 def check_loads(path: Path) -> None:
@@ -27,11 +37,11 @@ def check_loads(path: Path) -> None:
     _session(path, options)
 
 
-def _options(path: Path) -> onnxruntime.SessionOptions:
+def _options(path: Path | bytes) -> onnxruntime.SessionOptions:
     options = session_options(path)
     options.enable_cpu_mem_arena = False
     return options
 
 
-def _session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def _session(path: Path | bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,206 @@
+"""The distance of a graph's outputs from the original's: by output, and by channel where ranges are far apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+# Ranges of channels that are this many times apart are judged apart: of 255 steps for both, the smaller has 8.
+APART = 32.0
+# A channel of less than this, relative to the largest, is rounding of the original itself.
+NOISE = 1e-7
+# A lost channel varies in the original by this share of its size, and by this share of that in what was emitted.
+MOVES, STILL = 1e-3, 1e-3
+FEWEST = 4  # values of a channel that tell whether it moves
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The error of an output, None where no value was compared, and the channels that it is of, all if empty."""
+
+    output: str
+    error: float | None
+    where: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.output}, {self.where}" if self.where else self.output
+
+
+class Comparison:
+    """Sums of the differences of outputs, over any number of samples."""
+
+    def __init__(self) -> None:
+        self._outputs: dict[str, _Output] = {}
+
+    def add(self, want: Mapping[str, object], got: Mapping[str, object]) -> None:
+        """Compare the outputs of one sample by name: arrays, or sequences and maps of them."""
+        for name, value in want.items():
+            output = self._outputs.setdefault(name, _Output())
+            ours, theirs = dict(_leaves(got[name])), dict(_leaves(value))
+            for key in sorted({*ours, *theirs}):
+                output.add(theirs.get(key, _missing(ours)), ours.get(key, _missing(theirs)))
+
+    def differences(self) -> tuple[Difference, ...]:
+        """Return the error of each output, in their order."""
+        return tuple(output.difference(name) for name, output in self._outputs.items())
+
+
+def worst_of(differences: tuple[Difference, ...]) -> Difference | None:
+    """Return the output with the largest error, None where nothing was compared."""
+    compared = [difference for difference in differences if difference.error is not None]
+    return max(compared, key=lambda difference: difference.error or 0.0, default=None)
+
+
+def _leaves(value: object, key: str = "") -> Iterator[tuple[str, Array]]:
+    """Yield the arrays of a value with the place of each."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _leaves(part, f"{key}.{name}")
+    elif isinstance(value, list | tuple):
+        for index, part in enumerate(value):
+            yield from _leaves(part, f"{key}.{index}")
+    elif value is not None:
+        yield key, np.asarray(value)
+
+
+@dataclass
+class _Channels:
+    """Sums along one axis, by channel."""
+
+    wanted: Array
+    wanted_squares: Array
+    made: Array
+    made_squares: Array
+    errors: Array
+    count: int
+
+    def plus(self, other: _Channels) -> _Channels:
+        """Return the sums of both."""
+        return _Channels(
+            self.wanted + other.wanted,
+            self.wanted_squares + other.wanted_squares,
+            self.made + other.made,
+            self.made_squares + other.made_squares,
+            self.errors + other.errors,
+            self.count + other.count,
+        )
+
+    def worst(self) -> tuple[float, str]:
+        """Return the largest error of a part of the channels, and which they are; a lost channel counts 1."""
+        sizes = np.sqrt(self.wanted_squares / self.count)
+        lost = self._lost(sizes)
+        if lost.any():
+            return 1.0, f"{_named(np.flatnonzero(lost))} lost"
+        found = (0.0, "")
+        parts = _parts(sizes)
+        for part in parts if len(parts) > 1 else ():
+            error = float(np.sqrt(self.errors[part].sum() / max(self.wanted_squares[part].sum(), 1e-60)))
+            found = max(found, (error, _named(np.sort(part))))
+        return found
+
+    def _lost(self, sizes: Array) -> NDArray[np.bool_]:
+        """Tell which channels stand still, and move in the original."""
+        wanted, made = (
+            np.maximum(squares / self.count - np.square(total / self.count), 0.0)
+            for total, squares in ((self.wanted, self.wanted_squares), (self.made, self.made_squares))
+        )
+        moves = wanted > np.square(MOVES * sizes)
+        heard = sizes > NOISE * sizes.max(initial=0.0)
+        result: NDArray[np.bool_] = moves & heard & (made <= STILL**2 * wanted) & (self.count >= FEWEST)
+        return result
+
+
+@dataclass
+class _Output:
+    """An output over the samples: the largest relative error, the shares of whole numbers, sums by channel."""
+
+    largest: float | None = None
+    values: int = 0
+    unequal: int = 0
+    channels: dict[int, _Channels | None] = field(default_factory=dict)
+
+    def add(self, want: Array, got: Array) -> None:
+        """Compare one array with the original's."""
+        if want.shape != got.shape:
+            want, got = _same_shape(want, got)
+        if not want.size:
+            return
+        if want.dtype.kind != "f":
+            self.values += want.size
+            self.unequal += int(np.count_nonzero(want != got))
+            return
+        wide, made = want.astype(np.float64), got.astype(np.float64)
+        # What is neither finite is equal or is as wrong as can be.
+        same = (np.isnan(wide) & np.isnan(made)) | (wide == made)
+        if not (np.isfinite(wide) & np.isfinite(made) | same).all():
+            self.largest = float("inf")
+            return
+        known = np.isfinite(wide)
+        wide, made = np.where(known, wide, 0.0), np.where(known, made, 0.0)
+        size, distance = float(np.linalg.norm(wide)), float(np.linalg.norm(made - wide))
+        self.largest = max(self.largest or 0.0, distance / max(size, 1e-30))
+        self._add_channels(wide, made)
+
+    def _add_channels(self, want: Array, got: Array) -> None:
+        for axis in {1, want.ndim - 1} if want.ndim > 1 else ():
+            if want.shape[axis] < 2:
+                continue
+            others = tuple(other for other in range(want.ndim) if other != axis)
+            sums = _Channels(
+                want.sum(others), np.square(want).sum(others), got.sum(others), np.square(got).sum(others),
+                np.square(got - want).sum(others), want.size // want.shape[axis],
+            )  # fmt: skip
+            before = self.channels.get(axis, sums)
+            if before is None or before.wanted.shape != sums.wanted.shape:
+                self.channels[axis] = None  # of another size in each sample, it has no channels
+            else:
+                self.channels[axis] = sums if axis not in self.channels else before.plus(sums)
+
+    def difference(self, name: str) -> Difference:
+        """Return the largest error over the samples."""
+        if self.largest is None:
+            return Difference(name, self.unequal / self.values if self.values else None)
+        found = (self.largest, "")
+        if np.isfinite(self.largest):
+            for axis, sums in self.channels.items():
+                error, part = sums.worst() if sums else (0.0, "")
+                if error > found[0]:
+                    found = (error, f"{part} of axis {axis}")
+        return Difference(name, *found)
+
+
+def _missing(arrays: Mapping[str, Array]) -> Array:
+    """Return what stands for an array that is not there: an empty one of the others' type."""
+    return np.zeros(0, next(iter(arrays.values())).dtype) if arrays else np.zeros(0)
+
+
+def _same_shape(want: Array, got: Array) -> tuple[Array, Array]:
+    """Return both in the shape that holds both, what one of them lacks as zeros; flat where dimensions differ."""
+    if want.ndim != got.ndim:
+        want, got = want.reshape(-1), got.reshape(-1)
+    shape = tuple(map(max, zip(want.shape, got.shape, strict=True)))
+    both = tuple(np.zeros(shape, want.dtype) for _ in range(2))
+    for whole, part in zip(both, (want, got), strict=True):
+        whole[tuple(map(slice, part.shape))] = part
+    return both[0], both[1]
+
+
+def _parts(sizes: Array) -> list[NDArray[np.intp]]:
+    """Return the channels in parts that are `APART`, without those that are noise."""
+    order = np.argsort(-sizes, kind="stable")
+    order = order[sizes[order] > NOISE * sizes.max(initial=0.0)]
+    steps = np.flatnonzero(sizes[order][:-1] > APART * sizes[order][1:]) + 1
+    return [part for part in np.split(order, steps) if part.size]
+
+
+def _named(channels: NDArray[np.intp]) -> str:
+    """Return the channels in words: ``channels 4 to 11``, ``channel 3``."""
+    first, last = int(channels[0]), int(channels[-1])
+    if first == last:
+        return f"channel {first}"
+    return f"channels {first} to {last}" if channels.size == last - first + 1 else f"{channels.size} channels"

@@ -1,0 +1,105 @@
+"""The distance of outputs: parts of other ranges, lost channels, whole numbers, values that are not finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeglm.export.foreign.difference import Comparison, Difference, worst_of
+
+RANDOM = np.random.default_rng(0)
+
+
+def compare(*pairs: tuple[Any, Any]) -> Difference:
+    comparison = Comparison()
+    for want, got in pairs:
+        comparison.add({"y": want}, {"y": got})
+    (difference,) = comparison.differences()
+    return difference
+
+
+def head() -> np.ndarray:
+    """Boxes of 0 to 320 and scores of 0 to 1, as a detector puts them together."""
+    boxes, scores = RANDOM.random((1, 4, 50)) * 320, RANDOM.random((1, 8, 50))
+    return np.concatenate([boxes, scores], 1).astype(np.float32)
+
+
+def test_the_largest_error_of_a_sample_counts() -> None:
+    ones = np.ones((1, 8), np.float32)
+    assert compare((ones, ones * 1.01), (ones, ones * 1.2), (ones, ones)).error == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_scores_beside_boxes_are_judged_apart(transposed: bool) -> None:
+    want = head()
+    got = want.copy()
+    got[:, 4:] *= 1.3
+    if transposed:
+        want, got = want.transpose(0, 2, 1), got.transpose(0, 2, 1)
+    difference = compare((want, got))
+    assert difference.error == pytest.approx(0.3)
+    assert difference.where == f"channels 4 to 11 of axis {2 if transposed else 1}"
+
+
+def test_a_channel_that_stands_still_is_lost() -> None:
+    want = head()
+    got = want.copy()
+    got[:, 7] = 0
+    assert (compare((want, got)).error, compare((want, got)).where) == (1.0, "channel 7 lost of axis 1")
+
+
+def test_a_channel_that_is_constant_in_the_original_is_not_lost() -> None:
+    want = head()
+    want[:, 7] = 0.25
+    got = want.copy()
+    got[:, 7] = 0.251
+    error = compare((want, got)).error
+    assert error is not None
+    assert error < 0.01
+
+
+def test_channels_of_similar_ranges_are_judged_together() -> None:
+    want = RANDOM.standard_normal((4, 16)).astype(np.float32) * np.geomspace(1, 20, 16).astype(np.float32)
+    got = want.copy()
+    got[:, 0] *= 2
+    error = compare((want, got)).error
+    assert error is not None
+    assert error < 0.1
+
+
+def test_whole_numbers_count_by_the_share_that_differs_over_all_samples() -> None:
+    label = np.array([3])
+    assert compare(*[(label, label)] * 9, (label, label + 1)).error == pytest.approx(0.1)
+    assert compare((np.array([True, False]), np.array([True, True]))).error == pytest.approx(0.5)
+    assert compare((np.array(["a", "b"], object), np.array(["a", "c"], object))).error == pytest.approx(0.5)
+
+
+def test_nan_and_infinity_are_equal_where_both_are() -> None:
+    want = np.array([np.nan, np.inf, -np.inf, 1], np.float32)
+    assert compare((want, want.copy())).error == 0
+    for index in range(3):
+        got = want.copy()
+        got[index] = 5
+        assert compare((want, got)).error == float("inf")
+    assert compare((np.ones(2, np.float32), np.array([1, np.nan], np.float32))).error == float("inf")
+
+
+def test_nothing_compared_is_no_error() -> None:
+    assert compare((np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32))).error is None
+    comparison = Comparison()
+    comparison.add({"y": []}, {"y": []})
+    assert worst_of(comparison.differences()) is None
+
+
+def test_another_number_of_detections_is_an_error() -> None:
+    want = np.ones((4, 5), np.float32)
+    assert compare((want, want[:3])).error == pytest.approx(0.5)
+    assert compare((want[:0], want)).error is not None
+
+
+def test_sequences_and_maps_are_compared_by_place() -> None:
+    want = [{"a": 0.5, "b": 0.25}, {"a": 1.0}]
+    assert compare((want, want)).error == 0
+    assert compare((want, [{"a": 0.5, "b": 0.0}, {"a": 1.0}])).error == pytest.approx(1.0)

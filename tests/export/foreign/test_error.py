@@ -1,0 +1,105 @@
+"""What the manifest says of a graph's error: on samples of its own, in the arithmetic of the target, null, a limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+pytest.importorskip("onnxscript")
+
+from edgeglm.bundle import read_sealed
+from edgeglm.errors import AccuracyError, UsageError
+from edgeglm.export.api import ExportRequest, ExportResult, export
+from edgeglm.export.foreign.error import calibrating
+from edgeglm.manifest import GraphAccuracy, GraphManifest
+
+RANDOM = np.random.default_rng(0)
+SINGLE, WHOLE = TensorProto.FLOAT, TensorProto.INT64
+
+
+def write(folder: Path, nodes: list[onnx.NodeProto], shapes: dict[str, list[int]], **weights: np.ndarray) -> Path:
+    """A graph from ``x`` to ``y``, which is whole numbers where an ArgMax makes it."""
+    kind = WHOLE if nodes[-1].op_type == "ArgMax" else SINGLE
+    x, y = (
+        helper.make_tensor_value_info("x", SINGLE, shapes["x"]),
+        helper.make_tensor_value_info("y", kind, shapes["y"]),
+    )
+    arrays = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [x], [y], arrays), opset_imports=opset, ir_version=8),
+              folder / "model.onnx")  # fmt: skip
+    return folder / "model.onnx"
+
+
+def write_samples(folder: Path, arrays: list[np.ndarray]) -> Path:
+    (folder / "samples").mkdir()
+    for index, array in enumerate(arrays):
+        np.savez(folder / f"samples/{index}.npz", x=array.astype(np.float32))
+    return folder / "samples"
+
+
+def exported(graph: Path, samples: Path | None, precision: str = "int8", **options: object) -> ExportResult:
+    target = str(options.pop("target", "cpu"))
+    return export(
+        ExportRequest(
+            model=str(graph), target=target, precision=precision, calibration=samples,
+            output=graph.parent / "bundle", **options,  # type: ignore[arg-type]
+        )
+    )  # fmt: skip
+
+
+def accuracy(folder: Path) -> tuple[float | None, GraphAccuracy]:
+    manifest = read_sealed(folder / "bundle")
+    assert isinstance(manifest, GraphManifest)
+    assert manifest.accuracy
+    return manifest.modules[0].max_relative_error, manifest.accuracy
+
+
+def linear(folder: Path) -> Path:
+    weight = (RANDOM.standard_normal((32, 8)) * 0.2).astype(np.float32)
+    return write(folder, [helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": [4, 32], "y": [4, 8]}, w=weight)
+
+
+@pytest.mark.parametrize(("count", "measured", "unseen"), [(3, 3, False), (8, 2, True)])
+def test_the_error_is_of_samples_that_calibrated_nothing(
+    count: int, measured: int, unseen: bool, tmp_path: Path
+) -> None:
+    samples = write_samples(tmp_path, [RANDOM.standard_normal((4, 32)) for _ in range(count)])
+    notes = exported(linear(tmp_path), samples).notes
+    error, found = accuracy(tmp_path)
+    assert count - len(calibrating(count)) == (measured if unseen else 0)
+    assert (found.samples, found.unseen) == (measured, unseen)
+    assert found.outputs == {"y": error}
+    assert any("too few samples" in note for note in notes) is not unseen
+
+
+def test_a_graph_without_values_to_compare_has_no_error(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Slice", ["x", "first", "last"], ["y"])]
+    graph = write(tmp_path, nodes, {"x": [4, 32], "y": [0, 32]}, first=np.array([0]), last=np.array([0]))
+    notes = exported(graph, None, "fp32").notes
+    assert accuracy(tmp_path) == (None, GraphAccuracy(4, True, {"y": None}))
+    assert any("the error was not measured" in note for note in notes)
+
+
+def test_a_limit_of_the_users_fails_the_export(tmp_path: Path) -> None:
+    samples = write_samples(tmp_path, [RANDOM.standard_normal((4, 32)) for _ in range(4)])
+    with pytest.raises(AccuracyError, match=r"its output y is 0.*relative to it; use a higher precision than int8"):
+        exported(linear(tmp_path), samples, max_error=1e-6)
+    assert not (tmp_path / "bundle").exists()
+    with pytest.raises(UsageError, match="--max-error: is only for ONNX graphs"):
+        export(ExportRequest(target="cpu", max_error=0.1))
+
+
+def test_fp16_of_a_gpu_is_measured_with_its_roundings(tmp_path: Path) -> None:
+    """Its sum of 65,504 and more overflows there, and not on a CPU, which computes fp16 in fp32."""
+    weight = np.full((32, 8), 1.0, np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Mul", ["h", "less"], ["y"])]
+    graph = write(tmp_path, nodes, {"x": [4, 32], "y": [4, 8]}, w=weight, less=np.array(1e-4, np.float32))
+    samples = write_samples(tmp_path, [np.full((4, 32), 4096.0)])
+    exported(graph, samples, "fp16")
+    with pytest.raises(AccuracyError, match="its output y is inf away"):
+        exported(graph, samples, "fp16", target="jetson")
