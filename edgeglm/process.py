@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import selectors
 import signal
 import subprocess
 import threading
@@ -13,6 +14,10 @@ from typing import Any
 
 import msgspec
 
+from edgeglm.errors import UnsupportedError
+from edgeglm.units import format_size
+
+MAX_OUTPUT = 16 << 20  # bytes of a program's stdout, and of its stderr
 # Loaded here, because between fork and exec nothing may be.
 _PRCTL = ctypes.CDLL(None).prctl
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -106,11 +111,30 @@ def run_program(command: Sequence[str], **options: Any) -> Ran:  # noqa: ANN401
 
     Raises:
         OSError: It cannot be started.
+        UnsupportedError: It writes more than `MAX_OUTPUT`, and was ended.
     """
     options |= {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with child(command, text=True, errors="replace", **options) as process:
-        out, err = process.communicate()
-    return Ran(process.returncode, out, err)
+    with child(command, **options) as process:
+        out, err = _written(process, command[0])
+        return Ran(process.wait(), out, err)
+
+
+def _written(process: subprocess.Popen[bytes], name: str) -> list[str]:
+    """Return what a process writes to stdout and stderr until it closes both."""
+    with selectors.DefaultSelector() as open_streams:
+        written = [bytearray(), bytearray()]
+        for stream, content in zip((process.stdout, process.stderr), written, strict=True):
+            assert stream
+            open_streams.register(stream, selectors.EVENT_READ, content)
+        while open_streams.get_map():
+            for key, _ in open_streams.select():
+                key.data.extend(piece := os.read(key.fd, 1 << 16))
+                if not piece:
+                    open_streams.unregister(key.fileobj)
+                if len(key.data) > MAX_OUTPUT:
+                    why = f"it writes more than {format_size(MAX_OUTPUT)}, and was ended"
+                    raise UnsupportedError(name, why, "run it by hand to see what it writes")
+    return [content.decode(errors="replace").replace("\r\n", "\n") for content in written]
 
 
 def ended(status: int) -> str:

@@ -161,6 +161,12 @@ def test_a_program_says_how_it_ended() -> None:
     assert run_program(["sh", "-c", "kill -9 $$"]).code == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("stream", [1, 2])
+def test_a_program_that_writes_without_end_is_ended(stream: int) -> None:
+    with pytest.raises(UnsupportedError, match=r"sh: it writes more than 16MiB, and was ended; run it by hand"):
+        run_program(["sh", "-c", f"yes >&{stream}"])
+
+
 def test_nothing_else_starts_processes() -> None:
     starts = re.compile(r"subprocess\.(Popen|run|call|check_\w+|get\w+)\(|os\.(system|popen|fork|spawn\w+)\(")
     folders = [ROOT / name for name in ("edgeglm", "export", "runtimes", "devices")]

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from edgeglm.errors import BudgetError, DamagedFileError, UnsupportedError
 from edgeglm.files import open_regular
-from edgeglm.process import Ran, child, run_program
+from edgeglm.process import MAX_OUTPUT, Ran, child, run_program
 from edgeglm.units import format_size
 
 NOT_FOUND = 127  # of a shell
@@ -93,7 +93,7 @@ class RemoteDevice(ABC):
             status = process.wait()
         if status:
             err.seek(0)
-            told = err.read().decode(errors="replace")
+            told = err.read(MAX_OUTPUT).decode(errors="replace")
             self.check(Ran(status, "", told))
             why = f"files cannot be put there: {last_line(told)}"
             raise UnsupportedError(self.title, why, "see to it there")
@@ -116,7 +116,10 @@ class RemoteDevice(ABC):
         return ran
 
     def _run(self, script: str) -> Ran:
-        return run_program(self.command(script))
+        try:
+            return run_program(self.command(script))
+        except UnsupportedError as error:
+            raise UnsupportedError(self.title, error.why, error.remedy) from error
 
 
 def _size(source: Path) -> int:

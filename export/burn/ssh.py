@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.export.burn.remote import RemoteDevice, last_line
-from edgeglm.process import Ran, child, run_program
+from edgeglm.process import MAX_OUTPUT, Ran, child, run_program
 from edgeglm.scratch import scratch_folder
 
 FAILED = 255  # ssh's own code
@@ -71,7 +71,7 @@ class Ssh(RemoteDevice):
             with child(command, **options) as process:
                 status = process.wait()
             err.seek(0)
-            self.check(Ran(status, "", err.read()))
+            self.check(Ran(status, "", err.read(MAX_OUTPUT)))
 
     def _disconnect(self) -> None:
         run_program([*self._ssh(), "-O", "exit", self._host])

@@ -23,19 +23,20 @@ AROUND = 24  # characters that are shown of a difference
 KIND = "chats"  # in the cache
 
 
-def compare(chat: Chat, *, sees: bool) -> str | None:
+def compare(chat: Chat, *, sees: bool, images: bool = True) -> str | None:
     """Render and encode conversations on both sides; returns a note where transformers cannot.
 
     Args:
         chat: The checkpoint's.
-        sees: Whether the model takes pictures.
+        sees: Whether the model takes images.
+        images: Whether the template has a place for them; without one, conversations with images are not compared.
 
     Raises:
         UnsupportedError: A text or its tokens differ: the model would be asked what it never learnt.
     """
     if chat.template is None:
         return None
-    request = Request(str(chat.sidecars.folder), sees, cases(sees=sees))
+    request = Request(str(chat.sidecars.folder), sees, cases(sees=sees and images))
     ours = [_ours(chat, case) for case in request.cases]
     answer = _theirs(request, chat)
     if answer.error is not None:

@@ -40,7 +40,8 @@ def compare(
         artifact: The same samples.
         limit: The largest drop that passes.
         of: The metric of values along the last axis, `mean` or `median`.
-        unseen: What the drop may be that no sample shows: of a share, `RULE_OF_THREE` over their number.
+        unseen: What the drop may be that no sample shows: of a share, `RULE_OF_THREE` over their number; the bound
+            is then at most 1, which is all that a share can drop.
     """
     count = len(reference)
     if not count:
@@ -50,13 +51,12 @@ def compare(
     both = float(of(reference)), float(of(artifact))
     drop = unit.drop(*both)
     low, high = (float(bound) for bound in np.quantile(drops, (0.025, 0.975)))
-    high = max(high, drop + unseen)
-    needed = None
+    high, needed = max(high, drop + unseen), None
     if drop <= limit < high:
         # The interval shrinks with the root of the number of samples, what was not seen with the number.
         spread = (high - drop) / max(limit - drop, 1e-9)
         needed = min(10**9, math.ceil(count * (spread if high == drop + unseen else spread**2)))
-    return Metric(name, unit, count, *both, drop, low, high, limit, needed)
+    return Metric(name, unit, count, *both, drop, low, min(high, 1.0) if unseen else high, limit, needed)
 
 
 def mean(values: Values) -> Values:

@@ -117,7 +117,8 @@ def _talk(checkpoint: Checkpoint, context: int) -> tuple[manifest.Generation, li
         notes.append(f"{checkpoint.folder} has no chat template: its bundle completes a text, and does not converse")
     else:
         sees = checkpoint.config.get("vision_config") is not None
-        notes += filter(None, [picture_note(chat, checkpoint), compare(chat, sees=sees)])
+        note = picture_note(chat, checkpoint)
+        notes += filter(None, [note, compare(chat, sees=sees, images=note is None)])
     generation, said = read_generation(checkpoint, context, chat.tokenizer if chat else None)
     return generation, [*notes, *said]
 

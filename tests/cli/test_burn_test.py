@@ -22,8 +22,8 @@ pytest.importorskip("transformers")
 
 from edgeglm.bundle import read_manifest
 from edgeglm.cli.burn_test import _judge
-from edgeglm.errors import AccuracyError, BudgetError, DamagedFileError
-from edgeglm.export.burn.answers import Pair, Question, Reply
+from edgeglm.errors import AccuracyError, BudgetError, DamagedFileError, UnsupportedError
+from edgeglm.export.burn.answers import Pair, Question, Reply, _Answer, _printed
 from edgeglm.export.burn.qemu import Qemu
 from edgeglm.export.burn.ssh import Ssh
 from edgeglm.machine import describe_kernels, read_machine
@@ -146,17 +146,24 @@ def test_a_board_that_cannot_be_reached(bundle: Path, board: Server, capsys: Cap
 
 
 @pytest.mark.parametrize(
-    "said", ["", "hello", "[]", '{"text": "a"}', "[" * 100_000, '{"action": 7, "text": "a", "peak_rss_bytes": "x"}']
+    "text", ["", "[]", '{"text": "a"}', "[" * 100_000, '{"action": 7, "text": "a", "peak_rss_bytes": "x"}']
+)
+def test_what_is_no_answer_is_one_line(text: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"board: the runner printed no result but .*; run python3 run.pyz"):
+        _printed("board", text, _Answer)
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [("echo hello", "the runner printed no result but 'hello"), ("yes", "it writes more than 16MiB, and was ended")],
 )
 def test_a_board_that_prints_something_else_is_one_line(
-    bundle: Path, board: Server, said: str, tmp_path: Path, capsys: Capture
+    bundle: Path, board: Server, program: str, why: str, tmp_path: Path, capsys: Capture
 ) -> None:
-    other, words = tmp_path / "python", tmp_path / "words"
-    words.write_text(said)
-    other.write_text(f'#!/bin/sh\n[ "$2" = --help ] || exec cat {words}\n')
+    other = tmp_path / "python"
+    other.write_text(f'#!/bin/sh\n[ "$2" = --help ] || exec {program}\n')
     other.chmod(0o755)
-    arguments = via_ssh(bundle, "--limit", 1, python=str(other))
-    check_failure(run(capsys, *arguments), 3, f"ssh {HOST}: the runner printed no result but .*; run python3 run.pyz")
+    check_failure(run(capsys, *via_ssh(bundle, "--limit", 1, python=str(other))), 3, f"ssh {HOST}: {why}")
 
 
 def exchange(path: Path) -> None:

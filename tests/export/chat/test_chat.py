@@ -16,6 +16,7 @@ from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.runtimes.text.chat import Chat
 from edgeglm.runtimes.text.sidecars import Sidecars
 from tests.cli.commands import check_failure, run
+from tests.runtimes.demo import SCREEN
 
 NAMES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json")
 
@@ -112,3 +113,16 @@ def test_plan_and_export_refuse_what_no_device_could_answer_with(
     more = ["-o", str(tmp_path / "bundle")] if command == "export" else []
     check_failure(run(capsys, command, str(model), "--target", "cpu", *more), status, why)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("bundle")]
+
+
+def test_a_template_for_texts_alone_is_a_note_on_a_model_that_sees(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(DEMO, tmp_path / "model")
+    template = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}<|assistant|>"
+    (model / "chat_template.jinja").write_text(template)
+    status, _, err = run(capsys, "export", model, "--target", "cpu", "-o", tmp_path / "bundle")
+    assert status == 0
+    assert "chat_template.jinja: a prompt has 0 places for one image, and so takes none\n" in err
+    asked = ("run", tmp_path / "bundle", "--image", SCREEN, "--prompt", "Select OK", "--max-new-tokens", "4")
+    check_failure(run(capsys, *asked), 3, "the prompt: has 0 places for 1 images; give each message as many images as")

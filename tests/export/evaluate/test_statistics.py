@@ -36,6 +36,12 @@ def test_two_equal_models_pass_only_with_enough_samples() -> None:
     assert many.high == pytest.approx(0.015)
 
 
+def test_a_share_drops_by_all_of_it_at_most() -> None:
+    one, failed = shares(np.ones(1), np.ones(1)), shares(np.ones(2), np.zeros(2))
+    assert (one.high, one.verdict, one.needed) == (1.0, "unclear", 150)
+    assert (failed.drop, failed.high) == (1.0, 1.0)
+
+
 def test_a_drop_that_may_be_beyond_the_limit_is_unclear_and_says_what_would_do() -> None:
     reference, artifact = np.ones(200), np.ones(200)
     artifact[:3] = 0
