@@ -19,6 +19,7 @@ import numpy as np
 
 PROMPT, ANSWER = 256, 64
 STEP_PROMPT, STEP_ANSWER = 3000, 80
+CONTEXT = 4096
 Feed = Callable[[Sequence[int], int], object]  # computes tokens behind so many others
 
 
@@ -30,13 +31,13 @@ class Engine(NamedTuple):
     seconds: Sequence[float] = ()
 
 
-Load = Callable[[int], Engine]
+Load = Callable[[int, int], Engine]  # with so many threads, and room for so many tokens
 
 
 def measure(load: Load, threads: int) -> dict[str, float]:
     """Load a model with so many threads, and time it."""
     start = time.perf_counter()
-    engine = load(threads)
+    engine = load(threads, CONTEXT)
     feed = engine.feed
     loaded = time.perf_counter() - start
     idle = memory()
@@ -80,7 +81,7 @@ def memory() -> dict[str, int]:
 def edgeglm(folder: str, *, low_rss: bool = False) -> Load:
     """A bundle on ONNX Runtime, by the runner's own parts."""
 
-    def load(threads: int) -> Engine:
+    def load(threads: int, context: int) -> Engine:
         from edgeglm.bundle import load_bundle
         from edgeglm.runtimes.core.embedding import EmbeddingRows
         from edgeglm.runtimes.core.generate import PREFILL_CHUNK
@@ -123,15 +124,15 @@ def edgeglm(folder: str, *, low_rss: bool = False) -> Load:
 def transformers(folder: str) -> Load:
     """The checkpoint in transformers, eager, in fp32."""
 
-    def load(threads: int) -> Engine:
+    def load(threads: int, context: int) -> Engine:
         import torch
-        from transformers import AutoModelForCausalLM, DynamicCache
-        from transformers.utils import logging
+        import transformers
 
         torch.set_num_threads(threads)
-        logging.disable_progress_bar()
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-        cache = DynamicCache()
+        transformers.utils.logging.disable_progress_bar()
+        kind = getattr(transformers, json.loads((Path(folder) / "config.json").read_text())["architectures"][0])
+        model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        cache = transformers.DynamicCache()
 
         @torch.inference_mode()
         def feed(tokens: Sequence[int], at: int) -> object:
@@ -140,7 +141,7 @@ def transformers(folder: str) -> Load:
             logits = model(torch.tensor([list(tokens)]), past_key_values=cache, logits_to_keep=1).logits
             return int(logits.argmax())
 
-        return Engine(feed, model.config.vocab_size)
+        return Engine(feed, model.get_output_embeddings().out_features)
 
     return load
 
@@ -148,12 +149,12 @@ def transformers(folder: str) -> Load:
 def llama_cpp(file: str) -> Load:
     """A GGUF file in llama.cpp, through llama-cpp-python's own bindings."""
 
-    def load(threads: int) -> Engine:
+    def load(threads: int, context: int) -> Engine:
         from llama_cpp import Llama
 
         model = Llama(
             file,
-            n_ctx=4096,
+            n_ctx=context,
             n_batch=PROMPT,
             n_threads=threads,
             n_threads_batch=threads,
@@ -174,14 +175,14 @@ def llama_cpp(file: str) -> Load:
 def genai(folder: str) -> Load:
     """A model that onnxruntime-genai's builder made."""
 
-    def load(threads: int) -> Engine:
+    def load(threads: int, context: int) -> Engine:
         import onnxruntime_genai
 
         config = onnxruntime_genai.Config(folder)
         config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
         model = onnxruntime_genai.Model(config)
         parameters = onnxruntime_genai.GeneratorParams(model)
-        parameters.set_search_options(max_length=4096, chunk_size=PROMPT)
+        parameters.set_search_options(max_length=context, chunk_size=PROMPT)
         generator = onnxruntime_genai.Generator(model, parameters)
 
         def feed(tokens: Sequence[int], at: int) -> object:

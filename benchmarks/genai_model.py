@@ -1,7 +1,7 @@
 """Build onnxruntime-genai's model of a checkpoint's shape: ``python benchmarks/genai_model.py CHECKPOINT int4 DIR``.
 
 Only for timing: its builder has no GLM-4, so it gets a Llama with the same matrices, which leaves out two norms a layer
-and turns all channels of a head; that is a little less work than GLM-4's.
+and turns all channels of a head; that is a little less work than GLM-4's. Of a GLM-4.1V it gets the decoder.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def build(checkpoint: Path, precision: str, folder: Path) -> None:
 
 def write_llama(checkpoint: Path, folder: Path) -> None:
     """The checkpoint under Llama's names, with the demo's tokenizer, which the builder insists on copying."""
-    theirs = json.loads((checkpoint / "config.json").read_text())
+    whole = json.loads((checkpoint / "config.json").read_text())
+    theirs = {**whole, **whole.get("text_config", {})}
+    theirs.setdefault("head_dim", theirs["hidden_size"] // theirs["num_attention_heads"])
     config = {key: theirs[key] for key in KEPT} | {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": True,
@@ -59,7 +61,10 @@ def write_llama(checkpoint: Path, folder: Path) -> None:
     }
     (folder / "config.json").write_text(json.dumps(config))
     weights: dict[str, torch.Tensor] = {}
-    for name, tensor in load_file(checkpoint / "model.safetensors").items():
+    for stored, tensor in load_file(checkpoint / "model.safetensors").items():
+        name = stored.replace("model.language_model.", "model.")
+        if name.startswith("model.visual."):
+            continue
         if "gate_up_proj" in name:
             for half, rows in zip(("gate_proj", "up_proj"), tensor.chunk(2), strict=True):
                 weights[name.replace("gate_up_proj", half)] = rows.contiguous()

@@ -1,6 +1,7 @@
 """Write a GLM-4 checkpoint as a GGUF file for llama.cpp: ``python benchmarks/gguf_model.py CHECKPOINT Q4_0 FILE``.
 
-Only for timing: the file has no tokenizer. Names and keys are those of the ``gguf`` package's ``glm4`` architecture.
+Only for timing: the file has no tokenizer, and of a GLM-4.1V it has the decoder. Names and keys are those of the
+``gguf`` package's ``glm4`` architecture.
 """
 
 from __future__ import annotations
@@ -25,29 +26,32 @@ LAYER = {
     "ffn_down": "mlp.down_proj",
     "post_ffw_norm": "post_mlp_layernorm",
 }
-OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+OUTER = {"token_embd": "embed_tokens", "output_norm": "norm"}
 
 
 def write(checkpoint: Path, kind: str, file: Path) -> None:
     """Quantize every matrix to `kind`, a name of gguf.GGMLQuantizationType; vectors stay in fp32."""
-    config = json.loads((checkpoint / "config.json").read_text())
+    whole = json.loads((checkpoint / "config.json").read_text())
+    config, inside = (whole, "model") if "text_config" not in whole else (whole["text_config"], "model.language_model")
     writer = gguf.GGUFWriter(file, "glm4")
-    rope = config["rope_parameters"]
+    rope, head = config["rope_parameters"], config["hidden_size"] // config["num_attention_heads"]
+    head = config.get("head_dim", head)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_value_length(config["head_dim"])
+    writer.add_key_length(head)
+    writer.add_value_length(head)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_dimension_count(int(config["head_dim"] * rope["partial_rotary_factor"]))
+    writer.add_rope_dimension_count(int(head * rope["partial_rotary_factor"]))
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("no_vocab")
-    names = OUTER | {
-        f"blk.{layer}.{ours}": f"model.layers.{layer}.{theirs}"
+    names = {ours: f"{inside}.{theirs}" for ours, theirs in OUTER.items()} | {"output": "lm_head"}
+    names |= {
+        f"blk.{layer}.{ours}": f"{inside}.layers.{layer}.{theirs}"
         for layer in range(config["num_hidden_layers"])
         for ours, theirs in LAYER.items()
     }

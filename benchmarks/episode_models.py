@@ -1,0 +1,118 @@
+"""The models and the episodes of ``benchmarks/episode.py``, each made when it is not there yet."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from benchmarks.episode_text import EPISODES, answer, messages
+from benchmarks.speed import genai, llama_cpp, run
+from benchmarks.worker_process import Contender
+from edgeglm.export.checkpoint.locate import DEMO
+from edgeglm.export.samples.screenshots import read_samples
+from edgeglm.export.samples.shipped import DATA
+from edgeglm.runtimes.core.runner import Runner
+
+HERE = Path(__file__).parent
+SHAPE = "glm4v-300m"
+SCREEN = (504, 1008)  # 648 merged patches of 28 pixels
+SIDECARS = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json",
+            "preprocessor_config.json")  # fmt: skip
+PRECISIONS = ("int8", "int4")
+LONGEST = 10
+DEMO_STEPS = 30
+
+
+def scripted(work: Path, rivals: str, before: str | None) -> dict[str, Contender]:
+    """Return the contenders whose answers are given, by their names."""
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint = work / SHAPE
+    if not checkpoint.exists():
+        run(sys.executable, HERE / "random_checkpoint.py", SHAPE, checkpoint)
+        for name in SIDECARS:
+            shutil.copy(DEMO / name, checkpoint)
+    for precision in PRECISIONS:
+        export(sys.executable, work / precision, checkpoint, precision)
+    file = work / "episodes.json"
+    write(file, scripted_episodes(work / PRECISIONS[0]))
+    contenders = {
+        f"edgeglm {precision}": Contender(sys.executable, "edgeglm", work / precision, file) for precision in PRECISIONS
+    }
+    if before:
+        for precision in PRECISIONS:
+            export(before, work / f"before-{precision}", checkpoint, precision)
+            contenders[f"earlier {precision}"] = Contender(before, "edgeglm", work / f"before-{precision}", file)
+    others = llama_cpp(work, checkpoint, rivals) | genai(work, checkpoint)
+    others["transformers fp32"] = (sys.executable, "transformers", checkpoint)
+    return contenders | {name: Contender(*row, file) for name, row in others.items()}
+
+
+def demo(work: Path, before: str | None) -> dict[str, Contender]:
+    """Return the contenders whose answers are the demo's own."""
+    file = work / "demo.json"
+    write(file, demo_episodes())
+    export(sys.executable, work / "demo")
+    contenders = {"edgeglm demo": Contender(sys.executable, "edgeglm", work / "demo", file)}
+    if before:
+        export(before, work / "before-demo")
+        contenders["earlier demo"] = Contender(before, "edgeglm", work / "before-demo", file)
+    return contenders | {"transformers demo": Contender(sys.executable, "transformers demo", DEMO, file)}
+
+
+def export(python: str, folder: Path, checkpoint: Path | None = None, precision: str = "auto") -> None:
+    """Export a checkpoint, or the demo, by the edgeglm of an interpreter."""
+    if folder.exists():
+        return
+    size = ("--image-size", "x".join(map(str, SCREEN))) if checkpoint else ()
+    # -P: the edgeglm that is installed there, not the one in this folder.
+    command = (python, "-P", "-m", "edgeglm", "export", *([checkpoint] if checkpoint else []))
+    run(*command, "--target", "cpu", "--precision", precision, *size, "-o", folder)
+
+
+def scripted_episodes(bundle: Path) -> list[list[dict[str, Any]]]:
+    """Return the steps of each episode, with tokens for those that take tokens."""
+    screens = sorted((DATA / "evaluation").glob("*.webp"))
+    with Runner(bundle) as runner:
+        encode, end = runner.chat.bounded.encode, runner.bundle.manifest.generation.eos_token_ids[0]
+        episodes = []
+        for number, (task, steps) in enumerate(EPISODES):
+            urls = [screen_url(screen) for screen in screens[number * LONGEST :][: len(steps)]]
+            asked = [messages(task, steps, at, url) for at, url in enumerate(urls)]
+            episodes.append([
+                {"messages": turns, "prompt": runner.prompt(turns).tokens, "answer": [*encode(answer(*step[1:])), end]}
+                for turns, step in zip(asked, steps, strict=True)
+            ])  # fmt: skip
+    return episodes
+
+
+def demo_episodes() -> list[list[dict[str, Any]]]:
+    """Return two episodes of held-out screens; each is a conversation of its own, as the demo has learnt it."""
+    samples = [*read_samples(DATA / "evaluation.jsonl", 2 * DEMO_STEPS)]
+    steps = [{"messages": [question(sample.prompt, str(sample.screen))]} for sample in samples]
+    return [steps[:DEMO_STEPS], steps[DEMO_STEPS:]]
+
+
+def question(text: str, screen: str) -> dict[str, Any]:
+    """Return the user's message about a screenshot."""
+    parts = [{"type": "image_url", "image_url": {"url": screen}}, {"type": "text", "text": text}]
+    return {"role": "user", "content": parts}
+
+
+def screen_url(file: Path) -> str:
+    """Return a screenshot as clients send it: a PNG in a data URL."""
+    data = io.BytesIO()
+    with Image.open(file) as image:
+        image.convert("RGB").resize(SCREEN).save(data, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def write(file: Path, episodes: list[list[dict[str, Any]]]) -> None:
+    """Write episodes as the workers read them."""
+    file.write_text(json.dumps(episodes))
