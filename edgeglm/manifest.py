@@ -18,7 +18,9 @@ SCHEMA: Final = 1
 MANIFEST = "manifest.json"
 BLANK_SEAL = "0" * 64
 
-Dtype = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
+Dtype = Literal[
+    "float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"
+]
 # Without control characters, which a terminal would obey.
 Text = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z", max_length=4096)]
 Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]

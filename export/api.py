@@ -148,16 +148,23 @@ def _export_checkpoint(request: ExportRequest, budget: int, show: Show) -> Expor
 def _export_graph(request: ExportRequest, budget: int, show: Show) -> ExportResult:
     from edgeglm.export.foreign.graph_bundle import export_graph
     from edgeglm.export.foreign.graph_plan import GraphRequest, open_graph
+    from edgeglm.export.foreign.quiet import quiet
     from edgeglm.export.write.writer import check_target
+    from edgeglm.scratch import scratch_folder
 
-    for option, value in (
-        ("--context", request.context),
-        ("--image-size", request.image_sizes or None),
-        ("--accuracy-drop", request.accuracy_drop),
-        ("--adapter", request.adapter),
-    ):
-        if value is not None:
-            raise UsageError(option, "is only for checkpoints", "leave it out")
+    _refuse_options(
+        {
+            "--context": request.context is not None,
+            "--image-size": bool(request.image_sizes),
+            "--adapter": request.adapter is not None,
+            "--accuracy-drop": request.accuracy_drop is not None,
+            "--no-resume": not request.resume,
+        }
+    )
+    if request.format != "onnx":
+        raise UsageError(
+            f"--format {request.format}", "is not available for ONNX graphs, which stay ONNX", "leave it out"
+        )
     graph = GraphRequest(
         Path(str(request.model)),
         load_profile(request.target),
@@ -167,11 +174,18 @@ def _export_graph(request: ExportRequest, budget: int, show: Show) -> ExportResu
     )
     folder = request.output or Path(f"{graph.name}-{graph.profile.name}")
     check_target(folder)
-    opened = open_graph(graph, budget)
-    _, fixes, notes = export_graph(opened, folder, lambda stage: show(Progress(stage)))
+    with scratch_folder("graph") as work, quiet():
+        opened = open_graph(graph, budget, work)
+        _, fixes, notes = export_graph(opened, folder, work, lambda stage: show(Progress(stage)))
     return ExportResult(
         bundle=folder, notes=notes, fixes=fixes, predicted_peak_rss_bytes=opened.peak_bytes, max_ram=budget
     )
+
+
+def _refuse_options(given: dict[str, bool]) -> None:
+    for option, is_given in given.items():
+        if is_given:
+            raise UsageError(option, "is only for checkpoints", "leave it out")
 
 
 def _is_graph(model: str) -> bool:

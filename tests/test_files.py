@@ -48,8 +48,8 @@ def checkpoint(file: Path) -> object:
 READERS: dict[str, Callable[[Path], object]] = {
     "samples": lambda file: list(screenshots.read_samples(file)),
     "text": text,
-    "graph": read_graph,
-    "arrays": lambda file: arrays.read_samples(file, INPUTS),
+    "graph": lambda file: read_graph(file, file.parent),
+    "arrays": lambda file: arrays.SampleFiles(file, INPUTS, finite=True),
     "checkpoint": checkpoint,
     "profile": lambda file: load_profile(str(file)),
 }
@@ -115,7 +115,7 @@ def test_weights_beside_a_graph_that_never_end_are_one_line(tmp_path: Path, kind
     else:
         (tmp_path / "w").symlink_to("/dev/zero")
     with pytest.raises(EdgeglmError, match="its weights are not there: it is not a regular file"):
-        read_graph(tmp_path / "g.onnx")
+        read_graph(tmp_path / "g.onnx", tmp_path)
 
 
 def test_a_line_without_end_is_read_in_parts(tmp_path: Path) -> None:
@@ -143,20 +143,25 @@ def test_a_long_text_is_read_as_far_as_it_is_asked_for(tmp_path: Path, monkeypat
 def test_arrays_that_unpack_to_more_than_memory_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrays, "MAX_BYTES", 1 << 20)
     np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros(1 << 19))
-    with pytest.raises(UsageError, match=r"bomb\.npz: takes 4MiB, where 1MiB are left"):
-        arrays.read_samples(tmp_path / "bomb.npz", INPUTS)
+    with pytest.raises(UsageError, match=r"bomb\.npz: takes 4MiB, and 1MiB are read"):
+        arrays.SampleFiles(tmp_path / "bomb.npz", INPUTS, finite=True)
     with zipfile.ZipFile(tmp_path / "lie.npz", "w") as archive:
         header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 1000), }".ljust(117) + b"\n"
         archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     with pytest.raises(UsageError, match=r"lie\.npz: (has an array that is larger than memory|is no \.npz file)"):
-        arrays.read_samples(tmp_path / "lie.npz", INPUTS)
+        arrays.SampleFiles(tmp_path / "lie.npz", INPUTS, finite=True)
+
+
+def test_samples_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(3):
-        np.savez(tmp_path / f"{number}.npz", x=np.zeros((2, 2), np.float32))
-    monkeypatch.setattr(arrays, "MAX_BYTES", 150)
-    (tmp_path / "bomb.npz").unlink()
-    (tmp_path / "lie.npz").unlink()
-    with pytest.raises(UsageError, match=r"1\.npz: takes"):
-        arrays.read_samples(tmp_path, INPUTS)
+        np.savez(tmp_path / f"{number}.npz", x=np.full((2, 2), number, np.float32))
+    monkeypatch.setattr(arrays, "MAX_BYTES", 200)  # each has a header and 16 bytes
+    samples = arrays.SampleFiles(tmp_path, INPUTS, finite=True)
+    assert [int(sample["x"][0, 0]) for sample in samples] == [0, 1, 2]
+    assert [int(sample["x"][0, 0]) for sample in samples[1:]] == [1, 2]
+    monkeypatch.setattr(arrays, "MAX_BYTES", 100)
+    with pytest.raises(UsageError, match=r"0\.npz: takes"):
+        arrays.SampleFiles(tmp_path, INPUTS, finite=True)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, NameFixPass, TopologicalSortPass
 
 from edgeglm.devices.operator_table import table_for
 from edgeglm.engines import ENGINES
 from edgeglm.errors import UnsupportedError
-from edgeglm.export.foreign.arrays import common_shapes
+from edgeglm.export.foreign.arrays import Arrays, common_shapes
 from edgeglm.export.foreign.error import calibrating
-from edgeglm.export.foreign.graph_file import load_model
 from edgeglm.export.foreign.graph_plan import Plan
 from edgeglm.export.foreign.graph_precision import Task, convert
+from edgeglm.export.foreign.tidy import load_model
 from edgeglm.export.graph.check import Violation, check
-from edgeglm.export.graph.conform import fit, refusal
+from edgeglm.export.graph.conform import fit, refusal, to_opset
 from edgeglm.export.graph.fix.mask_range import MaskRange
 from edgeglm.export.graph.fix.static_shapes import StaticShapes
+from edgeglm.export.prove.onnx_run import run_file
 from edgeglm.export.targets.base import graph_step
+
+# The first opset in which DequantizeLinear has an axis, and those that are tried in its place.
+SCALES_OPSET, RAISED_OPSETS = 13, (13, 14, 15, 16, 17)
 
 
 def fit_model(plan: Plan) -> tuple[ir.Model, tuple[Violation, ...]]:
     """Return the graph as the engine takes it: checked and fixed."""
-    model = load_model(plan.source)
+    model = load_model(plan.source.proto, plan.source.shapes)
     shapes = common_shapes(plan.samples) if plan.request.calibration else {}
     model, fixes = fit(model, plan.request.profile, plan.engine, str(plan.request.file), shapes)
     if graph_step(plan.engine).SIZED and plan.source.varying:
@@ -58,9 +64,10 @@ def _sized(plan: Plan, model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> t
 
 def convert_model(plan: Plan, model: ir.Model, work: Path) -> ir.Model:
     """Return the graph in its precision, checked again: what a converter wrote must run too."""
-    if plan.precision == "fp32":
+    if plan.precision == "fp32" or plan.kept:
         return model
     if plan.precision == "int8":
+        model = _raised(plan, model, work)
         MaskRange()(model)
     graph, samples, output = work / "graph.onnx", work / "samples", work / "converted.onnx"
     samples.mkdir()
@@ -79,3 +86,36 @@ def convert_model(plan: Plan, model: ir.Model, work: Path) -> ir.Model:
         why = "static INT8 has no form for any of its operators"
         raise UnsupportedError(name, why, "export it in fp16 or fp32")
     return made
+
+
+def _raised(plan: Plan, model: ir.Model, work: Path) -> ir.Model:
+    """Return the graph in an opset in which a scale may have a channel, where it computes the same.
+
+    Raises:
+        UnsupportedError: ONNX's converter does not know the way.
+    """
+    if model.graph.opset_imports.get("", 1) >= SCALES_OPSET:
+        return model
+    sample, file = plan.samples[0], work / "raised.onnx"
+    for opset in RAISED_OPSETS:
+        raised = to_opset(opset)(model.clone())
+        if raised is not None:
+            ir.save(raised, file)
+            if _same(run_file(plan.source.original, sample), _tried(file, sample)):
+                return raised
+    why = f"INT8 takes opset {SCALES_OPSET} or newer, and ONNX's converter does not bring its operators there"
+    raise UnsupportedError(plan.request.file, why, "export it again in a newer opset, or in fp16 or fp32")
+
+
+def _tried(file: Path, sample: Arrays) -> dict[str, NDArray[Any]]:
+    try:
+        return run_file(file, sample)
+    except Exception:  # the engine's own exceptions have no common base
+        return {}
+
+
+def _same(want: dict[str, NDArray[Any]], got: dict[str, NDArray[Any]]) -> bool:
+    return all(
+        name in got and np.allclose(got[name], array, rtol=1e-3, atol=1e-4, equal_nan=array.dtype.kind == "f")
+        for name, array in want.items()
+    )

@@ -49,6 +49,8 @@ class Accuracy:
     def notes(self) -> list[str]:
         """Return what the user should know of it."""
         notes = []
+        if not self.unseen:
+            notes.append("too few samples: the error is of those that calibrated; give 4 or more to keep some")
         if self.worst is None:
             notes.append("no output has a value that could be compared: the error was not measured")
         elif (self.worst.error or 0.0) > NOTED_ERROR:
@@ -64,7 +66,7 @@ def calibrating(count: int) -> list[int]:
 def measured(plan: Plan) -> list[int]:
     """Return which of the samples the error is of: those that nothing was calibrated on, or all."""
     count = len(plan.samples)
-    kept = set(range(count)) - set(calibrating(count)) if plan.precision == "int8" else set()
+    kept = set(range(count)) - set(calibrating(count)) if plan.is_calibrated else set()
     return sorted(kept) or list(range(count))
 
 
@@ -85,7 +87,7 @@ def measure(plan: Plan, file: Path) -> Accuracy:
     except Exception as error:
         why = f"ONNX Runtime cannot run it in {plan.precision}: {str(error).splitlines()[0]}"
         raise UnsupportedError(plan.request.file, why, "export it in another precision") from error
-    unseen = plan.precision != "int8" or len(indices) < len(plan.samples)
+    unseen = not plan.is_calibrated or len(indices) < len(plan.samples)
     return Accuracy(comparison.differences(), len(indices), unseen)
 
 
@@ -112,7 +114,7 @@ def open_emitted(plan: Plan, file: Path) -> Run:
 
 
 def _original(plan: Plan) -> Run:
-    file = plan.request.file
+    file = plan.request.file  # which messages name
 
     def run(sample: object) -> dict[str, object]:
         try:
@@ -121,7 +123,7 @@ def _original(plan: Plan) -> Run:
             raise _refused(file, error) from error
 
     try:
-        session = opened(file)
+        session = opened(plan.source.original)
     except Exception as error:
         raise _refused(file, error) from error
     return run

@@ -7,7 +7,6 @@ from importlib import metadata
 from pathlib import Path
 
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from edgeglm import manifest
 from edgeglm.engines import DIALECTS, ENGINES
@@ -17,10 +16,11 @@ from edgeglm.export.foreign.error import Accuracy, check_error, measure
 from edgeglm.export.foreign.graph_file import weights_sha256
 from edgeglm.export.foreign.graph_plan import Plan
 from edgeglm.export.graph.check import Violation
+from edgeglm.export.graph.passes.infer_types import InferTypes
+from edgeglm.export.prove.onnx_run import run_file
 from edgeglm.export.targets.base import graph_step
 from edgeglm.export.write.describe import describe_tensors
 from edgeglm.export.write.writer import BundleWriter
-from edgeglm.scratch import scratch_folder
 
 LIBRARIES = ("edgeglm", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript")
 # Smaller weights stay in the graph.
@@ -29,40 +29,39 @@ CHUNK = 16 << 20
 
 
 def export_graph(
-    plan: Plan, target: Path, say: Callable[[str], None]
+    plan: Plan, target: Path, work: Path, say: Callable[[str], None]
 ) -> tuple[manifest.GraphManifest, tuple[Violation, ...], tuple[str, ...]]:
     """Write the bundle; returns its manifest, what was fixed, and what the user should know.
+
+    Args:
+        plan: The choices.
+        target: The bundle's folder.
+        work: A folder for what is needed meanwhile.
+        say: Told each stage.
 
     Raises:
         UnsupportedError: An operator is refused and cannot be fixed, or a converter or builder cannot do it.
         AccuracyError: What was emitted is too far from the original.
         UsageError, BudgetError: Of the target or its disk.
     """
-    request, notes = plan.request, []
-    with scratch_folder("graph") as work:
-        say("checking")
-        model, fixes = fit_model(plan)
-        say(f"converting to {plan.precision}")
-        made = convert_model(plan, model, work)
-        file = _emit(made, work)
-        say("measuring")
-        accuracy = measure(plan, file)
-        check_error(plan, accuracy)
-        notes += accuracy.notes()
-        if not accuracy.unseen:
-            notes.append(
-                "too few samples to keep some for the error, which is of those that calibrated: give 4 or more"
-            )
-        if ENGINES[plan.engine].builds:
-            say("building")
-        proof, note = graph_step(plan.engine).prove(file, request.file, request.profile, work)
-        notes += [note] if note else []
-        if request.calibration is None:
-            notes.append("the error is of made-up inputs: give samples by --calibration")
-        with BundleWriter(target, plan.source.sha256, resume=False) as writer:
-            for path in sorted(file.parent.iterdir()):
-                _copy(path, writer)
-            path = writer.finish(_manifest(plan, made, accuracy, proof))
+    request, notes = plan.request, list(plan.notes)
+    say("checking")
+    model, fixes = fit_model(plan)
+    say(f"converting to {plan.precision}")
+    made = convert_model(plan, model, work)
+    file = _emit(made, work)
+    say("measuring")
+    accuracy = measure(plan, file)
+    check_error(plan, accuracy)
+    notes += accuracy.notes()
+    if ENGINES[plan.engine].builds:
+        say("building")
+    proof, note = graph_step(plan.engine).prove(file, request.file, request.profile, work)
+    notes += [note] if note else []
+    with BundleWriter(target, plan.source.sha256, resume=False) as writer:
+        for path in sorted(file.parent.iterdir()):
+            _copy(path, writer)
+        path = writer.finish(_manifest(plan, made, file, accuracy, proof))
     written = manifest.parse_manifest((path / manifest.MANIFEST).read_bytes())
     assert isinstance(written, manifest.GraphManifest)
     return written, fixes, tuple(notes)
@@ -92,12 +91,24 @@ def _copy(path: Path, writer: BundleWriter) -> None:
             output.pwrite(offset, memoryview(file.read(CHUNK)))
 
 
-def _manifest(plan: Plan, model: ir.Model, accuracy: Accuracy, proof: str | None) -> manifest.GraphManifest:
+def _complete_outputs(plan: Plan, model: ir.Model, file: Path) -> None:
+    """Give outputs of which inference knows no type or shape those that they have for a sample."""
+    unknown = [value for value in model.graph.outputs if value.shape is None or value.dtype is None]
+    computed = run_file(file, plan.samples[0]) if unknown else {}
+    for value in unknown:
+        array = computed[f"{value.name}"]
+        varies = bool(plan.source.varying)
+        value.shape = ir.Shape([f"{value.name}.{axis}" if varies else size for axis, size in enumerate(array.shape)])
+        value.dtype = ir.DataType.from_numpy(array.dtype)
+
+
+def _manifest(plan: Plan, model: ir.Model, file: Path, accuracy: Accuracy, proof: str | None) -> manifest.GraphManifest:
     request, source = plan.request, plan.source
     engine = ENGINES[plan.engine]
     if DIALECTS[engine.dialect].integers:  # as long as it is not compiled
         engine = engine.everywhere
-    ShapeInferencePass()(model)
+    InferTypes()(model)
+    _complete_outputs(plan, model, file)
     inputs, outputs = (describe_tensors(list(values)) for values in (model.graph.inputs, model.graph.outputs))
     module = manifest.Module(
         name="graph",

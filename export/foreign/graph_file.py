@@ -12,74 +12,134 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_model
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass, InlinePass, NameFixPass, ShapeInferencePass
 
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
+from edgeglm.export.foreign.tidy import quantized_by, tidy_proto
+from edgeglm.export.prove.onnx_run import check_loads
+from edgeglm.export.write.describe import DTYPES
 from edgeglm.files import open_regular, opened, read_bytes
 from edgeglm.units import format_size
 
 SUFFIX = ".onnx"
 # A protocol buffer holds no more.
 MAX_BYTES = (2 << 30) - (1 << 20)
-# What an input may be.
-TYPES = {ir.DataType[name] for name in ("FLOAT", "FLOAT16", "INT64", "INT32", "INT8", "UINT8", "BOOL")}
+# Larger weights of a graph that is written again are in a file beside it.
+INLINE_BYTES = 1 << 20
+KINDS = {
+    "sequence_type": "a sequence",
+    "map_type": "a map",
+    "optional_type": "an optional value",
+    "sparse_tensor_type": "a sparse tensor",
+}
+REMEDIES = {"ZipMap": "export it without ZipMap (zipmap=False)", "SplitToSequence": "give its parts by Split"}
 
 
 @dataclass(frozen=True)
 class Input:
-    """An input of a user's graph; a dimension that varies is a text."""
+    """An input of a user's graph; a dimension that varies is a text, and a shape that nobody knows None."""
 
     name: str
     dtype: np.dtype[Any]
-    shape: tuple[int | str, ...]
+    shape: tuple[int | str, ...] | None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A graph as it was read: whole, valid ONNX, with its weights."""
+    """A graph as it was read: whole, tidy ONNX, with its weights.
+
+    Args:
+        file: The user's file.
+        original: What ONNX Runtime runs as the original: the same file, or one that says the same.
+        integers: The operators by which it is quantized already.
+    """
 
     file: Path
+    original: Path
     proto: onnx.ModelProto
     inputs: tuple[Input, ...]
     sha256: str
     weights_bytes: int
+    integers: tuple[str, ...] = ()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int | str, ...]]:
+        """The shapes of the inputs that have one."""
+        return {value.name: value.shape for value in self.inputs if value.shape is not None}
 
     @property
     def varying(self) -> list[str]:
         """The inputs of which a dimension varies."""
-        return [each.name for each in self.inputs if any(isinstance(size, str) for size in each.shape)]
+        return [
+            value.name for value in self.inputs if any(isinstance(size, str) for size in value.shape or ["unknown"])
+        ]
 
 
-def read_graph(file: Path) -> Source:
+def read_graph(file: Path, work: Path) -> Source:
     """Return a graph with its weights.
+
+    Args:
+        file: The user's.
+        work: A folder for what ONNX Runtime runs in its place, if it must.
 
     Raises:
         UsageError: There is no such file, or it is no ONNX.
         DamagedFileError: It is cut off, not valid, or its weights are not all there.
-        UnsupportedError: An input has no shape, or a type that no engine here is fed.
+        UnsupportedError: An input or an output has a type that no engine here is fed.
     """
-    with opened(file, f"give a {SUFFIX} file", MAX_BYTES) as stream:
-        # The first field of every ONNX file is the version of its format.
-        if stream.read(1) != b"\x08":
-            raise UsageError(file, "is not an ONNX file", f"give a {SUFFIX} file, or a checkpoint's folder")
-        data = b"\x08" + stream.read(MAX_BYTES)
+    data = _read_bytes(file)
     try:
         proto = onnx.load_from_string(data)
-        _check_external(file, proto)
-        load_external_data_for_model(proto, str(file.parent))
-        onnx.checker.check_model(proto)
-    except (onnx.checker.ValidationError, OSError, ValueError) as error:
-        # An operator that ONNX does not know is for the check to list.
-        if "No Op registered" not in str(error):
-            why = f"its weights are not there: {error}" if isinstance(error, OSError) else _first_line(error)
-            raise DamagedFileError(file, why, "export it again, with its external data beside it") from error
+        if not proto.graph.node and not proto.graph.output:
+            raise ValueError("no graph")
     except Exception as error:
         raise DamagedFileError(file, "is cut off or damaged", "copy it again") from error
+    try:
+        _check_external(file, proto)
+        load_external_data_for_model(proto, str(file.parent))
+    except (onnx.checker.ValidationError, OSError, ValueError) as error:
+        why = f"its weights are not there: {_first_line(error)}"
+        raise DamagedFileError(file, why, "export it again, with its external data beside it") from error
     weights = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
     if weights > MAX_BYTES:
         why = f"has {format_size(weights)} of weights, and a graph is read whole, up to 2GiB"
         raise UnsupportedError(file, why, "export it as a checkpoint, which is read in pieces")
-    return Source(file, proto, _inputs(file, proto), hashlib.sha256(data).hexdigest(), weights)
+    fault = _fault(proto)
+    original = work / "original.onnx" if tidy_proto(proto) else file
+    if original != file:
+        onnx.save(proto, original, save_as_external_data=weights > INLINE_BYTES, location="original.bin")
+    if fault and not _runs(original):
+        raise DamagedFileError(file, f"is not valid ONNX: {fault}", "export it again, with its external data beside it")
+    _check_outputs(file, proto)
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Source(file, original, proto, _inputs(file, proto), sha256, weights, quantized_by(proto))
+
+
+def _read_bytes(file: Path) -> bytes:
+    with opened(file, f"give a {SUFFIX} file", MAX_BYTES) as stream:
+        # The first field of every ONNX file is the version of its format.
+        if stream.read(1) != b"\x08":
+            raise UsageError(file, "is not an ONNX file", f"give a {SUFFIX} file, or a checkpoint's folder")
+        return b"\x08" + stream.read(MAX_BYTES)
+
+
+def _fault(proto: onnx.ModelProto) -> str | None:
+    """Return what ONNX's checker says against a graph; ONNX Runtime may still run it."""
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        # An operator that ONNX does not know is for the check to list.
+        return None if "No Op registered" in str(error) else _first_line(error)
+    except ValueError:  # larger than a protocol buffer: its files are not checked
+        return None
+    return None
+
+
+def _runs(file: Path) -> bool:
+    try:
+        check_loads(file)
+    except Exception:  # the engine's own exceptions have no common base
+        return False
+    return True
 
 
 def _check_external(file: Path, proto: onnx.ModelProto) -> None:
@@ -101,19 +161,7 @@ def _tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines() or [type(error).__name__]
-    return f"is not valid ONNX: {text[0]}"
-
-
-def load_model(source: Source) -> ir.Model:
-    """Return the graph without functions, in known shapes."""
-    model = ir.from_proto(source.proto)
-    for each in (InlinePass(), ClearMetadataAndDocStringPass(), NameFixPass()):
-        each(model)
-    for value, known in zip(model.graph.inputs, source.inputs, strict=False):
-        value.shape = ir.Shape(known.shape)
-    ShapeInferencePass()(model)
-    return model
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def graph_bytes(file: Path) -> int:
@@ -130,22 +178,41 @@ def graph_bytes(file: Path) -> int:
 
 def _inputs(file: Path, proto: onnx.ModelProto) -> tuple[Input, ...]:
     weights = {tensor.name for tensor in proto.graph.initializer}
-    found = []
-    for value in proto.graph.input:
-        if value.name in weights:
-            continue
-        kind = value.type.tensor_type
-        dtype = ir.DataType(kind.elem_type) if value.type.HasField("tensor_type") else ir.DataType.UNDEFINED
-        if dtype not in TYPES or not kind.HasField("shape"):
-            why = f"its input {value.name} has no shape, or is {dtype}"
-            allowed = ", ".join(sorted(dtype.name.lower() for dtype in TYPES))
-            raise UnsupportedError(file, why, f"export it with inputs of {allowed}, with their shapes")
-        sizes = (
-            int(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or f"{value.name}.{axis}"
-            for axis, dim in enumerate(kind.shape.dim)
-        )
-        found.append(Input(value.name, np.dtype(dtype.numpy()), tuple(sizes)))
-    return tuple(found)
+    return tuple(_input(file, value) for value in proto.graph.input if value.name not in weights)
+
+
+def _input(file: Path, value: onnx.ValueInfoProto) -> Input:
+    dtype = _dtype(file, value, f"its input {value.name}", "feed it what is computed from that, as a tensor")
+    kind = value.type.tensor_type
+    if not kind.HasField("shape"):
+        return Input(value.name, dtype, None)
+    sizes = (
+        int(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or f"{value.name}.{axis}"
+        for axis, dim in enumerate(kind.shape.dim)
+    )
+    return Input(value.name, dtype, tuple(sizes))
+
+
+def _check_outputs(file: Path, proto: onnx.ModelProto) -> None:
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    for value in proto.graph.output:
+        if value.type.WhichOneof("value"):
+            node = makers.get(value.name)
+            by = f" (of {node.name or 'a node'}, {node.op_type})" if node else ""
+            remedy = REMEDIES.get(node.op_type if node else "", "take it out of the model's outputs")
+            _dtype(file, value, f"its output {value.name}{by}", remedy)
+
+
+def _dtype(file: Path, value: onnx.ValueInfoProto, what: str, remedy: str) -> np.dtype[Any]:
+    """Return the type of a tensor that bundles describe."""
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        raise UnsupportedError(file, f"{what} is {KINDS.get(kind, 'of no known type')}", remedy)
+    dtype = ir.DataType(value.type.tensor_type.elem_type)
+    if dtype not in DTYPES:
+        allowed = ", ".join(sorted(DTYPES.values()))
+        raise UnsupportedError(file, f"{what} is {dtype.name.lower()}, and a bundle has {allowed}", remedy)
+    return np.dtype(dtype.numpy())
 
 
 def weights_sha256(proto: onnx.ModelProto) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from edgeglm.devices.profile import Profile
 from edgeglm.engines import ENGINES, EngineName, engine_for
 from edgeglm.errors import UnsupportedError, UsageError
-from edgeglm.export.foreign.arrays import FORM, Arrays, make_samples, read_samples
-from edgeglm.export.foreign.graph_file import Source, graph_bytes, load_model, read_graph
+from edgeglm.export.foreign.activations import run_bytes
+from edgeglm.export.foreign.arrays import FORM, Arrays, SampleFiles, largest_shapes, make_samples
+from edgeglm.export.foreign.graph_file import Source, graph_bytes, read_graph
+from edgeglm.export.foreign.tidy import load_model
 from edgeglm.export.graph.conform import refuse_final
 from edgeglm.export.predict.peaks import check_peak
 from edgeglm.export.targets.base import graph_step
@@ -23,6 +25,8 @@ Precision = Literal["fp32", "fp16", "int8"]
 # Resident memory of an export, as the command prints it of products with 64 and 256 MiB of weights: without any, and
 # for a byte of them. INT8 takes the most.
 BASE_BYTES, GROWTH = 480 << 20, 7
+# For a byte of the values that a run holds at once, and for one of a sample.
+RUN, SAMPLE = 3, 3
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,10 @@ class GraphRequest:
 
 @dataclass(frozen=True)
 class Plan:
-    """The choices: precision and engine, where the graph runs today, and the samples, made up or not."""
+    """The choices: precision and engine, the samples, made up or not, and what the user should know of them.
+
+    ``kept`` is whether the graph is quantized already, and stays as it is.
+    """
 
     request: GraphRequest
     source: Source
@@ -51,10 +58,17 @@ class Plan:
     engine: EngineName
     samples: Sequence[Arrays]
     peak_bytes: int
+    notes: tuple[str, ...] = ()
+    kept: bool = False
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether it is quantized here, in ranges of samples."""
+        return self.precision == "int8" and not self.kept
 
 
-def open_graph(request: GraphRequest, budget: int) -> Plan:
-    """Read the graph and its samples and choose; nothing is written.
+def open_graph(request: GraphRequest, budget: int, work: Path) -> Plan:
+    """Read the graph and its samples and choose; nothing is written but into `work`.
 
     Raises:
         UsageError, DamagedFileError: Of the file, the precision or the samples.
@@ -67,16 +81,55 @@ def open_graph(request: GraphRequest, budget: int) -> Plan:
     precision = _precision(request, engine)
     peak = BASE_BYTES + GROWTH * graph_bytes(request.file)
     check_peak(peak, budget, f"for {request.file}")
-    source = read_graph(request.file)
-    if request.calibration is None and precision == "int8":
-        refuse_final(load_model(source), profile, engine, str(request.file))
+    source = read_graph(request.file, work)
+    kept = bool(source.integers) and precision == "int8"
+    samples = _samples(request, source, engine, finite=precision == "int8" and not kept)
+    source = _ranked(source, samples)
+    shapes, nbytes = largest_shapes(samples)
+    peak += RUN * run_bytes(load_model(source.proto, source.shapes), shapes) + SAMPLE * nbytes
+    check_peak(peak, budget, f"for {request.file} and its samples")
+    return Plan(request, source, precision, engine, samples, peak, _notes(request, source), kept)
+
+
+def _samples(request: GraphRequest, source: Source, engine: EngineName, *, finite: bool) -> Sequence[Arrays]:
+    """Return the user's samples, or ones that are made up where the graph can be exported by those."""
+    if request.calibration:
+        return SampleFiles(request.calibration, source.inputs, finite=finite)
+    if finite:
+        model = load_model(source.proto, source.shapes)
+        refuse_final(model, request.profile, engine, str(request.file))
         raise UsageError("--precision int8", "takes ranges of activations", f"{FORM} by --calibration")
-    samples = read_samples(request.calibration, source.inputs) if request.calibration else make_samples(source.inputs)
-    if graph_step(engine).SIZED and source.varying and request.calibration is None:
+    if unknown := [value.name for value in source.inputs if value.shape is None]:
+        why = f"its input {unknown[0]} has no shape"
+        raise UnsupportedError(request.file, why, "give samples by --calibration, which have one")
+    if graph_step(engine).SIZED and source.varying:
         title = ENGINES[engine].title
         why = f"its input {source.varying[0]} has dimensions that vary, and {title} builds for sizes that are known"
         raise UnsupportedError(request.file, why, "give samples of one size by --calibration")
-    return Plan(request, source, precision, engine, samples, peak)
+    return make_samples(source.inputs)
+
+
+def _ranked(source: Source, samples: Sequence[Arrays]) -> Source:
+    """Return the source with as many dimensions, which vary, as samples have of an input without a shape."""
+    if len(source.shapes) == len(source.inputs):
+        return source
+    ranks = {name: array.ndim for name, array in samples[0].items()}
+    inputs = (
+        replace(value, shape=tuple(f"{value.name}.{axis}" for axis in range(ranks[value.name])))
+        if value.shape is None
+        else value
+        for value in source.inputs
+    )
+    return replace(source, inputs=tuple(inputs))
+
+
+def _notes(request: GraphRequest, source: Source) -> tuple[str, ...]:
+    notes = []
+    if source.integers:
+        notes.append(f"the graph is quantized already, by {', '.join(source.integers)}: its integers are kept")
+    if request.calibration is None:
+        notes.append("the error is of made-up inputs: give samples by --calibration")
+    return tuple(notes)
 
 
 def _engine(profile: Profile) -> EngineName:

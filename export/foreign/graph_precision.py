@@ -1,4 +1,4 @@
-"""A whole graph in another precision, by ONNX Runtime's own tools.
+"""A whole graph in another precision: fp16, or INT8 by ONNX Runtime's own tools.
 
 They take a multiple of the weights, keep it, and log to stderr, so a worker runs them.
 """
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeglm.engines import DIALECTS, ENGINES, EngineName
@@ -18,21 +18,25 @@ from edgeglm.errors import UnsupportedError
 from edgeglm.export.targets.base import quantize_step
 from edgeglm.worker import Crashed, Worker, serve
 
-# Sums that fp16 overflows stay in fp32.
-WIDE = ["LayerNormalization", "RMSNormalization", "InstanceNormalization", "GroupNormalization", "Softmax"]
 CONVERTER = Worker(
     "edgeglm.export.foreign.graph_precision", type(None), "the converter", "free memory, or export it in fp32"
 )
 
 
 class Task(msgspec.Struct, frozen=True):
-    """A graph to write to `output`, for INT8 by the samples in a folder, ``0.npz`` and so on, for an engine."""
+    """A graph to write to `output` for an engine.
+
+    Args:
+        samples: For INT8, a folder of ``0.npz`` and so on.
+        wide: Names of nodes that stay in fp32 when the others become fp16.
+    """
 
     precision: Literal["fp16", "int8"]
     graph: str
     samples: str
     engine: EngineName
     output: str
+    wide: tuple[str, ...] = ()
 
 
 def convert(task: Task) -> None:
@@ -64,13 +68,11 @@ class Samples:
 
 
 def _narrow(task: Task) -> None:
-    from onnxruntime.transformers import float16
+    from edgeglm.export.foreign.half import to_half
 
-    blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *WIDE]
-    # Inputs and outputs keep their types, so that whoever feeds the original can feed it.
-    onnx.save(
-        float16.convert_float_to_float16(onnx.load(task.graph), keep_io_types=True, op_block_list=blocked), task.output
-    )
+    model = ir.load(task.graph)
+    to_half(model, task.wide, native=ENGINES[task.engine].half)
+    ir.save(model, task.output)
 
 
 def _quantize(task: Task) -> None:

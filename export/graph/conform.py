@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import NameFixPass, ShapeInferencePass
+from onnx_ir.passes.common import NameFixPass
 
 from edgeglm.devices.operator_table import Table, table_for
 from edgeglm.devices.profile import Limits, Profile
@@ -17,6 +17,7 @@ from edgeglm.export.graph.fix import decompose_gelu, decompose_norms, fuse_gelu,
 from edgeglm.export.graph.fix.patch_matmul import PatchMatMul
 from edgeglm.export.graph.fix.reduce_rank import ReduceRank
 from edgeglm.export.graph.fix.static_shapes import StaticShapes
+from edgeglm.export.graph.passes.infer_types import InferTypes
 from edgeglm.export.graph.passes.merge_reshapes import MergeReshapes
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -104,7 +105,7 @@ def _fixes(table: Table, shapes: Shapes) -> Iterator[tuple[str, Fix]]:
         yield "fewer dimensions", _with(ReduceRank(table.max_rank.value), then=MergeReshapes())
     if table.opset:
         for opset in reversed(table.opset.value):
-            yield f"opset {opset}", _to_opset(opset)
+            yield f"opset {opset}", to_opset(opset)
 
 
 def _with(fix: ir.passes.PassBase, opset: int = 0, then: ir.passes.PassBase | None = None) -> Fix:
@@ -112,7 +113,7 @@ def _with(fix: ir.passes.PassBase, opset: int = 0, then: ir.passes.PassBase | No
 
     def apply(model: ir.Model) -> ir.Model | None:
         if model.graph.opset_imports.get("", opset) < opset:
-            model = _to_opset(opset)(model) or model
+            model = to_opset(opset)(model) or model
         if not fix(model).modified:
             return None
         NameFixPass()(model)
@@ -124,7 +125,7 @@ def _with(fix: ir.passes.PassBase, opset: int = 0, then: ir.passes.PassBase | No
     return apply
 
 
-def _to_opset(opset: int) -> Fix:
+def to_opset(opset: int) -> Fix:
     """Return the graph in another opset, as far as ONNX's converter knows the way, and all weights are there."""
 
     def convert(model: ir.Model) -> ir.Model | None:
@@ -144,4 +145,4 @@ def _to_opset(opset: int) -> Fix:
 def _infer(model: ir.Model) -> None:
     """Infer shapes and types of new values if all weights are there; else the check does not see them."""
     if all(value.const_value is not None for value in model.graph.initializers.values()):
-        ShapeInferencePass()(model)
+        InferTypes()(model)

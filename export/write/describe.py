@@ -12,11 +12,16 @@ from edgeglm.export.checkpoint.processor import ImageProcessor
 from edgeglm.export.model import Audio, Decoder, Model, Vision
 
 DTYPES: dict[ir.DataType, manifest.Dtype] = {
+    ir.DataType.DOUBLE: "float64",
     ir.DataType.FLOAT: "float32",
     ir.DataType.FLOAT16: "float16",
     ir.DataType.INT64: "int64",
     ir.DataType.INT32: "int32",
+    ir.DataType.INT16: "int16",
     ir.DataType.INT8: "int8",
+    ir.DataType.UINT64: "uint64",
+    ir.DataType.UINT32: "uint32",
+    ir.DataType.UINT16: "uint16",
     ir.DataType.UINT8: "uint8",
     ir.DataType.BOOL: "bool",
 }

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 from onnxscript.optimizer import optimize_ir
+
+from edgeglm.export.graph.passes.infer_types import InferTypes
 
 
 class StaticShapes(ir.passes.InPlacePass):
@@ -30,7 +31,7 @@ class StaticShapes(ir.passes.InPlacePass):
                 value.shape = ir.Shape(sizes)
         if modified:
             _forget(model.graph)
-            ShapeInferencePass()(model)
+            InferTypes()(model)
             optimize_ir(model, input_size_limit=1 << 10, output_size_limit=1 << 16)
         return ir.passes.PassResult(model, modified)
 

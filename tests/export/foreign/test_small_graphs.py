@@ -1,0 +1,132 @@
+"""Graphs in every form that ONNX Runtime runs: read, and computed the same in fp32 and fp16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("onnxscript")
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from edgeglm.errors import EdgeglmError
+from edgeglm.export.foreign.activations import run_bytes
+from edgeglm.export.foreign.graph_file import read_graph
+from edgeglm.export.foreign.half import to_half
+from edgeglm.export.foreign.operand_types import complete_types, operands_of
+from edgeglm.export.foreign.quiet import quiet
+from edgeglm.export.foreign.tidy import load_model
+from edgeglm.export.graph.passes.infer_types import InferTypes
+from edgeglm.export.prove.onnx_run import run_file
+from tests.export.foreign.small_graphs import Small, X, graph, node, normal, plain, small_graphs, value
+from tests.export.foreign.small_operators import small_operators
+
+Capture = pytest.CaptureFixture[str]
+SMALL = {**small_graphs(), **small_operators()}
+
+
+def check_same(small: Small, file: Path, work: Path, limit: float) -> None:
+    """Compare a written graph with its original: names, types, shapes and values."""
+    want = run_file(read_graph(work / "model.onnx", work).original, small.sample)
+    got = run_file(file, small.sample)
+    assert list(got) == list(want)
+    for name, array in want.items():
+        assert (got[name].dtype, got[name].shape) == (array.dtype, array.shape)
+        original, other = array.astype(np.float64), got[name].astype(np.float64)
+        same = (original == other) | (np.isnan(original) & np.isnan(other))
+        difference = np.where(same, 0, original - np.where(same, original, other))
+        norm = np.linalg.norm(np.where(same, np.nan_to_num(original, posinf=0, neginf=0), original))
+        assert np.linalg.norm(difference) <= limit * max(float(norm), 1e-30)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_graph_computes_the_same_in_fp32_and_fp16(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    small = SMALL[name]
+    onnx.save(small.model, tmp_path / "model.onnx")
+    with quiet():
+        source = read_graph(tmp_path / "model.onnx", tmp_path)
+        for native in (None, False, True):
+            model = load_model(source.proto, source.shapes)
+            if native is not None:
+                to_half(model, native=native)
+            ir.save(model, tmp_path / "made.onnx")
+            check_same(small, tmp_path / "made.onnx", tmp_path, 1e-6 if native is None else small.error)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_node_that_is_named_stays_wide_between_casts(tmp_path: Path) -> None:
+    nodes = [node("MatMul", ["x", "w"], ["a"], name="first"), node("MatMul", ["a", "w"], ["y"], name="second")]
+    onnx.save(plain(*nodes, w=normal(8, 8)), tmp_path / "model.onnx")
+    source = read_graph(tmp_path / "model.onnx", tmp_path)
+    model = load_model(source.proto, source.shapes)
+    to_half(model, {"second"})
+    assert [made.op_type for made in model.graph] == ["Cast", "MatMul", "Cast", "MatMul"]
+    stored = sorted(f"{weight.dtype}" for weight in model.graph.initializers.values())
+    assert stored == ["FLOAT", "FLOAT16"]
+
+
+def test_quantized_graphs_are_known_by_their_operators(tmp_path: Path) -> None:
+    for name, wanted in (
+        ("qdq", ("DequantizeLinear", "QuantizeLinear")),
+        ("dynamic", ("DynamicQuantizeLinear", "MatMulInteger")),
+        ("microsoft", ("DynamicQuantizeMatMul",)),
+        ("conv", ()),
+    ):
+        onnx.save(SMALL[name].model, tmp_path / "model.onnx")
+        assert read_graph(tmp_path / "model.onnx", tmp_path).integers == wanted
+
+
+def test_what_a_bundle_cannot_describe_is_named(tmp_path: Path) -> None:
+    sequence = graph(
+        [node("SequenceConstruct", ["x", "x"], ["s"], name="pack")],
+        X,
+        [onnx.helper.make_tensor_sequence_value_info("s", onnx.TensorProto.FLOAT, None)],
+    )
+    text = graph([node("Identity", ["x"], ["y"])], [value("x", [1], onnx.TensorProto.STRING)], [])
+    text.graph.output.append(value("y", [1], onnx.TensorProto.STRING))
+    optional = graph([node("Relu", ["x"], ["y"])], X, [value("y", [2, 8])])
+    kind = onnx.helper.make_optional_type_proto(onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [2]))
+    optional.graph.input.append(onnx.helper.make_value_info("o", kind))
+    for model, why in (
+        (sequence, r"its output s \(of pack, SequenceConstruct\) is a sequence; take it out"),
+        (text, r"its output y \(of a node, Identity\) is string, and a bundle has bool, float16"),
+        (optional, "its input o is an optional value"),
+    ):
+        onnx.save(model, tmp_path / "model.onnx")
+        with pytest.raises(EdgeglmError, match=why):
+            read_graph(tmp_path / "model.onnx", tmp_path)
+
+
+def test_values_that_live_at_once_are_counted() -> None:
+    nodes = [node("Relu", ["x"], ["a"]), node("Exp", ["a"], ["b"]), node("Add", ["a", "b"], ["y"])]
+    model = load_model(graph(nodes, [value("x", ["n", 8])], [value("y", ["n", 8])]), {"x": ("n", 8)})
+    assert run_bytes(model, {"x": (100, 8)}) == 3 * 100 * 8 * 4
+
+
+def test_sequences_keep_their_types_and_weights_their_place(tmp_path: Path) -> None:
+    nodes = [node("SplitToSequence", ["m"], ["s"], axis=1), node("ConcatFromSequence", ["s"], ["y"], axis=1)]
+    model = ir.from_proto(plain(node("MatMul", ["x", "w"], ["m"]), *nodes, w=normal(8, 512)))
+    InferTypes()(model)
+    assert isinstance(model.graph.node(1).outputs[0].type, ir.SequenceType)
+    assert list(model.graph.node(0).outputs[0].shape or ()) == [2, 512]
+    assert [value.name for value in model.graph.inputs] == ["x"]
+    assert model.graph.initializers["w"].const_value is not None
+
+
+def test_types_of_operators_beyond_onnx_come_from_their_schemas() -> None:
+    model = ir.from_proto(SMALL["contrib"].model)
+    opsets = model.graph.opset_imports
+    fused, gelu, _ = model.graph
+    assert fused.outputs[0].type is None
+    complete_types(model.graph, opsets)
+    assert gelu.outputs[0].dtype == ir.DataType.FLOAT
+    resize = ir.node("Resize", [None, None, None])
+    operands = operands_of(resize, {"": 17})
+    assert operands is not None
+    assert [bool(operand.may_be_half) for operand in operands.inputs] == [True, True, False, False]
+    assert operands_of(ir.node("Twirl", []), {"": 17}) is None
