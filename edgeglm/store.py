@@ -47,7 +47,7 @@ def keep(kind: str, key: str, files: Mapping[str, bytes]) -> None:
     try:
         if folder is None:
             raise FileNotFoundError
-        _write(folder / kind / key, seal(files, kind, key))
+        publish(folder / kind / key, seal(files, kind, key))
     except OSError:
         _kept_here[kind, key] = dict(files)
 
@@ -175,6 +175,25 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
+def publish(file: Path, *pieces: bytes | memoryview) -> None:
+    """Write the bytes of some pieces as a file that appears whole, or not at all. Raises OSError."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL}")
+    temporary.unlink(missing_ok=True)
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(temporary, flags, 0o600), "wb") as opened:
+            with suppress(OSError):
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for piece in pieces:
+                opened.write(piece)
+        if file.is_dir():  # of an earlier version
+            remove(file)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _checksum(data: bytes, kind: str, key: str) -> bytes:
     return hashlib.sha256(f"{kind}/{key}\n".encode() + hashlib.sha256(data).digest()).digest()
 
@@ -200,20 +219,3 @@ def _lock(place: Path) -> int | None:
             os.close(lock)
             raise
         os.close(lock)
-
-
-def _write(file: Path, data: bytes) -> None:
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL}")
-    temporary.unlink(missing_ok=True)
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(temporary, flags, 0o600), "wb") as opened:
-            with suppress(OSError):
-                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            opened.write(data)
-        if file.is_dir():  # of an earlier version
-            remove(file)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)

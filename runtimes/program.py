@@ -16,6 +16,7 @@ from edgeglm.errors import BudgetError, UsageError, printable
 from edgeglm.memory import MemoryCurve
 from edgeglm.runtimes.core.answer import Answer, Loaded
 from edgeglm.runtimes.core.conversation import Conversation
+from edgeglm.runtimes.core.keep_options import add_keep_options, read_keep
 from edgeglm.runtimes.core.memory_plot import check_format, draw_memory
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.sampling import Sampling
@@ -44,6 +45,7 @@ def run(arguments: Sequence[str] | None = None, bundle: Path | None = None) -> N
             context=options.context,
             max_ram=parse_size(options.max_ram) if options.max_ram else None,
             low_rss=options.low_rss,
+            keep=read_keep(options.prefix, options.keep),
         )
         with runner:
             if options.self_test:
@@ -79,7 +81,9 @@ def _converse(runner: Runner, options: argparse.Namespace) -> Answer | None:
     """Return one answer; or a chat, of which the last."""
     given = {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}
     sampling = replace(Sampling.of(runner.bundle.manifest.generation), **given)
-    conversation = Conversation(runner, max_new_tokens=options.max_new_tokens, sampling=sampling, seed=options.seed)
+    conversation = Conversation(
+        runner, prefix=runner.prefix, max_new_tokens=options.max_new_tokens, sampling=sampling, seed=options.seed
+    )
     if options.prompt is not None:
         answer = conversation.ask(options.prompt, options.image, _hide if options.json else _show)
         print(end="" if options.json else "\n\n")
@@ -156,6 +160,7 @@ def _parser(bundle: Path | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--max-ram", metavar="SIZE", help="refuse a request that needs more, such as 500MiB")
     parser.add_argument("--low-rss", action="store_true", help="keep packed weights in a file, made on first use")
+    add_keep_options(parser)
     parser.add_argument("--threads", type=_threads, metavar="N", help="engine threads (default: all cores)")
     parser.add_argument("--temperature", type=_number, metavar="T", help="0 is greedy (default: the bundle's)")
     parser.add_argument(
@@ -240,6 +245,7 @@ def summary(answer: Answer) -> dict[str, object]:
         "finish_reason": answer.finish_reason,
         "prompt_tokens": answer.prompt_tokens,
         "prefilled_tokens": answer.prefilled_tokens,
+        "restored_tokens": answer.restored_tokens,
         "generated_tokens": answer.generated_tokens,
         "time_to_first_token_ms": round(answer.time_to_first_token_ms, 1),
         "decode_tokens_per_second": round(answer.decode_tokens_per_second, 1),
@@ -266,9 +272,10 @@ def report(answer: Answer) -> list[str]:
     lines += [f"{phase.name:<16}{phase.ms:>8.1f}  {format_size(phase.rss_bytes)}" for phase in answer.phases]
     lines += [f"{'MODULE':<16}{'SIZE':<11}LOADED AND UNLOADED (MS)", *map(_stay, answer.modules)]
     reused = answer.prompt_tokens - answer.prefilled_tokens
+    known = f", {reused} of them {'restored' if answer.restored_tokens else 'known'}" if reused else ""
     return [
         *lines,
-        f"tokens  {answer.prompt_tokens} of prompt{f', {reused} of them known' if reused else ''}, "
+        f"tokens  {answer.prompt_tokens} of prompt{known}, "
         f"{answer.generated_tokens} generated; first after "
         f"{answer.time_to_first_token_ms:.0f} ms, then {answer.decode_tokens_per_second:.1f} a second",
         f"memory  peak RSS {format_size(answer.peak_rss_bytes)}; keys and values {format_size(answer.state_bytes)}",

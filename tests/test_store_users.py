@@ -282,7 +282,7 @@ def test_another_user(condition: str, inputs: Inputs, expected: dict[str, str], 
     names = (
         HERE
         if all(place.stat().st_mode & 1 for place in places)
-        else ["verified", "answers", "sensitivity", "prepacked"]
+        else ["verified", "answers", "sensitivity", "prepacked", "states"]
     )
     for name in names:
         use(name, inputs)

@@ -13,6 +13,7 @@ PACKAGE = Path(edgeglm.__file__).parent
 SHARED = (
     "__init__",
     "actions",
+    "blocks",
     "bundle",
     "cache",
     "contract",
@@ -20,6 +21,7 @@ SHARED = (
     "engines",
     "errors",
     "exits",
+    "files",
     "large_entries",
     "machine",
     "manifest",

@@ -28,7 +28,8 @@ class Loaded:
 class Answer:
     """An answer and its cost; times are in milliseconds, sizes in bytes.
 
-    ``prefilled_tokens`` are those of the prompt that an earlier request had not left in the decoder. ``modules`` are
+    ``prefilled_tokens`` are those of the prompt whose keys and values were computed, ``restored_tokens`` those whose
+    keys and values an earlier process had kept; an earlier request had left the others in the decoder. ``modules`` are
     those that were in memory at any time of the request. ``finish_reason`` is ``length`` where the answer was cut off.
     ``notes`` say what became of the pictures that the user may not expect.
     """
@@ -38,6 +39,7 @@ class Answer:
     finish_reason: Literal["stop", "length"]
     prompt_tokens: int
     prefilled_tokens: int
+    restored_tokens: int
     tokens: list[int]
     time_to_first_token_ms: float
     decode_tokens_per_second: float

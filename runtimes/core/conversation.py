@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgeglm.runtimes.core.answer import Answer
@@ -20,6 +20,7 @@ class Conversation:
     Args:
         runner: Answers.
         system: The system prompt, if there is one.
+        prefix: Messages that the conversation begins with, instead of a system prompt.
         max_new_tokens: Of each answer.
         sampling: As in `Runner.answer`.
         seed: As in `Runner.answer`.
@@ -30,12 +31,13 @@ class Conversation:
         runner: Runner,
         system: str | None = None,
         *,
+        prefix: Sequence[Message] = (),
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
         seed: int = 0,
     ) -> None:
         self.runner, self.max_new_tokens, self.sampling, self.seed = runner, max_new_tokens, sampling, seed
-        self.system = [message("system", system)] if system else []
+        self.prefix = [message("system", system)] if system else [*prefix]
         self.turns: list[tuple[Message, Message]] = []  # question and answer
 
     def ask(self, text: str, image: Path | None = None, show: Callable[[str], object] = lambda _: None) -> Answer:
@@ -61,4 +63,4 @@ class Conversation:
         return turns
 
     def _messages(self, turns: list[tuple[Message, Message]], question: Message) -> list[Message]:
-        return [*self.system, *(message for turn in turns for message in turn), question]
+        return [*self.prefix, *(message for turn in turns for message in turn), question]

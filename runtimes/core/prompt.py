@@ -34,9 +34,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Prompt(Assembly):
-    """A prompt with its pictures, one a span."""
+    """A prompt with its pictures, one a span, and the number of leading tokens that other prompts begin with too."""
 
     pictures: list[Picture] = field(default_factory=list)
+    kept: int = 0
 
     @classmethod
     def of_text(cls, tokens: Sequence[int], model: Model) -> Prompt:

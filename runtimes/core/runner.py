@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +26,7 @@ from edgeglm.runtimes.core.embedding import EmbeddingRows
 from edgeglm.runtimes.core.generate import generate
 from edgeglm.runtimes.core.heap import bound_heap
 from edgeglm.runtimes.core.pictures import PictureEncoder
+from edgeglm.runtimes.core.prefixes import ANOTHER, Chain, Keep, Prefixes, restore
 from edgeglm.runtimes.core.prompt import Key, Prompt, read_prompt, shared_length
 from edgeglm.runtimes.core.sampling import Sampler, Sampling
 from edgeglm.runtimes.core.session import DecoderSession, Sessions
@@ -59,6 +61,7 @@ class Runner:
         context: The most tokens of prompt and answer; the bundle's if None.
         max_ram: The budget in bytes. The decoder makes room for a later picture, and forgets its state.
         low_rss: Take packed weights from a file whose pages the kernel may drop, made on first use.
+        keep: What to keep in the user's store for later runners, and to begin with; nothing if None.
         sessions: Opens modules, on the engines of this machine if nothing else is given.
 
     Attributes:
@@ -78,6 +81,7 @@ class Runner:
         context: int | None = None,
         max_ram: int | None = None,
         low_rss: bool = False,
+        keep: Keep | None = None,
         sessions: Sessions = engines_here,
     ) -> None:
         self._costs = Costs()
@@ -99,6 +103,7 @@ class Runner:
         self._pictures = PictureEncoder(
             self.bundle, self.window, self._costs, self.sessions, self.threads, self.max_ram
         )
+        self._prefixes, self._restored = Prefixes(self.bundle, keep or Keep(0)), 0
         self.resources.callback(self._release_decoder)
 
     def __enter__(self) -> Runner:
@@ -121,7 +126,9 @@ class Runner:
         variables: Mapping[str, Any] | None = None,
     ) -> Prompt:
         """Return the prompt that a conversation is; tools and variables are the chat template's. Raises as `answer`."""
-        return read_prompt(self.chat, self.model, messages, self.bundle.shapes, tools=tools, variables=variables)
+        shapes = self.bundle.shapes
+        read = partial(read_prompt, self.chat, self.model, shapes=shapes, tools=tools, variables=variables)
+        return self._prefixes.marked(read(messages), messages, read, (tools, variables) if tools else None)
 
     def answer(
         self,
@@ -163,6 +170,13 @@ class Runner:
         """
         self._costs.begin()
         yield from self._complete(prompt, _Wish(sampler, limit, ends))
+        self._keep(prompt)
+
+    def warm(self) -> None:
+        """Prefill, or restore, the messages that prompts begin with, if there are any. Raises as `answer`."""
+        if self._prefixes.messages:
+            prompt = self.prompt([*self._prefixes.messages, ANOTHER])
+            list(self.complete(prompt, Sampler(Sampling()), 1, ()))
 
     def encode(self, prompts: Sequence[Prompt]) -> None:
         """Encode the pictures of several prompts at once, so that the vision module is loaded once for all of them.
@@ -178,6 +192,11 @@ class Runner:
         self._known = []
 
     @property
+    def prefix(self) -> list[Message]:
+        """The messages that prompts begin with, as `keep` says."""
+        return [*self._prefixes.messages]
+
+    @property
     def ends(self) -> set[int]:
         """The tokens that end an answer."""
         return set(self.bundle.manifest.generation.eos_token_ids)
@@ -185,13 +204,40 @@ class Runner:
     def _complete(self, prompt: Prompt, wish: _Wish) -> Generator[int]:
         """Load what the prompt needs, and return what generates the tokens behind it."""
         capacity, keys = self.window.capacity(len(prompt.tokens), wish.limit), prompt.keys()
-        if self.max_ram is not None and prompt.unseen(shared_length(self._known, keys)):
+        shared, chain = self._at_hand(prompt, keys)
+        if self.max_ram is not None and prompt.unseen(max(shared, chain.stop)):
             self._release_decoder()
+            shared, chain = self._at_hand(prompt, keys)
+        start = max(shared, chain.stop)
+        hidden = self.rows.gather(prompt.tokens[start:])
+        prompt.place(hidden, self._pictures.features(prompt.unseen(start)), start)
+        decoder = self._prepare(capacity, shared)
+        if not self._restore(decoder, chain):
+            return self._complete(prompt, wish)
+        self._prefilled, self._restored = len(hidden), start - shared
+        return self._generate(decoder, prompt, hidden, wish)
+
+    def _at_hand(self, prompt: Prompt, keys: Sequence[Key]) -> tuple[int, Chain]:
+        """Return how many of its tokens are in the decoder, and the kept ones that are not."""
         shared = shared_length(self._known, keys)
-        hidden = self.rows.gather(prompt.tokens[shared:])
-        prompt.place(hidden, self._pictures.features(prompt.unseen(shared)), shared)
-        self._prefilled = len(hidden)
-        return self._generate(self._prepare(capacity, shared), prompt, hidden, wish)
+        with self._costs.phase("find prefix") if self._prefixes.is_on else nullcontext():
+            return shared, self._prefixes.find(keys, prompt.kept, shared)
+
+    def _restore(self, decoder: DecoderSession, chain: Chain) -> bool:
+        if not chain.blocks:
+            return True
+        with self._costs.phase("restore prefix"):
+            is_restored = restore(decoder, chain)
+        if not is_restored:
+            self._prefixes.refuse()
+            self._known = self._known[: decoder.length]
+        return is_restored
+
+    def _keep(self, prompt: Prompt) -> None:
+        """Keep what other prompts begin with too, if it is not kept yet."""
+        if self._decoder and self._prefixes.unkept(prompt):
+            with self._costs.phase("keep prefix"):
+                self._prefixes.keep(self._decoder, prompt)
 
     def _generate(
         self,
@@ -251,12 +297,14 @@ class Runner:
             stopped = False
         seconds = (self._costs.ms() - first) / 1e3
         assert self._decoder is not None
+        self._keep(prompt)
         return Answer(
             text=stream.text,
             action=parse_action(stream.text),
             finish_reason="stop" if stopped or tokens[-1] in self.ends else "length",
             prompt_tokens=len(prompt.tokens),
             prefilled_tokens=self._prefilled,
+            restored_tokens=self._restored,
             tokens=tokens,
             time_to_first_token_ms=first,
             decode_tokens_per_second=(len(tokens) - 1) / seconds if len(tokens) > 1 else 0.0,

@@ -129,6 +129,9 @@ class EngineModule(Protocol):
     def note(self, module: Module) -> str | None:
         """Return where a module of this engine runs here, if that is not what its name says."""
 
+    def version(self) -> str:
+        """Return what its results depend on beside a module's files and the processor, such as its version."""
+
     def open_encoder(self, bundle: Bundle, module: Module, threads: int) -> EncoderSession:
         """Open a module without a state."""
 

@@ -27,6 +27,12 @@ def engine_of(module: Module, inputs: int = 1) -> EngineName:
     return module.engine if fallback is None or load_engine(module.engine).available(module, inputs) else fallback
 
 
+def identity_of(module: Module) -> str:
+    """Return what the results of a module depend on here beside its files and the processor: engine and version."""
+    engine = engine_of(module)
+    return f"{engine} {load_engine(engine).version()}"
+
+
 def note_of(module: Module) -> str | None:
     """Return what a report says of where a module ran, if there is something to say."""
     note = load_engine(module.engine).note(module) if module.engine else None

@@ -15,6 +15,7 @@ from typing import NoReturn
 import uvicorn
 
 from edgeglm.errors import UsageError
+from edgeglm.runtimes.core.keep_options import add_keep_options, read_keep
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.serve.app import Service
 from edgeglm.runtimes.serve.engine import Engine
@@ -40,7 +41,14 @@ def serve(arguments: Sequence[str] | None = None, bundle: Path | None = None) ->
     options = _parser(bundle).parse_args(arguments)
     keys = read_keys(options.api_key_file) if options.api_key_file else ()
     max_ram = parse_size(options.max_ram) if options.max_ram else None
-    open_runner = partial(Runner, threads=options.threads, context=options.context, max_ram=max_ram)
+    keep = read_keep(options.prefix, options.keep)
+    make = partial(Runner, threads=options.threads, context=options.context, max_ram=max_ram, keep=keep)
+
+    def open_runner(folder: Path) -> Runner:
+        runner = make(folder)
+        runner.warm()
+        return runner
+
     with _listening(options.host, options.port) as listener:
         engine = Engine(named(options.bundles), open_runner, waiting=options.queue, idle=options.idle, max_ram=max_ram)
         try:
@@ -152,6 +160,7 @@ def _parser(bundle: Path | None) -> argparse.ArgumentParser:
     parser.add_argument("--max-ram", metavar="SIZE", help="budget of all bundles together, such as 500MiB")
     parser.add_argument("--context", type=_count, metavar="N", help="maximum length of prompt and answer together")
     parser.add_argument("--threads", type=_count, metavar="N", help="engine threads (default: all cores)")
+    add_keep_options(parser)
     parser.add_argument("--queue", type=_count, default=64, metavar="N", help="most requests that wait (default: 64)")
     parser.add_argument(
         "--idle", type=_count, default=300, metavar="SECONDS", help="release a bundle not asked so long (default: 300)"

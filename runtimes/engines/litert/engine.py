@@ -17,6 +17,7 @@ from edgeglm.errors import BudgetError
 from edgeglm.manifest import Module
 from edgeglm.runtimes.core.session import Feeds, LastLogitsOnly, check_last
 from edgeglm.runtimes.engines.litert.file import DECODE, STATE, File
+from edgeglm.runtimes.engines.litert.file import version as library_version
 from edgeglm.runtimes.engines.litert.weights import litert_files
 
 ENCODE, PREFILL = "encode", "prefill_"
@@ -37,6 +38,11 @@ def place(module: Module, inputs: int) -> str:
 def note(module: Module) -> str | None:
     """Return that a module which was compiled for an NPU runs on the CPU."""
     return f"the CPU: {NO_DISPATCH}" if module.compiled else None
+
+
+def version() -> str:
+    """Return LiteRT's version."""
+    return library_version()
 
 
 def open_encoder(bundle: Bundle, module: Module, threads: int) -> Encoder:

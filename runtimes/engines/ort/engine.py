@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
@@ -15,7 +16,7 @@ from edgeglm.manifest import Module
 from edgeglm.runtimes.core.heap import trim
 from edgeglm.runtimes.core.session import MAX_LAST, Feeds, check_last
 from edgeglm.runtimes.engines.ort.described import as_described
-from edgeglm.runtimes.engines.ort.options import open_session
+from edgeglm.runtimes.engines.ort.options import open_session, saturates
 from edgeglm.runtimes.engines.ort.weights import prepacked
 from edgeglm.runtimes.inputs.positions import causal_mask
 
@@ -40,6 +41,11 @@ def place(module: Module, inputs: int) -> str:
 def note(module: Module) -> str | None:
     """Return None: its modules run where their names say."""
     return None
+
+
+def version() -> str:
+    """Return ONNX Runtime's version, and whether its INT8 products are told to be exact here."""
+    return f"{onnxruntime.__version__}{' exact' if saturates() else ''}"
 
 
 def open_encoder(bundle: Bundle, module: Module, threads: int) -> Encoder:

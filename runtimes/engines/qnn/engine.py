@@ -58,6 +58,11 @@ def note(module: Module) -> str | None:
     return "the NPU's simulator, whose time is not the device's" if npu.is_simulator else None
 
 
+def version() -> str:
+    """Return the provider's and ONNX Runtime's versions, and the backend."""
+    return f"{_version()} {onnxruntime.__version__} {find_npu().name}"
+
+
 def open_encoder(bundle: Bundle, module: Module, threads: int) -> Encoder:
     """Open a module without a state. Raises UnsupportedError, DamagedFileError."""
     assert module.compiled  # as `available` has it

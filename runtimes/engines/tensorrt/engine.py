@@ -51,6 +51,13 @@ def note(module: Module) -> str | None:
     return None
 
 
+def version() -> str:
+    """Return the library, and the GPU's compute capability."""
+    gpu = Gpu()
+    gpu.close()
+    return f"{load_library().title} sm{gpu.sm}"
+
+
 def open_encoder(bundle: Bundle, module: Module, threads: int) -> Encoder:
     """Open a module without a state, whose engine the first start builds. Raises as `engine_for`."""
     return Encoder(*_built(bundle, module))

@@ -20,7 +20,7 @@ from edgeglm.runtimes.engines.ort.described import as_described
 from edgeglm.runtimes.engines.ort.engine import Encoder
 from tests.extras import need_tflite
 
-FUNCTIONS = ("available", "place", "note", "open_encoder", "open_decoder")
+FUNCTIONS = ("available", "place", "note", "version", "open_encoder", "open_decoder")
 LIBRARIES = ("onnxruntime", "onnxruntime_qnn", "ai_edge_litert", "tensorrt", "tensorrt_rtx")
 PICTURE = Path(__file__).parents[3] / "export/demo/data/evaluation/0000.webp"
 RUN = """
