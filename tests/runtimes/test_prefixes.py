@@ -26,6 +26,7 @@ from tests.runtimes.demo import OTHER_SCREEN, SCREEN, demo_bundle
 
 RULES = "You tap what you are told to tap, and say where. " * 24
 MIB = 1 << 20
+SOME = Keep(64 * MIB)
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def system(day: str = "Sunday", rules: str = RULES) -> list[Message]:
     return [message("system", f"Today is {day}.\n{rules}")]
 
 
-def ask(folder: Path, messages: Sequence[Message], keep: Keep | None = Keep(64 * MIB)) -> Answer:
+def ask(folder: Path, messages: Sequence[Message], keep: Keep | None = SOME) -> Answer:
     with Runner(folder, keep=keep) as runner:
         return runner.answer(messages, max_new_tokens=12)
 
@@ -144,11 +145,10 @@ def test_a_cap_that_is_reached_keeps_the_beginning(exact: Path, states: Path) ->
 
 
 def test_within_a_budget_the_prefix_is_restored_behind_each_new_picture(exact: Path, states: Path) -> None:
-    with Runner(exact, max_ram=400 * MIB, keep=Keep(64 * MIB)) as runner:
+    with Runner(exact, max_ram=1 << 40, keep=SOME) as runner:
         first = runner.answer([*system(), question("Select OK", SCREEN)], max_new_tokens=2)
         second = runner.answer([*system(), question("Select OK", OTHER_SCREEN)], max_new_tokens=2)
     assert (first.restored_tokens, second.restored_tokens > 2 * prefixes.TOKENS) == (0, True)
-    assert second.peak_rss_bytes < 400 * MIB
 
 
 def test_a_warm_runner_has_the_prefix_in_its_decoder(exact: Path, states: Path) -> None:
