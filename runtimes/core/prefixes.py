@@ -34,7 +34,7 @@ ANOTHER = message("user", "\u2042 \u2042")
 
 @dataclass(frozen=True)
 class Keep:
-    """What a runner keeps for later ones: up to `max_bytes`, and `messages` that prompts begin with."""
+    """Settings of what a runner keeps for later ones: up to `max_bytes`, and `messages` that prompts begin with."""
 
     max_bytes: int
     messages: Sequence[Message] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, nullcontext, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,11 @@ from edgeglm.runtimes.core.embedding import EmbeddingRows
 from edgeglm.runtimes.core.generate import generate
 from edgeglm.runtimes.core.heap import bound_heap
 from edgeglm.runtimes.core.pictures import PictureEncoder
-from edgeglm.runtimes.core.prefixes import ANOTHER, Chain, Keep, Prefixes, restore
-from edgeglm.runtimes.core.prompt import Key, Prompt, read_prompt, shared_length
+from edgeglm.runtimes.core.prefixes import ANOTHER, Keep, Prefixes
+from edgeglm.runtimes.core.prompt import Prompt, read_prompt
 from edgeglm.runtimes.core.sampling import Sampler, Sampling
 from edgeglm.runtimes.core.session import DecoderSession, Sessions
+from edgeglm.runtimes.core.state import DecoderState
 from edgeglm.runtimes.core.window import Window
 from edgeglm.runtimes.text.chat import Chat
 from edgeglm.runtimes.text.messages import Message
@@ -89,9 +90,6 @@ class Runner:
         self.threads = min(threads, os.cpu_count() or 1) if threads else len(os.sched_getaffinity(0))
         self.max_ram, self.low_rss, self.sessions = max_ram, low_rss, sessions
         self.resources = ExitStack()
-        self._decoder: DecoderSession | None = None
-        self._decoder_stay = ExitStack()
-        self._known: list[Key] = []  # what the decoder's state holds
         with self._costs.phase("start"):
             self.bundle: Bundle = load_bundle(folder)
             verify_bundle(self.bundle)
@@ -103,8 +101,9 @@ class Runner:
         self._pictures = PictureEncoder(
             self.bundle, self.window, self._costs, self.sessions, self.threads, self.max_ram
         )
-        self._prefixes, self._restored = Prefixes(self.bundle, keep or Keep(0)), 0
-        self.resources.callback(self._release_decoder)
+        self._prefixes = Prefixes(self.bundle, keep or Keep(0))
+        self._state = DecoderState(self.bundle, self._costs, self._prefixes, self._load_decoder)
+        self.resources.callback(self._state.release)
 
     def __enter__(self) -> Runner:
         return self
@@ -170,7 +169,7 @@ class Runner:
         """
         self._costs.begin()
         yield from self._complete(prompt, _Wish(sampler, limit, ends))
-        self._keep(prompt)
+        self._state.keep(prompt)
 
     def warm(self) -> None:
         """Prefill, or restore, the messages that prompts begin with, if there are any. Raises as `answer`."""
@@ -184,12 +183,12 @@ class Runner:
         Until the next call, their features are at hand and the vision module stays out. Raises as `answer`.
         """
         self._costs.begin()
-        self._release_decoder()  # which makes room, as when the first picture comes
+        self._state.release()  # which makes room, as when the first picture comes
         self._pictures.hold([picture for prompt in prompts for picture in prompt.pictures])
 
     def forget(self) -> None:
         """Forget the keys and values of earlier prompts: the next one is prefilled from its beginning."""
-        self._known = []
+        self._state.forget()
 
     @property
     def prefix(self) -> list[Message]:
@@ -203,41 +202,18 @@ class Runner:
 
     def _complete(self, prompt: Prompt, wish: _Wish) -> Generator[int]:
         """Load what the prompt needs, and return what generates the tokens behind it."""
-        capacity, keys = self.window.capacity(len(prompt.tokens), wish.limit), prompt.keys()
-        shared, chain = self._at_hand(prompt, keys)
-        if self.max_ram is not None and prompt.unseen(max(shared, chain.stop)):
-            self._release_decoder()
-            shared, chain = self._at_hand(prompt, keys)
-        start = max(shared, chain.stop)
+        capacity, beginning = self.window.capacity(len(prompt.tokens), wish.limit), self._state.begin(prompt)
+        if self.max_ram is not None and prompt.unseen(beginning.tokens):
+            self._state.release()
+            beginning = self._state.begin(prompt)
+        start = beginning.tokens
         hidden = self.rows.gather(prompt.tokens[start:])
         prompt.place(hidden, self._pictures.features(prompt.unseen(start)), start)
-        decoder = self._prepare(capacity, shared)
-        if not self._restore(decoder, chain):
+        decoder = self._state.prepare(capacity, beginning)
+        if decoder is None:
             return self._complete(prompt, wish)
-        self._prefilled, self._restored = len(hidden), start - shared
+        self._prefilled, self._restored = len(hidden), start - beginning.shared
         return self._generate(decoder, prompt, hidden, wish)
-
-    def _at_hand(self, prompt: Prompt, keys: Sequence[Key]) -> tuple[int, Chain]:
-        """Return how many of its tokens are in the decoder, and the kept ones that are not."""
-        shared = shared_length(self._known, keys)
-        with self._costs.phase("find prefix") if self._prefixes.is_on else nullcontext():
-            return shared, self._prefixes.find(keys, prompt.kept, shared)
-
-    def _restore(self, decoder: DecoderSession, chain: Chain) -> bool:
-        if not chain.blocks:
-            return True
-        with self._costs.phase("restore prefix"):
-            is_restored = restore(decoder, chain)
-        if not is_restored:
-            self._prefixes.refuse()
-            self._known = self._known[: decoder.length]
-        return is_restored
-
-    def _keep(self, prompt: Prompt) -> None:
-        """Keep what other prompts begin with too, if it is not kept yet."""
-        if self._decoder and self._prefixes.unkept(prompt):
-            with self._costs.phase("keep prefix"):
-                self._prefixes.keep(self._decoder, prompt)
 
     def _generate(
         self,
@@ -259,26 +235,10 @@ class Runner:
             state = []  # what it was computed from is gone
             raise
         finally:
-            self._known = state[: decoder.length]
-
-    def _prepare(self, capacity: int, shared: int) -> DecoderSession:
-        """Return the decoder with room for `capacity` tokens, and none in it but the shared ones."""
-        if self._decoder is None:
-            module, size = self.bundle.decoder, self.bundle.manifest.module_bytes(self.bundle.decoder)
-            self._decoder = self._decoder_stay.enter_context(
-                self._costs.loaded(module, size, lambda module: self._load_decoder(module, capacity))
-            )
-        self._decoder.reserve(capacity)
-        self._decoder.truncate(shared)
-        self._known = self._known[:shared]  # whatever fails from here on
-        return self._decoder
+            self._state.holds(state)
 
     def _load_decoder(self, module: Module, capacity: int) -> DecoderSession:
         return self.sessions.open_decoder(self.bundle, module, self.threads, capacity, low_rss=self.low_rss)
-
-    def _release_decoder(self) -> None:
-        self._decoder, self._known = None, []
-        self._decoder_stay.close()
 
     def _told(self, prompt: Prompt, answer: Iterator[int], show: Callable[[str], object]) -> Answer:
         """Take an answer's tokens, show their text, and return both with what they cost."""
@@ -296,8 +256,8 @@ class Runner:
             show(stream.finish())
             stopped = False
         seconds = (self._costs.ms() - first) / 1e3
-        assert self._decoder is not None
-        self._keep(prompt)
+        assert self._state.session is not None
+        self._state.keep(prompt)
         return Answer(
             text=stream.text,
             action=parse_action(stream.text),
@@ -309,7 +269,7 @@ class Runner:
             time_to_first_token_ms=first,
             decode_tokens_per_second=(len(tokens) - 1) / seconds if len(tokens) > 1 else 0.0,
             peak_rss_bytes=peak_rss(),
-            state_bytes=self._decoder.state_bytes,
+            state_bytes=self._state.session.state_bytes,
             phases=self._costs.phases,
             modules=self._costs.modules,
             notes=self._costs.notes,

@@ -14,10 +14,11 @@ pytest.importorskip("transformers")
 
 from edgeglm.blocks import KIND
 from edgeglm.cli.main import main
-from edgeglm.errors import BudgetError
+from edgeglm.errors import BudgetError, UsageError
 from edgeglm.runtimes.core import prefixes
 from edgeglm.runtimes.core.answer import Answer
 from edgeglm.runtimes.core.conversation import Conversation
+from edgeglm.runtimes.core.keep_options import read_keep
 from edgeglm.runtimes.core.prefixes import Keep
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.engines.ort import engine
@@ -176,6 +177,13 @@ def test_a_template_that_wants_another_message_next_keeps_nothing(exact: Path, s
         answers = [conversation.ask(text, SCREEN) for text in ("Select OK", "Go back")]
     assert answers[1].prefilled_tokens < answers[1].prompt_tokens / 2
     assert len(list(states.iterdir())) == 3  # the system prompt's, and not the first turn's
+
+
+def test_a_size_alone_is_enough_and_one_that_is_none_is_a_line() -> None:
+    assert read_keep(None, None) is None
+    assert read_keep(None, "2MiB") == Keep(2 << 20)
+    with pytest.raises(UsageError, match="is not a size"):
+        read_keep(None, "much")
 
 
 def test_the_options_of_the_command(
