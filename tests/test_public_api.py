@@ -13,6 +13,7 @@ import edgeglm
 SHARED = {
     "edgeglm.actions": {"Action", "parse_action", "write_action"},
     "edgeglm.cache": {"cache_folder"},
+    "edgeglm.blocks": {"Block", "Blocks", "block_name"},
     "edgeglm.bundle": {
         "Bundle",
         "Damage",
@@ -73,6 +74,7 @@ SHARED = {
         "locked_folder",
         "making",
         "partial",
+        "publish",
         "read_private",
         "remove",
         "seal",
