@@ -12,15 +12,16 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from edgeglm.blocks import KIND
+from edgeglm.blocks import KIND, Blocks
 from edgeglm.cli.main import main
 from edgeglm.errors import BudgetError, UsageError
 from edgeglm.runtimes.core import prefixes
 from edgeglm.runtimes.core.answer import Answer
 from edgeglm.runtimes.core.conversation import Conversation
 from edgeglm.runtimes.core.keep_options import read_keep
-from edgeglm.runtimes.core.prefixes import Keep
+from edgeglm.runtimes.core.prefixes import Chain, Keep
 from edgeglm.runtimes.core.runner import Runner
+from edgeglm.runtimes.core.state import Beginning
 from edgeglm.runtimes.engines.ort import engine
 from edgeglm.runtimes.text.messages import Message, message
 from tests.runtimes.demo import OTHER_SCREEN, SCREEN, demo_bundle
@@ -177,6 +178,15 @@ def test_a_template_that_wants_another_message_next_keeps_nothing(exact: Path, s
         answers = [conversation.ask(text, SCREEN) for text in ("Select OK", "Go back")]
     assert answers[1].prefilled_tokens < answers[1].prompt_tokens / 2
     assert len(list(states.iterdir())) == 3  # the system prompt's, and not the first turn's
+
+
+def test_a_beginning_is_what_the_decoder_or_the_store_has_more_of(states: Path) -> None:
+    blocks = Blocks(MIB)
+    assert blocks.keep(b"head", memoryview(bytes(64)))
+    block = blocks.find(b"head")
+    assert block
+    chain = Chain([(0, 256, block)])
+    assert [Beginning(3).tokens, Beginning(3, chain).tokens, Beginning(300, chain).tokens] == [3, 256, 300]
 
 
 def test_a_size_alone_is_enough_and_one_that_is_none_is_a_line() -> None:
