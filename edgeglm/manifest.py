@@ -15,6 +15,7 @@ from edgeglm.roles import HasRole, ModuleName
 from edgeglm.strict_json import StrictJsonError, check_json
 
 SCHEMA: Final = 1
+PHONE_AGENT: Final = "phone-agent"
 MANIFEST = "manifest.json"
 BLANK_SEAL = "0" * 64
 
@@ -69,7 +70,10 @@ class Audio(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Model(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """The model's name, family and the dimensions that running it takes."""
+    """The model's name, family and the dimensions that running it takes.
+
+    ``task`` is what answers are: a phone agent's are held to the action language.
+    """
 
     name: Text
     architecture: Text
@@ -84,6 +88,7 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
     rope: Rope
     vision: Vision | None = None
     audio: Audio | None = None
+    task: Literal["phone-agent"] | None = None
 
 
 class Tensor(Struct, frozen=True, forbid_unknown_fields=True):

@@ -16,6 +16,7 @@ from edgeglm.errors import BudgetError, UsageError, printable
 from edgeglm.memory import MemoryCurve
 from edgeglm.runtimes.core.answer import Answer, Loaded
 from edgeglm.runtimes.core.conversation import Conversation
+from edgeglm.runtimes.core.grammars import AUTO, read_grammar
 from edgeglm.runtimes.core.keep_options import add_keep_options, read_keep
 from edgeglm.runtimes.core.memory_plot import check_format, draw_memory
 from edgeglm.runtimes.core.runner import Runner
@@ -38,6 +39,7 @@ def run(arguments: Sequence[str] | None = None, bundle: Path | None = None) -> N
     """
     options = _parser(bundle).parse_args(arguments)
     _check(options)
+    options.grammar = read_grammar(options.grammar)
     with MemoryCurve() if options.memory_plot else nullcontext() as curve:
         runner = Runner(
             options.bundle,
@@ -48,6 +50,7 @@ def run(arguments: Sequence[str] | None = None, bundle: Path | None = None) -> N
             keep=read_keep(options.prefix, options.keep),
         )
         with runner:
+            runner.grammars.default = options.grammar
             if options.self_test:
                 _self_test(runner, as_json=options.json)
                 return
@@ -183,6 +186,12 @@ def _parser(bundle: Path | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--repetition-penalty", type=_positive, metavar="R", help="1 is none (default: the bundle's)")
     parser.add_argument("--seed", type=_natural, default=0, help="seed of the sampling (default: 0)")
+    parser.add_argument(
+        "--grammar",
+        default=AUTO,
+        metavar="auto|actions|off|FILE",
+        help="what an answer is held to: a grammar in Lark (*.lark) or a JSON schema (*.json) (default: the bundle's)",
+    )
     parser.add_argument("--memory-plot", type=Path, metavar="FILE", help="draw memory over time, as .png or .svg")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
@@ -247,6 +256,7 @@ def summary(answer: Answer) -> dict[str, object]:
         "prefilled_tokens": answer.prefilled_tokens,
         "restored_tokens": answer.restored_tokens,
         "generated_tokens": answer.generated_tokens,
+        "model_passes": answer.model_passes,
         "time_to_first_token_ms": round(answer.time_to_first_token_ms, 1),
         "decode_tokens_per_second": round(answer.decode_tokens_per_second, 1),
         "peak_rss_bytes": answer.peak_rss_bytes,
@@ -276,7 +286,7 @@ def report(answer: Answer) -> list[str]:
     return [
         *lines,
         f"tokens  {answer.prompt_tokens} of prompt{known}, "
-        f"{answer.generated_tokens} generated; first after "
+        f"{answer.generated_tokens} generated in {answer.model_passes} passes; first after "
         f"{answer.time_to_first_token_ms:.0f} ms, then {answer.decode_tokens_per_second:.1f} a second",
         f"memory  peak RSS {format_size(answer.peak_rss_bytes)}; keys and values {format_size(answer.state_bytes)}",
         *(f"note    {module.note}" for module in answer.modules if module.note),

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -208,8 +209,10 @@ class Prepared:
 
     def manifest_model(self) -> manifest.Model:
         """Return the manifest's description of the model."""
-        config = self.checkpoint.config
-        return describe_model(self.request.name, self.model, config, self.opened.processor, self.opened.context)
+        request, opened = self.request, self.opened
+        model = describe_model(request.name, self.model, self.checkpoint.config, opened.processor, opened.context)
+        shipped = request.shipped.task if request.shipped else None
+        return msgspec.structs.replace(model, task=shipped or model.task)
 
     def versions(self) -> dict[str, str]:
         """Return the versions of what made the bundle."""

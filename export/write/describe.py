@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,9 @@ DTYPES: dict[ir.DataType, manifest.Dtype] = {
     ir.DataType.BOOL: "bool",
 }
 
+# No file of its checkpoints says what they are trained for: their names do.
+AUTOGLM_PHONE = re.compile(r"autoglm[-_. ]?phone", re.IGNORECASE)
+
 
 def describe_model(
     name: str, model: Model, config: Mapping[str, Any], processor: ImageProcessor | None, context: int
@@ -46,6 +50,7 @@ def describe_model(
         rope=_rope(decoder, config),
         vision=describe_vision(model.vision, processor) if model.vision and processor else None,
         audio=_audio(model.audio) if model.audio else None,
+        task=manifest.PHONE_AGENT if AUTOGLM_PHONE.search(name) else None,
     )
 
 

@@ -31,7 +31,8 @@ class Answer:
     ``prefilled_tokens`` are those of the prompt whose keys and values were computed, ``restored_tokens`` those whose
     keys and values an earlier process had kept; an earlier request had left the others in the decoder. ``modules`` are
     those that were in memory at any time of the request. ``finish_reason`` is ``length`` where the answer was cut off.
-    ``notes`` say what became of the pictures that the user may not expect.
+    ``notes`` say what became of the pictures, or of the answer's grammar, that the user may not expect.
+    ``model_passes`` are those of the decoder that chose tokens; as many as tokens, unless some were forced.
     """
 
     text: str
@@ -41,6 +42,7 @@ class Answer:
     prefilled_tokens: int
     restored_tokens: int
     tokens: list[int]
+    model_passes: int
     time_to_first_token_ms: float
     decode_tokens_per_second: float
     peak_rss_bytes: int

@@ -25,11 +25,13 @@ class Assembly:
         tokens: Those of text, and one for each merged patch of an image.
         spans: Where each image begins and ends.
         positions: Of each token: (axes, 1, length).
+        begun: How many of the last tokens the answer begins with.
     """
 
     tokens: list[int]
     spans: list[tuple[int, int]]
     positions: NDArray[np.int64]
+    begun: int = 0
 
     def followed_by(self: A, tokens: Sequence[int]) -> A:
         """Return it with text behind it, such as the beginning of an answer."""
@@ -37,7 +39,12 @@ class Assembly:
             return self
         places = self.positions.max() + np.arange(1, len(tokens) + 1)
         more = np.broadcast_to(places, (*self.positions.shape[:2], len(tokens)))
-        return replace(self, tokens=[*self.tokens, *tokens], positions=np.concatenate([self.positions, more], axis=-1))
+        return replace(
+            self,
+            tokens=[*self.tokens, *tokens],
+            positions=np.concatenate([self.positions, more], axis=-1),
+            begun=self.begun + len(tokens),
+        )
 
     def place(self, hidden: NDArray[Any], features: Sequence[NDArray[Any]], start: int = 0) -> None:
         """Write the features of images over the rows of their tokens.

@@ -103,7 +103,7 @@ def read_prompt(
         raise UnsupportedError("the prompt", f"has {error}", remedy) from error
     shown = zip(sources, visions, strict=True)
     seen = [Picture(source, shape, hash_picture(source)) for source, shape in shown]
-    return Prompt(found.tokens, found.spans, found.positions, seen)
+    return Prompt(found.tokens, found.spans, found.positions, pictures=seen)
 
 
 def text_prompt(chat: Chat, model: Model, text: str | Sequence[int]) -> Prompt:

@@ -5,14 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from edgeglm.actions import parse_action
 from edgeglm.bundle import Bundle, load_bundle, verify_bundle
@@ -23,11 +19,12 @@ from edgeglm.runtimes.core import sessions as engines_here
 from edgeglm.runtimes.core.answer import Answer
 from edgeglm.runtimes.core.costs import Costs
 from edgeglm.runtimes.core.embedding import EmbeddingRows
-from edgeglm.runtimes.core.generate import generate
+from edgeglm.runtimes.core.generate import Generation, Lead, Wish
+from edgeglm.runtimes.core.grammars import Choice, Grammars
 from edgeglm.runtimes.core.heap import bound_heap
 from edgeglm.runtimes.core.pictures import PictureEncoder
 from edgeglm.runtimes.core.prefixes import ANOTHER, Keep, Prefixes
-from edgeglm.runtimes.core.prompt import Prompt, read_prompt
+from edgeglm.runtimes.core.prompt import Key, Prompt, read_prompt
 from edgeglm.runtimes.core.sampling import Sampler, Sampling
 from edgeglm.runtimes.core.session import DecoderSession, Sessions
 from edgeglm.runtimes.core.state import DecoderState
@@ -38,16 +35,6 @@ from edgeglm.runtimes.text.messages import Message
 
 class StopAnswer(Exception):
     """Raised by ``show`` to end an answer here, as an end token does."""
-
-
-@dataclass(frozen=True)
-class _Wish:
-    """How the tokens behind a prompt are generated."""
-
-    sampler: Sampler
-    limit: int
-    ends: Collection[int]
-    pause: Callable[[], object] = lambda: None
 
 
 class Runner:
@@ -96,6 +83,7 @@ class Runner:
             self.model = self.bundle.manifest.model
             self.window = Window(self.bundle.manifest, context, max_ram)
             self.chat = Chat.of_bundle(self.bundle)
+            self.grammars = Grammars(self.bundle.manifest, self.chat)
             self.rows = EmbeddingRows(self.bundle)
             self.bundle.check("tokenizer")  # which is read by now
         self._pictures = PictureEncoder(
@@ -136,6 +124,7 @@ class Runner:
         max_new_tokens: int = 128,
         sampling: Sampling | Sampler | None = None,
         seed: int = 0,
+        grammar: Choice | None = None,
         show: Callable[[str], object] = lambda _: None,
         pause: Callable[[], object] = lambda: None,
     ) -> Answer:
@@ -146,12 +135,13 @@ class Runner:
             max_new_tokens: Of the answer.
             sampling: How tokens are chosen, or what chooses them; as the bundle says if None.
             seed: Of the sampling.
+            grammar: What the answer is held to; the default of the runner's `grammars` if None.
             show: Gets the text as it is generated; may raise `StopAnswer`.
             pause: Is called before each piece of the prompt; what it raises ends the request.
 
         Raises:
-            UsageError: A picture cannot be read, or nothing is asked.
-            UnsupportedError: The model sees no pictures.
+            UsageError: A picture cannot be read, nothing is asked, or the grammar is none.
+            UnsupportedError: The model sees no pictures, or no grammar can be followed here.
             BudgetError: Prompt and answer are longer than the context, or a picture takes more than is left.
             DamagedFileError: A file of the bundle is another by now.
         """
@@ -159,16 +149,19 @@ class Runner:
         prompt = messages if isinstance(messages, Prompt) else self.prompt(messages)
         if not isinstance(sampling, Sampler):
             sampling = Sampler(sampling or Sampling.of(self.bundle.manifest.generation), seed)
-        with closing(self._complete(prompt, _Wish(sampling, max_new_tokens, self.ends, pause))) as tokens:
+        wish = Wish(sampling, max_new_tokens, self.ends, self.grammars.find(grammar), pause)
+        with closing(self._complete(prompt, wish)) as tokens:
             return self._told(prompt, tokens, show)
 
-    def complete(self, prompt: Prompt, sampler: Sampler, limit: int, ends: Collection[int]) -> Iterator[int]:
+    def complete(
+        self, prompt: Prompt, sampler: Sampler, limit: int, ends: Collection[int], grammar: Choice = "off"
+    ) -> Iterator[int]:
         """Yield the tokens that follow a prompt, up to `limit`; one of `ends` is the last. Raises as `answer`.
 
         Close the generator, or take all that it yields, before the runner is asked again.
         """
         self._costs.begin()
-        yield from self._complete(prompt, _Wish(sampler, limit, ends))
+        yield from self._complete(prompt, Wish(sampler, limit, ends, self.grammars.find(grammar)))
         self._state.keep(prompt)
 
     def warm(self) -> None:
@@ -200,7 +193,7 @@ class Runner:
         """The tokens that end an answer."""
         return set(self.bundle.manifest.generation.eos_token_ids)
 
-    def _complete(self, prompt: Prompt, wish: _Wish) -> Generator[int]:
+    def _complete(self, prompt: Prompt, wish: Wish) -> Generator[int]:
         """Load what the prompt needs, and return what generates the tokens behind it."""
         capacity, beginning = self.window.capacity(len(prompt.tokens), wish.limit), self._state.begin(prompt)
         if self.max_ram is not None and prompt.unseen(beginning.tokens):
@@ -213,21 +206,14 @@ class Runner:
         if decoder is None:
             return self._complete(prompt, wish)
         self._prefilled, self._restored = len(hidden), start - beginning.shared
-        return self._generate(decoder, prompt, hidden, wish)
+        lead = Lead(prompt.tokens, hidden, prompt.positions[:, :, -len(hidden) :], prompt.begun)
+        self._generation = Generation(decoder, self.rows, lead, wish)
+        return self._generate(self._generation, prompt.keys())
 
-    def _generate(
-        self,
-        decoder: DecoderSession,
-        prompt: Prompt,
-        hidden: NDArray[np.float32],
-        wish: _Wish,
-    ) -> Generator[int]:
-        """Yield tokens, and note in the end what the decoder's state holds."""
-        state, positions = prompt.keys(), prompt.positions[:, :, -len(hidden) :]
+    def _generate(self, generation: Generation, state: list[Key]) -> Generator[int]:
+        """Yield tokens, and note in the end what the decoder's state holds: `state`, and what was yielded of them."""
         try:
-            for token in generate(
-                decoder, self.rows, prompt.tokens, hidden, positions, wish.sampler, wish.ends, wish.limit, wish.pause
-            ):
+            for token in generation:
                 self.bundle.check(self.bundle.decoder.name)  # whose weights are mapped
                 state.append(token)
                 yield token
@@ -235,6 +221,7 @@ class Runner:
             state = []  # what it was computed from is gone
             raise
         finally:
+            generation.decoder.truncate(len(state))
             self._state.holds(state)
 
     def _load_decoder(self, module: Module, capacity: int) -> DecoderSession:
@@ -266,11 +253,18 @@ class Runner:
             prefilled_tokens=self._prefilled,
             restored_tokens=self._restored,
             tokens=tokens,
+            model_passes=self._generation.passes,
             time_to_first_token_ms=first,
             decode_tokens_per_second=(len(tokens) - 1) / seconds if len(tokens) > 1 else 0.0,
             peak_rss_bytes=peak_rss(),
             state_bytes=self._state.session.state_bytes,
             phases=self._costs.phases,
             modules=self._costs.modules,
-            notes=self._costs.notes,
+            notes=[*self._costs.notes, *self._grammar_notes()],
         )
+
+    def _grammar_notes(self) -> Iterator[str]:
+        while self.grammars.notes:
+            yield self.grammars.notes.pop()
+        if (guide := self._generation.guide) and guide.lost:
+            yield f"the grammar was followed to a point of the answer: {guide.lost}"

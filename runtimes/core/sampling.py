@@ -48,21 +48,31 @@ class Sampling:
 
 
 class Sampler:
-    """Chooses the tokens of one answer; the same seed and logits give the same tokens."""
+    """Chooses the tokens of one answer; the same seed and logits give the same tokens.
+
+    Attributes:
+        scores: Whether the logits of forced tokens are wanted too.
+    """
+
+    scores = False
 
     def __init__(self, sampling: Sampling, seed: int = 0) -> None:
         self.sampling, self.random = sampling, np.random.default_rng(seed)
         self.chosen = 0
 
-    def choose(self, logits: NDArray[np.float32], seen: Sequence[int]) -> int:
-        """Return the next token after those `seen`, prompt and answer."""
-        scores = self.allow(logits.astype(np.float64), seen)
+    def choose(self, logits: NDArray[np.float32], seen: Sequence[int], allowed: NDArray[np.bool_] | None = None) -> int:
+        """Return the next token after those `seen`, prompt and answer; one of those `allowed`, if they are given."""
+        scores = self.allow(logits.astype(np.float64), seen, allowed)
         self.chosen += 1
         if self.sampling.temperature == 0 or not np.isfinite(scores.max()):
             return int(scores.argmax())
         return int(self.random.choice(len(scores), p=_shares(self.warp(scores))))
 
-    def allow(self, scores: Scores, seen: Sequence[int]) -> Scores:
+    def force(self, token: int, logits: NDArray[np.float32] | None = None) -> None:
+        """Take a token that could be no other; penalties count it."""
+        self.chosen += 1
+
+    def allow(self, scores: Scores, seen: Sequence[int], allowed: NDArray[np.bool_] | None = None) -> Scores:
         """Return the scores with the penalty for repetition, and -inf for what may not come now."""
         sampling, tokens = self.sampling, np.asarray(seen, np.int64)
         if sampling.repetition_penalty != 1.0:
@@ -75,8 +85,10 @@ class Sampler:
         banned += [word[-1] for word in sampling.bad_words_ids if _ends_with(tokens, word[:-1])]
         if sampling.no_repeat_ngram_size:
             banned += _repeats(tokens, sampling.no_repeat_ngram_size)
-        scores[[token for token in banned if token < len(scores)]] = -np.inf
-        return scores
+        within = scores if allowed is None else np.where(allowed, scores, -np.inf)
+        kept = _without(within, np.array([token for token in banned if token < len(scores)], np.intp))
+        # Where all that a grammar allows is banned, the grammar goes before.
+        return kept if allowed is None or np.isfinite(kept.max()) else within
 
     def warp(self, scores: Scores) -> Scores:
         """Return the scores that tokens are drawn by, -inf for those that are not."""

@@ -113,7 +113,7 @@ class Led(Sampler):
         super().__init__(Sampling())
         self.tokens, self.likeliest = tokens, list[int]()
 
-    def choose(self, logits: NDArray[np.float32], seen: Sequence[int]) -> int:
+    def choose(self, logits: NDArray[np.float32], seen: Sequence[int], allowed: NDArray[np.bool_] | None = None) -> int:
         """Return the next of the tokens."""
         self.likeliest.append(int(logits.argmax()))
         return self.tokens[len(self.likeliest) - 1]
@@ -163,7 +163,7 @@ def run_self_test(runner: Runner) -> Verdict:
 def _ask(runner: Runner, probe: Probe, sampler: Sampler, limit: int) -> Answer:
     image = runner.bundle.path(probe.image) if probe.image else None
     messages = [*(message(role, text) for role, text in probe.before), message("user", probe.prompt, image)]
-    return runner.answer(messages, max_new_tokens=limit, sampling=sampler)
+    return runner.answer(messages, max_new_tokens=limit, sampling=sampler, grammar="off")
 
 
 def _judge(runner: Runner, probe: Probe, likeliest: Sequence[int], answers: list[Answer]) -> Outcome:

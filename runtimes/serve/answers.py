@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeglm.runtimes.core.grammars import Choice
 from edgeglm.runtimes.core.prompt import Prompt
 from edgeglm.runtimes.core.runner import Runner, StopAnswer
 from edgeglm.runtimes.core.sampling import Sampler, Sampling
@@ -28,6 +29,7 @@ class Settings:
         count: How many answers.
         top_logprobs: How many of the likeliest tokens are told besides the chosen one; no logprobs if None.
         splits_reasoning: Whether the reasoning is told from the answer.
+        grammar: What the answers are held to; the runner's default if None.
     """
 
     sampling: Sampling
@@ -37,6 +39,7 @@ class Settings:
     count: int = 1
     top_logprobs: int | None = None
     splits_reasoning: bool = False
+    grammar: Choice | None = "off"
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,12 @@ class _Answer:
     def run(self, limit: int) -> None:
         """Generate it."""
         done = self.runner.answer(
-            self.prompt, max_new_tokens=limit, sampling=self.sampler, show=self._show, pause=self.check
+            self.prompt,
+            max_new_tokens=limit,
+            sampling=self.sampler,
+            grammar=self.settings.grammar,
+            show=self._show,
+            pause=self.check,
         )
         if not self.stops.stopped:
             self._emit(self.stops.finish())
@@ -179,13 +187,23 @@ class ScoringSampler(Sampler):
     def __init__(self, sampling: Sampling, seed: int, top: int | None, decode: Callable[[list[int]], str]) -> None:
         super().__init__(sampling, seed)
         self.top, self.decode, self._scores = top, decode, list[TokenScore]()
+        self.scores = top is not None
 
-    def choose(self, logits: NDArray[np.float32], seen: Sequence[int]) -> int:
-        """Return the next token after those `seen`, prompt and answer."""
-        token = super().choose(logits, seen)
+    def choose(self, logits: NDArray[np.float32], seen: Sequence[int], allowed: NDArray[np.bool_] | None = None) -> int:
+        """Return the next token after those `seen`, prompt and answer; one of those `allowed`, if they are given."""
+        token = super().choose(logits, seen, allowed)
+        self._remember(token, logits)
+        return token
+
+    def force(self, token: int, logits: NDArray[np.float32] | None = None) -> None:
+        """Take a token that could be no other; its probability is the model's own."""
+        super().force(token, logits)
+        if logits is not None:
+            self._remember(token, logits)
+
+    def _remember(self, token: int, logits: NDArray[np.float32]) -> None:
         if self.top is not None:
             self._scores.append(self._score(logits.astype(np.float64), token, self.top))
-        return token
 
     def take(self) -> tuple[TokenScore, ...]:
         """Return what was remembered since the last time."""

@@ -43,6 +43,7 @@ def chat_work(asked: ChatRequest) -> Work:
             limit=limit,
             top_logprobs=scores,
             splits_reasoning=bool(asked.return_reasoning),
+            grammar="off" if tools else None,
         )
         answer(runner, prompt, settings, job.emit, job.check)
 

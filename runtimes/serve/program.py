@@ -15,6 +15,7 @@ from typing import NoReturn
 import uvicorn
 
 from edgeglm.errors import UsageError
+from edgeglm.runtimes.core.grammars import AUTO, read_grammar
 from edgeglm.runtimes.core.keep_options import add_keep_options, read_keep
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.serve.app import Service
@@ -41,11 +42,13 @@ def serve(arguments: Sequence[str] | None = None, bundle: Path | None = None) ->
     options = _parser(bundle).parse_args(arguments)
     keys = read_keys(options.api_key_file) if options.api_key_file else ()
     max_ram = parse_size(options.max_ram) if options.max_ram else None
-    keep = read_keep(options.prefix, options.keep)
+    keep, grammar = read_keep(options.prefix, options.keep), read_grammar(options.grammar)
     make = partial(Runner, threads=options.threads, context=options.context, max_ram=max_ram, keep=keep)
 
     def open_runner(folder: Path) -> Runner:
         runner = make(folder)
+        runner.grammars.default = grammar
+        runner.grammars.find(None)  # a wrong one is an error of the start
         runner.warm()
         return runner
 
@@ -167,6 +170,12 @@ def _parser(bundle: Path | None) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--drain", type=_count, default=30, metavar="SECONDS", help="time to finish on SIGTERM (default: 30)"
+    )
+    parser.add_argument(
+        "--grammar",
+        default=AUTO,
+        metavar="auto|actions|off|FILE",
+        help="what answers to chats are held to: a grammar in Lark or a JSON schema (default: what each bundle says)",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

@@ -20,6 +20,7 @@ from edgeglm.runtimes.text.templates import SETTINGS, extra_tokens, special_toke
 FILE = "tokenizer.json"
 SECONDS = 20.0  # that encoding may take, and...
 CHARACTERS_PER_SECOND = 20_000  # ... at least so much comes out of a second on a slow device
+SHORT = 512  # characters that no pattern searches for long
 REMEDY = "export a checkpoint that has one"
 MAX_GROWTH = 64  # by what a tokenizer puts for what it replaces
 T = TypeVar("T")
@@ -67,6 +68,12 @@ class BoundedTokenizer:
             text, lambda: self.library.encode_batch([text], add_special_tokens=add_special_tokens)
         )
         return list(found[0].ids)
+
+    def encode_short(self, text: str) -> list[int]:
+        """Return a text's tokens as `encode` does, without its thread, which takes longer than a short text."""
+        if len(text) > SHORT:
+            return self.encode(text)
+        return list(self._guarded(lambda: self.library.encode(text, add_special_tokens=False)).ids)
 
     def _within_time(self, text: str, work: Callable[[], T]) -> T:
         if self._stuck is not None and self._stuck.is_alive():

@@ -86,7 +86,7 @@ def test_an_answer_that_was_cut_off_says_so(exact: Path, capsys: pytest.CaptureF
 def test_an_answer_that_ends_within_a_character_shows_it(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Runner(exact) as runner:
         tokens = runner.chat.bounded.encode("OK 🙂")[:-1]
-        monkeypatch.setattr("edgeglm.runtimes.core.runner.generate", lambda *_: iter(tokens))
+        monkeypatch.setattr("edgeglm.runtimes.core.generate.Generation.__iter__", lambda _: iter(tokens))
         shown: list[str] = []
         answer = runner.answer([message("user", "Open Maps")], show=shown.append)
     assert answer.text == "".join(shown) == "OK \ufffd"

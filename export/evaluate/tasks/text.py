@@ -42,7 +42,7 @@ class Scorer(Sampler):
         super().__init__(Sampling())
         self.tokens, self.log_probabilities, self.top = tokens, list[float](), list[int]()
 
-    def choose(self, logits: NDArray[np.float32], seen: Sequence[int]) -> int:
+    def choose(self, logits: NDArray[np.float32], seen: Sequence[int], allowed: NDArray[np.bool_] | None = None) -> int:
         """Return the next of the tokens."""
         token, scores = self.tokens[len(self.top)], logits.astype(np.float64)
         scores -= scores.max()
