@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from edgeglm.devices.operator_table import table_for
 from edgeglm.engines import ENGINES
 from edgeglm.errors import UnsupportedError
 from edgeglm.export.foreign.arrays import Arrays, common_shapes
-from edgeglm.export.foreign.error import calibrating
+from edgeglm.export.foreign.error import MAX_ERROR, calibrating, measured
 from edgeglm.export.foreign.graph_plan import Plan
 from edgeglm.export.foreign.graph_precision import Task, convert
+from edgeglm.export.foreign.made import Made
 from edgeglm.export.foreign.tidy import load_model
 from edgeglm.export.graph.check import Violation, check
 from edgeglm.export.graph.conform import fit, refusal, to_opset
@@ -27,6 +29,7 @@ from edgeglm.export.prove.onnx_run import run_file
 from edgeglm.export.targets.base import graph_step
 
 # The first opset in which DequantizeLinear has an axis, and those that are tried in its place.
+X86 = "x86_64"
 SCALES_OPSET, RAISED_OPSETS = 13, (13, 14, 15, 16, 17)
 
 
@@ -62,19 +65,21 @@ def _sized(plan: Plan, model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> t
     return model, violations
 
 
-def convert_model(plan: Plan, model: ir.Model, work: Path) -> ir.Model:
+def convert_model(plan: Plan, model: ir.Model, work: Path) -> tuple[ir.Model, Made]:
     """Return the graph in its precision, checked again: what a converter wrote must run too."""
     if plan.precision == "fp32" or plan.kept:
-        return model
+        return model, Made()
     if plan.precision == "int8":
         model = _raised(plan, model, work)
         MaskRange()(model)
-    graph, samples, output = work / "graph.onnx", work / "samples", work / "converted.onnx"
-    samples.mkdir()
-    for index in calibrating(len(plan.samples)) if plan.precision == "int8" else ():
-        np.savez(samples / f"{index}.npz", **plan.samples[index])  # type: ignore[arg-type]
+    graph, output = work / "graph.onnx", work / "converted.onnx"
+    calibrated = calibrating(len(plan.samples)) if plan.precision == "int8" else []
+    samples, held = _saved(plan, calibrated, work / "samples"), _saved(plan, measured(plan), work / "held")
     onnx.save(ir.to_proto(model), graph)
-    convert(Task(plan.precision, str(graph), str(samples), plan.engine, str(output)))
+    limit = MAX_ERROR if plan.request.max_error is None else plan.request.max_error
+    pairs = plan.request.profile.cpu.architecture.value == X86
+    places = str(output), str(plan.source.original), held
+    found = convert(Task(plan.precision, str(graph), samples, plan.engine, *places, limit, pairs))
     made = ir.load(output)
     for each in (ClearMetadataAndDocStringPass(), NameFixPass(), TopologicalSortPass()):
         each(made)
@@ -82,10 +87,18 @@ def convert_model(plan: Plan, model: ir.Model, work: Path) -> ir.Model:
     table = table_for(profile, plan.engine)
     if table and (violations := check(made, table)):
         raise refusal(f"{name} in {plan.precision}", profile, violations)
-    if plan.precision == "int8" and not any(node.op_type == "QuantizeLinear" for node in made.graph):
-        why = "static INT8 has no form for any of its operators"
+    if plan.precision == "int8" and not (found.share or any(node.op_type == "QuantizeLinear" for node in made.graph)):
+        why = "INT8 has no form for any of its operators"
         raise UnsupportedError(name, why, "export it in fp16 or fp32")
-    return made
+    return made, found
+
+
+def _saved(plan: Plan, indices: Sequence[int], folder: Path) -> str:
+    """Write samples for the converter, and return their folder."""
+    folder.mkdir()
+    for index in indices:
+        np.savez(folder / f"{index}.npz", **plan.samples[index])  # type: ignore[arg-type]
+    return str(folder)
 
 
 def _raised(plan: Plan, model: ir.Model, work: Path) -> ir.Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,15 +47,16 @@ class Accuracy:
         outputs = {fitted(one.output): None if one.error is None else two_digits(one.error) for one in self.differences}
         return manifest.GraphAccuracy(self.samples, self.unseen, outputs)
 
-    def notes(self) -> list[str]:
-        """Return what the user should know of it."""
+    def notes(self, blamed: Sequence[str]) -> list[str]:
+        """Return what the user should know of it, with the nodes that are most to blame."""
         notes = []
         if not self.unseen:
             notes.append("too few samples: the error is of those that calibrated; give 4 or more to keep some")
         if self.worst is None:
             notes.append("no output has a value that could be compared: the error was not measured")
         elif (self.worst.error or 0.0) > NOTED_ERROR:
-            notes.append(f"{self.worst} is {self.worst.error:.2g} away from the original's, relative to it")
+            blame = f"; most to blame: {', '.join(blamed)}" if blamed else ""
+            notes.append(f"{self.worst} is {self.worst.error:.2g} away from the original's, relative to it{blame}")
         return notes
 
 
@@ -91,12 +93,13 @@ def measure(plan: Plan, file: Path) -> Accuracy:
     return Accuracy(comparison.differences(), len(indices), unseen)
 
 
-def check_error(plan: Plan, accuracy: Accuracy) -> None:
+def check_error(plan: Plan, accuracy: Accuracy, blamed: Sequence[str] = ()) -> None:
     """Raise AccuracyError where an output is further from the original's than it may be."""
     worst, limit = accuracy.worst, plan.request.max_error
     if worst is None or worst.error is None or not is_too_far(worst.error, limit):
         return
     why = f"its output {worst} is {worst.error:.2g} away from the original's, relative to it"
+    why += f", most of it by {', '.join(blamed)}" if blamed else ""
     remedy = f"use a higher precision than {plan.precision}" if plan.precision != "fp32" else "check the graph"
     raise AccuracyError(plan.request.file, why, remedy)
 

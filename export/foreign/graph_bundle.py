@@ -15,12 +15,14 @@ from edgeglm.export.foreign.convert import convert_model, fit_model
 from edgeglm.export.foreign.error import Accuracy, check_error, measure
 from edgeglm.export.foreign.graph_file import weights_sha256
 from edgeglm.export.foreign.graph_plan import Plan
+from edgeglm.export.foreign.made import Made
 from edgeglm.export.graph.check import Violation
 from edgeglm.export.graph.passes.infer_types import InferTypes
 from edgeglm.export.prove.onnx_run import run_file
 from edgeglm.export.targets.base import graph_step
 from edgeglm.export.write.describe import describe_tensors
 from edgeglm.export.write.writer import BundleWriter
+from edgeglm.strict_json import fitted
 
 LIBRARIES = ("edgeglm", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript")
 # Smaller weights stay in the graph.
@@ -48,12 +50,12 @@ def export_graph(
     say("checking")
     model, fixes = fit_model(plan)
     say(f"converting to {plan.precision}")
-    made = convert_model(plan, model, work)
+    made, found = convert_model(plan, model, work)
     file = _emit(made, work)
     say("measuring")
     accuracy = measure(plan, file)
-    check_error(plan, accuracy)
-    notes += accuracy.notes()
+    check_error(plan, accuracy, found.blamed)
+    notes += [*accuracy.notes(found.blamed), *found.notes()]
     if ENGINES[plan.engine].builds:
         say("building")
     proof, note = graph_step(plan.engine).prove(file, request.file, request.profile, work)
@@ -61,7 +63,7 @@ def export_graph(
     with BundleWriter(target, plan.source.sha256, resume=False) as writer:
         for path in sorted(file.parent.iterdir()):
             _copy(path, writer)
-        path = writer.finish(_manifest(plan, made, file, accuracy, proof))
+        path = writer.finish(_manifest(plan, made, file, accuracy, found, proof))
     written = manifest.parse_manifest((path / manifest.MANIFEST).read_bytes())
     assert isinstance(written, manifest.GraphManifest)
     return written, fixes, tuple(notes)
@@ -102,7 +104,9 @@ def _complete_outputs(plan: Plan, model: ir.Model, file: Path) -> None:
         value.dtype = ir.DataType.from_numpy(array.dtype)
 
 
-def _manifest(plan: Plan, model: ir.Model, file: Path, accuracy: Accuracy, proof: str | None) -> manifest.GraphManifest:
+def _manifest(
+    plan: Plan, model: ir.Model, file: Path, accuracy: Accuracy, found: Made, proof: str | None
+) -> manifest.GraphManifest:
     request, source = plan.request, plan.source
     engine = ENGINES[plan.engine]
     if DIALECTS[engine.dialect].integers:  # as long as it is not compiled
@@ -120,6 +124,8 @@ def _manifest(plan: Plan, model: ir.Model, file: Path, accuracy: Accuracy, proof
         dialect=engine.dialect,
         inputs=inputs,
         outputs=outputs,
+        fp32_values=tuple(map(fitted, found.wide)),
+        tried=found.tried,
         max_relative_error=accuracy.error,
     )
     opset = next((each.version for each in source.proto.opset_import if each.domain in ("", "ai.onnx")), 1)

@@ -1,4 +1,4 @@
-"""A whole graph in another precision: fp16, or INT8 by ONNX Runtime's own tools.
+"""A whole graph in another precision: fp16, or INT8, for other engines by ONNX Runtime's own tools.
 
 They take a multiple of the weights, keep it, and log to stderr, so a worker runs them.
 """
@@ -9,25 +9,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeglm.engines import DIALECTS, ENGINES, EngineName
 from edgeglm.errors import UnsupportedError
+from edgeglm.export.foreign.made import Made, read
 from edgeglm.export.targets.base import quantize_step
 from edgeglm.worker import Crashed, Worker, serve
 
-CONVERTER = Worker(
-    "edgeglm.export.foreign.graph_precision", type(None), "the converter", "free memory, or export it in fp32"
-)
+CONVERTER = Worker("edgeglm.export.foreign.graph_precision", Made, "the converter", "free memory, or export it in fp32")
 
 
 class Task(msgspec.Struct, frozen=True):
     """A graph to write to `output` for an engine.
 
     Args:
-        samples: For INT8, a folder of ``0.npz`` and so on.
+        original: The user's file.
+        samples: For INT8, a folder of samples to calibrate on, ``0.npz`` and so on.
+        held: A folder of samples to measure on.
+        limit: The error at which the graph fails.
+        pairs: Whether kernels of the device may add pairs of products in 16 bits, as those of x86 do.
         wide: Names of nodes that stay in fp32 when the others become fp16.
     """
 
@@ -36,18 +38,22 @@ class Task(msgspec.Struct, frozen=True):
     samples: str
     engine: EngineName
     output: str
+    original: str
+    held: str
+    limit: float
+    pairs: bool
     wide: tuple[str, ...] = ()
 
 
-def convert(task: Task) -> None:
-    """Write the graph in the other precision.
+def convert(task: Task) -> Made:
+    """Write the graph in the other precision; returns what was chosen and measured on the way.
 
     Raises:
         BudgetError: The process was killed, most likely for its memory.
         UnsupportedError: The tool cannot do it.
     """
     try:
-        CONVERTER.run(task, task.precision)
+        return CONVERTER.run(task, task.precision)
     except Crashed as error:
         raise UnsupportedError(task.precision, f"ONNX Runtime cannot do it: {error}", "export it in fp32") from error
 
@@ -56,26 +62,23 @@ class Samples:
     """The quantizer's reader: one sample after the other, none of them kept."""
 
     def __init__(self, folder: Path) -> None:
-        self.files = iter(sorted(folder.glob("*.npz"), key=lambda path: int(path.stem)))
+        self.samples = read(folder)
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
         """Return the next sample, None after the last."""
-        file = next(self.files, None)
-        if file is None:
-            return None
-        with np.load(file) as archive:
-            return {name: archive[name] for name in archive.files}
+        return next(self.samples, None)
 
 
-def _narrow(task: Task) -> None:
+def _narrow(task: Task) -> Made:
     from edgeglm.export.foreign.half import to_half
 
     model = ir.load(task.graph)
     to_half(model, task.wide, native=ENGINES[task.engine].half)
     ir.save(model, task.output)
+    return Made()
 
 
-def _quantize(task: Task) -> None:
+def _quantize(task: Task) -> Made:
     from onnxruntime.quantization import CalibrationDataReader
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -84,9 +87,15 @@ def _quantize(task: Task) -> None:
 
     prepared = Path(task.output).with_suffix(".prepared.onnx")
     # Folds what is constant; for another engine the graph has the forms that it takes, and is left in them.
-    keep = not DIALECTS[ENGINES[task.engine].dialect].contrib
-    quant_pre_process(task.graph, prepared, skip_symbolic_shape=True, skip_optimization=keep)
+    ours = DIALECTS[ENGINES[task.engine].dialect].contrib
+    quant_pre_process(task.graph, prepared, skip_symbolic_shape=True, skip_optimization=not ours)
+    if ours:
+        from edgeglm.export.foreign.int8 import make_integers
+
+        folders = Path(task.samples), Path(task.held)
+        return make_integers(prepared, Path(task.original), *folders, Path(task.output), task.limit, pairs=task.pairs)
     quantize_step(task.engine).quantize(prepared, Path(task.output), Reader(Path(task.samples)))
+    return Made()
 
 
 def main() -> int:

@@ -95,7 +95,7 @@ class GraphStep(Protocol):
 
 
 class QuantizeStep(Protocol):
-    """INT8 of a user's own graph for an engine, by ONNX Runtime's own tools: ``export/targets/NAME/quantize.py``."""
+    """INT8 of a user's own graph for an engine that takes one form of it: ``export/targets/NAME/quantize.py``."""
 
     def quantize(self, graph: Path, output: Path, reader: CalibrationDataReader) -> None:
         """Write the graph in INT8, in ranges of the reader's samples."""

@@ -16,7 +16,6 @@ from edgeglm.export.targets.litert import check as litert_check
 from edgeglm.export.targets.litert import peak as litert_peak
 from edgeglm.export.targets.litert import write as litert_write
 from edgeglm.export.targets.ort import graph as ort_graph
-from edgeglm.export.targets.ort import quantize as ort_quantize
 from edgeglm.export.targets.qnn import calibrate as qnn_calibrate
 from edgeglm.export.targets.qnn import check as qnn_check
 from edgeglm.export.targets.qnn import compile as qnn_compile
@@ -46,7 +45,6 @@ def _functions(protocol: type[Any]) -> dict[str, list[inspect.Parameter]]:
         (ort_graph, base.GraphStep),
         (qnn_graph, base.GraphStep),
         (tensorrt_graph, base.GraphStep),
-        (ort_quantize, base.QuantizeStep),
         (qnn_quantize, base.QuantizeStep),
         (tensorrt_quantize, base.QuantizeStep),
     ],

@@ -1,0 +1,74 @@
+"""Weights of a user's graph as bytes: a scale a channel, and sums of neighbours that x86 kernels hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+LARGEST = 127
+# Two products of unsigned and signed bytes fit 16 bits up to this sum of the weights: 255 * 128 < 2^15.
+LARGEST_PAIR = 128
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Signed bytes of the weights' shape, and their scales, float32, of one on all axes but the channels'."""
+
+    codes: Array
+    scale: Array
+
+
+def encode(
+    weights: Array, axes: int | tuple[int, ...], pairs_along: int | None = None, least: Array | None = None
+) -> Codes:
+    """Return the codes of weights.
+
+    Args:
+        weights: float32.
+        axes: Of the channels, each of which has a scale.
+        pairs_along: The axis that a product sums along. Neighbours on it, and on the flattened axes behind it, then
+            add up to `LARGEST_PAIR` at most; None where kernels do not saturate.
+        least: Scales that are not to be gone below, by channel.
+    """
+    kept = (axes,) if isinstance(axes, int) else axes
+    others = tuple(axis for axis in range(weights.ndim) if axis not in kept)
+    size = np.abs(weights).max(others, keepdims=True) / LARGEST
+    if pairs_along is not None:
+        size = np.maximum(size, _pairs(weights, pairs_along).max(others, keepdims=True) / LARGEST_PAIR)
+    if least is not None:
+        size = np.maximum(size, least.reshape(size.shape))
+    scale = np.maximum(size, 1e-30).astype(np.float32)
+    codes = np.clip(np.rint(weights / scale), -LARGEST, LARGEST).astype(np.int8)
+    if pairs_along is not None:
+        codes = _held(codes, pairs_along)
+    return Codes(codes, scale)
+
+
+def _pairs(weights: Array, axis: int) -> Array:
+    """Return what neighbours of one sign add up to at most: on the axis, and on the last where it is another."""
+    signs = (np.maximum(weights, 0), np.maximum(-weights, 0))
+    axes = {axis, weights.ndim - 1 if axis else axis}
+    largest: Array = np.maximum.reduce([_neighbours(sign, each) for sign in signs for each in axes])
+    return largest
+
+
+def _neighbours(sizes: Array, axis: int) -> Array:
+    """Return the sum of each number and the next on an axis, both of which are not 0; 0 for the last."""
+    moved = np.moveaxis(sizes, axis, 0)
+    sums = np.zeros_like(moved)
+    sums[:-1] = np.where((moved[:-1] > 0) & (moved[1:] > 0), moved[:-1] + moved[1:], 0)
+    return np.moveaxis(sums, 0, axis)
+
+
+def _held(codes: Array, axis: int) -> Array:
+    """Return codes whose pairs do not exceed the sum by rounding: the first of such a pair is made one smaller."""
+    made = codes.astype(np.int16)
+    for each in {axis, made.ndim - 1 if axis else axis}:
+        for sign in (1, -1):
+            over = _neighbours(np.maximum(sign * made, 0), each) > LARGEST_PAIR
+            made -= np.where(over, sign, 0).astype(np.int16)
+    return made.astype(np.int8)

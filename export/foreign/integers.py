@@ -1,0 +1,291 @@
+"""INT8 of a user's graph for ONNX Runtime on a CPU: every node in the form of its kind.
+
+- Convolutions are static: quantize and dequantize nodes around them, in calibrated ranges.
+- Matrix products are static, or dynamic: their inputs are quantized in the ranges of each run.
+- LSTMs are dynamic. GRUs, RNNs, tables and what is kept wide store their weights in INT8 and compute in floating point.
+
+Weights have a scale a channel. For x86 their neighbours in a product never add up to more than 128, so that kernels
+which add pairs of products in 16 bits do not saturate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
+from onnx_ir.traversal import RecursiveGraphIterator
+
+from edgeglm.export.foreign.codes import encode
+from edgeglm.export.foreign.new_nodes import (
+    RECURRENT,
+    before,
+    constant,
+    describe,
+    float_array,
+    replace,
+    store,
+    store_table,
+    weight_axis,
+)
+
+Array = NDArray[Any]
+Range = tuple[float, float]
+Form = Literal["static", "dynamic"]
+CONTRIB = "com.microsoft"
+CONVOLUTIONS, PRODUCTS = {"Conv"}, {"MatMul", "Gemm"}
+LEVELS = 255
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A form of INT8 for each node of a graph.
+
+    Args:
+        products: The form of matrix products.
+        ranges: Of activations, by the name of the value.
+        wide: Names of nodes that compute in floating point; their weights are in INT8 all the same.
+        floating: Names of nodes that stay as they are.
+        pairs: Whether neighbouring weights must not saturate on x86.
+    """
+
+    products: Form
+    ranges: Mapping[str, Range]
+    wide: Collection[str] = ()
+    floating: Collection[str] = ()
+    pairs: bool = True
+
+
+def integer_nodes(model: ir.Model) -> list[ir.Node]:
+    """Return the nodes that can multiply integers, in the order of computation."""
+    return [node for node in RecursiveGraphIterator(model.graph) if _kind(node) in ("convolution", "product", "LSTM")]
+
+
+def ranged_values(model: ir.Model) -> list[ir.Value]:
+    """Return the values whose ranges static nodes take: inputs of all, and what is behind convolutions."""
+    values = []
+    for node in integer_nodes(model):
+        if node.graph is model.graph and _kind(node) != "LSTM":
+            values.append(node.inputs[0])
+            if _kind(node) == "convolution":
+                values.append(_activated(node))
+    return [value for value in dict.fromkeys(values) if value is not None and value.const_value is None]
+
+
+def quantize(model: ir.Model, recipe: Recipe) -> ir.Model:
+    """Return the graph in INT8; weights that are not float32, and nodes that have no form, stay as they are."""
+    made = model.clone()
+    for node in list(RecursiveGraphIterator(made.graph)):
+        if node.name not in recipe.floating:
+            _quantize_node(made, node, recipe)
+    if any(node.domain == CONTRIB for node in RecursiveGraphIterator(made.graph)):
+        made.graph.opset_imports.setdefault(CONTRIB, 1)
+    RemoveUnusedNodesPass()(made)
+    TopologicalSortPass()(made)
+    return made
+
+
+def _kind(node: ir.Node) -> str | None:
+    """Return what form a node has: convolution, product, LSTM, stored, table; None for none."""
+    if node.domain not in ("", "ai.onnx"):
+        return None
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    if node.op_type == "Gather":
+        table = float_array(node.inputs[0])
+        return "table" if table is not None and table.ndim == 2 and node.attributes.get_int("axis", 0) == 0 else None
+    array = float_array(weight)
+    if array is None or array.size < 2:
+        return None
+    if node.op_type in CONVOLUTIONS:
+        return "convolution"
+    if node.op_type in PRODUCTS and array.ndim == 2 and _is_plain(node):
+        return "product"
+    if node.op_type == "LSTM" and float_array(node.inputs[2]) is not None and not node.attributes.get_int("layout", 0):
+        return "LSTM"
+    return "stored" if node.op_type in (*CONVOLUTIONS, *PRODUCTS, *RECURRENT, "ConvTranspose") else None
+
+
+def _is_plain(node: ir.Node) -> bool:
+    """Tell whether a Gemm is a product and a sum."""
+    attributes = node.attributes
+    ones = all(attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta"))
+    return node.op_type == "MatMul" or (ones and not attributes.get_int("transA", 0))
+
+
+def _quantize_node(model: ir.Model, node: ir.Node, recipe: Recipe) -> None:
+    kind, wide = _kind(node), node.name in recipe.wide
+    inside = node.graph is not model.graph
+    if kind == "table":
+        store_table(node)
+    elif kind == "stored" or (wide and kind):
+        store(node)
+    elif kind == "LSTM":
+        _dynamic_lstm(node, recipe.pairs)
+    elif kind == "product" and (recipe.products == "dynamic" or inside):
+        _dynamic_product(node, recipe.pairs)
+    elif kind and not inside:
+        _static(node, kind, recipe)
+    elif kind:
+        store(node)
+
+
+# -- dynamic ---------------------------------------------------------------------------
+
+
+def _dynamic_product(node: ir.Node, pairs: bool) -> None:
+    weight = float_array(node.inputs[1])
+    assert weight is not None
+    if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0:
+        weight = weight.T
+    codes = encode(weight, 1, pairs_along=0 if pairs else None)
+    inputs = [
+        node.inputs[0],
+        constant(node, "codes", codes.codes),
+        constant(node, "scale", codes.scale.reshape(-1)),
+        constant(node, "zero", np.zeros(weight.shape[1], np.int8)),
+    ]
+    product = before(node, "DynamicQuantizeMatMul", inputs, "product", CONTRIB)
+    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        product = before(node, "Add", [product, node.inputs[2]], "sum")
+    replace(node, product)
+
+
+def _dynamic_lstm(node: ir.Node, pairs: bool) -> None:
+    inputs: list[ir.Value | None] = [*node.inputs, *[None] * (8 - len(node.inputs))]
+    scales: list[ir.Value | None] = []
+    for index, name in ((1, "W"), (2, "R")):
+        array = float_array(node.inputs[index])
+        assert array is not None
+        array = array.transpose(0, 2, 1)
+        codes = encode(array, (0, 2), pairs_along=1 if pairs else None)
+        inputs[index] = constant(node, f"{name}.codes", codes.codes)
+        scales += [
+            constant(node, f"{name}.scale", codes.scale.reshape(array.shape[0], -1)),
+            constant(node, f"{name}.zero", np.zeros((array.shape[0], array.shape[2]), np.int8)),
+        ]
+    made = ir.Node(CONTRIB, "DynamicQuantizeLSTM", [*inputs, *scales], list(node.attributes.values()),
+                   num_outputs=len(node.outputs), name=f"{node.name}.lstm")  # fmt: skip
+    assert node.graph is not None
+    node.graph.insert_before(node, made)
+    for old, new in zip(node.outputs, made.outputs, strict=True):
+        new.name, old.name = old.name, f"{old.name}.before"
+        describe(new, old)
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+    node.graph.remove(node, safe=True)
+
+
+# -- static ----------------------------------------------------------------------------
+
+
+def _static(node: ir.Node, kind: str, recipe: Recipe) -> None:
+    """Put quantize and dequantize nodes around a node, where its ranges are known; else store its weights."""
+    x, weight = node.inputs[0], float_array(node.inputs[1])
+    assert x is not None
+    assert weight is not None
+    name = f"{x.name}".removesuffix(SEEN)
+    if name not in recipe.ranges:
+        store(node)
+        return
+    axis = weight_axis(node, weight)
+    along = 0 if kind == "product" and axis == 1 else 1
+    step, zero = step_of(recipe.ranges[name])
+    bias = float_array(node.inputs[2]) if len(node.inputs) > 2 else None
+    least = (
+        None if bias is None or bias.ndim != 1 or bias.size != weight.shape[axis] else np.abs(bias) / (step * 2.0**30)
+    )
+    codes = encode(weight, axis, pairs_along=along if recipe.pairs else None, least=least)
+    node.replace_input_with(0, _rounded(x, step, zero))
+    scale = codes.scale.reshape(-1)
+    node.replace_input_with(1, _dequantized(node, "weights", codes.codes, scale, axis))
+    if least is not None and bias is not None:
+        steps = (scale * np.float32(step)).astype(np.float32)
+        sums = np.clip(np.rint(bias / steps.astype(np.float64)), -(2**31), 2**31 - 1).astype(np.int32)
+        node.replace_input_with(2, _dequantized(node, "bias", sums, steps, 0))
+    if kind == "convolution":
+        behind = _activated(node)
+        if f"{behind.name}" in recipe.ranges:
+            _round_behind(behind, *step_of(recipe.ranges[f"{behind.name}"]))
+
+
+SEEN = ".rounded"
+
+
+def step_of(range_: Range) -> tuple[float, int]:
+    """Return the step and the zero point of unsigned bytes over a range, which holds zero."""
+    low, high = min(range_[0], 0.0), max(range_[1], 0.0)
+    step = float(np.float32(max(high - low, 1e-20) / LEVELS))
+    return step, round(min(max(-low / step, 0.0), LEVELS))
+
+
+def _activated(node: ir.Node) -> ir.Value:
+    """Return the output of a convolution, or of the Relu or Clip that alone takes it."""
+    output = node.outputs[0]
+    takers = list(output.consumers())
+    if len(takers) == 1 and not output.is_graph_output() and takers[0].op_type in ("Relu", "Clip"):
+        return takers[0].outputs[0]
+    return output
+
+
+def _dequantized(node: ir.Node, name: str, codes: Array, scale: Array, axis: int) -> ir.Value:
+    zero = np.zeros(scale.shape, codes.dtype)
+    inputs = [
+        constant(node, f"{name}.codes", codes),
+        constant(node, f"{name}.scale", scale),
+        constant(node, f"{name}.zero", zero),
+    ]
+    return before(node, "DequantizeLinear", list(inputs), name, axis=axis)
+
+
+def _rounded(value: ir.Value, step: float, zero: int) -> ir.Value:
+    """Return a value rounded to its steps: of one that is rounded already itself, else by nodes that all share."""
+    producer = value.producer()
+    if producer is not None and producer.op_type == "DequantizeLinear" and f"{value.name}".endswith(SEEN):
+        return value
+    for taker in value.consumers():
+        if taker.op_type == "QuantizeLinear" and taker.name == f"{value.name}.quantize":
+            return next(iter(taker.outputs[0].consumers())).outputs[0]
+    (dequantize,) = _pair(value, step, zero)
+    return dequantize.outputs[0]
+
+
+def _round_behind(value: ir.Value, step: float, zero: int) -> None:
+    """Round a value for all that take it."""
+    takers = [(node, index) for node, index in value.uses()]
+    if any(node.op_type == "QuantizeLinear" and node.name == f"{value.name}.quantize" for node, _ in takers):
+        return
+    (dequantize,) = _pair(value, step, zero)
+    for node, index in takers:
+        node.replace_input_with(index, dequantize.outputs[0])
+    graph = dequantize.graph
+    assert graph is not None
+    for index, output in enumerate(graph.outputs):
+        if output is value:
+            graph.outputs[index] = dequantize.outputs[0]
+            name = value.name
+            value.name = f"{name}.before"
+            dequantize.outputs[0].name = name
+            describe(dequantize.outputs[0], value)
+
+
+def _pair(value: ir.Value, step: float, zero: int) -> Iterator[ir.Node]:
+    """Put a quantize and a dequantize node behind a value, and give the second."""
+    scale = ir.Value(name=f"{value.name}.step", const_value=ir.tensor(np.float32(step), name=f"{value.name}.step"))
+    point = ir.Value(name=f"{value.name}.zero", const_value=ir.tensor(np.uint8(zero), name=f"{value.name}.zero"))
+    producer = value.producer()
+    graph = producer.graph if producer is not None else value.graph
+    assert isinstance(graph, ir.Graph)
+    for initializer in (scale, point):
+        graph.register_initializer(initializer)
+    quantize = ir.node("QuantizeLinear", [value, scale, point], name=f"{value.name}.quantize")
+    quantize.outputs[0].name = f"{value.name}.quantized"
+    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, point], name=f"{value.name}.dequantize")
+    dequantize.outputs[0].name = f"{value.name}{SEEN}"
+    if producer is None:
+        graph.insert_before(graph[0], [quantize, dequantize])
+    else:
+        graph.insert_after(producer, [quantize, dequantize])
+    yield dequantize

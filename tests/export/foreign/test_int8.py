@@ -1,0 +1,208 @@
+"""INT8 of graphs for a CPU: forms by kind, weights that do not saturate, and nodes kept wide until it passes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+pytest.importorskip("onnxscript")
+
+from edgeglm.bundle import read_sealed
+from edgeglm.export.api import ExportRequest, export
+from edgeglm.export.foreign.codes import LARGEST_PAIR, encode
+from edgeglm.export.foreign.integers import Recipe, integer_nodes, quantize
+from edgeglm.export.foreign.made import Made
+from edgeglm.export.foreign.new_nodes import float_array
+from edgeglm.export.foreign.ranges import observe
+from edgeglm.export.foreign.sensitivity import search
+from edgeglm.export.prove.onnx_run import opened
+from tests.export.foreign.small_graphs import graph, node, normal, value
+from tests.haswell import run_on_haswell
+
+RANDOM = np.random.default_rng(0)
+# Runs a graph on samples as any program does, without an entry of edgeglm's.
+PLAIN_RUN = """
+import json, sys, numpy, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+print(json.dumps([session.run(None, dict(numpy.load(file)))[0].tolist() for file in sys.argv[2:]]))
+"""
+
+
+def error(got: np.ndarray, want: np.ndarray) -> float:
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+def exported(
+    model: onnx.ModelProto, samples: list[dict[str, np.ndarray]], folder: Path
+) -> tuple[list[Path], Sequence[str]]:
+    """Export in INT8; returns the files of the samples, and the notes."""
+    onnx.save(model, folder / "model.onnx")
+    (folder / "samples").mkdir()
+    files = [folder / f"samples/{index}.npz" for index in range(len(samples))]
+    for file, sample in zip(files, samples, strict=True):
+        np.savez(file, **sample)  # type: ignore[arg-type]
+    request = ExportRequest(
+        model=str(folder / "model.onnx"), target="cpu", precision="int8", calibration=folder / "samples",
+        output=folder / "bundle",
+    )  # fmt: skip
+    return files, export(request).notes
+
+
+def outputs(folder: Path, sample: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The original's first output and the bundle's."""
+    files = folder / "model.onnx", folder / "bundle/graph/model.onnx"
+    want, got = (next(iter(opened(file)(sample).values())) for file in files)
+    return want, got
+
+
+def detector() -> onnx.ModelProto:
+    """Boxes of 0 to 320 and scores of 0 to 1 in one concatenation."""
+    weights = {"w0": normal(8, 3, 3, 3), "wb": normal(4, 8, 1, 1), "ws": normal(6, 8, 1, 1) * 0.3}
+    nodes = [
+        node("Conv", ["x", "w0"], ["c"], pads=[1, 1, 1, 1]), node("Relu", ["c"], ["a"]),
+        node("Conv", ["a", "wb"], ["b"]), node("Sigmoid", ["b"], ["p"]), node("Mul", ["p", "size"], ["boxes"]),
+        node("Conv", ["a", "ws"], ["s"]), node("Sigmoid", ["s"], ["scores"]),
+        node("Concat", ["boxes", "scores"], ["y"], axis=1),
+    ]  # fmt: skip
+    inputs, results = [value("x", [1, 3, 12, 12])], [value("y", [1, 10, 12, 12])]
+    return graph(nodes, inputs, results, {"size": np.array(320, np.float32), **weights})
+
+
+def test_scores_beside_boxes_stay_alive(tmp_path: Path) -> None:
+    samples = [{"x": RANDOM.random((1, 3, 12, 12)).astype(np.float32)} for _ in range(8)]
+    exported(detector(), samples, tmp_path)
+    for sample in samples:
+        want, got = outputs(tmp_path, sample)
+        assert error(got[:, 4:], want[:, 4:]) < 0.05
+        assert error(got[:, :4], want[:, :4]) < 0.05
+
+
+def test_the_error_holds_where_kernels_saturate(tmp_path: Path) -> None:
+    """Activations and weights at the ends of their ranges, in a plain session without VNNI."""
+    w = (RANDOM.standard_normal((64, 16)) * 0.02 + 0.3).astype(np.float32)
+    model = graph([node("MatMul", ["x", "w"], ["y"])], [value("x", [1, 64])], [value("y", [1, 16])], {"w": w})
+    samples = [{"x": (RANDOM.random((1, 64)) * 0.1 + 0.9).astype(np.float32)} for _ in range(4)]
+    files, _ = exported(model, samples, tmp_path)
+    recorded = read_sealed(tmp_path / "bundle").modules[0].max_relative_error
+    assert recorded is not None
+    script = tmp_path / "run.py"
+    script.write_text(PLAIN_RUN)
+    there = json.loads(run_on_haswell(script, tmp_path / "bundle/graph/model.onnx", *files))
+    wanted = [outputs(tmp_path, sample)[0] for sample in samples]
+    assert max(error(np.array(got), want) for got, want in zip(there, wanted, strict=True)) < 2 * recorded < 0.01
+
+
+@pytest.mark.parametrize("along", [0, 1])
+def test_neighbours_in_a_product_hold_in_sixteen_bits(along: int) -> None:
+    weights = RANDOM.standard_normal((32, 32)).astype(np.float32)
+    found = encode(weights, 1 - along, pairs_along=along)
+    assert error(found.codes * found.scale, weights) < 0.015
+    codes = np.moveaxis(found.codes.astype(int), along, 0)
+    pairs = np.where(codes[:-1] * codes[1:] > 0, np.abs(codes[:-1] + codes[1:]), 0)
+    assert 100 < pairs.max() <= LARGEST_PAIR
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_the_weights_of_recurrent_layers_are_in_int8(kind: str, tmp_path: Path) -> None:
+    gates, hidden = {"LSTM": 4, "GRU": 3}[kind], 32
+    weights = {
+        "w": normal(1, gates * hidden, 16) * 0.3, "r": normal(1, gates * hidden, hidden) * 0.2,
+        "b": normal(1, 2 * gates * hidden) * 0.1,
+    }  # fmt: skip
+    inputs, results = [value("x", ["t", 1, 16])], [value("y", ["t", 1, 1, hidden])]
+    model = graph([node(kind, ["x", "w", "r", "b"], ["y"], hidden_size=hidden)], inputs, results, weights)
+    samples = [{"x": RANDOM.standard_normal((12, 1, 16)).astype(np.float32)} for _ in range(4)]
+    exported(model, samples, tmp_path)
+    size = (tmp_path / "model.onnx").stat().st_size
+    assert read_sealed(tmp_path / "bundle").bundle_bytes < 0.4 * size
+    assert error(*reversed(outputs(tmp_path, samples[3]))) < 0.05
+
+
+def test_a_layer_in_a_body_is_in_int8(tmp_path: Path) -> None:
+    then, other = (
+        onnx.helper.make_graph([node("MatMul", ["x", name], [f"{name}y"])], name, [], [value(f"{name}y", [1, 32])])
+        for name in ("w", "v")
+    )
+    nodes = [node("If", ["c"], ["y"], then_branch=then, else_branch=other)]
+    inputs = [value("x", [1, 32]), value("c", [], onnx.TensorProto.BOOL)]
+    model = graph(nodes, inputs, [value("y", [1, 32])], {"w": normal(32, 32), "v": normal(32, 32)})
+    samples = [
+        {"x": RANDOM.standard_normal((1, 32)).astype(np.float32), "c": np.array(index % 2 == 0)} for index in range(4)
+    ]
+    exported(model, samples, tmp_path)
+    for sample in samples:
+        assert error(*reversed(outputs(tmp_path, sample))) < 0.05
+    assert (tmp_path / "bundle/graph/model.onnx").stat().st_size < 0.6 * (tmp_path / "model.onnx").stat().st_size
+
+
+def test_a_table_is_in_int8(tmp_path: Path) -> None:
+    model = graph(
+        [node("Gather", ["w", "x"], ["y"])], [value("x", [1, 4], onnx.TensorProto.INT64)], [value("y", [1, 4, 32])],
+        {"w": normal(100, 32)},
+    )  # fmt: skip
+    samples = [{"x": RANDOM.integers(0, 100, (1, 4))} for _ in range(4)]
+    exported(model, samples, tmp_path)
+    assert error(*reversed(outputs(tmp_path, samples[3]))) < 0.01
+
+
+def test_what_ruins_an_output_is_computed_in_floating_point(tmp_path: Path) -> None:
+    """One huge value in each sample takes all steps of the first product, and none of the second."""
+    nodes = [node("MatMul", ["x", "w"], ["a"], name="first"), node("Tanh", ["a"], ["t"]),
+             node("MatMul", ["t", "v"], ["y"], name="second")]  # fmt: skip
+    w = normal(32, 32)
+    w[0] = 0  # of which the output does not depend
+    model = graph(nodes, [value("x", [4, 32])], [value("y", [4, 8])], {"w": w * 0.1, "v": normal(32, 8)})
+    samples = [{"x": RANDOM.standard_normal((4, 32)).astype(np.float32)} for _ in range(8)]
+    for sample in samples:
+        sample["x"][:, 0] = 3000
+    _, notes = exported(model, samples, tmp_path)
+    (note,) = [note for note in notes if "computed in floating point" in note]
+    assert "first: first (MatMul); the error was" in note
+    (module,) = read_sealed(tmp_path / "bundle").modules
+    assert module.fp32_values == ("first (MatMul)",)
+    assert module.max_relative_error is not None
+    assert module.max_relative_error < 0.1
+
+
+def test_the_most_to_blame_are_kept_and_no_more() -> None:
+    damage = {f"n{index}": 0.001 for index in range(20)} | {"n7": 0.6, "n3": 0.3}
+    nodes = list(damage)
+
+    def error_of(wide: Collection[str]) -> float:
+        return float(np.sqrt(sum(damage[name] ** 2 for name in nodes if name not in wide)))
+
+    found = search(nodes, error_of, lambda error: error < 0.5)
+    assert (found.wide, found.blamed[:2]) == (("n7", "n3"), ("n7", "n3"))
+    assert search(nodes, lambda wide: 0.05, lambda error: error < 0.5).wide == ()
+    assert set(search(nodes, lambda wide: 0.9, lambda error: error < 0.5).wide) == set(nodes)
+
+
+def test_a_recipe_leaves_what_it_is_told_to() -> None:
+    nodes = [node("MatMul", ["x", "w"], ["a"], name="first"), node("MatMul", ["a", "w"], ["y"], name="second")]
+    model = ir.from_proto(graph(nodes, [value("x", [1, 8])], [value("y", [1, 8])], {"w": normal(8, 8)}))
+    assert [made.name for made in integer_nodes(model)] == ["first", "second"]
+    made = quantize(model, Recipe("dynamic", {}, wide=["first"], floating=["second"]))
+    assert [other.op_type for other in made.graph] == ["Cast", "Mul", "MatMul", "MatMul"]
+
+
+def test_ranges_are_of_all_samples_and_of_what_is_finite() -> None:
+    nodes = [node("Div", ["x", "w"], ["a"]), node("Abs", ["a"], ["y"])]
+    model = ir.from_proto(graph(nodes, [value("x", [4])], [value("y", [4])], {"w": np.array([1, 1, 1, 0], np.float32)}))
+    seen = observe(model, ["x", "a"], ({"x": np.full(4, size, np.float32)} for size in (-2.0, 3.0)))
+    assert {name: (values.low, values.high) for name, values in seen.items()} == {"x": (-2, 3), "a": (-2, 3)}
+
+
+def test_weights_that_are_no_float32_are_left() -> None:
+    tensors = [ir.Value(name=f"{dtype}", const_value=ir.tensor(np.ones(2, dtype))) for dtype in ("f4", "f2", "i8")]
+    assert [float_array(tensor) is not None for tensor in tensors] == [True, False, False]
+
+
+def test_a_note_says_how_much_is_in_int8() -> None:
+    assert Made(share=0.95).notes() == []
+    assert Made(share=0.5).notes()[0].startswith("50% of the weights are in INT8")
