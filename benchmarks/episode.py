@@ -130,16 +130,18 @@ def summary(steps: list[Figures]) -> Figures:
         "rest": median((step["seconds"] - step["first"]) / max(1, step["tokens"] - 1) for step in steps),
         "passes": sum(step["passes"] for step in steps) / sum(step["tokens"] for step in steps),
         "prefilled": median(step["prefilled"] for step in steps),
+        "cpu": median(step["cpu"] for step in steps),
     }
 
 
 def table(figures: Mapping[str, Figures]) -> Iterator[str]:
     """Yield a row a contender."""
-    yield f"{'':<23}COLD     START     WARM      STEP     FIRST TOKEN  A TOKEN  PASSES  PREFILLED  PEAK RSS"
+    yield f"{'':<23}COLD     START     WARM      STEP     FIRST TOKEN  A TOKEN  PASSES  PREFILLED  CPU       PEAK RSS"
     for name, row in figures.items():
         yield (
             f"{name:<22} {row['cold']:>5.2f} s  {row['start']:>6.2f} s  {row['warm']:>6.2f} s  {row['step']:>6.3f} s  "
             f"{row['first']:>9.3f} s  {1e3 * row['rest']:>4.1f} ms  {row['passes']:>6.2f}  {row['prefilled']:>9.0f}  "
+            f"{row['cpu']:>6.2f} s  "
             f"{format_size(int(row['peak']))}"
         )
 

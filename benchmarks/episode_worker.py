@@ -127,7 +127,9 @@ def replies(name: str, model: str, threads: int, file: str, options: str = "{}")
     for line in sys.stdin:
         match json.loads(line):
             case ["step", episode, step]:
-                yield agent.step(episodes[episode][step])
+                begun = time.process_time()
+                figures = agent.step(episodes[episode][step])
+                yield figures | {"cpu": time.process_time() - begun}
             case ["decode", behind, count]:
                 decoding = decoding or Decoding(
                     agent.engine if isinstance(agent, Fed) else CONTENDERS[name](model)(threads, CONTEXT)
