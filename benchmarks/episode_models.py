@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from benchmarks.episode_parts import ablation, options, parts
 from benchmarks.episode_text import EPISODES, answer, messages
 from benchmarks.speed import genai, llama_cpp, run
 from benchmarks.worker_process import Contender
@@ -30,8 +31,8 @@ LONGEST = 10
 DEMO_STEPS = 30
 
 
-def scripted(work: Path, rivals: str, before: str | None) -> dict[str, Contender]:
-    """Return the contenders whose answers are given, by their names."""
+def scripted(work: Path, rivals: str, before: str | None, *, ablate: bool) -> dict[str, Contender]:
+    """Return the contenders whose answers are given, by their names; edgeglm also without parts of it to `ablate`."""
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = work / SHAPE
     if not checkpoint.exists():
@@ -43,12 +44,19 @@ def scripted(work: Path, rivals: str, before: str | None) -> dict[str, Contender
     file = work / "episodes.json"
     write(file, scripted_episodes(work / PRECISIONS[0]))
     contenders = {
-        f"edgeglm {precision}": Contender(sys.executable, "edgeglm", work / precision, file) for precision in PRECISIONS
+        f"edgeglm {precision}": Contender(sys.executable, "edgeglm", work / precision, file, options(parts()))
+        for precision in PRECISIONS
     }
+    if ablate:
+        for name, chosen in ablation():
+            contenders[f"edgeglm int8: {name}"] = Contender(sys.executable, "edgeglm", work / "int8", file, chosen)
     if before:
         for precision in PRECISIONS:
             export(before, work / f"before-{precision}", checkpoint, precision)
             contenders[f"earlier {precision}"] = Contender(before, "edgeglm", work / f"before-{precision}", file)
+    if before and ablate:
+        graph = work / "before-int8"
+        contenders["edgeglm int8: earlier graph"] = Contender(sys.executable, "edgeglm", graph, file, options(parts()))
     others = llama_cpp(work, checkpoint, rivals) | genai(work, checkpoint)
     others["transformers fp32"] = (sys.executable, "transformers", checkpoint)
     return contenders | {name: Contender(*row, file) for name, row in others.items()}
@@ -59,7 +67,7 @@ def demo(work: Path, before: str | None) -> dict[str, Contender]:
     file = work / "demo.json"
     write(file, demo_episodes())
     export(sys.executable, work / "demo")
-    contenders = {"edgeglm demo": Contender(sys.executable, "edgeglm", work / "demo", file)}
+    contenders = {"edgeglm demo": Contender(sys.executable, "edgeglm", work / "demo", file, options(parts()))}
     if before:
         export(before, work / "before-demo")
         contenders["earlier demo"] = Contender(before, "edgeglm", work / "before-demo", file)

@@ -61,6 +61,13 @@ class GivenSessions:
         return sessions.open_decoder(bundle, module, threads, capacity, low_rss=low_rss)
 
 
+def keep(max_bytes: int) -> object:
+    """Return what a runner takes to keep so much in the user's store."""
+    from edgeglm.runtimes.core.prefixes import Keep  # which an earlier edgeglm does not have
+
+    return Keep(max_bytes)
+
+
 class Answering:
     """A runner that answers steps.
 
@@ -72,8 +79,12 @@ class Answering:
     """
 
     def __init__(self, folder: Path, threads: int, options: Mapping[str, Mapping[str, Any]], scripted: bool) -> None:
-        given = {"sessions": GivenSessions()} if scripted else {}
-        self.runner = Runner(folder, threads, **given, **options.get("runner", {}))  # type: ignore[arg-type]
+        wanted = dict(options.get("runner", {}))
+        if scripted:
+            wanted["sessions"] = GivenSessions()
+        if "keep" in wanted:
+            wanted["keep"] = keep(wanted["keep"])
+        self.runner = Runner(folder, threads, **wanted)
         self.options = options.get("answer", {})
 
     def step(self, step: Mapping[str, Any]) -> dict[str, float]:
