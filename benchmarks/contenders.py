@@ -8,6 +8,7 @@ in all and anonymous.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import sys
 import time
@@ -24,11 +25,16 @@ Feed = Callable[[Sequence[int], int], object]  # computes tokens behind so many 
 
 
 class Engine(NamedTuple):
-    """A loaded model; `seconds` are those that its steps spent in the engine alone, where that can be told."""
+    """A loaded model.
+
+    `seconds` are those that its steps spent in the engine alone, where that can be told. `restore` gives it the state
+    behind some tokens from a file, which it writes where it is not there yet.
+    """
 
     feed: Feed
     vocabulary: int
     seconds: Sequence[float] = ()
+    restore: Callable[[Sequence[int]], object] | None = None
 
 
 Load = Callable[[int, int], Engine]  # with so many threads, and room for so many tokens
@@ -150,9 +156,9 @@ def llama_cpp(file: str) -> Load:
     """A GGUF file in llama.cpp, through llama-cpp-python's own bindings."""
 
     def load(threads: int, context: int) -> Engine:
-        from llama_cpp import Llama
+        import llama_cpp
 
-        model = Llama(
+        model = llama_cpp.Llama(
             file,
             n_ctx=context,
             n_batch=PROMPT,
@@ -167,7 +173,15 @@ def llama_cpp(file: str) -> Load:
             model.eval(tokens)  # forgets what is behind n_tokens, works in batches of n_batch, keeps the last logits
             return None
 
-        return Engine(feed, model.n_vocab())
+        def restore(tokens: Sequence[int]) -> object:
+            state, array = f"{file}.state".encode(), (llama_cpp.llama_token * len(tokens))(*tokens)
+            if Path(state.decode()).exists():
+                count = ctypes.c_size_t()
+                return llama_cpp.llama_state_seq_load_file(model.ctx, state, 0, array, len(tokens), ctypes.byref(count))
+            feed(tokens, 0)
+            return llama_cpp.llama_state_seq_save_file(model.ctx, state, 0, array, len(tokens))
+
+        return Engine(feed, model.n_vocab(), restore=restore)
 
     return load
 

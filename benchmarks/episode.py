@@ -24,7 +24,7 @@ from statistics import median
 from benchmarks.episode_bars import bars
 from benchmarks.episode_models import DEMO_STEPS, demo, scripted
 from benchmarks.episode_worker import Figures
-from benchmarks.worker_process import Contender, WorkerProcess, forget_pages
+from benchmarks.worker_process import NO_OPTIONS, Contender, WorkerProcess, forget_pages
 from edgeglm.machine import describe_kernels, read_machine
 from edgeglm.units import format_size
 
@@ -65,7 +65,7 @@ def measure(contenders: Mapping[str, Contender], threads: int, turns: int, steps
     """Return the medians of each contender over the turns."""
     runs: dict[str, list[Figures]] = {name: [] for name in contenders}
     for contender in contenders.values():
-        if contender.kind == "edgeglm":
+        if contender.options != NO_OPTIONS:
             cold_answer(contender, threads)  # what it keeps for later processes is there from now on
     for number in range(turns):
         alive = {name: contender for name, contender in contenders.items() if not number or name != SLOW}

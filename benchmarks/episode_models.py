@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from benchmarks.episode_parts import ablation, options, parts
@@ -19,6 +20,7 @@ from benchmarks.worker_process import Contender
 from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.samples.screenshots import read_samples
 from edgeglm.export.samples.shipped import DATA
+from edgeglm.runtimes.core.prompt import Prompt
 from edgeglm.runtimes.core.runner import Runner
 
 HERE = Path(__file__).parent
@@ -28,6 +30,7 @@ SIDECARS = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "g
             "preprocessor_config.json")  # fmt: skip
 PRECISIONS = ("int8", "int4")
 LONGEST = 10
+WORDS, VOCABULARY = 1024, 32000  # of the tokenizer and of the shape
 DEMO_STEPS = 30
 
 
@@ -59,7 +62,10 @@ def scripted(work: Path, rivals: str, before: str | None, *, ablate: bool) -> di
         contenders["edgeglm int8: earlier graph"] = Contender(sys.executable, "edgeglm", graph, file, options(parts()))
     others = llama_cpp(work, checkpoint, rivals) | genai(work, checkpoint)
     others["transformers fp32"] = (sys.executable, "transformers", checkpoint)
-    return contenders | {name: Contender(*row, file) for name, row in others.items()}
+    contenders |= {name: Contender(*row, file) for name, row in others.items()}
+    if row := others.get("llama.cpp Q4_0"):
+        contenders["llama.cpp Q4_0, file"] = Contender(*row, file, '{"restore": true}')
+    return contenders
 
 
 def demo(work: Path, before: str | None) -> dict[str, Contender]:
@@ -93,11 +99,19 @@ def scripted_episodes(bundle: Path) -> list[list[dict[str, Any]]]:
         for number, (task, steps) in enumerate(EPISODES):
             urls = [screen_url(screen) for screen in screens[number * LONGEST :][: len(steps)]]
             asked = [messages(task, steps, at, url) for at, url in enumerate(urls)]
-            episodes.append([
-                {"messages": turns, "prompt": runner.prompt(turns).tokens, "answer": [*encode(answer(*step[1:])), end]}
-                for turns, step in zip(asked, steps, strict=True)
-            ])  # fmt: skip
+            answers = [[*encode(answer(*step[1:])), end] for step in steps]
+            prompts = [pictured(runner.prompt(turns), number * LONGEST + at) for at, turns in enumerate(asked)]
+            rows = zip(asked, prompts, answers, strict=True)
+            episodes.append([{"messages": turns, "prompt": tokens, "answer": given} for turns, tokens, given in rows])
     return episodes
+
+
+def pictured(prompt: Prompt, number: int) -> list[int]:
+    """Return a prompt's tokens with others for the picture of a number, which no other picture has."""
+    tokens, random = [*prompt.tokens], np.random.default_rng(number)
+    for start, stop in prompt.spans:
+        tokens[start:stop] = random.integers(WORDS, VOCABULARY, stop - start).tolist()
+    return tokens
 
 
 def demo_episodes() -> list[list[dict[str, Any]]]:

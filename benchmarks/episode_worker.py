@@ -38,10 +38,13 @@ class Agent(Protocol):
 
 
 class Fed:
-    """An engine that is fed an answer token by token, one pass each."""
+    """An engine that is fed an answer token by token, one pass each; the state behind a prefix is restored."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.known = engine, list[int]()
+    def __init__(self, engine: Engine, prefix: Sequence[int] = ()) -> None:
+        self.engine, self.known = engine, [*prefix]
+        if prefix:
+            assert engine.restore
+            engine.restore(prefix)
 
     def step(self, step: Step) -> Figures:
         """Prefill what the prompt does not share with the step before, then feed the answer."""
@@ -112,7 +115,9 @@ def open_agent(
     if name == "transformers demo":
         return InTransformers()
     if name != "edgeglm":
-        return Fed(CONTENDERS[name](model)(threads, CONTEXT))
+        prompts = [episode[0]["prompt"] for episode in episodes]
+        prefix = prompts[0][: shared_length(*prompts)] if options.get("restore") else ()
+        return Fed(CONTENDERS[name](model)(threads, CONTEXT), prefix)
     from benchmarks.episode_runner import Answering
 
     return Answering(Path(model), threads, options, "answer" in episodes[0][0])

@@ -12,17 +12,18 @@ from typing import NamedTuple
 
 from benchmarks.episode_worker import Figures
 
+NO_OPTIONS = "{}"
 WORKER = Path(__file__).with_name("episode_worker.py")
 
 
 class Contender(NamedTuple):
-    """What runs in a process: an interpreter, a name that the worker knows, a model, the runner's options in JSON."""
+    """What runs in a process: an interpreter, a name that the worker knows, a model, and options in JSON."""
 
     python: str
     kind: str
     model: Path
     episodes: Path
-    options: str = "{}"
+    options: str = NO_OPTIONS
 
 
 class WorkerProcess:

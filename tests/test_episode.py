@@ -32,9 +32,10 @@ def test_each_answer_is_an_action_as_the_client_writes_it(task: str, steps: list
 
 def test_prompts_share_all_but_the_last_message_and_bundles_are_fed_the_answers(tmp_path: Path) -> None:
     bundle = demo_bundle(tmp_path / "bundle", "cpu", "int8")
-    first, second, *_ = scripted_episodes(bundle)[0]
+    (first, second, *_), (other, *_) = scripted_episodes(bundle)
     shared = shared_length(first["prompt"], second["prompt"])
     assert 2500 < shared < len(first["prompt"]) < len(second["prompt"])
+    assert 2500 < shared_length(first["prompt"], other["prompt"]) < 2600  # no piece of a picture
     assert 60 < len(first["answer"]) < 100
     file = tmp_path / "episodes.json"
     file.write_text(json.dumps([[first, second]]))
