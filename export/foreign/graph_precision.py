@@ -30,7 +30,6 @@ class Task(msgspec.Struct, frozen=True):
         held: A folder of samples to measure on.
         limit: The error at which the graph fails.
         pairs: Whether kernels of the device may add pairs of products in 16 bits, as those of x86 do.
-        wide: Names of nodes that stay in fp32 when the others become fp16.
     """
 
     precision: Literal["fp16", "int8"]
@@ -42,7 +41,6 @@ class Task(msgspec.Struct, frozen=True):
     held: str
     limit: float
     pairs: bool
-    wide: tuple[str, ...] = ()
 
 
 def convert(task: Task) -> Made:
@@ -71,9 +69,13 @@ class Samples:
 
 def _narrow(task: Task) -> Made:
     from edgeglm.export.foreign.half import to_half
+    from edgeglm.export.foreign.half_nodes import make_half
 
+    if ENGINES[task.engine].half:
+        graph, original, held, output = map(Path, (task.graph, task.original, task.held, task.output))
+        return make_half(graph, original, held, output, task.limit)
     model = ir.load(task.graph)
-    to_half(model, task.wide, native=ENGINES[task.engine].half)
+    to_half(model)
     ir.save(model, task.output)
     return Made()
 

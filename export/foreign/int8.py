@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +13,17 @@ from onnx_ir.passes.common import NameFixPass
 from onnx_ir.traversal import RecursiveGraphIterator
 
 from edgeglm.export.calibrate.histogram import least_squares, min_max
-from edgeglm.export.foreign.difference import Comparison, worst_of
 from edgeglm.export.foreign.integers import Form, Range, Recipe, integer_nodes, quantize, ranged_values
 from edgeglm.export.foreign.made import Made, read
 from edgeglm.export.foreign.ranges import observe
 from edgeglm.export.foreign.sensitivity import GOAL, NAMED, search
-from edgeglm.export.prove.onnx_run import opened
+from edgeglm.export.foreign.trials import Trials
 from edgeglm.export.prove.values import two_digits
 
 Arrays = Mapping[str, NDArray[Any]]
 # Where the errors of two forms are as near, the first is taken.
 NEAR = 1.05
 RANGES = {"": min_max, " in ranges of least error": least_squares}
-
-
-@dataclass(frozen=True)
-class Trials:
-    """A graph and samples whose outputs are known, on which its forms are measured."""
-
-    model: ir.Model
-    held: Sequence[tuple[Arrays, Mapping[str, Any]]]
-
-    def error_of(self, recipe: Recipe) -> float:
-        """Return the largest error of an output; infinite where the engine does not take the form."""
-        graph = ir.to_proto(quantize(self.model, recipe)).SerializeToString()
-        comparison = Comparison()
-        try:
-            run = opened(Path(), graph)
-            for sample, want in self.held:
-                comparison.add(want, run(sample))
-        except Exception:  # the engine's own exceptions have no common base
-            return float("inf")
-        worst = worst_of(comparison.differences())
-        return worst.error or 0.0 if worst else 0.0
 
 
 def make_integers(
@@ -66,8 +43,11 @@ def make_integers(
     model = ir.load(prepared)
     NameFixPass()(model)
     nodes = [f"{node.name}" for node in integer_nodes(model)]
-    run = opened(original)
-    trials = Trials(model, [(sample, run(sample)) for sample in read(held)])
+    trials = Trials.of(original, held)
+
+    def error_of(recipe: Recipe) -> float:
+        return trials.error_of(ir.to_proto(quantize(model, recipe)).SerializeToString())
+
     names = [f"{value.name}" for value in ranged_values(model)]
     seen = observe(model, names, read(samples)) if names else {}
     recipes = {
@@ -75,14 +55,14 @@ def make_integers(
         for form in _forms(model)
         for title, choose in (RANGES if seen else {"": min_max}).items()
     }
-    errors = {name: trials.error_of(recipe) for name, recipe in recipes.items()}
+    errors = {name: error_of(recipe) for name, recipe in recipes.items()}
     least = min(errors.values())
     chosen = next(recipe for name, recipe in recipes.items() if errors[name] <= least * NEAR or errors[name] == least)
 
     def widened(wide: Collection[str]) -> Recipe:
         return Recipe(chosen.products, chosen.ranges, frozenset(wide), pairs=pairs)
 
-    found = search(nodes, lambda wide: trials.error_of(widened(wide)), lambda error: error < limit, min(GOAL, limit))
+    found = search(nodes, lambda wide: error_of(widened(wide)), lambda error: error < limit, min(GOAL, limit))
     made = quantize(model, widened(found.wide))
     ir.save(made, output)
     kinds = {f"{node.name}": node.op_type for node in integer_nodes(model)}

@@ -23,7 +23,7 @@ class Made(msgspec.Struct, frozen=True):
         tried: The errors of the forms between which it was chosen.
         wide: Nodes kept in floating point, most to blame first.
         blamed: The nodes that are most to blame for the error that is left.
-        before: The error without any node kept.
+        before: The error without any node kept; 0 where it was not measured.
         share: How much of the weights is in INT8; None where that was not counted.
     """
 
@@ -39,7 +39,8 @@ class Made(msgspec.Struct, frozen=True):
         if self.wide:
             more = f" and {len(self.wide) - NAMED} more" if len(self.wide) > NAMED else ""
             names = f"{', '.join(self.wide[:NAMED])}{more}"
-            notes.append(f"computed in floating point, most to blame first: {names}; the error was {self.before:.2g}")
+            before = f", most to blame first: {names}; the error was {self.before:.2g}" if self.before else f": {names}"
+            notes.append(f"computed in {'floating point' if self.tried else 'fp32'}{before}")
         if self.share is not None and self.share < MOST:
             notes.append(
                 f"{self.share:.0%} of the weights are in INT8: the others are of operators without a form of it"

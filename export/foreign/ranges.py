@@ -41,7 +41,7 @@ def observe(
 
 
 def _add(histograms: dict[str, Histogram], name: str, array: NDArray[Any]) -> None:
-    if array.dtype != np.float32:
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32:
         return
     finite = array[np.isfinite(array)]
     if finite.size:

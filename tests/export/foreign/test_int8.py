@@ -21,6 +21,7 @@ from edgeglm.export.foreign.made import Made
 from edgeglm.export.foreign.new_nodes import float_array
 from edgeglm.export.foreign.ranges import observe
 from edgeglm.export.foreign.sensitivity import search
+from edgeglm.export.foreign.trials import Trials
 from edgeglm.export.prove.onnx_run import opened
 from tests.export.foreign.small_graphs import graph, node, normal, value
 from tests.haswell import run_on_haswell
@@ -196,6 +197,10 @@ def test_ranges_are_of_all_samples_and_of_what_is_finite() -> None:
     model = ir.from_proto(graph(nodes, [value("x", [4])], [value("y", [4])], {"w": np.array([1, 1, 1, 0], np.float32)}))
     seen = observe(model, ["x", "a"], ({"x": np.full(4, size, np.float32)} for size in (-2.0, 3.0)))
     assert {name: (values.low, values.high) for name, values in seen.items()} == {"x": (-2, 3), "a": (-2, 3)}
+
+
+def test_a_graph_that_the_engine_does_not_take_is_as_wrong_as_can_be() -> None:
+    assert Trials([]).error_of(b"no graph") == float("inf")
 
 
 def test_weights_that_are_no_float32_are_left() -> None:
