@@ -1,7 +1,9 @@
 """Tokens of an answer: where each of them comes from, and the passes of the decoder that they take.
 
 A token is forced by the answer's grammar, or chosen by logits. A pass computes the logits of the place in which the
-answer stands: it takes the tokens that are new since the last one, and with them, drafts.
+answer stands: it takes the tokens that are new since the last one, and a draft behind them. As long as the tokens that
+are chosen are those of the draft, the logits of the next place are there already; the first other one ends it. So a
+draft changes how many passes there are, and not how a token is chosen.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeglm.runtimes.core.drafts import Drafts
 from edgeglm.runtimes.core.embedding import EmbeddingRows
 from edgeglm.runtimes.core.grammar import Grammar, Guide
 from edgeglm.runtimes.core.sampling import Sampler
@@ -30,6 +33,7 @@ class Wish:
         limit: The most tokens.
         ends: The tokens that end an answer.
         grammar: What the answer is held to, if anything.
+        drafts: The session's; none are made if None.
         pause: Is called before each piece of the prompt and each pass; what it raises ends the answer.
     """
 
@@ -37,6 +41,7 @@ class Wish:
     limit: int
     ends: Collection[int]
     grammar: Grammar | None = None
+    drafts: Drafts | None = None
     pause: Callable[[], object] = lambda: None
 
 
@@ -68,7 +73,8 @@ class Generation:
 
     Attributes:
         tokens: Of the answer, as many as were yielded.
-        passes: Of the decoder, the last piece of the prompt being one; as many as tokens where none was forced.
+        passes: Of the decoder, the last piece of the prompt being one; as many as tokens where none was forced
+            or drafted.
     """
 
     def __init__(self, decoder: DecoderSession, rows: EmbeddingRows, lead: Lead, wish: Wish) -> None:
@@ -80,9 +86,13 @@ class Generation:
         self.passes = 0
         self._seen = [*lead.tokens]
         self._last_position = int(lead.positions.max())
+        self._lookup = wish.drafts.begin(lead.tokens, wish.limit) if wish.drafts else None
         self._forced: list[int] = []
-        self._fed = 0  # tokens of the answer that the decoder holds
-        self._logits: NDArray[np.float32] | None = None  # behind all tokens
+        self._prompt = decoder.length + len(lead.hidden)  # tokens before the answer
+        self._fed: list[int] = []  # what the decoder holds behind the prompt: the answer, and then a draft
+        self._drafted: range | None = None  # the places of the draft that was guessed last, until it is judged
+        self._logits = np.empty((0, 0), np.float32)  # of the places from `_first` on
+        self._first = 0
 
     def __iter__(self) -> Iterator[int]:
         """Yield the tokens of the answer, up to the limit; an end token is the last.
@@ -98,6 +108,8 @@ class Generation:
                 self._here()
             yield from held
             held.clear()
+        if self.wish.drafts:
+            self.wish.drafts.keep(self.lead.tokens, self.tokens)
 
     def _ended(self) -> bool:
         return len(self.tokens) >= self.wish.limit or any(token in self.wish.ends for token in self.tokens[-1:])
@@ -116,35 +128,75 @@ class Generation:
             sampler.force(token, self._here() if sampler.scores else None)
         else:
             token = sampler.choose(self._here(), self._seen, guide.allowed() if guide else None)
+        self._take(token)
+        return token
+
+    def _take(self, token: int) -> None:
+        """Make a token a part of the answer; a draft that said another one is forgotten from here on."""
+        place = len(self.tokens)
         self.tokens.append(token)
         self._seen.append(token)
-        self._logits = None
-        if guide and token not in self.wish.ends:
-            guide.accept(token)
-        return token
+        if self.guide and token not in self.wish.ends:
+            self.guide.accept(token)
+        if self._lookup:
+            self._lookup.add(token)
+        differs = place < len(self._fed) and self._fed[place] != token
+        if differs:
+            self.decoder.truncate(self._prompt + place)
+            del self._fed[place:]
+            self._logits = self._logits[: place + 1 - self._first]
+        self._judge(place + (not differs), is_over=differs)
+
+    def _judge(self, accepted: int, *, is_over: bool) -> None:
+        """Tell how the guessed draft has done, once it was accepted up to a place where it is over."""
+        drafted = self._drafted
+        if self._lookup and drafted and (is_over or accepted >= drafted.stop):
+            self._lookup.learn(len(drafted), min(accepted, drafted.stop) - drafted.start)
+            self._drafted = None
 
     def _here(self) -> NDArray[np.float32]:
         """Return the logits (vocabulary) of the next token."""
-        if self._logits is None:
-            self._logits = self._pass()
-        return self._logits
+        place = len(self.tokens)
+        if place - self._first >= len(self._logits):
+            self._pass()
+        logits: NDArray[np.float32] = self._logits[place - self._first]
+        return logits
 
-    def _pass(self) -> NDArray[np.float32]:
-        """Give the decoder what is new, piece by piece, and return the logits behind it."""
-        hidden, positions = self._new()
-        for start in range(0, len(hidden), PREFILL_CHUNK):
+    def _pass(self) -> None:
+        """Give the decoder what it lacks, with a draft behind it: logits of this place, and of those in the draft."""
+        draft = self._draft()
+        self._first, last = len(self.tokens), 1 + len(draft)
+        hidden, positions = self._new([*self.tokens[len(self._fed) :], *draft])
+        start, count = 0, len(hidden)
+        while start < count:
             self.wish.pause()
-            stop = start + PREFILL_CHUNK
-            logits = self.decoder.step(hidden[None, start:stop], positions[:, :, start:stop])
+            stop = count if count - start <= PREFILL_CHUNK else min(start + PREFILL_CHUNK, count - last)
+            is_last = stop == count
+            pieces = hidden[None, start:stop], positions[:, :, start:stop]
+            self._logits = self.decoder.step(*pieces, last=last if is_last else 1)
+            start = stop
         self.passes += 1
-        self._fed = len(self.tokens)
-        last: NDArray[np.float32] = logits[-1]
-        return last
+        self._fed = [*self.tokens, *draft]
 
-    def _new(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return embeddings and positions of the tokens that the decoder lacks."""
-        hidden = self.rows.gather(self.tokens[self._fed :])
-        places = self._last_position + 1 + np.arange(self._fed, len(self.tokens))
+    def _draft(self) -> list[int]:
+        """Return tokens that may come next, which the pass for this place checks."""
+        most = min(self.decoder.max_last, PREFILL_CHUNK, self.wish.limit - len(self.tokens))
+        room = 0 if self._ended() else most - 1
+        if self._forced:  # whose logits are wanted
+            return self._forced[:room]
+        if room <= 0 or not self._lookup:
+            return []
+        draft = guess = self._lookup.guess(room)
+        if self.guide and guess:
+            draft = self.guide.drafted(guess)[:room]
+        if draft:
+            self._drafted = range(len(self.tokens), len(self.tokens) + min(len(guess), len(draft)))
+        return draft
+
+    def _new(self, tokens: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return embeddings and positions of tokens that the decoder lacks, the first time behind the prompt's."""
+        hidden = self.rows.gather(tokens)
+        places = self._last_position + 1 + len(self._fed) + np.arange(len(tokens))
         positions = np.broadcast_to(places, (*self.lead.positions.shape[:2], len(places)))
         if self.passes:
             return hidden, positions

@@ -158,6 +158,17 @@ class Guide:
             return [*tokens]
         return [*tokens[: self._matcher.validate_tokens(list(tokens))]]
 
+    def drafted(self, tokens: Sequence[int]) -> list[int]:
+        """Return those of a draft that may come next, and what the grammar forces behind them."""
+        inside = self.agreeing(tokens)
+        if self.lost is not None or not inside or any(token in self.vocabulary.ends for token in inside):
+            return inside
+        self._matcher.consume_tokens(inside)
+        forced = self._matcher.compute_ff_tokens()
+        if not self._matcher.rollback(len(inside)):
+            self._failed()
+        return [*inside, *forced]
+
     def _failed(self) -> bool:
         if self._matcher.is_error():
             self.lost = _line(self._matcher.get_error())

@@ -18,6 +18,7 @@ from edgeglm.memory import peak_rss
 from edgeglm.runtimes.core import sessions as engines_here
 from edgeglm.runtimes.core.answer import Answer
 from edgeglm.runtimes.core.costs import Costs
+from edgeglm.runtimes.core.drafts import Drafts
 from edgeglm.runtimes.core.embedding import EmbeddingRows
 from edgeglm.runtimes.core.generate import Generation, Lead, Wish
 from edgeglm.runtimes.core.grammars import Choice, Grammars
@@ -83,7 +84,7 @@ class Runner:
             self.model = self.bundle.manifest.model
             self.window = Window(self.bundle.manifest, context, max_ram)
             self.chat = Chat.of_bundle(self.bundle)
-            self.grammars = Grammars(self.bundle.manifest, self.chat)
+            self.grammars, self.drafts = Grammars(self.bundle.manifest, self.chat), Drafts()
             self.rows = EmbeddingRows(self.bundle)
             self.bundle.check("tokenizer")  # which is read by now
         self._pictures = PictureEncoder(
@@ -149,7 +150,7 @@ class Runner:
         prompt = messages if isinstance(messages, Prompt) else self.prompt(messages)
         if not isinstance(sampling, Sampler):
             sampling = Sampler(sampling or Sampling.of(self.bundle.manifest.generation), seed)
-        wish = Wish(sampling, max_new_tokens, self.ends, self.grammars.find(grammar), pause)
+        wish = Wish(sampling, max_new_tokens, self.ends, self.grammars.find(grammar), self.drafts, pause)
         with closing(self._complete(prompt, wish)) as tokens:
             return self._told(prompt, tokens, show)
 
@@ -212,9 +213,12 @@ class Runner:
 
     def _generate(self, generation: Generation, state: list[Key]) -> Generator[int]:
         """Yield tokens, and note in the end what the decoder's state holds: `state`, and what was yielded of them."""
+        checked = 0
         try:
             for token in generation:
-                self.bundle.check(self.bundle.decoder.name)  # whose weights are mapped
+                if generation.passes > checked:
+                    checked = generation.passes
+                    self.bundle.check(self.bundle.decoder.name)  # whose weights are mapped
                 state.append(token)
                 yield token
         except DamagedFileError:
