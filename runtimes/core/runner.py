@@ -54,6 +54,7 @@ class Runner:
         sessions: Opens modules, on the engines of this machine if nothing else is given.
 
     Attributes:
+        drafts: Of answers; None for none.
         resources: What is to be undone when the runner closes: last in, first out, each once, and an error in one keeps
             no other from being undone.
 
@@ -84,7 +85,8 @@ class Runner:
             self.model = self.bundle.manifest.model
             self.window = Window(self.bundle.manifest, context, max_ram)
             self.chat = Chat.of_bundle(self.bundle)
-            self.grammars, self.drafts = Grammars(self.bundle.manifest, self.chat), Drafts()
+            self.grammars = Grammars(self.bundle.manifest, self.chat)
+            self.drafts: Drafts | None = Drafts()
             self.rows = EmbeddingRows(self.bundle)
             self.bundle.check("tokenizer")  # which is read by now
         self._pictures = PictureEncoder(

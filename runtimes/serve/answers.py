@@ -70,12 +70,16 @@ class Delta:
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of one of the answers; `cached_tokens` are those of the prompt that were not computed again."""
+    """The end of one of the answers; `cached_tokens` are those of the prompt that were not computed again.
+
+    `passes` of the decoder chose its tokens.
+    """
 
     index: int
     reason: str
     generated_tokens: int
     cached_tokens: int
+    passes: int
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,7 @@ class _Answer:
             self._send(*self.reasoning.finish())
         reason = "stop" if self.stops.stopped else done.finish_reason
         cached = done.prompt_tokens - done.prefilled_tokens
-        self.emit(Finished(self.index, reason, done.generated_tokens, cached))
+        self.emit(Finished(self.index, reason, done.generated_tokens, cached, done.model_passes))
 
     def _show(self, piece: str) -> None:
         self.check()

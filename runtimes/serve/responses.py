@@ -33,6 +33,7 @@ class Completion:
     usage_chunk: bool = False
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    passes: int = 0
     cached_tokens: int = 0
     begun: set[int] = field(default_factory=set)
     texts: dict[int, list[Delta]] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class Completion:
                 self.texts.setdefault(event.index, []).append(event)
             case Finished():
                 self.generated_tokens += event.generated_tokens
+                self.passes += event.passes
                 # Of a further answer the whole prompt is known, which is no merit of an earlier request.
                 self.cached_tokens = self.cached_tokens if event.index else event.cached_tokens
                 self.reasons[event.index] = event.reason
@@ -63,6 +65,7 @@ class Completion:
             "completion_tokens": self.generated_tokens,
             "total_tokens": self.prompt_tokens + self.generated_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "completion_tokens_details": {"model_passes": self.passes},
         }
 
     def whole(self) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,9 @@ from edgeglm.cli.main import main
 from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.export.samples.screenshots import read_samples
 from edgeglm.export.samples.shipped import DATA
-from edgeglm.runtimes.core.grammars import GrammarText, read_grammar
+from edgeglm.runtimes.core.answer import Answer
+from edgeglm.runtimes.core.drafts import Drafts
+from edgeglm.runtimes.core.grammars import Choice, GrammarText, read_grammar
 from edgeglm.runtimes.core.prompt import Prompt
 from edgeglm.runtimes.core.runner import Runner, StopAnswer
 from edgeglm.runtimes.core.sampling import Sampler, Sampling
@@ -49,15 +51,43 @@ def prompts(runner: Runner) -> list[Prompt]:
     return made
 
 
+def answers(
+    runner: Runner, prompts: Sequence[Prompt], grammar: Choice, drafts: Drafts | None, seed: int | None = None
+) -> list[Answer]:
+    """Ask with drafts and without; greedy without a seed."""
+    before, runner.drafts = runner.drafts, drafts
+    sampling = Sampling() if seed is None else Sampling(temperature=1.0)
+    try:
+        return [runner.answer(prompt, sampling=sampling, seed=seed or 0, grammar=grammar) for prompt in prompts]
+    finally:
+        runner.drafts = before
+
+
 def test_answers_are_those_of_plain_decoding_in_fewer_passes(runner: Runner, prompts: list[Prompt]) -> None:
-    tokens = passes = 0
-    for prompt in prompts:
-        plain, held = (runner.answer(prompt, sampling=Sampling(), grammar=grammar) for grammar in ("off", "auto"))
-        assert plain.model_passes == plain.generated_tokens
-        assert held.tokens == plain.tokens or plain.action is None
-        assert held.action is not None
-        tokens, passes = tokens + held.generated_tokens, passes + held.model_passes
-    assert passes < 0.8 * tokens
+    plain = answers(runner, prompts, "off", None)
+    tokens = sum(answer.generated_tokens for answer in plain)
+    assert tokens == sum(answer.model_passes for answer in plain)
+    ways: list[tuple[Choice, Drafts | None, float]] = [
+        ("auto", None, 0.8),
+        ("off", Drafts(), 0.7),
+        ("auto", Drafts(), 0.6),
+    ]
+    for grammar, drafts, most in ways:
+        held = answers(runner, prompts, grammar, drafts)
+        for answer, other in zip(held, plain, strict=True):
+            assert answer.tokens == other.tokens or (other.action is None and grammar == "auto")
+            assert answer.action is not None or grammar == "off"
+        assert sum(answer.model_passes for answer in held) < most * tokens
+
+
+def test_sampled_answers_are_those_without_drafts(runner: Runner, prompts: list[Prompt]) -> None:
+    choices: list[Choice] = ["off", "auto"]
+    for grammar in choices:
+        drafts = Drafts()
+        for seed in range(1, 4):
+            plain, drafted = (answers(runner, prompts[:8], grammar, these, seed) for these in (None, drafts))
+            assert [answer.tokens for answer in drafted] == [answer.tokens for answer in plain]
+            assert sum(answer.model_passes for answer in drafted) < sum(answer.model_passes for answer in plain)
 
 
 def test_where_an_answer_would_leave_the_grammar_the_mask_decides(runner: Runner, prompts: list[Prompt]) -> None:
@@ -146,7 +176,7 @@ def test_without_llguidance_answers_are_the_same_and_a_note_says_so_once(
         first, second = (other.answer(prompts[0], sampling=Sampling(), max_new_tokens=3) for _ in range(2))
         assert [note for note in first.notes if "pip install llguidance" in note]
         assert second.notes == []
-        assert first.model_passes == first.generated_tokens == 3
+        assert first.generated_tokens == 3
         for choice in (SCHEMA, "actions"):
             with pytest.raises(UnsupportedError, match="pip install llguidance"):
                 other.answer(prompts[0], grammar=choice)

@@ -1,0 +1,150 @@
+"""Drafts: what is looked up, how long a draft is, and that none changes what is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgeglm.runtimes.core.drafts import ANSWERS, RETRY, Chance, Drafts
+from edgeglm.runtimes.core.generate import Generation, Lead, Wish
+from edgeglm.runtimes.core.sampling import Sampler, Sampling
+
+WORDS = 6
+# The logits behind each token.
+TABLE = np.random.default_rng(0).normal(size=(WORDS, WORDS)).astype(np.float32)
+
+
+class Decoder:
+    """A decoder of which the last token alone decides what comes next; counts the tokens that it takes."""
+
+    state_bytes = row_bytes = 0
+
+    def __init__(self, max_last: int = 16) -> None:
+        self.max_last, self.steps = max_last, list[int]()
+        self.tokens: list[int] = []
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64], last: int = 1) -> NDArray[np.float32]:
+        assert 1 <= last <= min(hidden.shape[1], self.max_last)
+        start = self.length
+        assert position_ids.tolist() == [[[*range(start, start + hidden.shape[1])]]]
+        self.tokens += hidden[0].argmax(-1).tolist()
+        self.steps.append(hidden.shape[1])
+        return TABLE[self.tokens[-last:]]
+
+    def truncate(self, length: int) -> None:
+        del self.tokens[length:]
+
+
+class Rows:
+    """An embedding of each token by itself."""
+
+    def gather(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        return np.eye(WORDS, dtype=np.float32)[list(tokens)].reshape(-1, WORDS)
+
+
+def generate(
+    prompt: list[int], drafts: Drafts | None, sampler: Sampler, limit: int, *, max_last: int = 16
+) -> tuple[Generation, Decoder]:
+    decoder, ends = Decoder(max_last), ()
+    lead = Lead(prompt, Rows().gather(prompt), np.arange(len(prompt))[None, None])
+    wish = Wish(sampler, limit, ends, drafts=drafts)
+    generation = Generation(decoder, Rows(), lead, wish)  # type: ignore[arg-type]
+    assert [*generation] == generation.tokens
+    return generation, decoder
+
+
+def test_the_last_of_the_longest_matches_is_followed() -> None:
+    lookup = Drafts().begin([1, 2, 3, 7, 7, 2, 3, 8, 9, 9, 5, 3, 6, 1, 2], 4)
+    lookup.add(3)
+    assert lookup.guess(2) == [7, 7]
+    lookup.add(4)
+    assert lookup.guess(2) == []
+    lookup = Drafts().begin([2, 3, 4, 2, 3, 5, 2], 4)
+    lookup.add(3)
+    assert lookup.guess(1) == [5]
+
+
+def test_earlier_answers_are_followed_and_the_oldest_forgotten() -> None:
+    drafts = Drafts()
+    drafts.keep([5, 50, 51], [10, 11])
+    assert drafts.begin([6, 50, 51], 4).guess(2) == [10, 11]
+    for _ in range(ANSWERS):
+        drafts.keep([60, 61], [12, 13])
+    assert drafts.begin([6, 50, 51], 4).guess(2) == []
+
+
+def test_the_length_of_a_draft_follows_what_is_accepted() -> None:
+    chance = Chance()
+    first = chance.length(16)
+    for _ in range(30):
+        chance.learn(16, 16)
+    assert chance.length(16) == 16 > first
+    for _ in range(30):
+        chance.learn(8, 3)
+    assert 1 < chance.length(16) < 16
+    for _ in range(30):
+        chance.learn(4, 0)
+    assert [chance.length(16) for _ in range(2 * RETRY)].count(0) == 2 * (RETRY - 1)
+
+
+@pytest.mark.parametrize("max_last", [1, 2, 16])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_tokens_are_those_without_drafts(max_last: int, temperature: float) -> None:
+    drafts, passes = Drafts(), 0
+    for seed in range(60):
+        sampling = Sampling(temperature, frequency_penalty=0.1, repetition_penalty=1.1)
+        plain, _ = generate([1, 2, 1], None, Sampler(sampling, seed), 20)
+        drafted, decoder = generate([1, 2, 1], drafts, Sampler(sampling, seed), 20, max_last=max_last)
+        assert drafted.tokens == plain.tokens
+        assert plain.passes == 20
+        assert drafted.passes == len(decoder.steps)
+        assert decoder.tokens[3:] == plain.tokens[: decoder.length - 3]
+        passes += drafted.passes
+    assert (passes == 60 * 20) if max_last == 1 else (passes < 60 * 20)
+
+
+class Stubborn(Drafts):
+    """Always guesses the same."""
+
+    def __init__(self, token: int) -> None:
+        super().__init__()
+        self.token = token
+
+    def begin(self, prompt: Sequence[int], limit: int) -> Stubborn:  # type: ignore[override]
+        return self
+
+    def add(self, token: int) -> None:
+        pass
+
+    def learn(self, drafted: int, accepted: int) -> None:
+        pass
+
+    def guess(self, most: int) -> list[int]:
+        return [self.token] * most
+
+
+@pytest.mark.parametrize("token", range(WORDS))
+def test_sampling_keeps_its_distribution_whatever_is_drafted(token: int) -> None:
+    count, pairs = 3000, np.zeros((WORDS, WORDS))
+    sampler = Sampler(Sampling(temperature=1.0), seed=7)
+    for _ in range(count):
+        drafted, _ = generate([3], Stubborn(token), sampler, 2)
+        pairs[tuple(drafted.tokens)] += 1
+    shares = np.exp(TABLE) / np.exp(TABLE).sum(-1, keepdims=True)
+    expected = count * shares[3][:, None] * shares
+    chi_square = ((pairs - expected) ** 2 / expected).sum()
+    assert chi_square < 66.6  # 35 degrees of freedom, 99.9%
+
+
+def test_a_long_prompt_and_a_draft_take_pieces_of_bounded_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeglm.runtimes.core.generate.PREFILL_CHUNK", 7)
+    prompt = [1, 2, 3, 4] * 5
+    _, decoder = generate(prompt, Stubborn(2), Sampler(Sampling()), 9)
+    assert max(decoder.steps) <= 7
