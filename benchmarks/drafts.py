@@ -71,9 +71,8 @@ def main() -> None:
         for _ in range(options.rounds):
             for name, (grammar, drafts) in ways.items():
                 found[name].append(ask(runner, prompts, grammar, drafts() if drafts else None))
-    print(
-        "| way | tokens | passes | passes a token | ms | other answers | without action |\n|---|---|---|---|---|---|---|"
-    )
+    print("| way | tokens | passes | passes a token | ms | other answers | without action |")
+    print("|---|---|---|---|---|---|---|")
     for name, rounds in found.items():
         answers = rounds[0]
         tokens, passes = (sum(getattr(a, key) for a in answers) for key in ("generated_tokens", "model_passes"))

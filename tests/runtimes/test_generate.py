@@ -67,11 +67,8 @@ def test_answers_are_those_of_plain_decoding_in_fewer_passes(runner: Runner, pro
     plain = answers(runner, prompts, "off", None)
     tokens = sum(answer.generated_tokens for answer in plain)
     assert tokens == sum(answer.model_passes for answer in plain)
-    ways: list[tuple[Choice, Drafts | None, float]] = [
-        ("auto", None, 0.8),
-        ("off", Drafts(), 0.7),
-        ("auto", Drafts(), 0.6),
-    ]
+    ways: list[tuple[Choice, Drafts | None, float]]
+    ways = [("auto", None, 0.8), ("off", Drafts(), 0.7), ("auto", Drafts(), 0.6)]
     for grammar, drafts, most in ways:
         held = answers(runner, prompts, grammar, drafts)
         for answer, other in zip(held, plain, strict=True):
