@@ -96,6 +96,7 @@ def edgeglm(folder: str, *, low_rss: bool = False) -> Load:
         from edgeglm.runtimes.engines.ort.weights import prepacked
 
         bundle = load_bundle(Path(folder))
+        axes = 3 if bundle.manifest.model.rope.mrope_sections else 1
         rows, path = EmbeddingRows(bundle), bundle.folder / "decoder" / "model.onnx"
         if low_rss:
             files = {name: file for name, file in bundle.manifest.files.items() if name.startswith("decoder/")}
@@ -115,7 +116,7 @@ def edgeglm(folder: str, *, low_rss: bool = False) -> Load:
         def feed(tokens: Sequence[int], at: int) -> object:
             decoder.reserve(capacity_for(at + len(tokens), bundle.manifest.model.max_positions))
             decoder.truncate(at)
-            positions = np.arange(at, at + len(tokens))[None, None]
+            positions = np.broadcast_to(np.arange(at, at + len(tokens)), (axes, 1, len(tokens)))
             hidden = rows.gather(tokens)[None]
             for begin in range(0, len(tokens), PREFILL_CHUNK):
                 end = begin + PREFILL_CHUNK

@@ -109,6 +109,7 @@ def episode(workers: Mapping[str, WorkerProcess], number: int, steps: int) -> di
     for step in range(steps):
         for name, worker in workers.items():
             done[name].append(worker.ask("step", number, step))
+            print(f"episode {number}, step {step}: {name} {done[name][-1]}", file=sys.stderr, flush=True)
     return done
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Collection, Iterator
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from edgeglm.runtimes.core.runner import Runner
@@ -13,7 +14,7 @@ KEPT = 1 << 30  # bytes of prefixes in the user's store
 
 
 class Part(NamedTuple):
-    """An option of the `Runner` (place ``runner``) or of its `answer`, its value with the part and without it."""
+    """An option of the `Runner` or of its `answer`, or whether it keeps its ``session`` attribute; its values."""
 
     name: str
     place: str
@@ -25,20 +26,20 @@ class Part(NamedTuple):
 PARTS = (
     Part("snapshots", "runner", "keep", KEPT, 0),
     Part("jump-forward", "answer", "grammar", "actions", "off"),
-    Part("drafts", "answer", "drafts", True, False),
+    Part("drafts", "session", "drafts", True, False),
 )
 
 
 def parts() -> list[str]:
     """Return the names of the parts that this edgeglm has."""
-    return [part.name for part in PARTS if part.option in _options_of(part.place)]
+    return [part.name for part in PARTS if _has(part)]
 
 
 def options(on: Collection[str]) -> str:
     """Return the runner's options in JSON that leave out all parts but some."""
-    chosen: dict[str, dict[str, Any]] = {"runner": {}, "answer": {}}
+    chosen: dict[str, dict[str, Any]] = {"runner": {}, "answer": {}, "session": {}}
     for part in PARTS:
-        if part.option in _options_of(part.place):
+        if _has(part):
             chosen[part.place][part.option] = part.on if part.name in on else part.off
     return json.dumps(chosen)
 
@@ -51,5 +52,7 @@ def ablation() -> Iterator[tuple[str, str]]:
         yield f"{name} alone", options((name,))
 
 
-def _options_of(place: str) -> Collection[str]:
-    return inspect.signature(Runner if place == "runner" else Runner.answer).parameters
+def _has(part: Part) -> bool:
+    if part.place == "session":
+        return find_spec(f"edgeglm.runtimes.core.{part.option}") is not None
+    return part.option in inspect.signature(Runner if part.place == "runner" else Runner.answer).parameters

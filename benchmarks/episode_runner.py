@@ -74,7 +74,7 @@ class Answering:
     Args:
         folder: The bundle.
         threads: Of the engine.
-        options: Of the `Runner`, and of its `answer`, by these two names.
+        options: Of the ``runner``, of its ``answer``, and whether it keeps an attribute of a ``session``.
         scripted: Whether answers and the features of pictures are given.
     """
 
@@ -86,6 +86,9 @@ class Answering:
             wanted["keep"] = keep(wanted["keep"])
         self.runner = Runner(folder, threads, **wanted)
         self.options = options.get("answer", {})
+        for name, stays in options.get("session", {}).items():
+            if not stays:
+                setattr(self.runner, name, None)
 
     def step(self, step: Mapping[str, Any]) -> dict[str, float]:
         """Answer a step, as `benchmarks.episode_worker.Agent` says."""
