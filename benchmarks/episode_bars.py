@@ -9,6 +9,7 @@ from benchmarks.episode_worker import Figures
 # What is asked: a figure of one contender, the same of another (or another of its own), and the most of their ratio.
 BARS = (
     ("episode, warm", "best", "warm", "llama.cpp Q4_0", "warm", 0.45),
+    ("step, CPU time", "best", "cpu", "llama.cpp Q4_0", "cpu", 0.45),
     ("episode, from start", "best", "start", "llama.cpp Q4_0", "start", 0.35),
     ("passes for a token", "best", "passes", "", "", 0.45),
     ("demo: passes", "edgeglm demo", "passes", "", "", 0.45),
