@@ -71,6 +71,8 @@ def plan(request: PlanRequest) -> Forecast:
         UnsupportedError: The model or its precision has no place on the device.
         DamagedFileError: The checkpoint cannot be read.
     """
+    if request.model is not None and _is_graph(request.model):
+        return _plan_graph(request)
     profile = load_profile(request.target)
     with locate_headers(request.model) as (folder, name):
         return forecast(_opened(request, profile, folder, name))
@@ -152,15 +154,8 @@ def _export_graph(request: ExportRequest, budget: int, show: Show) -> ExportResu
     from edgeglm.export.write.writer import check_target
     from edgeglm.scratch import scratch_folder
 
-    _refuse_options(
-        {
-            "--context": request.context is not None,
-            "--image-size": bool(request.image_sizes),
-            "--adapter": request.adapter is not None,
-            "--accuracy-drop": request.accuracy_drop is not None,
-            "--no-resume": not request.resume,
-        }
-    )
+    others = {"--accuracy-drop": request.accuracy_drop is not None, "--no-resume": not request.resume}
+    _refuse_options({**_for_checkpoints(request), **others})
     if request.format != "onnx":
         raise UsageError(
             f"--format {request.format}", "is not available for ONNX graphs, which stay ONNX", "leave it out"
@@ -182,6 +177,28 @@ def _export_graph(request: ExportRequest, budget: int, show: Show) -> ExportResu
     )
 
 
+def _plan_graph(request: PlanRequest) -> Forecast:
+    from edgeglm.export.foreign.graph_forecast import forecast_graph
+    from edgeglm.export.foreign.graph_plan import GraphRequest
+    from edgeglm.export.foreign.quiet import quiet
+    from edgeglm.scratch import scratch_folder
+
+    _refuse_options(_for_checkpoints(request))
+    with scratch_folder("graph") as work, quiet():
+        return forecast_graph(
+            GraphRequest(Path(str(request.model)), load_profile(request.target), request.precision), work
+        )
+
+
+def _for_checkpoints(request: PlanRequest) -> dict[str, bool]:
+    """Return the options that do nothing for a graph, and whether each is given."""
+    return {
+        "--context": request.context is not None,
+        "--image-size": bool(request.image_sizes),
+        "--adapter": request.adapter is not None,
+    }
+
+
 def _refuse_options(given: dict[str, bool]) -> None:
     for option, is_given in given.items():
         if is_given:
@@ -189,5 +206,5 @@ def _refuse_options(given: dict[str, bool]) -> None:
 
 
 def _is_graph(model: str) -> bool:
-    """Return whether the user names a file in ONNX, not a checkpoint."""
-    return model.endswith(".onnx") or Path(model).is_file()
+    """Return whether the user names a file, such as a graph in ONNX, not a checkpoint."""
+    return model.endswith((".onnx", ".pt2")) or Path(model).is_file()

@@ -63,7 +63,7 @@ def command(
     """Export a checkpoint to a bundle for a device.
 
     MODEL is a Hugging Face checkpoint directory, or org/name of one on the hub; without it, the demo. A graph of your
-    own is an .onnx file.
+    own is an .onnx or a .pt2 file.
     """
     request = ExportRequest(
         model=model,

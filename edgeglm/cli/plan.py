@@ -29,6 +29,7 @@ def command(
     """Predict the export's memory and whether the bundle fits the device.
 
     MODEL is a directory with config.json and the headers of the weights, or org/name on the hub; without it, the demo.
+    A graph of your own is an .onnx or a .pt2 file.
     """
     result = plan(
         PlanRequest(
@@ -63,11 +64,14 @@ def _summary(result: Forecast) -> dict[str, object]:
 
 def _lines(result: Forecast) -> Iterator[str]:
     usable = format_size(result.usable_bytes)
-    yield f"{result.model} on {result.target}: {'fits' if result.fits else 'does not fit'} at {result.context} tokens"
+    length = f" at {result.context} tokens" if result.context else ""  # a graph has none
+    yield f"{result.model} on {result.target}: {'fits' if result.fits else 'does not fit'}{length}"
     yield f"export peak  {format_size(result.export_peak_rss_bytes)}"
     yield ""
     lengths = sorted(result.chosen.device_peak_rss_bytes)
-    rows = [("PRECISION", "BUNDLE", *(f"AT {length}" for length in lengths), f"FITS {usable}")]
+    rows = [
+        ("PRECISION", "BUNDLE", *(f"AT {length}" if length else "DEVICE PEAK" for length in lengths), f"FITS {usable}")
+    ]
     for option in (result.chosen, *result.options):
         peaks = (format_size(option.device_peak_rss_bytes[length]) for length in lengths)
         rows.append((option.precision, format_size(option.bundle_bytes), *peaks, "yes" if option.fits else "no"))

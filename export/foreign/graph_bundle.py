@@ -16,6 +16,7 @@ from edgeglm.export.foreign.error import Accuracy, check_error, measure
 from edgeglm.export.foreign.graph_file import weights_sha256
 from edgeglm.export.foreign.graph_plan import Plan
 from edgeglm.export.foreign.made import Made
+from edgeglm.export.foreign.program import is_program
 from edgeglm.export.graph.check import Violation
 from edgeglm.export.graph.passes.infer_types import InferTypes
 from edgeglm.export.prove.onnx_run import run_file
@@ -108,6 +109,7 @@ def _manifest(
     plan: Plan, model: ir.Model, file: Path, accuracy: Accuracy, found: Made, proof: str | None
 ) -> manifest.GraphManifest:
     request, source = plan.request, plan.source
+    made_by = ("torch",) if is_program(request.file) else ()
     engine = ENGINES[plan.engine]
     if DIALECTS[engine.dialect].integers:  # as long as it is not compiled
         engine = engine.everywhere
@@ -139,7 +141,7 @@ def _manifest(
             config_sha256=source.sha256,
             weights_sha256=weights_sha256(source.proto),
             calibration_sha256=hash_samples(plan.samples) if request.calibration else None,
-            versions={name: metadata.version(name) for name in LIBRARIES},
+            versions={name: metadata.version(name) for name in (*LIBRARIES, *made_by)},
             options={"precision": request.precision},
         ),
         files={},

@@ -10,9 +10,11 @@ from typing import Literal
 from edgeglm.devices.profile import Profile
 from edgeglm.engines import ENGINES, EngineName, engine_for
 from edgeglm.errors import UnsupportedError, UsageError
+from edgeglm.export.foreign import program
 from edgeglm.export.foreign.activations import run_bytes
 from edgeglm.export.foreign.arrays import FORM, Arrays, SampleFiles, largest_shapes, make_samples
 from edgeglm.export.foreign.graph_file import Source, graph_bytes, read_graph
+from edgeglm.export.foreign.program import convert_program, is_program, refuse_others
 from edgeglm.export.foreign.tidy import load_model
 from edgeglm.export.graph.conform import refuse_final
 from edgeglm.export.predict.peaks import check_peak
@@ -76,19 +78,36 @@ def open_graph(request: GraphRequest, budget: int, work: Path) -> Plan:
             samples to fix them by.
         BudgetError: It would take more memory than `budget`.
     """
-    profile = request.profile
-    engine = _engine(profile)
-    precision = _precision(request, engine)
-    peak = BASE_BYTES + GROWTH * graph_bytes(request.file)
+    engine = graph_engine(request.profile)
+    precision = graph_precision(request, engine)
+    peak = weights_peak(request.file)
     check_peak(peak, budget, f"for {request.file}")
-    source = read_graph(request.file, work)
+    source, made = read_source(request.file, work)
     kept = bool(source.integers) and precision == "int8"
     samples = _samples(request, source, engine, finite=precision == "int8" and not kept)
     source = _ranked(source, samples)
     shapes, nbytes = largest_shapes(samples)
-    peak += RUN * run_bytes(load_model(source.proto, source.shapes), shapes) + SAMPLE * nbytes
+    run = RUN * run_bytes(load_model(source.proto, source.shapes), shapes) + SAMPLE * nbytes
+    peak = max(peak, BASE_BYTES + GROWTH * source.weights_bytes + run)
     check_peak(peak, budget, f"for {request.file} and its samples")
-    return Plan(request, source, precision, engine, samples, peak, _notes(request, source), kept)
+    return Plan(request, source, precision, engine, samples, peak, (*made, *_notes(request, source)), kept)
+
+
+def weights_peak(file: Path) -> int:
+    """Return the peak resident memory of an export as far as its weights say it."""
+    if not is_program(file):
+        return BASE_BYTES + GROWTH * graph_bytes(file)
+    size = file.stat().st_size if file.is_file() else 0
+    return max(BASE_BYTES + GROWTH * size, program.BASE_BYTES + program.GROWTH * size)
+
+
+def read_source(file: Path, work: Path) -> tuple[Source, tuple[str, ...]]:
+    """Return a graph, or a program as one, and notes on how it was made; raises as `read_graph`."""
+    refuse_others(file)
+    if not is_program(file):
+        return read_graph(file, work), ()
+    graph, note = convert_program(file, work)
+    return replace(read_graph(graph, work), file=file, sha256=program.hash_program(file)), (note,)
 
 
 def _samples(request: GraphRequest, source: Source, engine: EngineName, *, finite: bool) -> Sequence[Arrays]:
@@ -132,14 +151,15 @@ def _notes(request: GraphRequest, source: Source) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _engine(profile: Profile) -> EngineName:
+def graph_engine(profile: Profile) -> EngineName:
     """Return the engine on which the profile puts what sees."""
     engine = engine_for(profile.modules.vision.placement.value, profile.engines.value)
     assert engine  # as the profile's reader asks for it
     return engine.name
 
 
-def _precision(request: GraphRequest, engine: EngineName) -> Precision:
+def graph_precision(request: GraphRequest, engine: EngineName) -> Precision:
+    """Return the precision that is asked for, or the profile's; raises where the device does not compute it."""
     profile, asked = request.profile, request.precision
     precision = profile.modules.vision.precision.value if asked == "auto" else asked
     if precision not in PRECISIONS:
