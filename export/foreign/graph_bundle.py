@@ -12,7 +12,7 @@ from edgeglm import manifest
 from edgeglm.engines import DIALECTS, ENGINES
 from edgeglm.export.foreign.arrays import hash_samples
 from edgeglm.export.foreign.convert import convert_model, fit_model
-from edgeglm.export.foreign.error import Accuracy, check_error, measure
+from edgeglm.export.foreign.error import Accuracy, check_error, measure, measured
 from edgeglm.export.foreign.graph_file import weights_sha256
 from edgeglm.export.foreign.graph_plan import Plan
 from edgeglm.export.foreign.made import Made
@@ -20,7 +20,7 @@ from edgeglm.export.foreign.program import is_program
 from edgeglm.export.graph.check import Violation
 from edgeglm.export.graph.passes.infer_types import InferTypes
 from edgeglm.export.prove.onnx_run import run_file
-from edgeglm.export.targets.base import graph_step
+from edgeglm.export.targets.base import Proof, graph_step
 from edgeglm.export.write.describe import describe_tensors
 from edgeglm.export.write.writer import BundleWriter
 from edgeglm.strict_json import fitted
@@ -29,6 +29,7 @@ LIBRARIES = ("edgeglm", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript")
 # Smaller weights stay in the graph.
 INLINE_BYTES = 1024
 CHUNK = 16 << 20
+PROVEN = 1  # samples that an engine's proof takes: a simulator is slow
 
 
 def export_graph(
@@ -59,8 +60,9 @@ def export_graph(
     notes += [*accuracy.notes(found.blamed), *found.notes()]
     if ENGINES[plan.engine].builds:
         say("building")
-    proof, note = graph_step(plan.engine).prove(file, request.file, request.profile, work)
-    notes += [note] if note else []
+    samples = [plan.samples[index] for index in measured(plan)[:PROVEN]]
+    proof = graph_step(plan.engine).prove(file, request.file, request.profile, samples, work)
+    notes += [proof.note] if proof.note else []
     with BundleWriter(target, plan.source.sha256, resume=False) as writer:
         for path in sorted(file.parent.iterdir()):
             _copy(path, writer)
@@ -106,12 +108,12 @@ def _complete_outputs(plan: Plan, model: ir.Model, file: Path) -> None:
 
 
 def _manifest(
-    plan: Plan, model: ir.Model, file: Path, accuracy: Accuracy, found: Made, proof: str | None
+    plan: Plan, model: ir.Model, file: Path, accuracy: Accuracy, found: Made, proof: Proof
 ) -> manifest.GraphManifest:
     request, source = plan.request, plan.source
     made_by = ("torch",) if is_program(request.file) else ()
     engine = ENGINES[plan.engine]
-    if DIALECTS[engine.dialect].integers:  # as long as it is not compiled
+    if DIALECTS[engine.dialect].integers and not proof.compiled:
         engine = engine.everywhere
     InferTypes()(model)
     _complete_outputs(plan, model, file)
@@ -128,12 +130,13 @@ def _manifest(
         outputs=outputs,
         fp32_values=tuple(map(fitted, found.wide)),
         tried=found.tried,
+        compiled=proof.compiled,
         max_relative_error=accuracy.error,
     )
     opset = next((each.version for each in source.proto.opset_import if each.domain in ("", "ai.onnx")), 1)
     return manifest.GraphManifest(
         graph=manifest.Graph(request.name, opset),
-        proof=proof,
+        proof=proof.text,
         accuracy=accuracy.described(),
         profile=request.profile,
         modules=(module,),

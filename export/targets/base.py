@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -18,6 +19,7 @@ from edgeglm.export.prove.prover import Prover
 from edgeglm.export.write.writer import BundleWriter
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from onnxruntime.quantization import CalibrationDataReader
 
 FOLDER = "edgeglm.export.targets"
@@ -72,6 +74,21 @@ class PeakStep(Protocol):
         """Return the bytes of a decoder's state on the device, and how many tokens are computed at once."""
 
 
+@dataclass(frozen=True)
+class Proof:
+    """A proof of a user's graph beside its computation.
+
+    Args:
+        text: For the manifest.
+        note: For the user.
+        compiled: The file beside the graph that a compiler made of it.
+    """
+
+    text: str | None = None
+    note: str | None = None
+    compiled: manifest.Compiled | None = None
+
+
 class GraphStep(Protocol):
     """A user's own graph for an engine: ``export/targets/NAME/graph.py``.
 
@@ -80,17 +97,21 @@ class GraphStep(Protocol):
 
     SIZED: bool
 
-    def prove(self, file: Path, original: Path, profile: Profile, work: Path) -> tuple[str | None, str | None]:
-        """Return what was proven of a graph beside its computation, and what to tell the user.
+    def prove(
+        self, file: Path, original: Path, profile: Profile, samples: Sequence[Mapping[str, NDArray[Any]]], work: Path
+    ) -> Proof:
+        """Prove a graph on its engine, where the engine's tools are here.
 
         Args:
             file: The graph.
             original: The user's own file, which messages name.
             profile: The device.
+            samples: Of its inputs.
             work: A folder for what is needed meanwhile.
 
         Raises:
             UnsupportedError: The engine refuses the graph.
+            AccuracyError: It computes something else.
         """
 
 

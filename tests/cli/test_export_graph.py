@@ -49,7 +49,6 @@ def target(tmp_path: Path) -> Path:
         ("cnn-dynamic", "--target cpu --precision fp16", "fp16", 2e-3),
         ("cnn-dynamic", "--target qcs6490 --calibration images", "int8", 0.05),
         ("lstm", "--target cpu --calibration sequences", "int8", 0.1),
-        ("lstm", "--target qcs6490 --calibration sequences", "int8", 0.1),
         ("lstm-dynamic", "--target cpu --precision fp32", "fp32", 1e-6),
     ],
 )

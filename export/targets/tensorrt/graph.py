@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from edgeglm.devices.profile import Profile
 from edgeglm.errors import DamagedFileError, UnsupportedError
+from edgeglm.export.targets.base import Proof
 from edgeglm.runtimes.engines.tensorrt.builder import Task
 from edgeglm.runtimes.engines.tensorrt.cache import try_build
 from edgeglm.runtimes.engines.tensorrt.library import load_library
@@ -14,7 +19,9 @@ SIZED = True
 PROOF_SM = 86  # where TensorRT for RTX does not build for the device's own
 
 
-def prove(file: Path, original: Path, profile: Profile, work: Path) -> tuple[str | None, str | None]:
+def prove(
+    file: Path, original: Path, profile: Profile, samples: Sequence[Mapping[str, NDArray[Any]]], work: Path
+) -> Proof:
     """Build the graph with TensorRT for RTX, if that is installed, and say so.
 
     Raises:
@@ -23,7 +30,7 @@ def prove(file: Path, original: Path, profile: Profile, work: Path) -> tuple[str
     try:
         library = load_library(["tensorrt_rtx"])
     except UnsupportedError:
-        return None, "no TensorRT for RTX is here to build it: pip install 'edgeglm[tensorrt]'"
+        return Proof(note="no TensorRT for RTX is here to build it: pip install 'edgeglm[tensorrt]'")
     wanted = profile.toolchain.tensorrt
     sm = wanted.sm.value if wanted and library.builds_for(wanted.sm.value) else PROOF_SM
     try:
@@ -31,4 +38,4 @@ def prove(file: Path, original: Path, profile: Profile, work: Path) -> tuple[str
     except (UnsupportedError, DamagedFileError) as error:
         what = error.what.replace(str(file), str(original))
         raise UnsupportedError(what, error.why, "take it out of the model, or choose another --target") from error
-    return f"built for SM{sm} by {library.title}: graph, types and shapes proven, not executed", None
+    return Proof(f"built for SM{sm} by {library.title}: graph, types and shapes proven, not executed")
