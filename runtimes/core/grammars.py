@@ -122,6 +122,8 @@ class Grammars:
             with _supported(wanted.name):
                 vocabulary = self._words()
             try:
+                if len(wanted.text) > MAX_BYTES:
+                    raise GrammarError(f"it is larger than {MAX_BYTES >> 20} MiB")
                 source = schema_source(wanted.text) if wanted.is_schema else wanted.text
                 grammar = Grammar(vocabulary, source)
             except GrammarError as error:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from edgeglm.errors import EdgeglmError
+from edgeglm.runtimes.core.grammars import GrammarText
 from edgeglm.runtimes.core.prompt import Prompt, text_prompt
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.sampling import Sampling
@@ -32,8 +34,8 @@ def chat_work(asked: ChatRequest) -> Work:
     def work(runner: Runner, job: Job) -> None:
         tools = None if asked.tool_choice == "none" else asked.tools or None
         prompt = read_messages(runner, asked.messages, tools, variables(asked))
-        stops = asked.stops
-        if runner.chat.tokenizer.token_to_id(ANSWER_END) is not None:
+        stops, grammar = asked.stops, _grammar(asked, runner)
+        if grammar is None and runner.chat.tokenizer.token_to_id(ANSWER_END) is not None:
             stops = (*stops, ANSWER_END)
         limit = asked.max_completion_tokens or asked.max_tokens
         scores = (asked.top_logprobs or 0) if asked.logprobs else None
@@ -43,7 +45,7 @@ def chat_work(asked: ChatRequest) -> Work:
             limit=limit,
             top_logprobs=scores,
             splits_reasoning=bool(asked.return_reasoning),
-            grammar="off" if tools else None,
+            grammar="off" if tools else grammar,
         )
         answer(runner, prompt, settings, job.emit, job.check)
 
@@ -121,6 +123,22 @@ def _settings(asked: Common, runner: Runner) -> Settings:
     seed = asked.seed if asked.seed is not None else secrets.randbits(SEED_BITS)
     sampling = replace(Sampling.of(runner.bundle.manifest.generation), **given)
     return Settings(sampling, seed % (1 << SEED_BITS), count=asked.n or 1)
+
+
+def _grammar(asked: ChatRequest, runner: Runner) -> GrammarText | None:
+    """Return what the request holds its answer to, if it does.
+
+    Raises:
+        ApiError: No answer can be held to it.
+    """
+    if (schema := asked.schema) is None:
+        return None
+    grammar = GrammarText("response_format", schema, is_schema=True)
+    try:
+        runner.grammars.find(grammar)
+    except EdgeglmError as error:
+        raise ApiError(400, str(error), param="response_format") from error
+    return grammar
 
 
 def _single(prompt: str | list[str | int | list[int]]) -> str | list[int]:

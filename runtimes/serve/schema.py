@@ -66,6 +66,23 @@ class ChatRequest(Common, kw_only=True):
     audio: Any = None
     modalities: list[str] | None = None
 
+    @property
+    def schema(self) -> str | None:
+        """The JSON schema of the answer, if it is to be JSON.
+
+        Raises:
+            ApiError: ``response_format`` is none of OpenAI's.
+        """
+        match self.response_format:
+            case None | {"type": "text"}:
+                return None
+            case {"type": "json_object"}:
+                return '{"type": "object"}'
+            case {"type": "json_schema", "json_schema": {"schema": dict() as schema}}:
+                return msgspec.json.encode(schema).decode()
+        why = "response_format is of type text, json_object, or json_schema with json_schema.schema"
+        raise ApiError(400, why, param="response_format")
+
 
 class TextRequest(Common, kw_only=True):
     """``POST /v1/completions``: a text or its tokens."""
@@ -148,11 +165,8 @@ def check_chat(asked: ChatRequest) -> None:
     _refuse(asked, ("functions", "function_call", "audio"))
     if asked.modalities not in (None, ["text"]):
         raise ApiError(400, "modalities: this server answers in text alone", param="modalities")
-    form = (asked.response_format or {}).get("type", "text")
-    if form != "text":
-        raise ApiError(
-            400, f"response_format {form} is not supported: answers are not constrained", param="response_format"
-        )
+    if asked.schema is not None and asked.tools and asked.tool_choice != "none":
+        raise ApiError(400, "response_format and tools exclude each other", param="response_format")
     if asked.tool_choice not in (None, "none", "auto"):
         raise ApiError(400, "tool_choice takes none and auto: answers are not constrained", param="tool_choice")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -116,7 +117,10 @@ def test_a_text_is_completed_without_the_chat_template(client: Any) -> None:
         ("top_logprobs", 2),
         ("stop", [""]),
         ("logit_bias", {"1": 2}),
-        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "xml"}),
+        ("response_format", {"type": "json_schema"}),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "word"}}}),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": []}}}),
         ("tools", [{"type": "function", "function": {"name": "tap"}}]),
         ("tool_choice", "required"),
         ("modalities", ["audio"]),
@@ -204,3 +208,29 @@ def test_an_agents_loop_in_its_exact_wire_form(client: Any) -> None:
         history.append({"role": "assistant", "content": f"<think></think><answer>{text}</answer>"})
     assert shared[1] > 0
     assert SCREENS.is_dir()
+
+
+def test_an_answer_is_json_of_the_schema_that_is_asked_for(client: Any) -> None:
+    pytest.importorskip("llguidance")
+    person = {
+        "type": "object",
+        "properties": {"name": {"enum": ["Ann", "Bob"]}, "age": {"type": "integer", "minimum": 1, "maximum": 99}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    form: Any = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": person}}
+    for more in ({"temperature": 0}, {"temperature": 2, "seed": 3, "logprobs": True, "n": 2}):
+        done = client.chat.completions.create(messages=question("Who?"), model="x", response_format=form, **more)
+        for choice in done.choices:
+            answer = json.loads(choice.message.content)
+            assert choice.finish_reason == "stop"
+            assert answer.keys() == {"name", "age"}
+            assert answer["name"] in ("Ann", "Bob")
+            assert 1 <= answer["age"] <= 99
+            assert not more.get("logprobs") or len(choice.logprobs.content) > 3
+        assert done.usage.completion_tokens_details.model_passes < done.usage.completion_tokens or more.get("logprobs")
+    limit: Any = {"type": "json_object"}
+    done = client.chat.completions.create(
+        messages=question("Who?"), model="x", response_format=limit, max_tokens=12, temperature=0
+    )
+    assert done.choices[0].message.content.startswith("{")
