@@ -35,7 +35,7 @@ def main() -> None:
     cold = [program(bundle, "--image", str(SCREENS[1]), "--prompt", QUESTIONS[0]) for _ in range(TURNS)]
     blind = program(bundle, "--prompt", QUESTIONS[0])
     rival = [json.loads(child("--transformers")) for _ in range(2)]
-    peak, first = int(cold[0]["peak_rss_bytes"]), median(each["wall_ms"] for each in cold)
+    peak, first = int(cold[0]["peak_rss_bytes"]), median(run["wall_ms"] for run in cold)
     print(
         f"a first answer, from the start of the process: runner {first:.0f} ms, transformers {rival[1]['cold']:.0f} ms"
     )

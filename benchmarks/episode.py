@@ -79,7 +79,9 @@ def turn(contenders: Mapping[str, Contender], threads: int, steps: int) -> dict[
     """Return the figures of both episodes, one process a contender."""
     cold = {name: cold_answer(contender, threads) for name, contender in contenders.items()}
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(WorkerProcess(each, threads)) for name, each in contenders.items()}
+        workers = {
+            name: stack.enter_context(WorkerProcess(contender, threads)) for name, contender in contenders.items()
+        }
         start = episode(workers, START, steps)
         peaks = {name: worker.ask("peak")["peak"] for name, worker in workers.items()}
         warm = episode(workers, WARM, steps)
@@ -122,7 +124,7 @@ def decode(workers: Mapping[str, WorkerProcess]) -> dict[str, Figures]:
             for _ in range(ROUNDS)
         ]
         for name in workers:
-            seconds[name][key] = median(each[name] for each in rounds)
+            seconds[name][key] = median(turn[name] for turn in rounds)
     return seconds
 
 

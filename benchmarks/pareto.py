@@ -98,7 +98,7 @@ class Bench:
         assert found is not None
         metrics = {metric["name"]: metric for metric in found["metrics"]}
         verdicts = [metric["verdict"] for metric in metrics.values()]
-        verdict = next((each for each in ("fail", "unclear") if each in verdicts), "pass")
+        verdict = next((name for name in ("fail", "unclear") if name in verdicts), "pass")
         image = next((DATA / "evaluation").glob("*.webp"))
         ran = edgeglm("run", str(bundle), "--image", str(image), "--prompt", "Tap Bluetooth")
         assert ran is not None

@@ -152,8 +152,8 @@ def bandwidth(threads: int) -> float:
 def table(figures: dict[str, Figures]) -> Iterator[str]:
     """A row a contender."""
     yield f"{'':<24}PREFILL/S  DECODE/S  AGENT STEP  LOAD    FIRST TOKEN  PEAK RSS    ANONYMOUS"
-    for name, each in figures.items():
-        prefill, decode, step, load, first, peak, anonymous = (each[key] for key in COLUMNS)
+    for name, figure in figures.items():
+        prefill, decode, step, load, first, peak, anonymous = (figure[key] for key in COLUMNS)
         yield (
             f"{name:<24}{prefill:>9.0f}  {decode:>8.1f}  {step:>8.2f} s  {load:>4.2f} s  {first:>9.2f} s  "
             f"{format_size(int(peak)):<10}  {format_size(int(anonymous))}"

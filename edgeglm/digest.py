@@ -40,7 +40,13 @@ READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def hash_range(digest: _Hash, descriptor: int, start: int, end: int) -> None:
-    """Feed the bytes from ``start`` to ``end`` of an open file to ``digest``, at most 1 MiB at a time.
+    """Feed a range of an open file to a hash, at most 1 MiB at a time.
+
+    Args:
+        digest: Of hashlib.
+        descriptor: The file's.
+        start: The first byte.
+        end: The byte behind the last one.
 
     Raises:
         OSError: The file cannot be read, or ends before ``end``.

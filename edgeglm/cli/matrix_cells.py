@@ -31,7 +31,14 @@ DEMO = "demo"
 def cells_of(
     models: Sequence[str], targets: Sequence[str], precisions: Sequence[str], formats: Sequence[str], measured: bytes
 ) -> list[Cell]:
-    """Return every combination; `measured` is what their accuracy is measured with.
+    """Return every combination.
+
+    Args:
+        models: Folders, or names.
+        targets: Profiles.
+        precisions: Of ``--precision``.
+        formats: Of ``--format``.
+        measured: What accuracy is measured with.
 
     Raises:
         UsageError: There is no such model, profile, precision or format.

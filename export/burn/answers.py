@@ -138,7 +138,12 @@ def ask(device: Device, bundle: Bundle, asked: Sequence[Question], memory: int) 
 def prove(device: Device, bundle: Bundle, memory: int) -> dict[str, Any] | None:
     """Return what ``run.pyz --self-test --json`` prints there; None where the bundle carries no self-test.
 
-    Takes and raises what `ask` does.
+    Raises what `ask` does.
+
+    Args:
+        device: Entered.
+        bundle: Already on the device.
+        memory: Bytes that the runner may take there.
     """
     if FILE not in bundle.manifest.files:
         return None

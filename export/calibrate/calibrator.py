@@ -70,7 +70,7 @@ def read_screens(file: Path, limit: int = SAMPLES) -> list[Sample]:
 
 def samples_bytes(opened: Opened, examples: Sequence[Example]) -> int:
     """Return the memory of samples that pass through the model: pictures, patches and activations."""
-    samples = [each for each in examples if isinstance(each, Sample)]
+    samples = [example for example in examples if isinstance(example, Sample)]
     if not samples:
         return KEPT_BYTES if examples else 0
     rows, columns = opened.probe.grid or (0, 0)
@@ -107,17 +107,17 @@ def calibrate(prepared: Prepared, examples: Sequence[Example]) -> Calibration:
     """Return what the encoders take of `observe`, whose errors it raises, and the hash of what the model was fed."""
     observed = observe(prepared, examples)
     ranges = {name: least_squares(seen) for name, seen in observed.histograms.items()}
-    screens = [each for each in examples if isinstance(each, Sample)]
+    screens = [example for example in examples if isinstance(example, Sample)]
     return Calibration(examples_hash(examples), observed.energies(), ranges, screens)
 
 
 def examples_hash(examples: Sequence[Example]) -> str:
     """Hash the samples that the model is fed."""
     digest = hashlib.sha256()
-    for each in examples:
-        if isinstance(each, Passage):
-            digest.update(repr(each.tokens).encode())
+    for example in examples:
+        if isinstance(example, Passage):
+            digest.update(repr(example.tokens).encode())
             continue
-        digest.update(f"{each.messages}\0{each.expected.response}\0{each.image.size}\0".encode())
-        digest.update(hashlib.sha256(each.image.tobytes()).digest())
+        digest.update(f"{example.messages}\0{example.expected.response}\0{example.image.size}\0".encode())
+        digest.update(hashlib.sha256(example.image.tobytes()).digest())
     return digest.hexdigest()

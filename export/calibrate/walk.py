@@ -67,15 +67,15 @@ class Walk:
                 return {**values, **passed_on(segment.run(feeds(inputs, values)))}  # noqa: B023
 
             original = Segment(graph, self.original)
-            after = {branch: [through(original, each) for each in values] for branch, values in branches.items()}
+            after = {branch: [through(original, state) for state in values] for branch, values in branches.items()}
             if part in self.parts:
                 rounded = Segment(graph, self._rounded(module, part))
-                after[part] = [through(rounded, each) for each in branches[ORIGINAL]]
+                after[part] = [through(rounded, state) for state in branches[ORIGINAL]]
             branches = after
         return branches
 
     def _rounded(self, module: str, part: str) -> RoundedWeights:
-        dialect = next(each.choice.dialect for each in self.prepared.modules if each.choice.name == module)
+        dialect = next(prepared.choice.dialect for prepared in self.prepared.modules if prepared.choice.name == module)
         found = self.prepared.calibration
         energies, ranges = (found.energies, found.ranges) if found else ({}, {})
         return RoundedWeights(self.source, parse_scheme(self.parts[part]), dialect, energies, ranges)
@@ -86,13 +86,13 @@ class Walk:
         embedded = {branch: self._inputs(values, rows) for branch, values in branches.items()}
         if TABLE in self.parts:
             scheme = parse_scheme(self.parts[TABLE])
-            embedded[TABLE] = self._inputs(branches[ORIGINAL], [_rounded(scheme, each) for each in rows])
+            embedded[TABLE] = self._inputs(branches[ORIGINAL], [_rounded(scheme, row) for row in rows])
         return embedded
 
     def _inputs(self, values: Sequence[Values], rows: Sequence[NDArray[np.float32]]) -> list[Values]:
-        features = [each.get("features") for each in values]
+        features = [state.get("features") for state in values]
         together = zip(self.prompts, features, rows, strict=True)
-        return [prompt_inputs(self.prepared, replace(prompt, features=seen), each) for prompt, seen, each in together]
+        return [prompt_inputs(self.prepared, replace(prompt, features=seen), row) for prompt, seen, row in together]
 
 
 def _rounded(scheme: Scheme, rows: NDArray[np.float32]) -> NDArray[np.float32]:

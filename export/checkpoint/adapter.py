@@ -127,6 +127,11 @@ class Merged:
 def open_checkpoint(folder: Path, adapter: Path | None = None, *, headers_only: bool = False) -> Checkpoint:
     """Return a checkpoint, with an adapter merged into its weights.
 
+    Args:
+        folder: Of the checkpoint.
+        adapter: A folder of peft's, if there is one.
+        headers_only: Whether no weight will be read.
+
     Raises:
         UsageError, UnsupportedError, DamagedFileError: As `Checkpoint.open`, and of the adapter: it is none, of another
             kind, or of another model.

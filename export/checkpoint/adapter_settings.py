@@ -144,6 +144,11 @@ class AdapterSettings:
     def check_target(self, file: Path, module: str, rank: int) -> None:
         """Check that a module's product is one that peft would read.
 
+        Args:
+            file: The adapter's weights, for the error.
+            module: Its name, without the suffix of a weight.
+            rank: Of the product.
+
         Raises:
             DamagedFileError: It has another rank, or target_modules does not name it, and peft would pass over it.
         """

@@ -132,7 +132,12 @@ class Checkpoint:
         return path if path.is_file() else None
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """Return the rows ``start`` to ``stop`` of the first axis, exactly, in C order; a scalar is one row.
+        """Return rows of a tensor as they are stored, exactly, in C order.
+
+        Args:
+            name: The tensor's; a scalar is one row.
+            start: The first row, along the first axis.
+            stop: The row behind the last one; None is the end.
 
         Raises:
             DamagedFileError: There is no such tensor, or its file has become shorter.

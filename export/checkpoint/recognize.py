@@ -130,14 +130,14 @@ def missing_weight(weights: Path, name: str, names: Iterable[str]) -> EdgeglmErr
     part = _place(name)
     where, missing = f"{weights}: {name}", "is missing, and the model needs it"
     for wrapper in WRAPPERS:
-        if any(each.startswith(wrapper) for each in found):
+        if any(weight.startswith(wrapper) for weight in found):
             why = f"{missing}: names begin with {wrapper}, as of a model that was saved inside a wrapper"
             return DamagedFileError(where, why, "save the model itself again, with its own save_pretrained")
-    if found and not any(_place(each) == part for each in found):
+    if found and not any(_place(weight) == part for weight in found):
         if part == "head":
             why = f"{missing}: it was saved without its head, or tie_word_embeddings should be true in config.json"
             return DamagedFileError(where, why, "take a checkpoint of the whole model")
-        have = ", ".join(sorted({_place(each) for each in found if _place(each) != OTHER})) or "others"
+        have = ", ".join(sorted({_place(weight) for weight in found if _place(weight) != OTHER})) or "others"
         why = f"{missing}: no weight of the {part} is there, only of the {have}"
         return DamagedFileError(where, why, "take a checkpoint of the whole model, or the config that belongs to this")
     if (layer := _layer(name)) is not None and (last := _last_layer(name, found)) is not None and layer > last:
@@ -164,7 +164,9 @@ def _layer(name: str) -> int | None:
 
 def _last_layer(name: str, names: Iterable[str]) -> int | None:
     part = _place(name)
-    return max((layer for each in names if _place(each) == part and (layer := _layer(each)) is not None), default=None)
+    return max(
+        (layer for weight in names if _place(weight) == part and (layer := _layer(weight)) is not None), default=None
+    )
 
 
 def _unfinished(folder: Path) -> str | None:

@@ -21,7 +21,10 @@ T = TypeVar("T")
 def read_sidecar(checkpoint: Checkpoint, name: str, kind: type[T]) -> T | None:
     """Return a JSON sidecar's members as a `msgspec.Struct`, or None where the checkpoint has no such file.
 
-    Members that `kind` does not name are skipped: who honours a file by names says what else it holds.
+    Args:
+        checkpoint: Its folder is searched.
+        name: The file's.
+        kind: Members that it does not name are skipped: who honours a file by names says what else it holds.
 
     Raises:
         DamagedFileError: It is not a JSON object, or a member has another type than `kind` gives it.

@@ -112,9 +112,13 @@ class Tensor:
         return to_float32(stored, self.dtype).reshape(rows, *self.shape[1:])
 
     def columns(self, start: int, stop: int, *, keep_pages: bool = False) -> NDArray[np.uint8]:
-        """Return the columns of a matrix as they are stored: (rows, bytes).
+        """Return columns of a matrix as they are stored: (rows, bytes).
 
-        The page cache lets go of the tensor with its last column, since a page holds pieces of many.
+        Args:
+            start: The first column.
+            stop: The column behind the last one.
+            keep_pages: Whether the page cache keeps the tensor; else it lets go of it with the last column, since a
+                page holds pieces of many.
         """
         (rows, width), item = self.shape, ITEM_BYTES[self.dtype]
         if (start, stop) == (0, width):

@@ -75,7 +75,13 @@ class Named(Protocol):
 def with_formats(
     choices: Sequence[Choice], profile: Profile, text: str, tensors: Iterable[Named]
 ) -> tuple[Choice, ...]:
-    """Return the choices with their formats as a ``--format`` such as ``tflite`` or ``vision=tflite`` has them.
+    """Return the choices with the formats that ``--format`` asks for.
+
+    Args:
+        choices: By module.
+        profile: The device.
+        text: Such as ``tflite`` or ``vision=tflite``.
+        tensors: The checkpoint's, for their sizes.
 
     Raises:
         UsageError: It names no format or module, or one twice.

@@ -66,9 +66,15 @@ def choose_picture(
 
 
 def processor_size(picture: tuple[int, int], processor: ImageProcessor, unit: int, frames: int) -> tuple[int, int]:
-    """Return the width and height that the checkpoint's own processor gives a picture of at least `unit` pixels a side.
+    """Return the width and height that the checkpoint's own processor gives an image.
 
-    (transformers 5.23, ``smart_resize`` of Glm4vImageProcessor.)
+    It is ``smart_resize`` of Glm4vImageProcessor (transformers 5.23).
+
+    Args:
+        picture: Its width and height, at least `unit` pixels a side.
+        processor: The checkpoint's limits.
+        unit: Both results are multiples of it.
+        frames: A frame counts so many times against the limits.
     """
     width, height = (round(side / unit) * unit for side in picture)
     pixels = frames * picture[0] * picture[1]

@@ -19,17 +19,21 @@ NPU_USUAL = "a16w8"
 
 
 def choose(profile: Profile, precision: str, modules: Iterable[ModuleName]) -> dict[ModuleName, Choice]:
-    """Choose for `modules` as the profile says, changed by a ``--precision`` such as ``int4`` or ``vision=fp16``.
+    """Choose precision, placement and engine of modules.
 
-    A bare precision is for vision and decoder; the embedding table follows it only to fp32. One part of a module is
-    named behind it, as in ``decoder.layer.0=int8``.
+    Args:
+        profile: What is chosen where `precision` says nothing.
+        precision: A ``--precision`` such as ``int4`` or ``vision=fp16``. A bare one is for vision and decoder; the
+            embedding table follows it only to fp32. One part of a module is named behind it, as in
+            ``decoder.layer.0=int8``.
+        modules: Their names.
 
     Raises:
         UsageError: The text names no module, one that is not among `modules`, or one twice; precisions are not looked
             at.
     """
     asked, names = parse_precisions(precision), list(modules)
-    for name in sorted({each.partition(".")[0] for each in asked} - {"*", *names}):
+    for name in sorted({part.partition(".")[0] for part in asked} - {"*", *names}):
         raise UsageError(f"--precision {precision}", f"the model has no {name} module", f"leave {name} out")
     return {name: _choice(profile, name, asked) for name in names}
 
@@ -115,7 +119,7 @@ def npu_note(choice: Choice, precision: str) -> str | None:
 def _parts(name: ModuleName, precision: str, asked: dict[str, str]) -> tuple[tuple[str, str], ...]:
     """Return the parts of a module that differ from it."""
     prefix = f"{name}."
-    named = ((each.removeprefix(prefix), value) for each, value in sorted(asked.items()) if each.startswith(prefix))
+    named = ((part.removeprefix(prefix), value) for part, value in sorted(asked.items()) if part.startswith(prefix))
     return tuple((part, value) for part, value in named if value != precision)
 
 

@@ -113,9 +113,13 @@ def reference_answers(
 ) -> list[str]:
     """Return what the original answers in fp32; kept in the cache by checkpoint and samples.
 
-    transformers generates it. Where that takes more than the budget, or other weights than those that transformers
-    finds in the folder (quantized ones are read by edgeglm), the original is streamed, and `drafter` drafts
-    what it is asked: see `edgeglm.export.evaluate.original.streamed`.
+    Args:
+        original: transformers generates its answers. Where that takes more than the budget, or other weights than those
+            that transformers finds in the folder (quantized ones are read by edgeglm), it is streamed.
+        samples: What it is asked.
+        budget: Bytes of memory.
+        drafter: Drafts the answers of a streamed original: see `edgeglm.export.evaluate.original.streamed`.
+        show: Is told which share is done.
     """
 
     def compute() -> list[str]:
@@ -123,8 +127,8 @@ def reference_answers(
             return streamed_answers(original, samples, drafter, show)
         agent, answers = WholeOriginal.load(original.folder), list[str]()
         size = max(1, BATCH * PARAMETERS // max(original.parameters, PARAMETERS))
-        for some in _batches(samples, size):
-            answers += _answer(agent, some)
+        for batch in _batches(samples, size):
+            answers += _answer(agent, batch)
             show(len(answers) / len(samples))
         return answers
 

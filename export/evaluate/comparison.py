@@ -28,6 +28,11 @@ from edgeglm.units import format_size
 def compare(request: ValidateRequest, budget: int, show: Show) -> ValidateResult:
     """Measure a bundle, and write the page that is asked for.
 
+    Args:
+        request: What is compared, on what.
+        budget: Bytes of memory.
+        show: Is told which step is at work, and which share of it is done.
+
     Raises:
         EdgeglmError: The bundle, the original or the samples cannot be used, or memory is too short.
     """

@@ -81,8 +81,8 @@ def convert_model(plan: Plan, model: ir.Model, work: Path) -> tuple[ir.Model, Ma
     places = str(output), str(plan.source.original), held
     found = convert(Task(plan.precision, str(graph), samples, plan.engine, *places, limit, pairs))
     made = ir.load(output)
-    for each in (ClearMetadataAndDocStringPass(), NameFixPass(), TopologicalSortPass()):
-        each(made)
+    for tidying in (ClearMetadataAndDocStringPass(), NameFixPass(), TopologicalSortPass()):
+        tidying(made)
     profile, name = plan.request.profile, str(plan.request.file)
     table = table_for(profile, plan.engine)
     if table and (violations := check(made, table)):

@@ -133,7 +133,7 @@ def _manifest(
         compiled=proof.compiled,
         max_relative_error=accuracy.error,
     )
-    opset = next((each.version for each in source.proto.opset_import if each.domain in ("", "ai.onnx")), 1)
+    opset = next((opset_id.version for opset_id in source.proto.opset_import if opset_id.domain in ("", "ai.onnx")), 1)
     return manifest.GraphManifest(
         graph=manifest.Graph(request.name, opset),
         proof=proof.text,

@@ -72,6 +72,11 @@ class Plan:
 def open_graph(request: GraphRequest, budget: int, work: Path) -> Plan:
     """Read the graph and its samples and choose; nothing is written but into `work`.
 
+    Args:
+        request: The graph, its samples and the device.
+        budget: Bytes of memory.
+        work: A folder of the caller's.
+
     Raises:
         UsageError, DamagedFileError: Of the file, the precision or the samples.
         UnsupportedError: The device does not compute the precision, or takes no shapes that vary and there are no

@@ -98,8 +98,10 @@ def _operands(domain: str, operator: str, opset: int) -> Operands | None:
     schema = _schema(domain, operator, opset)
     if schema is None:
         return None
-    types = {each.type_param_str: frozenset(each.allowed_type_strs) for each in schema.type_constraints}
-    return Operands(*([_operand(each, types) for each in side] for side in (schema.inputs, schema.outputs)))
+    types = {
+        constraint.type_param_str: frozenset(constraint.allowed_type_strs) for constraint in schema.type_constraints
+    }
+    return Operands(*([_operand(operand, types) for operand in side] for side in (schema.inputs, schema.outputs)))
 
 
 def _operand(parameter: Any, types: dict[str, frozenset[str]]) -> Operand:  # noqa: ANN401
@@ -113,8 +115,8 @@ def _schema(domain: str, operator: str, opset: int) -> Any | None:  # noqa: ANN4
             return onnx.defs.get_schema(operator, opset, domain)
         except onnx.defs.SchemaError:
             return None
-    versions = [each for each in _schemas().get((domain, operator), []) if each.since_version <= opset]
-    return max(versions, key=lambda each: each.since_version, default=None)
+    versions = [schema for schema in _schemas().get((domain, operator), []) if schema.since_version <= opset]
+    return max(versions, key=lambda schema: schema.since_version, default=None)
 
 
 @cache

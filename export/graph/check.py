@@ -58,8 +58,10 @@ class Violation:
 def check(model: ir.Model, table: Table, limits: Limits | None = None) -> list[Violation]:
     """Return every violation of a graph, in the order of computation.
 
-    A rank or a type that the graph does not know is not looked at. `limits` are the device's, where the engine is the
-    one that they speak of.
+    Args:
+        model: A rank or a type that the graph does not know is not looked at.
+        table: The engine's operators.
+        limits: The device's, where the engine is the one that they speak of.
     """
     found = list(_graph_violations(model, table, limits))
     opset = model.graph.opset_imports.get("", 0)

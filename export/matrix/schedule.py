@@ -24,9 +24,13 @@ def run_within(
 ) -> Generator[tuple[T, R], None, None]:
     """Yield each item with its result as it is finished, in the order of the tasks where memory allows.
 
-    At no time are more than `workers` at work, nor tasks of more than `budget` bytes together; a single task may not be
-    larger than the budget. Where it is left early, by an error or an interrupt, `stop` has the tasks end, and is called
-    before they are waited for.
+    Args:
+        tasks: Items with the bytes that each takes; a single one may not take more than the budget.
+        budget: Bytes of the tasks that are at work together, at no time more.
+        workers: How many are at work together at most.
+        work: Computes an item's result.
+        stop: Has the tasks end; called before they are waited for, where the iteration is left early, by an error or an
+            interrupt.
     """
     waiting, running = list(tasks), dict[Future[R], Task[T]]()
     with ThreadPoolExecutor(workers) as pool:

@@ -62,11 +62,18 @@ def export(  # noqa: PLR0913 (until requests are frozen dataclasses)
     carry_test: bool = True,
     held_out: Sequence[Example] = (),
 ) -> tuple[manifest.Manifest, tuple[str, ...]]:
-    """Write the bundle to `target`; returns its manifest and what the user should know.
+    """Write the bundle; returns its manifest and what the user should know.
 
-    What earlier exports have stored alike is copied from them, and `reuse` learns what this one has. `measured` is what
-    the manifest says of the bundle's accuracy. `carry_test` is whether it gets a self-test, which costs a pass over the
-    original, and `held_out` what that is made of.
+    Args:
+        prepared: What is written.
+        target: The bundle's folder.
+        predicted: What the manifest says of memory.
+        report: Is told of progress.
+        resume: Whether an earlier run's partial bundle is finished.
+        reuse: What earlier exports have stored alike is copied from them; it learns what this one has.
+        measured: What the manifest says of the bundle's accuracy.
+        carry_test: Whether it gets a self-test, which costs a pass over the original.
+        held_out: What the self-test is made of.
 
     Raises:
         UsageError, BudgetError: Of the target or its disk.
@@ -233,15 +240,17 @@ def _config_sha256(prepared: Prepared) -> str:
 
 
 def _write_graph(module: PreparedModule, writer: BundleWriter) -> None:
-    for each in (module, *module.shapes):
-        if each.graph is not None:
-            writer.small(each.file, serialize(each.graph))
+    for shape in (module, *module.shapes):
+        if shape.graph is not None:
+            writer.small(shape.file, serialize(shape.graph))
 
 
 def _describe_shape(shape: PreparedModule, error: float | None) -> manifest.Shape:
     assert shape.graph is not None
     assert shape.grid is not None
-    inputs, outputs = (describe_tensors(list(each)) for each in (shape.graph.graph.inputs, shape.graph.graph.outputs))
+    inputs, outputs = (
+        describe_tensors(list(tensors)) for tensors in (shape.graph.graph.inputs, shape.graph.graph.outputs)
+    )
     return manifest.Shape(grid=shape.grid, file=shape.file, inputs=inputs, outputs=outputs, max_relative_error=error)
 
 

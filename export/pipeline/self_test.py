@@ -60,14 +60,16 @@ def own_assets(prepared: Prepared, error: float, held_out: Sequence[Example] = (
     for questions in (_samples(prepared, held_out), _sentences(prepared)):
         probes = list(_judged(prepared, questions, error))
         if any(any(probe.sure) for probe in probes):
-            pictures = {_picture(index): each.picture for index, each in enumerate(questions) if each.picture}
+            pictures = {
+                _picture(index): question.picture for index, question in enumerate(questions) if question.picture
+            }
             return {FILE: SelfTest(tuple(probes)).to_bytes(), **pictures}
     return {}
 
 
 def _samples(prepared: Prepared, held_out: Sequence[Example]) -> list[_Question]:
-    screens = [each for each in held_out if isinstance(each, Sample)]
-    passages = [each for each in held_out if isinstance(each, Passage)]
+    screens = [example for example in held_out if isinstance(example, Sample)]
+    passages = [example for example in held_out if isinstance(example, Passage)]
     return _screens(prepared, screens) if screens else _passages(prepared, passages)
 
 
@@ -84,7 +86,7 @@ def _screens(prepared: Prepared, samples: Sequence[Sample]) -> list[_Question]:
             seen = replace(sample, screen=open_picture(data))
             (prompt,) = sample_prompts(prepared, [seen], answered=True)
             questions.append(_Question(prompt, sample.prompt, sample.before, data))
-    return [each for each in questions if _fits(prepared, each)]
+    return [question for question in questions if _fits(prepared, question)]
 
 
 def _webp(picture: Image.Image, most: int) -> bytes | None:
@@ -104,7 +106,7 @@ def _passages(prepared: Prepared, passages: Sequence[Passage]) -> list[_Question
     if chat is None:
         return []
     prefix = len(chat.tokenizer.encode("").ids)  # which stands before every text, so before the prompt too
-    cut = ((each.tokens[prefix : -each.answer], each.tokens[-each.answer :]) for each in passages)
+    cut = ((passage.tokens[prefix : -passage.answer], passage.tokens[-passage.answer :]) for passage in passages)
     return _texts(prepared, chat, [(chat.tokenizer.decode(list(begin)), list(end)) for begin, end in cut])
 
 
@@ -113,7 +115,7 @@ def _sentences(prepared: Prepared) -> list[_Question]:
     chat = open_chat(prepared.checkpoint)
     if chat is None:
         return []
-    encoded = ((each, chat.tokenizer.encode(each, add_special_tokens=False).ids) for each in SENTENCES)
+    encoded = ((sentence, chat.tokenizer.encode(sentence, add_special_tokens=False).ids) for sentence in SENTENCES)
     return _texts(prepared, chat, [(ASK.format(sentence), tokens[:MOST_TOKENS]) for sentence, tokens in encoded])
 
 
@@ -123,7 +125,7 @@ def _texts(prepared: Prepared, chat: Chat, pairs: Sequence[tuple[str, list[int]]
     for text, answer in pairs:
         tokens = [*chat.encode(normalize([message("user", text)])), *answer]
         questions.append(_Question(Prompt(tokens, np.zeros(len(tokens), bool), answer=len(answer)), text))
-    return [each for each in questions if _fits(prepared, each)]
+    return [question for question in questions if _fits(prepared, question)]
 
 
 def _fits(prepared: Prepared, question: _Question) -> bool:
@@ -138,13 +140,13 @@ def _judged(prepared: Prepared, questions: Sequence[_Question], error: float) ->
     """Yield the probes, of which the original is asked in one pass, segment by segment."""
     if not questions:
         return
-    walk = Walk(prepared, [each.prompt for each in questions], OriginalWeights(prepared.checkpoint), {})
+    walk = Walk(prepared, [question.prompt for question in questions], OriginalWeights(prepared.checkpoint), {})
     with np.errstate(all="ignore"):  # the proof has said what is not finite
         found = [logits[:, 0] for _, logits in walk.logits()]
-    for index, (each, logits) in enumerate(zip(questions, found, strict=True)):
-        answer = tuple(each.prompt.tokens[-each.prompt.answer :])
-        image = _picture(index) if each.picture else None
-        yield Probe(each.text, answer, *_likeliest(logits, error), image, each.before)
+    for index, (question, logits) in enumerate(zip(questions, found, strict=True)):
+        answer = tuple(question.prompt.tokens[-question.prompt.answer :])
+        image = _picture(index) if question.picture else None
+        yield Probe(question.text, answer, *_likeliest(logits, error), image, question.before)
 
 
 def _picture(index: int) -> str:

@@ -22,10 +22,15 @@ KIND, RESULT = "sensitivity", "result.json"
 
 
 def sensitivities(prepared: Prepared, prompts: Sequence[Prompt], parts: Mapping[str, str]) -> dict[str, float]:
-    """Return the damage of each of `parts`, a precision by the name that ``--precision`` has for it; kept in the cache.
+    """Return the damage of each part's precision alone; kept in the cache.
 
     Damage is the mean Kullback-Leibler divergence, in nats a token of the prompts' answers, of the distribution with
     that part alone rounded from the original's; to three digits.
+
+    Args:
+        prepared: The model.
+        prompts: With their answers.
+        parts: A precision by the name that ``--precision`` has for the part.
     """
     key = _key(prepared, prompts, parts)
     if known := find(KIND, key):
@@ -44,7 +49,7 @@ def _measure(prepared: Prepared, prompts: Sequence[Prompt], parts: Mapping[str, 
             right = logits
         else:
             damage[branch].append(divergence(right, logits))
-    return {part: float(f"{np.mean(found):.3g}") for part, found in damage.items()}
+    return {part: float(f"{np.mean(values):.3g}") for part, values in damage.items()}
 
 
 def _key(prepared: Prepared, prompts: Sequence[Prompt], parts: Mapping[str, str]) -> str:

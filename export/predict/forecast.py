@@ -118,7 +118,12 @@ def loaded_bytes(opened: Opened) -> int:
 
 
 def check_budget(opened: Opened, budget: int, samples_bytes: int = 0) -> int:
-    """Return the export's peak, with what samples take in it, if it is within the budget of ``--max-ram``.
+    """Return the export's peak in bytes, if it is within the budget.
+
+    Args:
+        opened: The model.
+        budget: Bytes, of ``--max-ram``.
+        samples_bytes: What samples take in the peak.
 
     Raises:
         BudgetError: It is not; the message names the smallest budget that would do.
@@ -182,7 +187,7 @@ def forecast(request: Request) -> Forecast:
     others = {
         name: prepare(open_export(replace(request, precision=name), headers_only=True)) for name in ("fp32", *OFFERED)
     }
-    options = tuple(_option(name, each, context, usable) for name, each in others.items())
+    options = tuple(_option(name, option, context, usable) for name, option in others.items())
     notes, blockers = list(prepared.notes), []
     npu = _npu_note(profile)
     if npu and chosen.fits:
@@ -259,7 +264,7 @@ def _memory_blocker(prepared: Prepared, others: Mapping[str, Prepared], context:
 
 def _fitting_targets(others: Mapping[str, Prepared], context: int) -> list[str]:
     """Return the profiles that the model fits, the smallest first, each with its most accurate precision."""
-    profiles = sorted(map(load_profile, profile_names()), key=lambda each: int(each.memory.usable.value))
+    profiles = sorted(map(load_profile, profile_names()), key=lambda profile: int(profile.memory.usable.value))
     found = ((profile, _fitting_precision(profile, others, context)) for profile in profiles)
     return [f"{profile.name} ({precision})" for profile, precision in found if precision]
 

@@ -80,9 +80,13 @@ class ModuleSize:
 
 
 def check_peak(peak: int, budget: int, purpose: str, remedy: str = "") -> None:
-    """Raise BudgetError, which names the smallest budget that would do, if `peak` is above that of ``--max-ram``.
+    """Raise BudgetError, which names the smallest budget that would do, if a peak is above the budget.
 
-    `purpose` says what the budget is too little for, `remedy` what else can be done.
+    Args:
+        peak: In bytes.
+        budget: Bytes, of ``--max-ram``.
+        purpose: What the budget is too little for.
+        remedy: What else can be done.
     """
     if peak > budget:
         least = f"it takes at least {-(-peak // MIB)}MiB{remedy}"

@@ -68,7 +68,8 @@ def prepare_module(
     # The proof reads the same rows again in a moment, and then lets the page cache go of them.
     kept, energies = replace(checkpoint, keep_pages=True), calibration.energies if calibration else {}
     weights = [
-        Job(each, partial(_tasks, each, kept, choice.dialect, energies.get(each.names[0]))) for each in lowered.stored
+        Job(stored, partial(_tasks, stored, kept, choice.dialect, energies.get(stored.names[0])))
+        for stored in lowered.stored
     ]
     # The further positions come last, so that one more shape moves nothing.
     positions = [job for other in others for job in other.positions]
@@ -117,7 +118,7 @@ def _lower(
         stored = _integers(graph, choice, calibration)
     else:
         stored = tuple(quantize_graph(graph, choice.dialect, scheme_of))
-        named = tuple(dict.fromkeys(stack.segment_of(each.names[0]) for each in stored if each.columns > 1))
+        named = tuple(dict.fromkeys(stack.segment_of(weight.names[0]) for weight in stored if weight.columns > 1))
     _check_parts(choice, named)
     assert choice.engine is not None
     fixes: tuple[Violation, ...] = ()
@@ -202,7 +203,7 @@ def _position_job(graph: ir.Model, model: Model, checkpoint: Checkpoint, choice:
     """Turn the position embedding, an input of the trace, into a weight for the one grid."""
     vision = model.vision
     assert vision is not None
-    value = next(each for each in graph.graph.inputs if each.name == POSITION)
+    value = next(tensor for tensor in graph.graph.inputs if tensor.name == POSITION)
     assert value.dtype is not None
     rows, dtype, table = (
         vision.grid[0] * vision.grid[1],

@@ -57,8 +57,8 @@ class HalfGraph:
     def __init__(self, proto: onnx.ModelProto, folder: Path) -> None:
         self.nodes = list(proto.graph.node)
         self.outputs = [value.name for value in proto.graph.output]
-        self.opsets = {each.domain: each.version for each in proto.opset_import}
-        self.weights = {each.name: _Stored(each, folder) for each in proto.graph.initializer}
+        self.opsets = {opset.domain: opset.version for opset in proto.opset_import}
+        self.weights = {tensor.name: _Stored(tensor, folder) for tensor in proto.graph.initializer}
         self.overflow: str | None = None
         for node in self.nodes:
             if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
@@ -84,8 +84,10 @@ class HalfGraph:
         operands = [values.get(name, self.weights.get(name)) if name else None for name in node.input]
         lazy = LAZY.get(node.op_type) if not node.domain else None
         result = lazy(node, operands) if lazy else None
-        results = [result] if result is not None else self._compute(index, node, [_whole(each) for each in operands])
-        values.update((name, each) for name, each in zip(node.output, results, strict=False) if name)
+        results = (
+            [result] if result is not None else self._compute(index, node, [_whole(operand) for operand in operands])
+        )
+        values.update((name, value) for name, value in zip(node.output, results, strict=False) if name)
         if self.overflow is None and not _finite(results) and _finite(operands):
             self.overflow = node.output[0]
         for name in {*node.input, *node.output}:
@@ -93,14 +95,19 @@ class HalfGraph:
                 values.pop(name, None)
 
     def _compute(self, index: int, node: NodeProto, operands: Sequence[Any]) -> Sequence[Array]:
-        dtypes = [each.dtype for each in operands if each is not None and each.dtype in (HALF, SINGLE, np.float64)]
+        dtypes = [
+            operand.dtype for operand in operands if operand is not None and operand.dtype in (HALF, SINGLE, np.float64)
+        ]
         half = bool(dtypes) and dtypes[0] == HALF
         widened = node.op_type not in TYPED | MOVES
         if widened:
-            operands = [each.astype(SINGLE) if each is not None and each.dtype == HALF else each for each in operands]
-        feeds = {name: each for name, each in zip(node.input, operands, strict=True) if each is not None}
-        results = [np.asarray(each) for each in self._evaluator(index).run(None, feeds)]
-        return [each.astype(HALF) if widened and half and each.dtype == SINGLE else each for each in results]
+            operands = [
+                operand.astype(SINGLE) if operand is not None and operand.dtype == HALF else operand
+                for operand in operands
+            ]
+        feeds = {name: operand for name, operand in zip(node.input, operands, strict=True) if operand is not None}
+        results = [np.asarray(array) for array in self._evaluator(index).run(None, feeds)]
+        return [array.astype(HALF) if widened and half and array.dtype == SINGLE else array for array in results]
 
     def _evaluator(self, index: int) -> ReferenceEvaluator:
         if index not in self._evaluators:
@@ -207,7 +214,7 @@ def _product(node: NodeProto, operands: Sequence[Any]) -> Array | None:
 
 def _dequantize(node: NodeProto, operands: Sequence[Any]) -> _Dequantized | None:
     codes, scale, zero = (*operands, None)[:3]
-    attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+    attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     axis, block = attributes.get("axis", 1), attributes.get("block_size", 0)
     if not _is_matrix(codes) or (axis, bool(block)) not in ((1, False), (0, True)) or "output_dtype" in attributes:
         return None
@@ -216,7 +223,7 @@ def _dequantize(node: NodeProto, operands: Sequence[Any]) -> _Dequantized | None
 
 def _cast(node: NodeProto, operands: Sequence[Any]) -> _Cast | None:
     (matrix,) = operands
-    to = next(each.i for each in node.attribute if each.name == "to")
+    to = next(attribute.i for attribute in node.attribute if attribute.name == "to")
     if not _is_matrix(matrix) or to not in (TensorProto.FLOAT, TensorProto.FLOAT16):
         return None
     return _Cast(matrix, np.dtype(onnx.helper.tensor_dtype_to_np_dtype(to)))
@@ -248,7 +255,9 @@ def _whole(value: Any) -> Any:  # noqa: ANN401
 
 def _finite(values: Sequence[object]) -> bool:
     """Return whether all arrays in half precision are finite."""
-    return all(bool(np.isfinite(each).all()) for each in values if isinstance(each, np.ndarray) and each.dtype == HALF)
+    return all(
+        bool(np.isfinite(value).all()) for value in values if isinstance(value, np.ndarray) and value.dtype == HALF
+    )
 
 
 def _plain(dtype: type[np.generic]) -> Callable[[bytes, int], Array]:

@@ -54,7 +54,7 @@ class Magnitudes:
                 self.labels[full] = producer.attributes["weights"].as_strings()[0]
             elif producer.op_type not in MOVES | {"Cast"}:
                 self.labels[full] = full
-            moved = next((computed[each] for each in producer.inputs if each in computed), full)
+            moved = next((computed[name] for name in producer.inputs if name in computed), full)
             computed[value] = self.origins[full] = self.labels.get(full, moved)
 
     def see(self, values: Values) -> None:

@@ -74,11 +74,11 @@ def example_prompts(prepared: Prepared, examples: Iterable[Example]) -> list[Pro
     """Return what is calibrated with: windows of text, or screens with the right answers."""
     samples: list[Sample] = []
     prompts: list[Prompt] = []
-    for each in examples:
-        if isinstance(each, Passage):
-            prompts.append(Prompt(list(each.tokens), np.zeros(len(each.tokens), bool), answer=each.answer))
+    for example in examples:
+        if isinstance(example, Passage):
+            prompts.append(Prompt(list(example.tokens), np.zeros(len(example.tokens), bool), answer=example.answer))
         else:
-            samples.append(each)
+            samples.append(example)
     return prompts or sample_prompts(prepared, samples, answered=True)
 
 

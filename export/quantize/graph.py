@@ -19,10 +19,15 @@ SchemeOf = Callable[[str], Scheme]
 
 
 def quantize_graph(model: ir.Model, dialect: Dialect, scheme_of: SchemeOf) -> tuple[Stored, ...]:
-    """Lower all placeholders of `model` in place and return what must be written, in the order of use.
+    """Lower all placeholders of a graph in place and return what must be written, in the order of use.
 
-    `scheme_of` says by a checkpoint weight's name how its Linear is stored; norms and biases stay in the type of the
-    activations. The initializers get their types and shapes, and no data: the emitter says where it lies.
+    The initializers get their types and shapes, and no data: the emitter says where it lies.
+
+    Args:
+        model: The graph.
+        dialect: The engine's.
+        scheme_of: Says by a checkpoint weight's name how its Linear is stored; norms and biases stay in the type of the
+            activations.
     """
     lowering = _Lowering(model.graph, dialect, scheme_of)
     for node in list(model.graph):

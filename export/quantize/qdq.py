@@ -98,7 +98,7 @@ class _Lowering:
 
     def table(self, name: str) -> None:
         """Take an input from stored codes."""
-        value = next(each for each in self.graph.inputs if each.name == name)
+        value = next(tensor for tensor in self.graph.inputs if tensor.name == name)
         assert value.shape is not None
         rows, columns = value.shape.numpy()
         stored = parts(Codes(self.bits), "qdq", rows, columns)
@@ -110,7 +110,7 @@ class _Lowering:
 
     def _linear(self, node: ir.Node) -> list[ir.Node]:
         (name,), x, output = node.attributes["weights"].as_strings(), node.inputs[0], node.outputs[0]
-        rows, columns = (node.attributes[each].as_int() for each in ("rows", "columns"))
+        rows, columns = (node.attributes[size].as_int() for size in ("rows", "columns"))
         weight = self._dequantized(f"{name}.weight", rows, columns, self.scheme, {"axis": 1})
         product = self._node("MatMul", [x, weight.outputs[0]], f"{output.name}{PRODUCT}", output.shape)
         if not node.attributes["bias"].as_int():

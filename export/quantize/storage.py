@@ -85,11 +85,17 @@ def encode(
     dtype: ir.DataType = ir.DataType.FLOAT,
     energy: Floats | None = None,
 ) -> tuple[NDArray[Any], ...]:
-    """Return the rows `weight` [n, K] of every part, in the order of `parts`.
+    """Return rows of a weight in every part, in the order of `parts`: contiguous and in the stored type.
 
-    With the mean squares `energy` [K] of what the columns are multiplied by, INT4 weighs its errors by them.
-    Contiguous and in the stored type, INT4 packed to uint8; the rows run along `Part.row_axis`. The parts of a matrix
-    do not depend on how it was cut into chunks. Needs no more than the result and a few tiles; `weight` is not changed.
+    INT4 is packed to uint8; the rows run along `Part.row_axis`. The parts of a matrix do not depend on how it was cut
+    into chunks. Needs no more than the result and a few tiles.
+
+    Args:
+        scheme: The precision.
+        dialect: The engine's.
+        weight: [n, K], not changed.
+        dtype: Of the activations.
+        energy: [K], mean squares of what the columns are multiplied by; INT4 weighs its errors by them.
 
     Raises:
         ValueError: For NaN, infinity, or n no multiple of `Part.row_multiple`.

@@ -63,7 +63,14 @@ def chunks(stored: Stored, source: Rows) -> Iterator[Chunk]:
 def encode_chunk(
     chunk: Chunk, stored: Stored, source: Rows, dialect: Dialect, energy: NDArray[np.float32] | None = None
 ) -> Piece:
-    """Read one chunk and encode it, by the `energy` of its columns where that is known (`storage.encode`).
+    """Read one chunk and encode it.
+
+    Args:
+        chunk: Rows or columns of the matrix.
+        stored: How it is stored.
+        source: The checkpoint.
+        dialect: The engine's.
+        energy: Of its columns, where that is known (`storage.encode`).
 
     Raises:
         ValueError: It holds NaN or infinity.

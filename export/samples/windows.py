@@ -42,7 +42,12 @@ class Windows:
 
 
 def read_windows(bundle: Bundle, file: Path, limit: int | None) -> Windows:
-    """Return the first `limit` windows of a UTF-8 text, as long as the bundle's context allows.
+    """Return windows of a UTF-8 text, as long as the bundle's context allows.
+
+    Args:
+        bundle: Its tokenizer is used.
+        file: The text.
+        limit: The number of windows at most.
 
     Raises:
         UsageError: The file is no text, or too short; the bundle has no tokenizer.

@@ -67,7 +67,12 @@ def write(pieces: Iterable[Piece], stored: Stored, offsets: Sequence[int], outpu
     """Write the encoded pieces of one stored weight to its parts' places.
 
     Scales wait until the weight before them is whole: the file then fills in order, and its hash needs no second look.
-    Of a [K, N] array pieces are strips of columns, joined to wide ones, or to the whole, before they are written.
+
+    Args:
+        pieces: In order. Of a [K, N] array they are strips of columns, joined to wide ones, or to the whole.
+        stored: The weight.
+        offsets: Of its parts in the file, in bytes.
+        output: The file.
     """
     waiting: list[tuple[int, int, NDArray[Any]]] = []
     strips: list[tuple[int, NDArray[Any]]] = []

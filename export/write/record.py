@@ -113,9 +113,12 @@ class Written:
 
 
 def read_pieces(descriptor: int, begin: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """Yield the bytes between two offsets of a file, at most `CHUNK` at a time, and let the page cache go of them.
+    """Yield the bytes between two offsets of a file, and let the page cache go of them.
 
-    Where the file ends before, fewer come.
+    Args:
+        descriptor: Of the open file.
+        begin: The first byte.
+        end: The byte behind the last one; where the file ends before, fewer come, at most `CHUNK` at a time.
     """
     for offset in range(begin, end, CHUNK):
         yield offset, os.pread(descriptor, min(CHUNK, end - offset), offset)

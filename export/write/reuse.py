@@ -56,10 +56,10 @@ class Reuse:
 
     def add(self, choice: Choice, weights: Iterator[tuple[Stored, Found]]) -> None:
         """Remember a module's weights: what was stored, and where."""
-        for stored, found in weights:
-            self.known[choice.name, choice.dialect, stored].append(found)
+        for stored, place in weights:
+            self.known[choice.name, choice.dialect, stored].append(place)
 
     def find(self, choice: Choice, stored: Stored, source: str) -> Found | None:
         """Find where the same bytes lie, made from the same weights."""
         known = self.known[choice.name, choice.dialect, stored]
-        return next((found for found in known if found.source == source and found.is_whole), None)
+        return next((place for place in known if place.source == source and place.is_whole), None)

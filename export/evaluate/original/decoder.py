@@ -70,7 +70,7 @@ class StreamedDecoder:
         length = sequences.shape[1] - 1
         batch = max(1, BATCH_BYTES // (4 * length * self.decoder.hidden))
         batches = [sequences[start : start + batch] for start in range(0, len(sequences), batch)]
-        scores = [self.judge(self.hidden(some[:, :-1])[:, -count:], some[:, -count:]) for some in batches]
+        scores = [self.judge(self.hidden(chunk[:, :-1])[:, -count:], chunk[:, -count:]) for chunk in batches]
         log_probabilities, top = zip(*scores, strict=True)
         return np.concatenate(log_probabilities), np.concatenate(top)
 
@@ -140,7 +140,12 @@ def has_mrope(source: Original) -> bool:
 
 
 def fill(source: Original, module: nn.Module, prefix: str) -> None:
-    """Overwrite a module's weights by those of the checkpoint whose names have the prefix before the module's own.
+    """Overwrite a module's weights by those of the checkpoint.
+
+    Args:
+        source: The checkpoint.
+        module: A weight that it has on the meta device too.
+        prefix: What the checkpoint's names have before the module's own.
 
     Raises:
         DamagedFileError: One of them has another shape.

@@ -55,10 +55,10 @@ def streamed_answers(
     """Return the answers of the original, in fp32; `show` is told which share is done."""
     prompts, answers = Prompts.load(original.folder), dict[int, list[int]]()
     mrope = has_mrope(original)
-    drafts = {index: list(each) for index, each in enumerate(drafter.draft(samples, [()] * len(samples)))}
+    drafts = {index: list(tokens) for index, tokens in enumerate(drafter.draft(samples, [()] * len(samples)))}
     while drafts:
         asked, decided = [samples[index] for index in drafts], dict[int, list[int]]()
-        drafted = (_drafted(prompts, *each, mrope=mrope) for each in zip(asked, drafts.values(), strict=True))
+        drafted = (_drafted(prompts, *pair, mrope=mrope) for pair in zip(asked, drafts.values(), strict=True))
         for (index, draft), likeliest in zip(drafts.items(), verdicts(original, drafted), strict=True):
             tokens, whole = corrected(draft, likeliest, drafter.ends)
             (answers if whole else decided)[index] = tokens
@@ -66,14 +66,17 @@ def streamed_answers(
         drafts = {}
         if decided:
             more = drafter.draft([samples[index] for index in decided], list(decided.values()))
-            drafts = {index: list(each) for index, each in zip(decided, more, strict=True)}
+            drafts = {index: list(tokens) for index, tokens in zip(decided, more, strict=True)}
     return list(prompts.tokenizer.batch_decode([answers[index] for index in sorted(answers)], skip_special_tokens=True))
 
 
 def corrected(draft: Sequence[int], likeliest: Sequence[int], ends: Collection[int]) -> tuple[list[int], bool]:
     """Return what of a draft the model agrees to, with its own token at the first difference; and whether that is all.
 
-    `likeliest` are the model's tokens for each place, given the draft before it.
+    Args:
+        draft: Tokens.
+        likeliest: The model's tokens for each place, given the draft before it.
+        ends: Tokens that end an answer.
     """
     for index, (drafted, own) in enumerate(zip(draft, likeliest, strict=True)):
         if drafted != own:
@@ -100,23 +103,25 @@ class Drafted:
 
 def verdicts(original: Original, drafted: Iterable[Drafted]) -> Iterator[list[int]]:
     """Yield for each draft the original's likeliest tokens, in as many passes as memory asks for."""
-    for some in _batches(drafted, lambda each: len(each.prompt.tokens), TOKENS):
-        features = list(_features(original, some))  # of all, so that the tower is gone when the decoder comes
+    for batch in _batches(drafted, lambda question: len(question.prompt.tokens), TOKENS):
+        features = list(_features(original, batch))  # of all, so that the tower is gone when the decoder comes
         decoder = StreamedDecoder(original)
-        hidden = [decoder.embed(np.array(each.prompt.tokens))[None] for each in some]
-        for states, each, found in zip(hidden, some, features, strict=True):
-            each.prompt.place(states[0].numpy(), [found.numpy()])
-        decoder.run(hidden, [each.prompt.positions for each in some])
-        for states, each in zip(hidden, some, strict=True):
-            yield decoder.judge(states[0, -len(each.draft) :], each.draft)[1].tolist()
+        hidden = [decoder.embed(np.array(question.prompt.tokens))[None] for question in batch]
+        for states, question, feature in zip(hidden, batch, features, strict=True):
+            question.prompt.place(states[0].numpy(), [feature.numpy()])
+        decoder.run(hidden, [question.prompt.positions for question in batch])
+        for states, question in zip(hidden, batch, strict=True):
+            yield decoder.judge(states[0, -len(question.draft) :], question.draft)[1].tolist()
         del decoder
 
 
 def _features(original: Original, drafted: Sequence[Drafted]) -> Iterator[Tensor]:
     tower = StreamedTower(original)
-    for some in _batches(drafted, lambda each: len(each.pixels), PATCHES):
-        found = tower.features(torch.cat([each.pixels for each in some]), torch.cat([each.grid for each in some]))
-        yield from found.split([stop - start for each in some for start, stop in each.prompt.spans])
+    for batch in _batches(drafted, lambda question: len(question.pixels), PATCHES):
+        found = tower.features(
+            torch.cat([question.pixels for question in batch]), torch.cat([question.grid for question in batch])
+        )
+        yield from found.split([stop - start for question in batch for start, stop in question.prompt.spans])
 
 
 def _drafted(prompts: Prompts, sample: Sample, draft: Sequence[int], *, mrope: bool) -> Drafted:

@@ -17,7 +17,11 @@ def compare_agents(
 ) -> list[Metric]:
     """Return the action type, step success and tap hit as shares, the median tap error in thousandths of the screen.
 
-    `limit` is a share; of the screen too, where the unit is a thousandth of it.
+    Args:
+        expected: What is right, by sample.
+        reference: The original's answers.
+        artifact: The bundle's answers.
+        limit: The largest drop that passes: a share, and a share of the screen for the tap error.
     """
     taps = np.array([want.box is not None for want in expected])
 

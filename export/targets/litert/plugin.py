@@ -142,9 +142,14 @@ def read_program(compiled: Path) -> Program:
 
 
 def execute(program: Program, chip: Chip, samples: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    """Return the first output of a program on the NPU's simulator, for each sample of its first input.
+    """Return the first output of a program on the NPU's simulator, by sample. Raises as `qnn.execute`.
 
-    The simulator is that of onnxruntime-qnn, which takes the program in an ONNX file. Raises as `qnn.execute`.
+    The simulator is that of onnxruntime-qnn, which takes the program in an ONNX file.
+
+    Args:
+        program: What the compiler made.
+        chip: The NPU that is simulated.
+        samples: Of the program's first input.
     """
     (given, *_), (wanted, *_) = program.inputs, program.outputs
     with scratch_folder("plugin") as place:

@@ -66,7 +66,7 @@ def part_sizes(opened: Opened, module: ModuleName) -> dict[str, int]:
         if module_of(tensor.name) == module:
             sizes[part_of(tensor.name)] = sizes.get(part_of(tensor.name), 0) + 4 * math.prod(tensor.shape)
     if module == DECODER and opened.checkpoint.config.get("tie_word_embeddings"):
-        table = sum(4 * math.prod(each.shape) for each in tensors if module_of(each.name) == TABLE)
+        table = sum(4 * math.prod(tensor.shape) for tensor in tensors if module_of(tensor.name) == TABLE)
         sizes["back"] = sizes.get("back", 0) + table
     return sizes
 

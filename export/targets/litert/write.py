@@ -44,6 +44,13 @@ def write(
 ) -> manifest.Module:
     """Convert a module into the bundle, or find that an earlier run has, and prove it.
 
+    Args:
+        prepared: The model.
+        module: What is written.
+        writer: Of the bundle.
+        prover: Computes the original.
+        share: Is told which share is done.
+
     Raises:
         BudgetError: Memory was too short for the converter.
         UnsupportedError: The NPU's compiler refuses it.
@@ -74,7 +81,7 @@ def write(
         file=file,
         format="tflite",
         precision=precision,
-        tried={key: float(value) for key, _, value in (each.partition("=") for each in tried)},
+        tried={key: float(value) for key, _, value in (pair.partition("=") for pair in tried)},
         placement=module.choice.placement,
         engine="litert",
         inputs=tuple(proof.inputs_of_files.values()),
