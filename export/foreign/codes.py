@@ -52,7 +52,7 @@ def _pairs(weights: Array, axis: int) -> Array:
     """Return what neighbours of one sign add up to at most: on the axis, and on the last where it is another."""
     signs = (np.maximum(weights, 0), np.maximum(-weights, 0))
     axes = {axis, weights.ndim - 1 if axis else axis}
-    largest: Array = np.maximum.reduce([_neighbours(sign, each) for sign in signs for each in axes])
+    largest: Array = np.maximum.reduce([_neighbours(sign, axis) for sign in signs for axis in axes])
     return largest
 
 
@@ -67,8 +67,8 @@ def _neighbours(sizes: Array, axis: int) -> Array:
 def _held(codes: Array, axis: int) -> Array:
     """Return codes whose pairs do not exceed the sum by rounding: the first of such a pair is made one smaller."""
     made = codes.astype(np.int16)
-    for each in {axis, made.ndim - 1 if axis else axis}:
+    for along in {axis, made.ndim - 1 if axis else axis}:
         for sign in (1, -1):
-            over = _neighbours(np.maximum(sign * made, 0), each) > LARGEST_PAIR
+            over = _neighbours(np.maximum(sign * made, 0), along) > LARGEST_PAIR
             made -= np.where(over, sign, 0).astype(np.int16)
     return made.astype(np.int8)
