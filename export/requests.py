@@ -74,6 +74,7 @@ class ValidateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         limit: How many samples, or windows of text, at most.
         max_ram: Bytes that all processes may take together; None for 60% of what is available.
         report: An HTML page to write.
+        masks: Regions that are blanked in the bundle's screens: left, top, width and height in pixels.
     """
 
     bundle: Path
@@ -84,6 +85,7 @@ class ValidateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     limit: int | None = None
     max_ram: int | None = None
     report: Path | None = None
+    masks: tuple[tuple[int, int, int, int], ...] = ()
 
 
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -48,6 +48,7 @@ def run(arguments: Sequence[str] | None = None, bundle: Path | None = None) -> N
             max_ram=parse_size(options.max_ram) if options.max_ram else None,
             low_rss=options.low_rss,
             keep=read_keep(options.prefix, options.keep),
+            masks=options.mask,
         )
         with runner:
             runner.grammars.default = options.grammar

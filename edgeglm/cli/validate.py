@@ -12,6 +12,7 @@ from edgeglm.cli.budget import max_ram_option, parse_budget
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.cli.progress import Display
 from edgeglm.export.api import Metric, ValidateRequest, ValidateResult, validate
+from edgeglm.runtimes.inputs.masks import parse_mask
 from edgeglm.units import parse_percent
 
 HEADINGS = ("METRIC", "SAMPLES", "REFERENCE", "ARTIFACT", "DROP", "95% OF IT", "LIMIT", "VERDICT")
@@ -27,6 +28,7 @@ HEADINGS = ("METRIC", "SAMPLES", "REFERENCE", "ARTIFACT", "DROP", "95% OF IT", "
 )
 @click.option("--reference", metavar="MODEL", help="The original (default: the demo, for the demo).")
 @click.option("--adapter", metavar="DIR", help="The adapter that the bundle was exported with.")
+@click.option("--mask", "masks", multiple=True, metavar="X,Y,W,H", help="Blank a region of the bundle's screens.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N samples, or windows of text.")
 @max_ram_option
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the result as an HTML page.")
@@ -37,6 +39,7 @@ def command(
     data: Path | None,
     reference: str | None,
     adapter: str | None,
+    masks: tuple[str, ...],
     limit: int | None,
     max_ram: str | None,
     report: Path | None,
@@ -53,6 +56,7 @@ def command(
         limit=limit,
         max_ram=budget,
         report=report,
+        masks=tuple(map(parse_mask, masks)),
     )
     with Display(budget) as display:
         result = validate(request, display)

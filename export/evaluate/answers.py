@@ -22,6 +22,7 @@ from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.sampling import Sampling
 from edgeglm.runtimes.core.sessions import place_of
 from edgeglm.runtimes.inputs.image import merged_grid, picture_bytes
+from edgeglm.runtimes.inputs.masks import Mask
 
 T = TypeVar("T")
 # Of pictures that wait for the decoder, patches and features; then the vision module is loaded again.
@@ -37,6 +38,7 @@ def artifact_answers(
     samples: Sequence[Sample],
     begun: Sequence[Sequence[int]] | None = None,
     show: Show = lambda _: None,
+    masks: Sequence[Mask] = (),
 ) -> list[Answer]:
     """Return what the runner answers, each sample as if it were the first that it is asked.
 
@@ -47,13 +49,15 @@ def artifact_answers(
         samples: The questions.
         begun: Tokens that each answer begins with, which are not repeated in it; none if None.
         show: Told which share is done.
+        masks: Regions that the runner blanks.
 
     Raises:
+        UsageError: A mask is not within a screen.
         BudgetError: A prompt with its answer is longer than the bundle's context.
     """
     answers: list[Answer] = []
     pairs = list(zip(samples, begun or [()] * len(samples), strict=True))
-    with open_runner(bundle, len(samples)) as runner:
+    with open_runner(bundle, len(samples), masks) as runner:
         for group in _batches(pairs, _group_size(bundle)):
             prompts = [runner.prompt(sample.asked) for sample, _ in group]
             check_room(bundle, prompts)
@@ -66,9 +70,9 @@ def artifact_answers(
     return answers
 
 
-def open_runner(bundle: Bundle, samples: int) -> Runner:
+def open_runner(bundle: Bundle, samples: int, masks: Sequence[Mask] = ()) -> Runner:
     """Open the runner that ships, with what stands in for an accelerator that is not here."""
-    return Runner(bundle.folder, sessions=MeasuringSessions(samples))
+    return Runner(bundle.folder, masks=masks, sessions=MeasuringSessions(samples))
 
 
 def check_room(bundle: Bundle, prompts: Sequence[Prompt]) -> None:

@@ -22,6 +22,7 @@ from edgeglm.export.samples.screenshots import read_samples
 from edgeglm.export.samples.shipped import DEMO_DATA
 from edgeglm.export.samples.windows import read_windows
 from edgeglm.manifest import Manifest
+from edgeglm.runtimes.inputs.masks import Mask
 from edgeglm.units import format_size
 
 
@@ -46,6 +47,8 @@ def compare(request: ValidateRequest, budget: int, show: Show) -> ValidateResult
     peak = max(streamed_bytes(original), BASE_BYTES + loaded)
     check_peak(peak, budget, f"to compare {bundle.manifest.model.name} with its original")
     on_screens = file.suffix == SAMPLES
+    if request.masks and not on_screens:
+        raise UsageError("--mask", "is for screens, and the data is a text", "leave it out")
     streamed = not on_screens or is_streamed(original, budget)
     proven = _prove(bundle, original, budget, streamed=streamed)
     if on_screens:
@@ -91,7 +94,8 @@ def _on_screens(
     if bundle.manifest.model.vision is None:
         raise UnsupportedError(bundle.manifest.model.name, "takes no images", "validate it on a text: --data FILE.txt")
     samples = list(read_samples(file, request.limit))
-    answers = artifact_answers(bundle, samples, show=_share(show, "the bundle answers"))
+    masks = [Mask(*mask) for mask in request.masks]
+    answers = artifact_answers(bundle, samples, show=_share(show, "the bundle answers"), masks=masks)
     answered = _share(show, "the original answers")
     drafts = drafter(bundle, [answer.tokens for answer in answers])
     theirs = reference_answers(original, samples, budget, drafts, answered)

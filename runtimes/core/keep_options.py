@@ -11,6 +11,7 @@ import msgspec
 from edgeglm.errors import UsageError
 from edgeglm.files import read_bytes
 from edgeglm.runtimes.core.prefixes import Keep
+from edgeglm.runtimes.inputs.masks import parse_mask
 from edgeglm.runtimes.text.messages import MAX_TEXT, Message, message, normalize
 from edgeglm.units import parse_size
 
@@ -20,7 +21,7 @@ REMEDY = "give a text file, or a .json file with a list of messages"
 
 
 def add_keep_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--prefix`` and ``--keep``."""
+    """Add ``--prefix``, ``--keep`` and ``--mask``."""
     parser.add_argument(
         "--prefix",
         type=Path,
@@ -30,7 +31,16 @@ def add_keep_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep",
         metavar="SIZE",
-        help=f"bytes of the disk that prefixes may take, least recently used out (default: {DEFAULT} with --prefix)",
+        help=f"bytes of the disk that prefixes and images may take, least recently used out (default: {DEFAULT} with "
+        "--prefix)",
+    )
+    parser.add_argument(
+        "--mask",
+        type=parse_mask,
+        action="append",
+        default=[],
+        metavar="X,Y,W,H",
+        help="blank a region of each image, such as a clock, in the image's pixels; may be given several times",
     )
 
 

@@ -1,4 +1,4 @@
-"""Encode the pictures of prompts: the vision module is loaded only meanwhile."""
+"""Encode the pictures of prompts that were not encoded lately: the vision module is loaded only meanwhile."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ from edgeglm.errors import DamagedFileError
 from edgeglm.manifest import Module
 from edgeglm.memory import current_rss
 from edgeglm.runtimes.core.costs import Costs
+from edgeglm.runtimes.core.features import Features
+from edgeglm.runtimes.core.prefixes import Prefixes
 from edgeglm.runtimes.core.prompt import FeaturesKey, Picture
 from edgeglm.runtimes.core.session import EncoderSession, Sessions
 from edgeglm.runtimes.core.window import Window
-from edgeglm.runtimes.inputs.image import open_picture, picture_bytes, picture_name, squeezed, to_patches
+from edgeglm.runtimes.inputs.image import Source, hash_picture, picture_bytes, picture_name, squeezed, to_patches
+from edgeglm.runtimes.inputs.masks import Mask, hash_masked, open_masked
 from edgeglm.runtimes.inputs.positions import Grid
+
+# Of masked pictures whose hashes are remembered.
+MAX_DIGESTS = 256
 
 
 class PictureEncoder:
@@ -30,13 +36,25 @@ class PictureEncoder:
         sessions: Opens the module.
         threads: Of its engine.
         max_ram: The budget in bytes, if there is one.
+        prefixes: Of the bundle in the store, beside which features are kept.
+        masks: Regions that are blanked.
     """
 
-    def __init__(
-        self, bundle: Bundle, window: Window, costs: Costs, sessions: Sessions, threads: int, max_ram: int | None
+    def __init__(  # noqa: PLR0913 (the runner's own parts)
+        self,
+        bundle: Bundle,
+        window: Window,
+        costs: Costs,
+        sessions: Sessions,
+        threads: int,
+        max_ram: int | None,
+        prefixes: Prefixes,
+        masks: Sequence[Mask] = (),
     ) -> None:
         self.bundle, self.window, self.costs = bundle, window, costs
-        self.sessions, self.threads, self.max_ram = sessions, threads, max_ram
+        self.sessions, self.threads, self.max_ram, self.masks = sessions, threads, max_ram, tuple(masks)
+        self._features = Features(prefixes, bundle.manifest.model.hidden_size, window.spare)
+        self._digests = dict[bytes, bytes]()  # of masked pixels, by that of the file's bytes
         self._held = dict[FeaturesKey, NDArray[np.float32]]()
 
     def hold(self, pictures: Sequence[Picture]) -> None:
@@ -53,9 +71,40 @@ class PictureEncoder:
             BudgetError: They take more than is left.
             DamagedFileError: The vision module is missing, or another one by now.
         """
-        new = [picture for picture in pictures if picture.key not in self._held]
-        encoded = self._held | dict(zip([picture.key for picture in new], self._encode(new), strict=True))
+        encoded, new = dict(self._held), dict[FeaturesKey, Picture]()
+        for picture in pictures:
+            if picture.key in encoded or picture.key in new:
+                continue
+            if (features := self._features.find(picture)) is None:
+                new[picture.key] = picture
+            else:
+                encoded[picture.key] = features
+        for picture, features in zip(new.values(), self._encode(list(new.values())), strict=True):
+            encoded[picture.key] = features
+            self._features.add(picture, features)
         return [encoded[picture.key] for picture in pictures]
+
+    def keep(self) -> None:
+        """Keep in the store what was encoded."""
+        if not self._features.is_kept:
+            with self.costs.phase("keep image"):
+                self._features.keep()
+
+    def digest(self, source: Source) -> bytes:
+        """Return the hash of what is seen of a picture: its bytes, or its pixels without those that are masked.
+
+        Raises:
+            UsageError: It cannot be read, or a mask is not within it.
+            BudgetError: There is no room to decode it.
+        """
+        digest = hash_picture(source)
+        if not self.masks:
+            return digest
+        if digest not in self._digests:
+            if len(self._digests) >= MAX_DIGESTS:
+                self._digests.clear()
+            self._digests[digest] = hash_masked(source, self.masks, self._room())
+        return self._digests[digest]
 
     def _encode(self, pictures: Sequence[Picture]) -> list[NDArray[np.float32]]:
         if not pictures:
@@ -82,7 +131,7 @@ class PictureEncoder:
     def _read(self, picture: Picture, count: int) -> NDArray[np.float32]:
         """Return the patches of one of `count` pictures, all of which are in memory when the vision module is."""
         self.window.check_pictures(count, picture_bytes(picture.vision))
-        image = open_picture(picture.source, self._room())
+        image = open_masked(picture.source, self.masks, self._room())
         if note := squeezed(image, picture.vision):
             self.costs.notes.append(f"{picture_name(picture.source)}: {note}")
         return to_patches(image, picture.vision)

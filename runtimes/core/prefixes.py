@@ -68,8 +68,9 @@ class Prefixes:
         self._failed: set[bytes] = set()  # heads of blocks that could not be kept
 
     @cached_property
-    def _identity(self) -> bytes:
-        return identity(self.bundle)
+    def identity(self) -> bytes:
+        """All that keys, values and features depend on beside tokens and pictures, as JSON."""
+        return describe(self.bundle)
 
     def marked(
         self, prompt: Prompt, messages: Sequence[Message], read: Callable[[list[Message]], Prompt], more: object = None
@@ -129,6 +130,11 @@ class Prefixes:
         blocks = self._heads(prompt.keys(), prompt.kept, prompt.kept)
         return [block for block in blocks if block[2] not in self._failed and not self.blocks.has(block[2])]
 
+    def use(self, prompt: Prompt) -> None:
+        """Note that the blocks of a prompt were used just now."""
+        if self.is_on and prompt.kept:
+            self.blocks.use([head for _, _, head in self._heads(prompt.keys(), prompt.kept, prompt.kept)])
+
     def keep(self, decoder: DecoderSession, prompt: Prompt) -> None:
         """Keep the blocks of the tokens that other prompts begin with too, of a decoder that holds them."""
         unkept = self.unkept(prompt) if decoder.row_bytes else []
@@ -150,7 +156,7 @@ class Prefixes:
                 stop = kept
             if not start < stop <= longest:
                 return
-            head = _head(self._identity, parent, keys[start:stop])
+            head = _head(self.identity, parent, keys[start:stop])
             yield start, stop, head
             if stop % TOKENS:
                 return
@@ -168,7 +174,7 @@ def restore(decoder: DecoderSession, chain: Chain) -> bool:
     return True
 
 
-def identity(bundle: Bundle) -> bytes:
+def describe(bundle: Bundle) -> bytes:
     """Return all that keys and values depend on beside tokens and pictures, as JSON."""
     manifest, machine = bundle.manifest, read_machine()
     modules = {module.name: identity_of(module) for module in manifest.modules if not module.is_table}

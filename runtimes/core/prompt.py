@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ FeaturesKey = tuple[bytes, Grid]  # the hash of a picture, and the grid that it 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, the shape that it is brought to, and the hash of its bytes."""
+    """A picture, the shape that it is brought to, and the hash of what is seen of it."""
 
     source: Source
     vision: Vision
@@ -65,6 +65,7 @@ def read_prompt(
     *,
     tools: Sequence[Any] | None = None,
     variables: Mapping[str, Any] | None = None,
+    digest: Callable[[Source], bytes] = hash_picture,
 ) -> Prompt:
     """Encode a conversation that is to be answered, with its pictures.
 
@@ -75,6 +76,7 @@ def read_prompt(
         shapes: What a picture may be brought to; the model's own shape if there is none.
         tools: As the chat template takes them.
         variables: Further names for the chat template, such as ``enable_thinking``.
+        digest: Returns the hash of what is seen of a picture.
 
     Raises:
         UsageError: A picture cannot be read, or nothing is asked.
@@ -102,7 +104,7 @@ def read_prompt(
         remedy = "give each message as many images as its chat template takes"
         raise UnsupportedError("the prompt", f"has {error}", remedy) from error
     shown = zip(sources, visions, strict=True)
-    seen = [Picture(source, shape, hash_picture(source)) for source, shape in shown]
+    seen = [Picture(source, shape, digest(source)) for source, shape in shown]
     return Prompt(found.tokens, found.spans, found.positions, pictures=seen)
 
 

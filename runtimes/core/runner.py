@@ -30,6 +30,7 @@ from edgeglm.runtimes.core.sampling import Sampler, Sampling
 from edgeglm.runtimes.core.session import DecoderSession, Sessions
 from edgeglm.runtimes.core.state import DecoderState
 from edgeglm.runtimes.core.window import Window
+from edgeglm.runtimes.inputs.masks import Mask
 from edgeglm.runtimes.text.chat import Chat
 from edgeglm.runtimes.text.messages import Message
 
@@ -51,6 +52,7 @@ class Runner:
         max_ram: The budget in bytes. The decoder makes room for a later picture, and forgets its state.
         low_rss: Take packed weights from a file whose pages the kernel may drop, made on first use.
         keep: What to keep in the user's store for later runners, and to begin with; nothing if None.
+        masks: Regions of pictures that are blanked before they are compared and encoded.
         sessions: Opens modules, on the engines of this machine if nothing else is given.
 
     Attributes:
@@ -63,7 +65,7 @@ class Runner:
         BudgetError: The context is more than the bundle's, or than the budget has room for.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (what a user may decide)
         self,
         folder: Path,
         threads: int | None = None,
@@ -72,6 +74,7 @@ class Runner:
         max_ram: int | None = None,
         low_rss: bool = False,
         keep: Keep | None = None,
+        masks: Sequence[Mask] = (),
         sessions: Sessions = engines_here,
     ) -> None:
         self._costs = Costs()
@@ -89,10 +92,10 @@ class Runner:
             self.drafts: Drafts | None = Drafts()
             self.rows = EmbeddingRows(self.bundle)
             self.bundle.check("tokenizer")  # which is read by now
-        self._pictures = PictureEncoder(
-            self.bundle, self.window, self._costs, self.sessions, self.threads, self.max_ram
-        )
         self._prefixes = Prefixes(self.bundle, keep or Keep(0))
+        self._pictures = PictureEncoder(
+            self.bundle, self.window, self._costs, self.sessions, self.threads, self.max_ram, self._prefixes, masks
+        )
         self._state = DecoderState(self.bundle, self._costs, self._prefixes, self._load_decoder)
         self.resources.callback(self._state.release)
 
@@ -117,7 +120,10 @@ class Runner:
     ) -> Prompt:
         """Return the prompt that a conversation is; tools and variables are the chat template's. Raises as `answer`."""
         shapes = self.bundle.shapes
-        read = partial(read_prompt, self.chat, self.model, shapes=shapes, tools=tools, variables=variables)
+        read = partial(
+            read_prompt, self.chat, self.model, shapes=shapes, tools=tools, variables=variables,
+            digest=self._pictures.digest,
+        )  # fmt: skip
         return self._prefixes.marked(read(messages), messages, read, (tools, variables) if tools else None)
 
     def answer(
@@ -165,7 +171,7 @@ class Runner:
         """
         self._costs.begin()
         yield from self._complete(prompt, Wish(sampler, limit, ends, self.grammars.find(grammar)))
-        self._state.keep(prompt)
+        self._keep(prompt)
 
     def warm(self) -> None:
         """Prefill, or restore, the messages that prompts begin with, if there are any. Raises as `answer`."""
@@ -213,6 +219,11 @@ class Runner:
         self._generation = Generation(decoder, self.rows, lead, wish)
         return self._generate(self._generation, prompt.keys())
 
+    def _keep(self, prompt: Prompt) -> None:
+        """Keep in the store what later runners may begin with."""
+        self._state.keep(prompt)
+        self._pictures.keep()
+
     def _generate(self, generation: Generation, state: list[Key]) -> Generator[int]:
         """Yield tokens, and note in the end what the decoder's state holds: `state`, and what was yielded of them."""
         checked = 0
@@ -250,7 +261,7 @@ class Runner:
             stopped = False
         seconds = (self._costs.ms() - first) / 1e3
         assert self._state.session is not None
-        self._state.keep(prompt)
+        self._keep(prompt)
         return Answer(
             text=stream.text,
             action=parse_action(stream.text),

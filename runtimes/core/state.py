@@ -86,6 +86,8 @@ class DecoderState:
         if self.session and self.prefixes.unkept(prompt):
             with self.costs.phase("keep prefix"):
                 self.prefixes.keep(self.session, prompt)
+        else:
+            self.prefixes.use(prompt)  # in memory, which the store does not see
 
     def forget(self) -> None:
         """Forget the keys and values: the next prompt is prefilled from its beginning."""

@@ -44,6 +44,11 @@ class Window:
             raise BudgetError("context", why, f"ask for at most {left}" if left > 0 else "shorten the prompt")
         return capacity_for(prompt + answer, self.tokens)
 
+    @property
+    def spare(self) -> int | None:
+        """Bytes of the budget beyond the predicted peak of a whole window, if there is a budget."""
+        return None if self._max_ram is None else max(0, self._max_ram - self._peak(self.tokens))
+
     def check_pictures(self, count: int, nbytes: int) -> None:
         """Refuse more pictures in a prompt than the budget has room for; the prediction is of one.
 

@@ -43,7 +43,9 @@ def serve(arguments: Sequence[str] | None = None, bundle: Path | None = None) ->
     keys = read_keys(options.api_key_file) if options.api_key_file else ()
     max_ram = parse_size(options.max_ram) if options.max_ram else None
     keep, grammar = read_keep(options.prefix, options.keep), read_grammar(options.grammar)
-    make = partial(Runner, threads=options.threads, context=options.context, max_ram=max_ram, keep=keep)
+    make = partial(
+        Runner, threads=options.threads, context=options.context, max_ram=max_ram, keep=keep, masks=options.mask
+    )
 
     def open_runner(folder: Path) -> Runner:
         runner = make(folder)

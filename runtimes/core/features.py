@@ -1,0 +1,86 @@
+"""Remember the features of images: the last few in memory, and in the user's store where a runner keeps something."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeglm.manifest import Vision
+from edgeglm.runtimes.core.prefixes import Prefixes
+from edgeglm.runtimes.core.prompt import FeaturesKey, Picture
+
+LAST = 4  # images
+MAX_BYTES = 64 << 20  # in memory, of all of them
+
+
+class Features:
+    """The features that were computed lately, (tokens, hidden) of each image.
+
+    Args:
+        prefixes: Of the bundle in the store, beside which features are kept.
+        hidden: The width of a token.
+        room: Bytes that they may take in memory.
+    """
+
+    def __init__(self, prefixes: Prefixes, hidden: int, room: int | None = None) -> None:
+        self.prefixes, self.hidden = prefixes, hidden
+        self._room = MAX_BYTES if room is None else min(MAX_BYTES, room)
+        self._last = OrderedDict[FeaturesKey, NDArray[np.float32]]()
+        self._unkept = dict[FeaturesKey, NDArray[np.float32]]()
+
+    def find(self, picture: Picture) -> NDArray[np.float32] | None:
+        """Return the features of an image that was encoded before, by this runner or by one that kept them."""
+        features = self._last.get(picture.key)
+        if features is None and (features := self._restored(picture)) is None:
+            return None
+        self._remember(picture, features)
+        return features
+
+    def add(self, picture: Picture, features: NDArray[np.float32]) -> None:
+        """Remember what was computed, and have `keep` write it."""
+        self._remember(picture, features)
+        if self.prefixes.is_on:
+            self._unkept[picture.key] = features
+
+    def keep(self) -> None:
+        """Write to the store what is not in it."""
+        for key, features in self._unkept.items():
+            self.prefixes.blocks.keep(self._head(key), np.ascontiguousarray(features).reshape(-1).view(np.uint8).data)
+        self._unkept = {}
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether `keep` has nothing to write."""
+        return not self._unkept
+
+    def _remember(self, picture: Picture, features: NDArray[np.float32]) -> None:
+        self._last[picture.key] = features
+        self._last.move_to_end(picture.key)
+        while len(self._last) > LAST or sum(array.nbytes for array in self._last.values()) > self._room:
+            self._last.popitem(last=False)
+            if not self._last:
+                return
+
+    def _restored(self, picture: Picture) -> NDArray[np.float32] | None:
+        if not self.prefixes.is_on:
+            return None
+        head, tokens = self._head(picture.key), _tokens(picture.vision)
+        block = self.prefixes.blocks.find(head)
+        if block is None or len(block.file) - block.start != 4 * tokens * self.hidden:
+            return None
+        self.prefixes.blocks.use([head])
+        stored = np.frombuffer(block.file, np.float32, offset=block.start)
+        return stored.reshape(tokens, self.hidden).copy()
+
+    def _head(self, key: FeaturesKey) -> bytes:
+        digest, grid = key
+        rest = msgspec.json.encode({"features": digest.hex(), "grid": grid})
+        return self.prefixes.identity + b"\n" + rest
+
+
+def _tokens(vision: Vision) -> int:
+    rows, columns = vision.grid
+    return rows * columns // vision.merge_size**2
