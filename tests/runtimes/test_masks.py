@@ -15,6 +15,7 @@ pytest.importorskip("transformers")
 
 from edgeglm.cli.main import main
 from edgeglm.errors import UsageError
+from edgeglm.runtimes.core.features import LAST
 from edgeglm.runtimes.core.prefixes import Keep
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.inputs.image import MAX_PIXELS, open_picture, to_rgb
@@ -111,7 +112,7 @@ def test_features_are_there_again_after_a_restart_and_equal(
 
 
 def test_only_the_last_pictures_are_in_memory(exact: Path, tmp_path: Path) -> None:
-    screens = [at(str(number), tmp_path) for number in range(5)]
+    screens = [at(str(number), tmp_path) for number in range(LAST + 1)]
     with Runner(exact) as runner:
         encoded = [
             "encode image" in [phase.name for phase in runner.answer(asked, max_new_tokens=1).phases]
@@ -119,7 +120,7 @@ def test_only_the_last_pictures_are_in_memory(exact: Path, tmp_path: Path) -> No
                 [message("user", f"{number}", screen)] for number, screen in enumerate([*screens, *screens[::-1]])
             )
         ]
-    assert encoded == [True] * 5 + [False] * 4 + [True]
+    assert encoded == [True] * (LAST + 1) + [False] * LAST + [True]
 
 
 def test_validate_measures_with_masks(exact: Path, capsys: pytest.CaptureFixture[str]) -> None:
