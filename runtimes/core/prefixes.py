@@ -69,7 +69,7 @@ class Prefixes:
 
     @cached_property
     def identity(self) -> bytes:
-        """All that keys, values and features depend on beside tokens and pictures, as JSON."""
+        """The facts that keys, values and features depend on beside tokens and pictures, as JSON."""
         return describe(self.bundle)
 
     def marked(

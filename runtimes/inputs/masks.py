@@ -46,6 +46,11 @@ def parse_mask(text: str) -> Mask:
 def open_masked(source: Source, masks: Sequence[Mask], room: int | None = None) -> Image.Image:
     """Return an image whose masked regions are black.
 
+    Args:
+        source: As of `open_picture`.
+        masks: Regions of the image as it is given; none leave it as `open_picture` returns it.
+        room: Bytes that decoding may take, if that is limited.
+
     Raises:
         UsageError: A region is not within the image.
         EdgeglmError: As `open_picture`.
