@@ -20,6 +20,8 @@ from edgeglm.runtimes.engines.litert.file import DECODE, STATE, File
 from edgeglm.runtimes.engines.litert.file import version as library_version
 from edgeglm.runtimes.engines.litert.weights import litert_files
 
+# So many tokens, such as those that a grammar forces, take less one by one than a padded chunk does.
+SINGLE = 8
 ENCODE, PREFILL = "encode", "prefill_"
 # No machine was at hand that could show what LiteRT makes of it.
 NO_DISPATCH = "what is compiled for the NPU is for LiteRT in an application, and this runner does not load it"
@@ -99,7 +101,7 @@ class Decoder(LastLogitsOnly):
         self.reserve(self.length + count)
         done = 0
         while done < count:
-            fits = count - done > 1 and self.length + self.chunk <= self.capacity
+            fits = count - done > SINGLE and self.length + self.chunk <= self.capacity
             take = min(count - done, self.chunk) if fits else 1
             logits = self._run(hidden[:, done : done + take], position_ids[:, :, done : done + take], padded=fits)
             self.length += take
