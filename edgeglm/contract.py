@@ -23,6 +23,9 @@ SCALE = 4
 PAGE, LINE = 4096, 64
 RGB = 3
 
+# How the names of keys and values begin: all of them head by head, a buffer token by token, and its new rows.
+STATES = {"state": ("past_", "present_", "key_", "value_"), "cache": ("cache_",), "new": ("new_",)}
+
 Fault = tuple[str, str]  # the dotted key, and what is wrong with it
 Shape = tuple[int | None, ...]  # None where any size may stand
 
@@ -163,12 +166,14 @@ def _size_faults(sizes: Mapping[str, int], tensors: Sequence[Tensor]) -> Iterato
 def _expected(model: Model, tensor: Tensor) -> Shape | None:
     """Return the shape of a tensor, by its name; None of one that may have any."""
     kind, _, _ = tensor.name.partition(".")
-    kind = "state" if kind.startswith(("past_", "present_", "key_", "value_")) else kind
+    kind = next((of for of, names in STATES.items() if kind.startswith(names)), kind)
     shapes: dict[str, Shape] = {
         "hidden": (None,) * (len(tensor.shape) - 1) + (model.hidden_size,),
         "logits": (1, None, model.vocabulary),
         "position_ids": (3 if model.rope.mrope_sections else 1, 1, None),
         "state": (1, model.kv_heads, None, model.head_dim),
+        "cache": (None, model.kv_heads, model.head_dim),
+        "new": (1, None, model.kv_heads * model.head_dim),
     }
     return shapes.get(kind)
 

@@ -12,10 +12,11 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgeglm.engines import DIALECTS, Dialect
 from edgeglm.errors import DamagedFileError
+from edgeglm.export.graph.cache_order import check_cache_order
 from edgeglm.export.graph.passes.fuse_linears import FuseLinears
 from edgeglm.export.graph.passes.fuse_skip_norm import FuseSkipNorm
+from edgeglm.export.graph.passes.join_split import JoinSplit
 from edgeglm.export.graph.passes.merge_reshapes import MergeReshapes
-from edgeglm.export.graph.passes.pack_attention import PackAttention
 from edgeglm.export.graph.passes.quick_gelu import QuickGelu
 from edgeglm.export.graph.stamp import Names, stamp, stamp_one
 from edgeglm.export.model import Rows, Stored
@@ -24,7 +25,7 @@ from edgeglm.export.trace.tracer import Traced
 from edgeglm.roles import ModuleName
 
 # Each once on the one block, before it is stamped.
-BLOCK_PASSES = (MergeReshapes(), FuseLinears(), PackAttention(), QuickGelu())
+BLOCK_PASSES = (MergeReshapes(), FuseLinears(), JoinSplit(), QuickGelu())
 # Across blocks, on the whole module.
 MODULE_PASSES = (FuseSkipNorm(),)
 
@@ -65,6 +66,7 @@ def build(stack: Stack, dialect: Dialect) -> ir.Model:
     _fuse_block(stack.traces, dialect)
     model = stamp(stack.traces, stack.layers, stack.names, stack.rename)
     _fuse_module(model, dialect)
+    check_cache_order(model)
     return model
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from edgeglm.export.trace.trace_request import Traces
 
 # What a block's graph calls the state of its own layer: these become one input or output a layer.
-STATE = ("past_", "present_")
+STATE = ("past_", "present_", "cache_", "new_")
 Renames = Mapping[str, str] | None
 # A front or block names an output so where an input has its name already.
 OUT = "_out"

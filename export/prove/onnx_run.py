@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgeglm.runtimes.engines.ort.engine import Decoder
 from edgeglm.runtimes.engines.ort.options import WEIGHTS_FOLDER, session_options
 
 Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, Any]]
@@ -27,6 +29,15 @@ def opened(path: Path, graph: bytes | None = None) -> Run:
     session = _session(graph or path, options)
     names = [value.name for value in session.get_outputs()]
     return lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
+def decode_file(path: Path, prompts: Iterable[Mapping[str, NDArray[Any]]]) -> Iterator[NDArray[Any]]:
+    """Yield the logits (1, 1, vocabulary) behind each prompt, in the session that a device has for the decoder."""
+    decoder = Decoder(path, len(os.sched_getaffinity(0)), 1)
+    for values in prompts:
+        decoder.truncate(0)
+        yield decoder.step(values["hidden"], values["position_ids"])[None]
+    decoder.close()
 
 
 def check_loads(path: Path) -> None:

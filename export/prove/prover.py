@@ -18,7 +18,7 @@ from edgeglm.export.model import Part
 from edgeglm.export.prepare.module import is_position, serialize
 from edgeglm.export.prepare.types import Prepared, PreparedModule
 from edgeglm.export.prove.fp16_arithmetic import HalfGraph
-from edgeglm.export.prove.onnx_run import check_loads, run_file
+from edgeglm.export.prove.onnx_run import check_loads, decode_file, run_file
 from edgeglm.export.prove.overflow import Magnitudes, probe_graph
 from edgeglm.export.prove.probes import (
     ENCODER_INPUTS,
@@ -195,11 +195,13 @@ class StackProof:
     def _run(self, path: Path) -> None:
         """Run the emitted file on the probes, or only load it."""
         assert self.module.graph is not None
-        if self.engine:
+        if not self.engine:
+            check_loads(path)
+        elif self.module.choice.is_decoder and self.module.choice.kind.contrib:
+            self.got = [{"logits": logits} for logits in decode_file(path, self.inputs)]
+        else:
             graph_inputs = self.module.graph.graph.inputs
             self.got = [run_file(path, feeds(graph_inputs, values)) for values in self.inputs]
-        else:
-            check_loads(path)
 
     def _check_finite(self, result: str, judged: Iterable[int]) -> None:
         name = self.module.choice.name

@@ -16,15 +16,12 @@ HIDDEN = -1e4
 
 
 def decoder_inputs(hidden: NDArray[np.float32], position_ids: NDArray[np.int64]) -> Values:
-    """Return everything that a decoder of either dialect may take, for one prompt of embeddings (1, length, hidden)."""
+    """Return all that a decoder of the portable dialect takes, for one prompt of embeddings (1, length, hidden)."""
     length = hidden.shape[1]
     return {
         "hidden": hidden,
         "position_ids": position_ids,
         "mask": np.triu(np.full((1, 1, length, length), HIDDEN, np.float32), 1),
-        "seqlens_k": np.array([length - 1], np.int32),
-        "total_length": np.array([length], np.int32),
-        "logits_to_keep": np.array([1], np.int64),
     }
 
 
@@ -39,9 +36,7 @@ def _feed(value: ir.Value, values: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
     if name in values:
         return values[name].astype(dtype, copy=False)
     assert value.shape is not None
-    # A shared buffer holds all tokens from the start; a concatenated state begins with none.
-    length = values["hidden"].shape[1] if "capacity" in map(str, value.shape) else 0
-    return np.zeros([size if isinstance(size, int) else length for size in value.shape], dtype)
+    return np.zeros([size if isinstance(size, int) else 0 for size in value.shape], dtype)
 
 
 def passed_on(outputs: Mapping[str, NDArray[Any]]) -> Values:

@@ -40,24 +40,6 @@ class DecoderFront(nn.Module):
         return half.to(self.dtype)
 
 
-class DecoderTable(nn.Module):
-    """Cosines and sines of every position up to the context: (context, rotary / 2), constants of the graph."""
-
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, rotary: nn.Module, decoder: Decoder, context: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        cos, sin = rotary(torch.zeros(1), torch.arange(context)[None])
-        half = decoder.rotary_dim // 2
-        self.register_buffer("cos", cos[0, :, :half].to(dtype).contiguous())
-        self.register_buffer("sin", sin[0, :, :half].to(dtype).contiguous())
-
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """Return the two tables."""
-        return self.cos, self.sin
-
-
 class DecoderBlock(nn.Module):
     """A decoder block with its key/value state as inputs and outputs."""
 
@@ -66,21 +48,14 @@ class DecoderBlock(nn.Module):
         self.layer, self.hook = layer, hook
 
     def forward(
-        self,
-        hidden: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        past_key: Tensor,
-        past_value: Tensor,
-        mask_or_lengths: Tensor,
-        total: Tensor | None = None,
+        self, hidden: Tensor, cos: Tensor, sin: Tensor, key: Tensor, value: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (1, length, hidden) and the present keys and values."""
-        state = (past_key, past_value, mask_or_lengths) + (() if total is None else (total,))
-        with self.hook(cos, sin, *state) as step:
+        """Return (1, length, hidden) and keys and values, the new ones or all, as the dialect has them."""
+        with self.hook(cos, sin, key, value, mask) as step:
             output = self.layer(hidden, position_embeddings=(cos, sin), attention_mask=None)
         assert step.present is not None
-        return output, *step.present
+        key, value = step.present
+        return output, key, value
 
 
 class DecoderBack(nn.Module):
@@ -104,21 +79,16 @@ def _last(hidden: Tensor, count: Tensor) -> Tensor:
     return torch.onnx.ops.symbolic("Slice", (hidden, -count, end, axis), dtype=hidden.dtype, shape=shape)
 
 
-def front_part(rotary: Any, decoder: Decoder, context: int, dtype: torch.dtype, *, inside: bool) -> Part:
-    """Return what gives the angles; `inside` is whether attention itself rotates, by a table of all positions."""
+def front_part(rotary: Any, decoder: Decoder, dtype: torch.dtype) -> Part:
+    """Return what gives the angles of the step's positions."""
     # A type whose angles depend on the prompt's length is only exported up to where they do not.
     rotary.rope_type = "default"
-    outputs = ("rotary_cos", "rotary_sin")
-    if inside:
-        return Part(DecoderTable(rotary, decoder, context, dtype), {}, outputs, {})
     positions = torch.arange(LENGTH).expand(3 if decoder.mrope_section else 1, 1, -1)
     front = DecoderFront(rotary, bool(decoder.mrope_section), dtype)
-    return Part(front, {"position_ids": positions}, outputs, {"position_ids": {2: "sequence"}})
+    return Part(front, {"position_ids": positions}, ("rotary_cos", "rotary_sin"), {"position_ids": {2: "sequence"}})
 
 
-def block_part(
-    layer: nn.Module, hook: Hook, decoder: Decoder, dtype: torch.dtype, *, table: int | None, fused: bool
-) -> Part:
+def block_part(layer: nn.Module, hook: Hook, decoder: Decoder, dtype: torch.dtype, *, cached: bool) -> Part:
     """Return a block.
 
     Args:
@@ -126,28 +96,26 @@ def block_part(
         hook: Of the dialect.
         decoder: Its description.
         dtype: Of its activations.
-        table: The positions of the table by which attention itself rotates, if it does.
-        fused: Whether attention is one operator on a buffer of keys and values, else a mask hides tokens.
+        cached: Whether new keys and values are written behind the past ones by the engine, in a buffer that the runner
+            has; else all of them are concatenated.
     """
-    angles = (1, LENGTH) if table is None else (table,)
-    state = (1, decoder.kv_heads, PAST, decoder.head_dim)
+    half = torch.zeros(1, LENGTH, decoder.rotary_dim // 2, dtype=dtype)
     inputs = {
         "hidden": torch.zeros(1, LENGTH, decoder.hidden, dtype=dtype),
-        "rotary_cos": torch.zeros(*angles, decoder.rotary_dim // 2, dtype=dtype),
-        "rotary_sin": torch.zeros(*angles, decoder.rotary_dim // 2, dtype=dtype),
-        "past_key": torch.zeros(state, dtype=dtype),
-        "past_value": torch.zeros(state, dtype=dtype),
+        "rotary_cos": half,
+        "rotary_sin": half.clone(),
     }
-    buffer = "capacity" if fused else "past"
-    axes = {"hidden": {1: "sequence"}, "past_key": {2: buffer}, "past_value": {2: buffer}}
-    if table is None:
-        axes |= {"rotary_cos": {1: "sequence"}, "rotary_sin": {1: "sequence"}}
-    if fused:
-        one = torch.zeros(1, dtype=torch.int32)
-        inputs |= {"seqlens_k": one, "total_length": one.clone()}
-    else:
-        inputs["mask"] = torch.zeros(1, 1, LENGTH, PAST + LENGTH, dtype=dtype)
-        axes["mask"] = {2: "sequence", 3: "total"}
+    axes = {name: {1: "sequence"} for name in inputs}
+    if cached:
+        cache = torch.zeros(PAST + LENGTH, decoder.kv_heads, decoder.head_dim, dtype=dtype)
+        inputs |= {"cache_key": cache, "cache_value": cache.clone()}
+        inputs["mask"] = torch.zeros(1, LENGTH, PAST + LENGTH, dtype=dtype)
+        axes |= {"cache_key": {0: "filled"}, "cache_value": {0: "filled"}, "mask": {1: "sequence", 2: "filled"}}
+        return Part(DecoderBlock(layer, hook), inputs, ("hidden", "new_key", "new_value"), axes)
+    past = torch.zeros(1, decoder.kv_heads, PAST, decoder.head_dim, dtype=dtype)
+    inputs |= {"past_key": past, "past_value": past.clone()}
+    inputs["mask"] = torch.zeros(1, 1, LENGTH, PAST + LENGTH, dtype=dtype)
+    axes |= {"past_key": {2: "past"}, "past_value": {2: "past"}, "mask": {2: "sequence", 3: "total"}}
     return Part(DecoderBlock(layer, hook), inputs, ("hidden", "present_key", "present_value"), axes)
 
 

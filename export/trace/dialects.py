@@ -1,12 +1,12 @@
 """Dialects of attention and rotary positions for the engines: hooks on transformers' own blocks.
 
-``ort``: ONNX Runtime's fused GroupQueryAttention on one shared key/value buffer, rotary inside it where a token has
-one position. ``portable``: opset 20, decomposed, keys and values concatenated, fp32 softmax.
+``ort``: ONNX Runtime's products of the queries with a buffer of keys and values, token by token in it, which is never
+copied. ``portable``: opset 20, decomposed, keys and values concatenated, fp32 softmax.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -41,7 +41,7 @@ class Step:
 
     def __init__(self, cos: Tensor, sin: Tensor, *state: Tensor) -> None:
         self.cos, self.sin, self.state = cos, sin, state
-        self.present: tuple[Tensor, Tensor] | None = None
+        self.present: Sequence[Tensor] | None = None
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -50,52 +50,56 @@ def _flat(x: Tensor) -> Tensor:
 
 
 class OrtAttention:
-    """GroupQueryAttention over (past_key, past_value, seqlens_k, total_length); MultiHeadAttention without a state."""
+    """Plain operators over (cache_key, cache_value, mask) that copy no key; MultiHeadAttention without a state.
 
-    def __init__(self, step: Step, rotary_inside: bool, style: RotaryStyle) -> None:
-        self.step, self.rotary_inside, self.is_interleaved = step, rotary_inside, ROTARY_STYLES[style].is_interleaved
+    The query heads that share a key head are the rows of one product with all keys. A cache holds the tokens of the
+    step as its last ones: they are written into it by the runner's binding of the outputs (`docs/decisions/0018`).
+    """
+
+    def __init__(self, step: Step, style: RotaryStyle) -> None:
+        self.step, self.is_interleaved = step, ROTARY_STYLES[style].is_interleaved
 
     def rotate(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-        """Return queries and keys flattened, and rotated unless attention does it."""
-        if self.rotary_inside:
-            return _flat(q), _flat(k)
-        return self._rotated(q), self._rotated(k)
-
-    def _rotated(self, x: Tensor) -> Tensor:
-        step = self.step
-        return torch.onnx.ops.rotary_embedding(
-            _flat(x),
-            step.cos,
-            step.sin,
-            interleaved=self.is_interleaved,
-            num_heads=x.shape[1],
-            rotary_embedding_dim=2 * step.cos.shape[-1],
-        )
+        """Return queries and keys flattened; `attend` rotates both at once."""
+        return _flat(q), _flat(k)
 
     def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, *_: object, **settings: Any) -> tuple[Tensor, None]:
         """Return the attention of flat queries and keys, and of values (batch, heads, length, head)."""
         scale = settings["scaling"]
         if not self.step.state:
             return self._without_state(q, k, v, scale), None
-        past_key, past_value, lengths, total = self.step.state
-        heads, kv_heads = q.shape[-1] // v.shape[-1], v.shape[1]
-        rotary = (self.step.cos, self.step.sin) if self.rotary_inside else ()
-        output, key, value = torch.onnx.ops.symbolic_multi_out(
-            "com.microsoft::GroupQueryAttention",
-            (q, k, _flat(v), past_key, past_value, lengths, total, *rotary),
-            attrs={
-                "num_heads": heads,
-                "kv_num_heads": kv_heads,
-                "scale": scale,
-                "do_rotary": int(self.rotary_inside),
-                "rotary_interleaved": int(self.rotary_inside and self.is_interleaved),
-            },
-            dtypes=(q.dtype, past_key.dtype, past_value.dtype),
-            shapes=(tuple(q.shape), tuple(past_key.shape), tuple(past_value.shape)),
-            version=1,
+        cache_key, cache_value, mask = self.step.state
+        kv_heads, width = cache_key.shape[1:]
+        q, *self.step.present = self._written(q, k, _flat(v), width)
+        heads, length, filled = q.shape[-1] // width, q.shape[1], mask.shape[-1]
+        rows = heads // kv_heads * length
+        by_head = _reshaped(q, (-1, heads, width), (length, heads, width)).transpose(0, 1)
+        folded = _reshaped(by_head, (kv_heads, -1, width), (kv_heads, rows, width))
+        scores = _product(folded, cache_key, (kv_heads, rows, filled), transB=1, alpha=scale)
+        masked = _reshaped(scores, (heads, -1, 0), (heads, length, filled)) + mask
+        weights = _reshaped(torch.softmax(masked, -1), (kv_heads, -1, 0), tuple(scores.shape))
+        mixed = _product(weights, cache_value, tuple(folded.shape))
+        by_head = _reshaped(mixed, (heads, -1, width), (heads, length, width)).transpose(0, 1)
+        return _reshaped(by_head, (1, -1, heads * width), tuple(q.shape)), None
+
+    def _written(self, q: Tensor, k: Tensor, v: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rotated queries and keys, and values.
+
+        New keys and values go to the cache. They leave operators before or at the one that gives the queries, so that
+        all of them are there when the queries meet the cache.
+        """
+        sizes = [x.shape[-1] for x in (q, k, v)]
+        turned, v = torch.cat([q, k, v], -1).split([sizes[0] + sizes[1], sizes[2]], -1)
+        turned = torch.onnx.ops.rotary_embedding(
+            turned,
+            self.step.cos,
+            self.step.sin,
+            interleaved=self.is_interleaved,
+            num_heads=turned.shape[-1] // width,
+            rotary_embedding_dim=2 * self.step.cos.shape[-1],
         )
-        self.step.present = (key, value)
-        return output, None
+        q, k = turned.split(sizes[:2], -1)
+        return q, k, v
 
     def _without_state(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         flat = [_flat(x) for x in (q, k, v)]
@@ -107,6 +111,23 @@ class OrtAttention:
             shape=tuple(flat[0].shape),
             version=1,
         )
+
+
+def _reshaped(x: Tensor, target: tuple[int, ...], shape: tuple[Any, ...]) -> Tensor:
+    """Return x by one Reshape to a constant target, whatever its sizes: -1 is what is left, 0 the size that it has."""
+    return torch.onnx.ops.symbolic("Reshape", (x, torch.tensor(target)), dtype=x.dtype, shape=shape)
+
+
+def _product(x: Tensor, cache: Tensor, shape: tuple[Any, ...], **attributes: float) -> Tensor:
+    """Return the product of (heads, rows, n) with a cache (tokens, heads, head), which is read where it lies."""
+    return torch.onnx.ops.symbolic(
+        "com.microsoft::FusedMatMul",
+        (x, cache),
+        attrs={"transBatchB": 1, **attributes},
+        dtype=x.dtype,
+        shape=shape,
+        version=1,
+    )
 
 
 class PortableAttention:

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnxruntime import OrtValue
 
 from edgeglm.errors import UnsupportedError
 from edgeglm.export.model import rotary_order
@@ -51,12 +52,29 @@ class Executable:
         with self._explained():
             self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
-    def run(self, values: Arrays) -> dict[str, NDArray[Any]]:
-        """Return the outputs by name; `values` may hold more than the graph takes. Raises UnsupportedError."""
-        feeds = {name: values[name] for name in self.inputs}
+    def run(self, values: Arrays, places: Arrays | None = None) -> dict[str, NDArray[Any]]:
+        """Return the outputs by name.
+
+        Args:
+            values: What it takes, and more.
+            places: Where outputs are to be written, by their names: arrays that may be parts of its inputs.
+
+        Raises:
+            UnsupportedError: It does not run.
+        """
         with self._explained():
-            outputs = self._session.run(None, feeds)
-        return dict(zip(self.outputs, outputs, strict=True))
+            binding = self._session.io_binding()
+            inputs = {name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(values[name])) for name in self.inputs}
+            outputs = {name: OrtValue.ortvalue_from_numpy(place) for name, place in (places or {}).items()}
+            for name, value in inputs.items():
+                binding.bind_ortvalue_input(name, value)
+            for name in self.outputs:
+                if name in outputs:
+                    binding.bind_ortvalue_output(name, outputs[name])
+                else:
+                    binding.bind_output(name)
+            self._session.run_with_iobinding(binding)
+            return dict(zip(self.outputs, binding.copy_outputs_to_cpu(), strict=True))
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

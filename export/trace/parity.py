@@ -79,16 +79,44 @@ def _decoder(decoder: Decoder, files: Mapping[str, bytes], answers: Answers) -> 
 def _conversation(decoder: Decoder, front: Executable, block: Executable, answers: Answers) -> Pairs:
     """Compare the block step by step, each with the keys and values that the one before it left."""
     hidden = {step: answers[f"{step}.hidden"] for step in _steps(answers)}
-    is_shared = "seqlens_k" in block.inputs  # one buffer, which holds all tokens from the start
-    room = sum(tokens.shape[1] for tokens in hidden.values()) if is_shared else 0
-    key = value = np.zeros((1, decoder.kv_heads, room, decoder.head_dim), np.float32)
-    done = 0
+    state = (_Cache if "cache_key" in block.inputs else _Past)(block, decoder, sum(map(_count, hidden.values())))
     for step, tokens in hidden.items():
         angles = front.run({"position_ids": answers[f"{step}.positions"]})
-        state = {"past_key": key, "past_value": value, **_lengths(done, tokens.shape[1])}
-        outputs = block.run({"hidden": tokens, **angles, **state})
-        key, value, done = outputs["present_key"], outputs["present_value"], done + tokens.shape[1]
-        yield "decoder block", outputs["hidden_out"], answers[f"{step}.block"]
+        yield "decoder block", state.step({"hidden": tokens, **angles}, _count(tokens)), answers[f"{step}.block"]
+
+
+class _Past:
+    """Keys and values of a block that joins them with its own."""
+
+    def __init__(self, block: Executable, decoder: Decoder, room: int) -> None:
+        self.block, self.done = block, 0
+        self.key = self.value = np.zeros((1, decoder.kv_heads, 0, decoder.head_dim), np.float32)
+
+    def step(self, values: Mapping[str, Array], count: int) -> Array:
+        """Return what comes out of the block."""
+        state = {"past_key": self.key, "past_value": self.value, "mask": _mask(self.done, count)[None]}
+        outputs = self.block.run({**values, **state})
+        self.key, self.value, self.done = outputs["present_key"], outputs["present_value"], self.done + count
+        return outputs["hidden_out"]
+
+
+class _Cache:
+    """Keys and values of a block that writes its own behind the others, where it reads them."""
+
+    def __init__(self, block: Executable, decoder: Decoder, room: int) -> None:
+        self.block, self.done = block, 0
+        sizes = (room, decoder.kv_heads, decoder.head_dim)
+        # What is not written yet must not be read.
+        self.key, self.value = (np.full(sizes, np.nan, np.float32) for _ in range(2))
+
+    def step(self, values: Mapping[str, Array], count: int) -> Array:
+        """Return what comes out of the block."""
+        stop = self.done + count
+        state = {"cache_key": self.key[:stop], "cache_value": self.value[:stop], "mask": _mask(self.done, count)}
+        new = {"new_key": self.key[self.done : stop], "new_value": self.value[self.done : stop]}
+        outputs = self.block.run({**values, **state}, {name: rows.reshape(1, count, -1) for name, rows in new.items()})
+        self.done = stop
+        return outputs["hidden_out"]
 
 
 def _encoder(name: ModuleName, encoder: Encoder, files: Mapping[str, bytes], answers: Answers) -> Pairs:
@@ -119,10 +147,7 @@ def _steps(answers: Answers) -> list[str]:
 def _rotate(front: Executable, positions: Array) -> tuple[Array, Array]:
     """Return cosines and sines (1, count, half) of positions (axes, 1, count)."""
     outputs = front.run({"position_ids": positions})
-    cos, sin = outputs["rotary_cos"], outputs["rotary_sin"]
-    if "position_ids" in front.inputs:
-        return cos, sin
-    return cos[positions[0]], sin[positions[0]]  # tables of all positions
+    return outputs["rotary_cos"], outputs["rotary_sin"]
 
 
 def _angles(cos: Array, sin: Array) -> Array:
@@ -130,11 +155,10 @@ def _angles(cos: Array, sin: Array) -> Array:
     return np.concatenate([np.sort(cos, -1), np.sort(sin, -1)], -1)
 
 
-def _lengths(done: int, length: int) -> dict[str, Array]:
-    """Say how many tokens there are, as each dialect asks for it."""
-    total = done + length
-    return {
-        "mask": np.triu(np.full((1, 1, length, total), HIDDEN, np.float32), done + 1),
-        "seqlens_k": np.array([total - 1], np.int32),
-        "total_length": np.array([total], np.int32),
-    }
+def _count(tokens: Array) -> int:
+    return int(tokens.shape[1])
+
+
+def _mask(done: int, count: int) -> Array:
+    """Return what hides later tokens from `count` of them behind `done`: (1, count, done + count)."""
+    return np.triu(np.full((1, count, done + count), HIDDEN, np.float32), done + 1)

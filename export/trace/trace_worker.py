@@ -67,31 +67,24 @@ class Tracer:
 
     def answers(self) -> bytes:
         """Return what transformers makes of random inputs, for the proof of the traces."""
-        return unhooked(self.request.config).answers(self.model, self.request.context, counted=self._rotary_inside)
-
-    @property
-    def _rotary_inside(self) -> bool:
-        # GroupQueryAttention counts positions itself, and takes tables whose width is a multiple of 8 alone.
-        decoder = self.model.decoder
-        return self.kind.contrib and not decoder.mrope_section and decoder.rotary_dim % 16 == 0
+        return unhooked(self.request.config).answers(self.model, self.request.context)
 
     def _decoder(self) -> list[onnx_ir.Model]:
-        decoder, context, dtype, inside = self.model.decoder, self.request.context, self.dtype, self._rotary_inside
+        decoder, dtype, cached = self.model.decoder, self.dtype, self.kind.contrib
         rotary = getattr(self.modeling, self.family.decoder.rotary)(config=self.text)
-        front = self._export(front_part(rotary, decoder, context, dtype, inside=inside))
+        front = self._export(front_part(rotary, decoder, dtype))
         self.text._attn_implementation = ATTENTION
         layer = self._layer()
         insert_placeholders(layer)
         if self.kind.is_plain and ROTARY_STYLES[decoder.style].is_interleaved:
             self._split_rotary(layer)
         hook = partial(hooked, self.modeling, self._attention)
-        table, fused = context if inside else None, self.kind.contrib
-        block = self._export(block_part(layer, hook, decoder, dtype, table=table, fused=fused))
+        block = self._export(block_part(layer, hook, decoder, dtype, cached=cached))
         with torch.device("meta"):
             head = nn.Linear(decoder.hidden, decoder.vocabulary, bias=False)
         back = DecoderBack(self._layer().input_layernorm, head)  # type: ignore[arg-type]
         insert_placeholders(back)
-        return [front, block, self._export(back_part(back, decoder, dtype, asked=fused))]
+        return [front, block, self._export(back_part(back, decoder, dtype, asked=cached))]
 
     def _layer(self) -> nn.Module:
         with torch.device("meta"):
@@ -106,7 +99,7 @@ class Tracer:
 
     def _attention(self, step: Step) -> Attention:
         if self.kind.contrib:
-            return OrtAttention(step, self._rotary_inside, self.model.decoder.style)
+            return OrtAttention(step, self.model.decoder.style)
         return PortableAttention(step)
 
     def _encoder(self, name: ModuleName) -> list[onnx_ir.Model]:

@@ -96,15 +96,14 @@ class Unhooked:
                 value = torch.from_numpy(values(f"{name}.{key}", parameter.shape))
                 setattr(module, key, nn.Parameter(value, requires_grad=False))
 
-    def answers(self, model: Model, context: int, *, counted: bool) -> bytes:
+    def answers(self, model: Model, context: int) -> bytes:
         """Return what a trace is to be fed and what it must give, as arrays of an .npz file.
 
         Args:
             model: What the trace is of.
             context: The largest number of positions.
-            counted: Whether the decoder's positions can only be the number of the token.
         """
-        found = self._decoder(model.decoder, context, counted=counted)
+        found = self._decoder(model.decoder, context)
         towers = {encoder.name: encoder.tower for encoder in self.family.encoders}
         for name, encoder in model.encoders.items():
             tower: Tower = importlib.import_module(towers[name])
@@ -116,7 +115,7 @@ class Unhooked:
         np.savez(file, **arrays)
         return file.getvalue()
 
-    def _decoder(self, decoder: Decoder, context: int, *, counted: bool) -> Answers:
+    def _decoder(self, decoder: Decoder, context: int) -> Answers:
         """Positions from the first to the last with their angles, and the steps of one conversation."""
         axes = 3 if decoder.mrope_section else 1
         positions = torch.linspace(0, context - 1, min(POSITIONS, context)).long().expand(axes, 1, -1)
@@ -125,7 +124,7 @@ class Unhooked:
         found = {"decoder.positions": positions, "decoder.cos": call.cos, "decoder.sin": call.sin}
         state = transformers.DynamicCache()
         for number, tokens in enumerate(_steps(context)):
-            positions = self._positions(axes, context, tokens, counted=counted)
+            positions = self._positions(axes, context, tokens)
             hidden = self._hidden(len(tokens), decoder.hidden)
             call, logits = self._decode(hidden, positions, state)
             step = {"positions": positions, "hidden": hidden, "block": call.output}
@@ -138,11 +137,11 @@ class Unhooked:
         sizes = 10.0 ** -(torch.arange(length) % 4).float()
         return torch.randn(1, length, width, generator=self.generator) * sizes[:, None]
 
-    def _positions(self, axes: int, context: int, tokens: range, *, counted: bool) -> Tensor:
+    def _positions(self, axes: int, context: int, tokens: range) -> Tensor:
         """(axes, 1, length), far from the start; with several axes, such as a picture's, in any order."""
         if axes > 1:
             return torch.randint(context, (axes, 1, len(tokens)), generator=self.generator)
-        start = 0 if counted else max(0, context - sum(LENGTHS))
+        start = max(0, context - sum(LENGTHS))
         return torch.arange(start + tokens.start, start + tokens.stop).expand(1, 1, -1)
 
     @torch.no_grad()

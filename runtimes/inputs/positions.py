@@ -37,9 +37,11 @@ def prompt_positions(image_tokens: Sequence[bool], grids: Sequence[Grid] | None)
 def causal_mask(count: int, total: int) -> NDArray[np.float32]:
     """Return what is added to the scores of the last `count` of `total` tokens, so that none sees a later one.
 
-    (1, 1, count, total), as the portable dialect takes it; -1e4 hides a token, and fits into fp16.
+    (1, 1, count, total), as decoders take it, most of them; -1e4 hides a token, and fits into fp16.
     """
-    return np.triu(np.full((1, 1, count, total), -1e4, np.float32), total - count + 1)
+    mask = np.zeros((1, 1, count, total), np.float32)
+    mask[..., total - count :] = np.triu(np.full((count, count), -1e4, np.float32), 1)
+    return mask
 
 
 def picture_spans(image_tokens: Sequence[bool]) -> list[tuple[int, int]]:

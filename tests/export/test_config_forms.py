@@ -38,7 +38,8 @@ from edgeglm.export.prepare.types import Request
 from edgeglm.export.targets.litert.peak import export_peak
 from edgeglm.export.trace.trace_request import TraceRequest
 from edgeglm.export.trace.tracer import trace
-from tests.export.test_parity import load
+from edgeglm.runtimes.engines.ort.options import open_session
+from tests.export.test_parity import write
 from tests.export.tiny import SHAPES, save
 
 CONTEXT, LENGTH = 1024, 600  # beyond the 512 positions that the models were trained for
@@ -137,7 +138,7 @@ def test_the_graphs_compute_it_as_transformers(made: dict[str, tuple[Path, PreTr
     tokens = torch.from_numpy(np.random.default_rng(4).integers(0, 250, (1, LENGTH)))
     for (name, checkpoint), traced in zip(opened.items(), trace(requests), strict=True):
         stack, model = stack_of("decoder", traced), made[name][1]
-        session = load(build(stack, "portable"), "portable", checkpoint, tmp_path / f"{name}.onnx")
+        session = open_session(write(build(stack, "portable"), "portable", checkpoint, tmp_path / f"{name}.onnx"), 1)
         axes = 3 if traced.model.decoder.mrope_section else 1
         inputs = {value.name: value.shape for value in session.get_inputs()}
         with torch.inference_mode():

@@ -27,6 +27,8 @@ from edgeglm.export.model import Model
 from edgeglm.export.quantize.schemes import Fp32
 from edgeglm.export.trace.trace_request import TraceRequest
 from edgeglm.export.trace.tracer import trace
+from edgeglm.runtimes.core.session import MAX_LAST
+from edgeglm.runtimes.engines.ort.engine import Decoder
 from edgeglm.runtimes.engines.ort.options import open_session
 from tests.export.emitting import emit
 from tests.export.tiny import SHAPES, Shape, config_of, save
@@ -43,17 +45,17 @@ class Exported:
     dialect: Dialect
     reference: PreTrainedModel
     model: Model
-    decoder: onnxruntime.InferenceSession
+    decoder: Path
     vision: onnxruntime.InferenceSession | None
 
 
-def load(model: ir.Model, dialect: Dialect, checkpoint: Checkpoint, path: Path) -> onnxruntime.InferenceSession:
+def write(model: ir.Model, dialect: Dialect, checkpoint: Checkpoint, path: Path) -> Path:
     _, file = emit(model, dialect, Fp32(), checkpoint, f"{path.stem}.bin")
     path.with_suffix(".bin").write_bytes(file.data.tobytes())
     ir.save(model, path)
     if dialect == "portable":
         onnx.checker.check_model(str(path), full_check=True)
-    return open_session(path, 1)
+    return path
 
 
 @pytest.fixture(scope="module", params=[(name, dialect) for name in SHAPES for dialect in ("ort", "portable")], ids=str)
@@ -64,11 +66,11 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     grid = shape.grid if shape.family == "glm4v" else None
     traced = trace([TraceRequest(config_of(folder), dialect, CONTEXT, grid)])[0]
     checkpoint = Checkpoint.open(folder)
-    decoder = load(build(stack_of("decoder", traced), dialect), dialect, checkpoint, folder / "d.onnx")
+    decoder = write(build(stack_of("decoder", traced), dialect), dialect, checkpoint, folder / "d.onnx")
     vision = None
     if traced.model.vision:
         graph = build(stack_of("vision", traced), dialect)
-        vision = load(graph, dialect, checkpoint, folder / "v.onnx")
+        vision = open_session(write(graph, dialect, checkpoint, folder / "v.onnx"), 1)
     return Exported(shape, dialect, reference, traced.model, decoder, vision)
 
 
@@ -86,53 +88,22 @@ def positions(exported: Exported, start: int, length: int) -> Tensor:
     return stacked[:, None]
 
 
-class Decoder:
-    """Feeds the emitted decoder, whichever dialect keeps the state."""
-
-    def __init__(self, exported: Exported) -> None:
-        self.session, self.fused = exported.decoder, exported.dialect == "ort"
-        self.inputs = [value.name for value in self.session.get_inputs()]
-        decoder = exported.model.decoder
-        shape = (1, decoder.kv_heads, CONTEXT if self.fused else 0, decoder.head_dim)
-        self.state = {name: np.zeros(shape, np.float32) for name in self.inputs if name.startswith("past_")}
-        self.done = 0
-
-    def step(self, hidden: Tensor, position_ids: Tensor, last: int) -> NDArray[Any]:
-        length = hidden.shape[1]
-        total = self.done + length
-        feed = {
-            "hidden": hidden.numpy(),
-            "position_ids": position_ids.numpy(),
-            "seqlens_k": np.array([total - 1], np.int32),
-            "total_length": np.array([total], np.int32),
-            "logits_to_keep": np.array([last]),
-            "mask": np.triu(np.full((1, 1, length, total), -1e4, np.float32), self.done + 1),
-            **self.state,
-        }
-        names = [value.name for value in self.session.get_outputs()]
-        values = self.session.run(None, {name: feed[name] for name in self.inputs})
-        outputs = dict(zip(names, values, strict=True))
-        self.state = {name: outputs[name.replace("past_", "present_")] for name in self.state}
-        self.done = total
-        logits: NDArray[Any] = outputs["logits"]
-        return logits
-
-
 @pytest.mark.parametrize("lengths", [(1, 1, 1), (7, 1, 3, 1), (64, 1, 5)], ids=str)
 def test_decoder_equals_transformers(exported: Exported, lengths: tuple[int, ...]) -> None:
     torch.manual_seed(1)
     reference: Any = exported.reference
     text = reference.model.language_model if exported.shape.family == "glm4v" else reference.model
-    cache, decoder = DynamicCache(), Decoder(exported)
+    cache, decoder = DynamicCache(), Decoder(exported.decoder, 1, CONTEXT)
     for length in lengths:
         hidden = torch.randn(1, length, exported.shape.hidden)
-        where = positions(exported, decoder.done, length)
+        where = positions(exported, decoder.length, length)
         with torch.no_grad():
             position_ids = where if exported.model.decoder.mrope_section else where[0]
             output = text(inputs_embeds=hidden, position_ids=position_ids, past_key_values=cache, use_cache=True)
-            last = min(3, length) if decoder.fused else 1
-            want = reference.lm_head(output.last_hidden_state[:, -last:]).numpy()
-        assert error(decoder.step(hidden, where, last), want) <= LIMIT
+            last = min(3, length, decoder.max_last)
+            want = reference.lm_head(output.last_hidden_state[0, -last:]).numpy()
+        assert error(decoder.step(hidden.numpy(), where.numpy(), last), want) <= LIMIT
+    assert decoder.max_last == (MAX_LAST if exported.dialect == "ort" else 1)
 
 
 def test_vision_equals_transformers(exported: Exported) -> None:

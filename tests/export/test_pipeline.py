@@ -33,6 +33,7 @@ from edgeglm.export.prove import prover as prove
 from edgeglm.export.samples.shipped import DEMO_DATA
 from edgeglm.export.write.output import OutputFile
 from edgeglm.roles import ModuleName
+from edgeglm.runtimes.core.sessions import open_decoder
 from edgeglm.runtimes.engines.ort.options import open_session
 from edgeglm.runtimes.inputs.image import merged_grid
 from edgeglm.runtimes.inputs.positions import prompt_positions
@@ -84,22 +85,8 @@ class Runner:
             hidden[is_image] = features
         grids = [grid] if grid and is_image.any() else []
         positions = prompt_positions(is_image.tolist(), grids if model.rope.mrope_sections else None)
-        session, count = self.session("decoder"), len(tokens)
-        feed: dict[str, NDArray[Any]] = {
-            "hidden": hidden[None],
-            "position_ids": positions,
-            "seqlens_k": np.array([count - 1], np.int32),
-            "total_length": np.array([count], np.int32),
-            "logits_to_keep": np.array([1]),
-            "mask": np.triu(np.full((1, 1, count, count), -1e4, np.float32), 1),
-        }
-        for value in session.get_inputs():
-            if value.name.startswith("past_"):
-                length = count if "capacity" in value.shape else 0
-                feed[value.name] = np.zeros((1, model.kv_heads, length, model.head_dim), np.float32)
-        names = [value.name for value in session.get_inputs()]
-        logits: NDArray[Any] = session.run(["logits"], {name: feed[name] for name in names})[0]
-        return logits
+        decoder = open_decoder(self.bundle, self.bundle.decoder, 1, len(tokens))
+        return decoder.step(hidden[None], positions)[None]
 
 
 def error(got: NDArray[Any], want: NDArray[Any]) -> float:

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: encoders, and decoders of either dialect."""
+"""ONNX Runtime on the CPU: encoders, and decoders of every dialect."""
 
 from __future__ import annotations
 
@@ -16,16 +16,13 @@ from edgeglm.manifest import Module
 from edgeglm.runtimes.core.heap import trim
 from edgeglm.runtimes.core.session import MAX_LAST, Feeds, check_last
 from edgeglm.runtimes.engines.ort.described import as_described
+from edgeglm.runtimes.engines.ort.key_values import DTYPES, key_values
 from edgeglm.runtimes.engines.ort.options import open_session, saturates
 from edgeglm.runtimes.engines.ort.weights import prepacked
 from edgeglm.runtimes.inputs.positions import causal_mask
 
-DTYPES: dict[str, type[np.generic]] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-}
+# How the names of inputs for keys and values begin.
+STATE = ("past_", "cache_")
 
 
 def available(module: Module, inputs: int = 1) -> bool:
@@ -85,83 +82,71 @@ class Encoder:
 
 
 class Decoder:
-    """A decoder with room for `capacity` tokens.
+    """A decoder with room for `capacity` tokens; `graph` is as `open_session` takes it.
 
-    In the ``ort`` dialect past and present keys are one buffer of that size, in which the engine fills row after row.
-    In the ``portable`` dialect they grow with each step, and stay in the engine's memory in between. A graph without
-    the input ``logits_to_keep`` gives the last token's logits alone. `graph` is as `open_session` takes it.
+    Its keys and values are in a form of `key_values`. A graph without the input ``logits_to_keep`` gives the last
+    token's logits alone.
     """
 
     def __init__(self, path: Path, threads: int, capacity: int, graph: bytes | None = None) -> None:
         self.session, self.capacity, self.length = open_session(path, threads, graph=graph), capacity, 0
-        inputs = self.session.get_inputs()
-        self.types = {tensor.name: DTYPES[tensor.type] for tensor in inputs}
-        self.shapes: dict[str, list[int | str]] = {
-            tensor.name: tensor.shape for tensor in inputs if tensor.name.startswith("past_")
-        }
-        self.shared = "seqlens_k" in self.types
-        self.max_last = MAX_LAST if "logits_to_keep" in self.types else 1
-        rows = capacity if self.shared else 0
-        self.state = {name: self._value(np.zeros(self._sizes(name, rows), self.types[name])) for name in self.shapes}
-        logits = self.session.get_outputs()[0]
+        inputs, logits = self.session.get_inputs(), self.session.get_outputs()[0]
+        self.state = key_values(inputs, capacity)
+        self.inputs = {value.name: value for value in inputs if not value.name.startswith(STATE)}
+        self.max_last = MAX_LAST if "logits_to_keep" in self.inputs else 1
         self.vocabulary, self.dtype = logits.shape[-1], DTYPES[logits.type]
         self.logits = self._room_for(1)
         self.binding = self.session.io_binding()
-        self._bind_state()
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a token's keys and values."""
-        return self._bytes(1)
+        return self.state.row_bytes
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of keys and values at its capacity; a shared buffer's pages are taken as it fills."""
-        return self._bytes(self.capacity)
+        """Bytes of keys and values at its capacity; a buffer's pages are taken as it fills."""
+        return self.row_bytes * self.capacity
 
     def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64], last: int = 1) -> NDArray[np.float32]:
         """Return the logits of the last tokens, (last, vocabulary). Raises ValueError if they cannot be had."""
-        count = hidden.shape[1]
+        count, total = hidden.shape[1], self.length + hidden.shape[1]
         check_last(last, count, self.max_last)
-        total = self.length + count
+        self.reserve(total)
         if last != self.logits.shape()[1]:
             self.logits = self._room_for(last)
-            self._bind_state()
-        for name, array in self._inputs(hidden, position_ids, total, last).items():
-            self.binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        self.binding.bind_ortvalue_output("logits", self.logits)  # first, as `Joined` expects it
+        feeds = self._feeds(hidden, position_ids, total, last)
+        for name, array in feeds.items():
+            self.binding.bind_cpu_input(name, array)
+        self.state.bind(self.binding, self.length, count)
         self.session.run_with_iobinding(self.binding)
-        if not self.shared:
-            present = self.binding.get_outputs()[1:]  # in the order of being bound
-            self.state = dict(zip(self.state, present, strict=True))
-            self._bind_state()
+        self.state.take(self.binding)
         self.length = total
         logits: NDArray[np.float32] = self.logits.numpy()[0].astype(np.float32)
         return logits
 
     def reserve(self, capacity: int) -> None:
         """Make room for more tokens: each buffer is copied once, one after the other."""
-        if capacity <= self.capacity:
-            return
-        self.capacity = capacity
-        for name in self.state if self.shared else ():
-            self._replace(name, self.state[name].numpy()[:, :, : self.length], capacity)
-        self._bind_state()
+        if capacity > self.capacity:
+            self.capacity = capacity
+            self.state.resize(self.length, capacity)
 
     def truncate(self, length: int) -> None:
-        """Forget all tokens but the first `length`; a shared buffer is simply filled again from there."""
-        if not self.shared and length < self.length:
-            for name, value in self.state.items():
-                self._replace(name, value.numpy()[:, :, :length], length)
-            self._bind_state()
-        self.length = min(length, self.length)
+        """Forget all tokens but the first `length`; a buffer is simply filled again from there."""
+        if length < self.length:
+            self.length = length
+            self.state.resize(length, self.capacity)
 
     def read_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Return the keys and values of some tokens, of layer after layer: (tokens, row_bytes). Raises ValueError."""
         if not 0 <= start <= stop <= self.length:
             raise ValueError(f"tokens {start} to {stop} of a state of {self.length}")
-        parts = [np.moveaxis(value.numpy()[0, :, start:stop], 1, 0) for value in self.state.values()]
-        flat = [np.ascontiguousarray(part).reshape(stop - start, -1).view(np.uint8) for part in parts]
-        return np.concatenate(flat, axis=1)
+        rows, end = np.empty((stop - start, self.row_bytes), np.uint8), 0
+        for part in self.state.tokens(start, stop):
+            begin, end = end, end + part[:1].nbytes
+            rows[:, begin:end] = np.ascontiguousarray(part).reshape(stop - start, -1).view(np.uint8)
+        return rows
 
     def write_rows(self, start: int, rows: NDArray[np.uint8]) -> None:
         """Put rows of `read_rows` behind the first `start` tokens, where the state then ends. Raises ValueError."""
@@ -169,43 +154,19 @@ class Decoder:
         if not 0 <= start <= self.length or stop > self.capacity or rows.shape[1:] != (self.row_bytes,):
             raise ValueError(f"rows {rows.shape} behind token {start} of {self.length}, with room for {self.capacity}")
         self.truncate(start)
-        for name in self.state:
-            begin, end = end, end + self._bytes(1, name)
-            part = np.ascontiguousarray(rows[:, begin:end]).view(self.types[name])
-            heads = np.moveaxis(part.reshape(len(rows), *self._sizes(name, 1)[1::2]), 0, 1)
-            if not self.shared:
-                self._replace(name, self.state[name].numpy(), stop)
-            self.state[name].numpy()[0, :, start:stop] = heads
         self.length = stop
-        self._bind_state()
+        self.state.resize(stop, self.capacity)
+        for part in self.state.tokens(start, stop):
+            begin, end = end, end + part[:1].nbytes
+            part[...] = np.ascontiguousarray(rows[:, begin:end]).view(part.dtype).reshape(part.shape)
 
     def close(self) -> None:
         """Drop the session and the state."""
-        self.state.clear()
-        del self.binding, self.session
+        del self.binding, self.session, self.state
 
-    def _replace(self, name: str, filled: NDArray[Any], rows: int) -> None:
-        """Give a layer's keys or values a buffer of so many rows that begins with those that are filled."""
-        grown = np.zeros(self._sizes(name, rows), self.types[name])
-        grown[:, :, : filled.shape[2]] = filled
-        self.state[name] = self._value(grown)
-
-    def _bind_state(self) -> None:
-        """Bind what the engine reads and writes at each step, two buffers a layer; only after they changed."""
-        self.binding.clear_binding_inputs()
-        self.binding.clear_binding_outputs()
-        self.binding.bind_ortvalue_output("logits", self.logits)
-        for name, value in self.state.items():
-            self.binding.bind_ortvalue_input(name, value)
-            if self.shared:
-                self.binding.bind_ortvalue_output(_present(name), value)
-            else:
-                self.binding.bind_output(_present(name))
-
-    def _inputs(
+    def _feeds(
         self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64], total: int, last: int
     ) -> dict[str, NDArray[Any]]:
-        count = hidden.shape[1]
         everything: dict[str, NDArray[Any]] = {
             "hidden": hidden,
             "position_ids": position_ids,
@@ -213,29 +174,10 @@ class Decoder:
             "total_length": np.array([total]),
             "logits_to_keep": np.array([last]),
         }
-        if "mask" in self.types:
-            everything["mask"] = causal_mask(count, total)
-        return {
-            name: everything[name].astype(dtype, copy=False)
-            for name, dtype in self.types.items()
-            if name not in self.state
-        }
-
-    def _sizes(self, name: str, rows: int) -> list[int]:
-        return [size if isinstance(size, int) else rows for size in self.shapes[name]]
-
-    def _bytes(self, rows: int, *names: str) -> int:
-        """Return the bytes of so many rows of a layer's keys or values; of all if none is named."""
-        return sum(
-            int(np.prod(self._sizes(name, rows))) * np.dtype(self.types[name]).itemsize for name in names or self.shapes
-        )
+        if "mask" in self.inputs:
+            mask = causal_mask(hidden.shape[1], total)
+            everything["mask"] = mask.reshape(mask.shape[-len(self.inputs["mask"].shape) :])
+        return {name: np.ascontiguousarray(everything[name], DTYPES[value.type]) for name, value in self.inputs.items()}
 
     def _room_for(self, last: int) -> OrtValue:
-        return self._value(np.zeros((1, last, self.vocabulary), self.dtype))
-
-    def _value(self, array: NDArray[Any]) -> OrtValue:
-        return OrtValue.ortvalue_from_numpy(array)  # on the array's own memory
-
-
-def _present(name: str) -> str:
-    return name.replace("past_", "present_", 1)
+        return OrtValue.ortvalue_from_numpy(np.zeros((1, last, self.vocabulary), self.dtype))

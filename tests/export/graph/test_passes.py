@@ -11,10 +11,11 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgeglm.export.graph.cache_order import check_cache_order
 from edgeglm.export.graph.passes.fuse_linears import FuseLinears
 from edgeglm.export.graph.passes.fuse_skip_norm import FuseSkipNorm
+from edgeglm.export.graph.passes.join_split import JoinSplit
 from edgeglm.export.graph.passes.merge_reshapes import MergeReshapes
-from edgeglm.export.graph.passes.pack_attention import PackAttention
 from edgeglm.export.graph.passes.quick_gelu import QuickGelu
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20, "edgeglm" : 1, "com.microsoft" : 1]>'
@@ -94,35 +95,72 @@ def test_a_gate_of_another_value_stays() -> None:
 
 
 ATTENTION = """
-g (float[1, n, 8] x, float[1, 2, 9, 4] k, float[1, 2, 9, 4] v, int32[1] lengths, int32[1] total)
-  => (float[1, n, 8] y)
+g (float[1, n, 8] x) => (float[1, n, 8] y, float[1, n, 16] z)
 {
   q = edgeglm.Linear <weights = ["q_proj"], rows = 8, columns = 8, bias = 1> (x)
-  kk = edgeglm.Linear <weights = ["k_proj"], rows = 8, columns = 8, bias = BIAS> (x)
-  vv = edgeglm.Linear <weights = ["v_proj"], rows = 8, columns = 8, bias = 1> (x)
-  y, k2, v2 = com.microsoft.GroupQueryAttention <num_heads = 2, kv_num_heads = 2> (q, kk, vv, k, v, lengths, total)
+  k = edgeglm.Linear <weights = ["k_proj"], rows = 8, columns = 8, bias = BIAS> (x)
+  v = edgeglm.Linear <weights = ["v_proj"], rows = 8, columns = 8, bias = 1> (x)
+  qkv = Concat <axis = -1> (ORDER)
+  y, z = Split <axis = -1> (qkv, sizes)
 }
 """
 
 
-def test_projections_of_one_input_become_one_and_attention_takes_it() -> None:
-    model = graph(ATTENTION.replace("BIAS", "1"))
+def attention(bias: int, order: str) -> ir.Model:
+    model = graph(ATTENTION.replace("BIAS", f"{bias}").replace("ORDER", order))
+    narrow: list[int | str] = [1, "n", 8]
+    return with_shapes(model, qkv=[1, "n", 24], q=narrow, k=narrow, v=narrow)
+
+
+def test_projections_of_one_input_become_one_and_stay_joined() -> None:
+    model = attention(1, "q, k, v")
     assert FuseLinears()(model).modified
-    assert operators(model) == ["Linear", "Split", "GroupQueryAttention"]
+    assert operators(model) == ["Linear", "Split", "Concat", "Split"]
     linear = model.graph[0]
     assert list(linear.attributes["weights"].as_strings()) == ["q_proj", "k_proj", "v_proj"]
     assert linear.attributes["rows"].as_int() == 24
-    assert PackAttention()(model).modified
-    assert operators(model) == ["Linear", "GroupQueryAttention"]
-    attention = model.graph[1]
-    assert [value.name if value else None for value in attention.inputs[:3]] == [linear.outputs[0].name, None, None]
+    assert JoinSplit()(model).modified
+    assert operators(model) == ["Linear", "Split"]
+    assert model.graph[1].inputs[0] is linear.outputs[0]
 
 
 def test_projections_with_and_without_a_bias_stay_apart() -> None:
-    model = graph(ATTENTION.replace("BIAS", "0"))
+    model = attention(0, "q, k, v")
     assert FuseLinears()(model).modified
     assert operators(model).count("Linear") == 2
-    assert not PackAttention()(model).modified
+    assert not JoinSplit()(model).modified
+
+
+def test_what_is_joined_in_another_order_stays() -> None:
+    model = attention(1, "k, q, v")
+    assert FuseLinears()(model).modified
+    assert not JoinSplit()(model).modified
+
+
+CACHED = """
+g (float[1, n, 8] x, float[t, 2, 4] cache_key.0, float[t, 2, 4] cache_value.0)
+  => (float[2, n, 4] y, float[1, n, 8] new_key.0, float[1, n, 8] new_value.0)
+{
+  new_value.0 = Relu (VALUE)
+  q, new_key.0 = Split <axis = -1> (new_value.0)
+  scores = com.microsoft.FusedMatMul <transB = 1, transBatchB = 1> (q, cache_key.0)
+  y = com.microsoft.FusedMatMul <transBatchB = 1> (scores, cache_value.0)
+}
+"""
+
+
+def cached(text: str) -> ir.Model:
+    model = graph(text.replace("key.0", "key_0").replace("value.0", "value_0"))  # which the parser takes
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.name = f"{value.name}".replace("_0", ".0")
+    return model
+
+
+def test_a_cache_is_read_behind_the_nodes_that_write_it() -> None:
+    check_cache_order(cached(CACHED.replace("VALUE", "x")))
+    apart = CACHED.replace("VALUE", "x").replace("(new_value.0)", "(x)")
+    with pytest.raises(ValueError, match=r"may read cache_value\.0 before its new rows are written"):
+        check_cache_order(cached(apart))
 
 
 RESIDUAL = """

@@ -157,7 +157,7 @@ def forget_last(model: ModelProto) -> None:
 FAULTS = {
     "wrong frequencies": ("decoder front", scale("rotary.inv_freq", 1.001)),
     "another epsilon": ("decoder block", set_attribute("RMSNorm", "epsilon", 1e-6)),
-    "another scale": ("decoder block", set_attribute("GroupQueryAttention", "scale", 0.18)),
+    "another scale": ("decoder block", set_attribute("FusedMatMul", "alpha", 0.18)),
     "a neighbour's norm": ("decoder block", rename("post_attention_layernorm", "post_mlp_layernorm")),
     "rotated otherwise": ("decoder block", set_attribute("RotaryEmbedding", "interleaved", 0)),
     "no residual": ("decoder block", forget_last),
