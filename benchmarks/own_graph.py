@@ -1,0 +1,203 @@
+"""INT8 of users' graphs beside ONNX Runtime's own tools: error on unseen samples, size and time, in one run.
+
+    python -m benchmarks.own_graph                 # graphs that are made here
+    python -m benchmarks.own_graph DIR             # NAME.onnx, and its samples NAME/*.npz, for each NAME
+
+A quarter of the samples is seen by nobody. The others calibrate edgeglm and ONNX Runtime: its `quantize_static` and
+`quantize_dynamic` with their defaults, and its tuned settings (per channel, only products, 7 bits, percentiles). The
+one with the least error is the bar, of those that are at most a quarter larger than the smallest: what leaves most of
+the weights in floating point is no INT8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from benchmarks.own_graphs import write_graphs
+from edgeglm.errors import EdgeglmError
+from edgeglm.export.api import ExportRequest, export
+from edgeglm.export.foreign.difference import Comparison, worst_of
+
+Arrays = Mapping[str, NDArray[Any]]
+MORE_ERROR, MORE_BYTES, MORE_TIME = 1.1, 1.05, 1.1
+# An error below which none is worse than another.
+ROUNDING = 1e-3
+SAME_SIZE = 1.25
+ROUNDS = 30
+
+
+@dataclass
+class Contender:
+    """A quantized graph: its error on unseen samples, its bytes, its time relative to the bar's."""
+
+    name: str
+    file: Path
+    error: float
+    size: int
+    time: float = 1.0
+
+
+class Reader(CalibrationDataReader):  # type: ignore[misc]
+    """Samples, one after the other."""
+
+    def __init__(self, samples: list[Arrays]) -> None:
+        self.samples = iter(samples)
+
+    def get_next(self) -> Arrays | None:
+        """Return the next sample, None after the last."""
+        return next(self.samples, None)
+
+
+def settings(samples: list[Arrays]) -> dict[str, Callable[[Path, Path], None]]:
+    """Return ONNX Runtime's ways to quantize a file, by name."""
+    channels: dict[str, Any] = {
+        "per_channel": True,
+        "activation_type": QuantType.QUInt8,
+        "weight_type": QuantType.QInt8,
+    }
+    products = {"op_types_to_quantize": ["Conv", "MatMul", "Gemm"]}
+
+    def static(**options: Any) -> Callable[[Path, Path], None]:  # noqa: ANN401
+        return lambda source, out: quantize_static(source, out, Reader(samples), **options)
+
+    def dynamic(**options: Any) -> Callable[[Path, Path], None]:  # noqa: ANN401
+        return lambda source, out: quantize_dynamic(source, out, **options)
+
+    bodies = {"extra_options": {"EnableSubgraph": True}}
+    percentile = {"calibrate_method": CalibrationMethod.Percentile}
+    return {
+        "static, default": static(),
+        "dynamic, default": dynamic(),
+        "static, channels": static(**channels),
+        "static, products": static(**channels, **products),
+        "static, products, percentile": static(**channels, **products, **percentile),
+        "dynamic, channels": dynamic(per_channel=True, weight_type=QuantType.QInt8, **bodies),
+        "dynamic, channels, products": dynamic(
+            per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "LSTM"], **bodies
+        ),
+    }
+
+
+def session(file: Path) -> onnxruntime.InferenceSession:
+    """Open a file on one thread."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def error_of(file: Path, original: Path, samples: list[Arrays]) -> float:
+    """Return the worst error over samples, as an export measures it."""
+    comparison, (one, other) = Comparison(), map(session, (original, file))
+    names = [value.name for value in one.get_outputs()]
+    for sample in samples:
+        want, got = (dict(zip(names, opened.run(names, dict(sample)), strict=True)) for opened in (one, other))
+        comparison.add(want, got)
+    worst = worst_of(comparison.differences())
+    return worst.error or 0.0 if worst else 0.0
+
+
+def peers(file: Path, work: Path, seen: list[Arrays], unseen: list[Arrays]) -> Iterator[Contender]:
+    """Yield what ONNX Runtime's tools make of a file, without what they fail on."""
+    prepared = work / "prepared.onnx"
+    quant_pre_process(file, prepared, skip_symbolic_shape=True)
+    for name, quantize in settings(seen).items():
+        out = work / f"{name.replace(', ', '-')}.onnx"
+        with contextlib.suppress(Exception):  # a setting that the tool or the engine does not take is no peer
+            quantize(prepared, out)
+            yield Contender(name, out, error_of(out, file, unseen), out.stat().st_size)
+
+
+def ours(file: Path, work: Path, seen: list[Arrays], unseen: list[Arrays]) -> Contender:
+    """Return edgeglm's INT8 of a file. Raises EdgeglmError where it refuses it."""
+    folder, bundle = work / "seen", work / "bundle"
+    folder.mkdir()
+    for index, sample in enumerate(seen):
+        np.savez(folder / f"{index:04}.npz", **sample)  # type: ignore[arg-type]
+    export(ExportRequest(model=str(file), target="cpu", precision="int8", calibration=folder, output=bundle))
+    size = sum(path.stat().st_size for path in (bundle / "graph").iterdir())
+    return Contender("edgeglm", bundle / "graph/model.onnx", error_of(bundle / "graph/model.onnx", file, unseen), size)
+
+
+def measure_times(contenders: list[Contender], sample: Arrays) -> None:
+    """Time the graphs side by side: the median of the ratios of rounds, in which each runs once, to the first."""
+    sessions = [session(contender.file) for contender in contenders]
+    rounds = []
+    for _ in range(ROUNDS):
+        times = []
+        for opened in sessions:
+            start = time.perf_counter()
+            opened.run(None, dict(sample))
+            times.append(time.perf_counter() - start)
+        rounds.append(times)
+    for index, contender in enumerate(contenders):
+        contender.time = statistics.median(times[index] / times[0] for times in rounds)
+
+
+def compare(file: Path) -> bool:
+    """Print a graph's figures beside those of the better peer; return whether all bars are met."""
+    samples: list[Arrays] = [dict(np.load(path)) for path in sorted(file.with_suffix("").glob("*.npz"))]
+    unseen = samples[3::4] or samples
+    seen = [sample for index, sample in enumerate(samples) if index % 4 != 3]
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        with contextlib.redirect_stdout(io.StringIO()):
+            others = sorted(peers(file, work, seen, unseen), key=lambda peer: (round(peer.error, 4), peer.size))
+        try:
+            mine = ours(file, work, seen, unseen)
+        except EdgeglmError as error:
+            print(f"{file.stem:22} MISSED refused: {error}")
+            return False
+        smallest = min((peer.size for peer in others), default=0)
+        best = next((peer for peer in others if peer.size <= smallest * SAME_SIZE), mine)
+        measure_times([best, mine], unseen[0])
+        met = (
+            mine.error <= max(best.error * MORE_ERROR, ROUNDING),
+            mine.size <= best.size * MORE_BYTES,
+            mine.time / best.time <= MORE_TIME,
+        )
+        verdicts = " ".join("met" if passed else "MISSED" for passed in met)
+        defaults = [f"{peer.error:.2g}" for peer in others if "default" in peer.name]
+        peer = f"best {best.error:.2g}: {best.name}; defaults {', '.join(defaults)}"
+        ratios = f"size {mine.size / best.size:.2f}  time {mine.time / best.time:.2f}"
+        print(f"{file.stem:22} error {mine.error:.2g} ({peer})  {ratios}  {verdicts}")
+        return all(met)
+
+
+def main() -> int:
+    """Compare all graphs of a folder, or those that are made here."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", nargs="?", type=Path)
+    folder = parser.parse_args().folder
+    logging.disable(logging.WARNING)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with tempfile.TemporaryDirectory() as made:
+        files = sorted(folder.glob("*.onnx")) if folder else write_graphs(Path(made))
+        met = [compare(file) for file in files]
+        return 0 if all(met) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
