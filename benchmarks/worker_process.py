@@ -29,6 +29,8 @@ class Contender(NamedTuple):
 class WorkerProcess:
     """A contender's process, from its start until it is closed; a context manager.
 
+    What it keeps for later ones, features that are given among it, lies beside the episodes.
+
     Attributes:
         loaded: Seconds from the start of the process until the contender was loaded.
     """
@@ -38,6 +40,7 @@ class WorkerProcess:
         script = (contender.kind, contender.model, threads, contender.episodes, contender.options)
         self.process = subprocess.Popen(
             [contender.python, str(WORKER), *map(str, script)],
+            env={**os.environ, "XDG_CACHE_HOME": str(contender.episodes.absolute().parent / "cache")},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
