@@ -30,6 +30,7 @@ def test_each_answer_is_an_action_as_the_client_writes_it(task: str, steps: list
         assert write_action(read) == action
 
 
+@pytest.mark.slow
 def test_prompts_share_all_but_the_last_message_and_bundles_are_fed_the_answers(tmp_path: Path) -> None:
     bundle = demo_bundle(tmp_path / "bundle", "cpu", "int8")
     (first, second, *_), (other, *_) = scripted_episodes(bundle)
