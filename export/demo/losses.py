@@ -23,20 +23,18 @@ from transformers.models.glm4v.modeling_glm4v import (
 )
 from transformers.vision_utils import get_vision_position_ids
 
-from edgeglm.export.demo.batches import (
+from edgeglm.export.demo.batches import IGNORE, Batch, Packer
+from edgeglm.export.demo.model import MERGE
+from edgeglm.export.demo.pictures import (
     CELL_COLUMNS,
     CELL_ROWS,
     CLASSES,
     COLUMNS,
-    IGNORE,
     IMAGE_TOKENS,
     ROWS,
-    Batch,
-    Cells,
-    Packer,
+    Pictures,
     to_patches,
 )
-from edgeglm.export.demo.model import MERGE
 from edgeglm.export.demo.screens import CHINESE
 
 POINTER_LAYER = 2  # the decoder layer whose output must know where to point
@@ -101,11 +99,11 @@ class Helper(nn.Module):
     def _keep(self, _module: nn.Module, _inputs: object, output: Tensor) -> None:
         self.hidden = output
 
-    def vision_loss(self, image_tokens: Tensor, embedding: Tensor, elements: Cells) -> Tensor:
+    def vision_loss(self, image_tokens: Tensor, embedding: Tensor, pictures: Pictures) -> Tensor:
         """Return what each image token shows; classes are compared with the embeddings of their names."""
         names = torch.stack([embedding[ids].mean(0) for ids in self.names])
         logits = (image_tokens @ names.T).float() * self.scale + self.bias
-        image, cell, label = elements.cells.unbind(1)
+        image, cell, label = pictures.cells.unbind(1)
         present = torch.zeros_like(logits)
         present[image, cell, label] = 1
         weight = torch.tensor(8.0, device=logits.device)
@@ -114,8 +112,8 @@ class Helper(nn.Module):
             return classes + self._place_loss(image_tokens)
         found = self.inside(image_tokens[image, cell]).float().view(-1, len(CLASSES), 3)
         found = found[torch.arange(len(label), device=label.device), label]
-        offset = F.l1_loss(found[:, :2], elements.inside[:, :2])
-        state = F.binary_cross_entropy_with_logits(found[:, 2], elements.inside[:, 2])
+        offset = F.l1_loss(found[:, :2], pictures.inside[:, :2])
+        state = F.binary_cross_entropy_with_logits(found[:, 2], pictures.inside[:, 2])
         return classes + offset + 0.5 * state + self._place_loss(image_tokens)
 
     def _place_loss(self, image_tokens: Tensor) -> Tensor:
@@ -131,10 +129,10 @@ class Helper(nn.Module):
         return 0.5 * (F.cross_entropy(rows, row) + F.cross_entropy(columns, column))
 
 
-def vision_loss(model: Glm4vForConditionalGeneration, helper: Helper, batch: Batch) -> Tensor:
+def vision_loss(model: Glm4vForConditionalGeneration, helper: Helper, pictures: Pictures) -> Tensor:
     """Return the vision-only first stage: no decoder, helper losses alone."""
-    image_tokens = encode_images(model.model.visual, to_patches(batch.pixels))
-    return helper.vision_loss(image_tokens, model.model.language_model.embed_tokens.weight, batch.elements)
+    image_tokens = encode_images(model.model.visual, to_patches(pictures.pixels))
+    return helper.vision_loss(image_tokens, model.model.language_model.embed_tokens.weight, pictures)
 
 
 def losses(model: Glm4vForConditionalGeneration, helper: Helper, packer: Packer, batch: Batch) -> Losses:
@@ -145,13 +143,13 @@ def losses(model: Glm4vForConditionalGeneration, helper: Helper, packer: Packer,
     labels = batch.labels[:, after:].flatten()
     answer = F.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORE, reduction="sum")
     answer = answer / (labels != IGNORE).sum().clamp(min=1)  # a batch that only points may have none
-    seen = helper.vision_loss(image_tokens, model.model.language_model.embed_tokens.weight, batch.elements)
+    seen = helper.vision_loss(image_tokens, model.model.language_model.embed_tokens.weight, batch.pictures)
     return Losses(answer, seen + helper.pointer_loss(batch.pointers))
 
 
 def _read(model: Glm4vForConditionalGeneration, packer: Packer, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the image tokens (B, IMAGE_TOKENS, hidden) and the decoder's last hidden state (B, L, hidden)."""
-    image_tokens = encode_images(model.model.visual, to_patches(batch.pixels))
+    image_tokens = encode_images(model.model.visual, to_patches(batch.pictures.pixels))
     text = model.model.language_model
     embedded = text.embed_tokens(batch.tokens)
     start, stop = packer.image_start, packer.image_start + IMAGE_TOKENS

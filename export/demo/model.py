@@ -15,12 +15,16 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from torch import Tensor, nn
 from transformers import Glm4vConfig, Glm4vForConditionalGeneration, PreTrainedTokenizerFast
 
+from edgeglm.export.demo.client import first_text, later_text
+from edgeglm.export.demo.prompts import LANGUAGES, sample_prompt
 from edgeglm.export.demo.screens import HEIGHT, WIDTH, sample_scene
 from edgeglm.export.demo.tasks import sample_step
-from edgeglm.export.demo.words import CHINESE, ENGLISH
+from edgeglm.export.demo.words import CHINESE, COMMON_CHINESE, ENGLISH
 
 PATCH, MERGE = 14, 2
-VOCABULARY = 1024
+LONGEST_TOKEN = 12  # in bytes: four Chinese characters, so that words are learnt and not whole sentences
+VOCABULARY = 4096
+WINDOW = 8192  # holds Open-AutoGLM's Chinese system prompt and ten steps
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -32,6 +36,8 @@ SPECIAL = (
 )  # fmt: skip
 # Single tokens that stay in the decoded text.
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+# What ends an answer: GLM-4.1V's own four. An end token is not text, so that Open-AutoGLM reads no ``</answer>``.
+ENDS = ("<|endoftext|>", "<|user|>", "<|observation|>", "</answer>")
 # GLM-4's split, which keeps digits single; but a quotation mark never joins the word behind it, so that a text in
 # quotation marks is the same tokens in an instruction as in an action, whatever stands before it.
 SPLIT = r"[^\r\n\p{L}\p{N}\"]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -59,6 +65,7 @@ def build_tokenizer(samples: int = 8000) -> PreTrainedTokenizerFast:
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - len(SPECIAL) - len(TAGS),
+        max_token_length=LONGEST_TOKEN,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
         min_frequency=2,
@@ -72,7 +79,7 @@ def build_tokenizer(samples: int = 8000) -> PreTrainedTokenizerFast:
         pad_token="<|endoftext|>",
         additional_special_tokens=list(SPECIAL[1:]),
         padding_side="left",
-        model_max_length=4096,
+        model_max_length=WINDOW,
         clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -80,11 +87,15 @@ def build_tokenizer(samples: int = 8000) -> PreTrainedTokenizerFast:
 
 
 def _corpus(samples: int) -> list[str]:
-    texts: list[str] = [*ENGLISH, *CHINESE] * 20
+    """Return the texts whose pieces become words: common ones, system prompts, and steps as the client sends them."""
+    texts: list[str] = [*ENGLISH, *CHINESE, *COMMON_CHINESE] * 20
+    for language in LANGUAGES:
+        texts += [sample_prompt(Random(f"tokenizer/{language}/{index}"), language) for index in range(samples // 40)]
     for index in range(samples):
         random = Random(f"tokenizer/{index}")
-        step = sample_step(sample_scene(random), random)
-        texts += [step.prompt, step.thought, step.action]
+        scene = sample_scene(random)
+        step = sample_step(scene, random)
+        texts += [step.prompt, step.thought, step.action, first_text("", scene.app), later_text(scene.app)]
     return texts
 
 
@@ -106,9 +117,9 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Glm4vConfig:
             "num_hidden_layers": 4,
             "num_attention_heads": 8,
             "num_key_value_heads": 2,
-            "max_position_embeddings": 4096,
+            "max_position_embeddings": WINDOW,
             "pad_token_id": token["<|endoftext|>"],
-            "eos_token_id": [token["<|endoftext|>"], token["<|user|>"], token["<|observation|>"]],
+            "eos_token_id": [token[name] for name in ENDS],
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 10000.0,

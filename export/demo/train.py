@@ -1,16 +1,14 @@
 """Train the demo phone agent from nothing: ``python -m edgeglm.export.demo.train --out DIR``.
 
-Four stages: the vision tower alone on what stands where, whole answers, questions that only point, answers again.
-Every batch is made on the fly from its index; a stopped run goes on from its last state.
+The stages are in `stages`. Every batch is made on the fly from its index; a stopped run goes on from its last state.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,84 +20,38 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Glm4vForConditionalGeneration, PreTrainedTokenizerFast
 
-from edgeglm.export.demo.batches import Batch, Batches, Packer, Recipe
+from edgeglm.export.demo.batches import Batch, Batches, Packer
 from edgeglm.export.demo.losses import Helper, losses, vision_loss
 from edgeglm.export.demo.metrics import Score, score
 from edgeglm.export.demo.model import build_config, build_model, build_tokenizer, save
+from edgeglm.export.demo.pictures import Pictures
 from edgeglm.export.demo.samples import make_sample
+from edgeglm.export.demo.stages import STAGES, Stage
 from edgeglm.export.evaluate.original.whole import Prompts, WholeOriginal
 from edgeglm.export.evaluate.tasks.success import succeeds
 
-
-@dataclass(frozen=True)
-class Plan:
-    """Length and shape of a training run; the learning rate stays up, and in the last stage falls to 2%."""
-
-    vision_steps: int = 4000
-    early_steps: int = 1600  # of answers, before the stage that only points
-    pointing_steps: int = 750
-    steps: int = 2500
-    images: int = 16
-    pointing_questions: int = 16
-    questions: int = 6
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.02
-    warm_up: int = 100
-    sparse: int = 400  # first steps, on screens with few elements
-    helper: float = 0.5  # weight of the helper losses in the last stage, falling to a fifth of it
-
-    @property
-    def before_last(self) -> int:
-        """Steps of all stages but the last."""
-        return self.vision_steps + self.early_steps + self.pointing_steps
-
-    @property
-    def total(self) -> int:
-        """Steps of all stages."""
-        return self.before_last + self.steps
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate at `step`, counted over all stages."""
-        if step < self.before_last:
-            return self.learning_rate * min(1.0, (step + 1) / 50)
-        step -= self.before_last
-        cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return self.learning_rate * min(1.0, (step + 1) / self.warm_up) * (0.02 + 0.98 * cosine)
-
-    def helper_weight(self, step: int) -> float:
-        """Return the weight of the helper losses at `step` of all stages: all of it before the last one, then less."""
-        if step < self.before_last:
-            return 1.0
-        return self.helper * (1 - 0.8 * (step - self.before_last) / self.steps)
-
-    def recipe(self, step: int) -> Recipe:
-        """Return the content of the batch of `step`: the vision stage asks only the one question a batch must have."""
-        if step < self.vision_steps:
-            return Recipe(self.images, 1, sparse=step < self.sparse)
-        if self.vision_steps + self.early_steps <= step < self.before_last:
-            return Recipe(self.images, self.pointing_questions, answers=False)
-        return Recipe(self.images, self.questions)
+WEIGHT_DECAY = 0.02
+Log = Callable[[dict[str, object]], None]
 
 
 class Trainer:
-    """Model, helper heads and optimizer; one `step` at a time."""
+    """Model, helper heads and optimizer; one `step` of a stage at a time."""
 
-    def __init__(self, plan: Plan, tokenizer: PreTrainedTokenizerFast, device: torch.device) -> None:
-        self.plan, self.device = plan, device
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, device: torch.device) -> None:
+        self.device = device
         self.tokenizer, self.packer = tokenizer, Packer(tokenizer)
         self.model: Glm4vForConditionalGeneration = build_model(build_config(tokenizer))
         self.model.to(device)  # type: ignore[arg-type]
         self.helper = Helper(self.model, self.packer).to(device)
-        self.optimizer = torch.optim.AdamW(self._groups(), lr=plan.learning_rate, betas=(0.9, 0.98), fused=True)
-        self.done = 0
+        self.optimizer = torch.optim.AdamW(self._groups(), betas=(0.9, 0.98), fused=True)
 
     def _groups(self) -> list[dict[str, object]]:
         """Return the parameter groups: matrices decay; vectors, token embeddings and the position table do not."""
         named = [*self.model.named_parameters(), *self.helper.named_parameters()]
         decays = [p.ndim >= 2 and "embed_tokens" not in n and "position_embedding" not in n for n, p in named]
-        groups: dict[float, list[nn.Parameter]] = {self.plan.weight_decay: [], 0.0: []}
+        groups: dict[float, list[nn.Parameter]] = {WEIGHT_DECAY: [], 0.0: []}
         for (_, parameter), decay in zip(named, decays, strict=True):
-            groups[self.plan.weight_decay if decay else 0.0].append(parameter)
+            groups[WEIGHT_DECAY if decay else 0.0].append(parameter)
         return [{"params": group, "weight_decay": decay} for decay, group in groups.items()]
 
     def parameters(self) -> list[nn.Parameter]:
@@ -109,52 +61,34 @@ class Trainer:
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def step(self, batch: Batch) -> dict[str, float]:
-        """Take one optimizer step and return the losses."""
+    def step(self, stage: Stage, number: int, batch: Batch | Pictures) -> dict[str, float]:
+        """Take step `number` of a stage, and return the losses."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.rate(self.done)
-        batch = _to(batch, self.device)
+            group["lr"] = stage.rate(number)
         with self._autocast():
-            loss, report = self._loss(batch)
+            loss, report = self._loss(batch.to(self.device), stage.helper_weight(number))
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.done += 1
         return report
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        if self.done < self.plan.vision_steps:
+    def _loss(self, batch: Batch | Pictures, weight: float) -> tuple[Tensor, dict[str, float]]:
+        if isinstance(batch, Pictures):
             loss = vision_loss(self.model, self.helper, batch)
             return loss, {"helper": loss.item()}
         both = losses(self.model, self.helper, self.packer, batch)
-        loss = both.answer + self.plan.helper_weight(self.done) * both.helper
-        return loss, {"answer": both.answer.item(), "helper": both.helper.item()}
+        return both.answer + weight * both.helper, {"answer": both.answer.item(), "helper": both.helper.item()}
 
     def state(self) -> dict[str, Any]:
-        """Return everything a resumed run needs."""
-        return {
-            "plan": asdict(self.plan),
-            "done": self.done,
-            "model": self.model.state_dict(),
-            "helper": self.helper.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
+        """Return everything that a resumed run needs."""
+        parts = ("model", "helper", "optimizer")
+        return {part: getattr(self, part).state_dict() for part in parts}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken; refuses a state of another plan."""
-        if state["plan"] != asdict(self.plan):
-            raise click.UsageError("the saved state belongs to another plan: use the same options or another --out")
-        self.model.load_state_dict(state["model"])
-        self.helper.load_state_dict(state["helper"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.done = state["done"]
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    moved = {name: value.to(device) for name, value in vars(batch).items() if isinstance(value, Tensor)}
-    cells = replace(batch.elements, cells=batch.elements.cells.to(device), inside=batch.elements.inside.to(device))
-    return replace(batch, elements=cells, **moved)
+        """Go on where `state` was taken."""
+        for part, values in state.items():
+            getattr(self, part).load_state_dict(values)
 
 
 def validate(agent: WholeOriginal, count: int) -> tuple[Score, list[tuple[str, str, str]]]:
@@ -167,65 +101,99 @@ def validate(agent: WholeOriginal, count: int) -> tuple[Score, list[tuple[str, s
     return score(expected, answers), wrong
 
 
-def _loader(trainer: Trainer, workers: int) -> Iterator[Batch]:
-    batches = Batches(trainer.packer, "train", trainer.plan.recipe)
-    order = range(trainer.done, trainer.plan.total)
-    return iter(DataLoader(batches, sampler=order, batch_size=None, num_workers=workers))
+@dataclass
+class Run:
+    """A training in a folder, from its saved state where there is one.
 
-
-def _save_state(trainer: Trainer, file: Path) -> None:
-    partial = file.with_suffix(".partial")
-    torch.save(trainer.state(), partial)
-    partial.replace(file)
-
-
-def train(
-    plan: Plan,
-    out: Path,
-    every: int,
-    samples: int,
-    log: Callable[[dict[str, object]], None],
-    checkpoint: Path | None = None,
-) -> Trainer:
-    """Run `plan` in `out`, from its saved state where there is one; save and validate `every` steps.
-
-    With `checkpoint`, a new run begins with that model and tokenizer instead of nothing.
+    Args:
+        out: The folder, of the state, the tokenizer, the checkpoint.
+        stages: One after another.
+        every: Steps after which the state is saved.
+        samples: Validation screens after each stage with answers and each `every` steps of the last one; 0 for none.
+        log: Takes reports.
+        workers: Processes that make the batches; this one does if 0.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint) if checkpoint else build_tokenizer()
-    trainer = Trainer(plan, tokenizer, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    if checkpoint:
-        trainer.model.load_state_dict(WholeOriginal.load(checkpoint).model.state_dict())
-    saved = out / "state.pt"
-    if saved.exists():
-        trainer.restore(torch.load(saved, weights_only=True, map_location=trainer.device))
-        log({"resumed_at": trainer.done})
-    started, first = time.perf_counter(), trainer.done
-    for batch in _loader(trainer, workers=1):
-        report: dict[str, object] = dict(trainer.step(batch))
-        if trainer.done % 25 == 0:
-            pace = (time.perf_counter() - started) / (trainer.done - first)
-            log(
-                {
-                    "step": trainer.done,
-                    "of": plan.total,
-                    **report,
-                    "minutes_left": (plan.total - trainer.done) * pace / 60,
-                }
-            )
-        if trainer.done % every == 0 or trainer.done == plan.total:
-            _save_state(trainer, saved)
-            save(trainer.model, tokenizer, out / "checkpoint")
-            if trainer.done > plan.before_last and samples:
-                log(_validation(trainer, out / "checkpoint", samples))
-    return trainer
+
+    out: Path
+    stages: Sequence[Stage]
+    every: int
+    samples: int
+    log: Log
+    workers: int = 1
+
+    def train(self) -> Trainer:
+        """Train, and return the trainer.
+
+        Raises:
+            click.UsageError: The saved state is of another stage, or of the same with other settings.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        trainer = Trainer(self._tokenizer(), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        first, done = self._restore(trainer)
+        for stage in self.stages[first:]:
+            self._train(trainer, stage, done)
+            done = 0
+        return trainer
+
+    def _tokenizer(self) -> PreTrainedTokenizerFast:
+        """Return the tokenizer with which the run began, so that later changes of the data leave it as it is."""
+        folder = self.out / "tokenizer"
+        if not folder.exists():
+            build_tokenizer().save_pretrained(folder)
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+
+    def _restore(self, trainer: Trainer) -> tuple[int, int]:
+        """Return the stage to go on with, and how many of its steps are done."""
+        file = self.out / "state.pt"
+        if not file.exists():
+            return 0, 0
+        state = torch.load(file, weights_only=True, map_location=trainer.device)
+        names = [stage.name for stage in self.stages]
+        saved, done = state.pop("stage"), state.pop("done")
+        index = names.index(saved["name"]) if saved["name"] in names else -1
+        if done == saved["steps"] and index + 1 < len(names):
+            index, done = index + 1, 0
+        elif index < 0 or _plain(self.stages[index]) != saved:
+            raise click.UsageError("the saved state belongs to another plan: use the same stages or another --out")
+        trainer.restore(state)
+        self.log({"resumed": self.stages[index].name, "at": done})
+        return index, done
+
+    def _train(self, trainer: Trainer, stage: Stage, done: int) -> None:
+        started, first = time.perf_counter(), done
+        for batch in self._loader(trainer, stage, done):
+            report: dict[str, object] = dict(trainer.step(stage, done, batch))
+            done += 1
+            if done % 25 == 0:
+                minutes = (time.perf_counter() - started) / (done - first) / 60
+                head = {"stage": stage.name, "step": done, "of": stage.steps}
+                self.log({**head, **report, "minutes_left": (stage.steps - done) * minutes})
+            if done % self.every == 0 or done == stage.steps:
+                self._save(trainer, stage, done)
+                if self.samples and stage.kind == "answers" and (done == stage.steps or stage is self.stages[-1]):
+                    self.log(self._validation(trainer))
+
+    def _loader(self, trainer: Trainer, stage: Stage, done: int) -> Iterator[Batch | Pictures]:
+        batches, order = Batches(trainer.packer, "train", stage), range(done, stage.steps)
+        return iter(DataLoader(batches, sampler=order, batch_size=None, num_workers=self.workers))
+
+    def _save(self, trainer: Trainer, stage: Stage, done: int) -> None:
+        partial = self.out / "state.partial"
+        torch.save({"stage": _plain(stage), "done": done, **trainer.state()}, partial)
+        partial.replace(self.out / "state.pt")
+        save(trainer.model, trainer.tokenizer, self.out / "checkpoint")
+
+    def _validation(self, trainer: Trainer) -> dict[str, object]:
+        trainer.model.eval()
+        agent = WholeOriginal(trainer.model, Prompts.load(self.out / "checkpoint"))
+        result, wrong = validate(agent, self.samples)
+        trainer.model.train()
+        return {"validation": asdict(result), "wrong": wrong[:8]}
 
 
-def _validation(trainer: Trainer, folder: Path, samples: int) -> dict[str, object]:
-    trainer.model.eval()
-    result, wrong = validate(WholeOriginal(trainer.model, Prompts.load(folder)), samples)
-    trainer.model.train()
-    return {"validation": asdict(result), "wrong": wrong[:8]}
+def _plain(stage: Stage) -> dict[str, object]:
+    """Return a stage's settings as a saved state has them."""
+    return dict(asdict(stage))
 
 
 def _show(record: dict[str, object], file: Path) -> None:
@@ -238,18 +206,16 @@ def _show(record: dict[str, object], file: Path) -> None:
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="State, log, checkpoint.")
-@click.option("--steps", default=Plan.steps, show_default=True, help="Steps of the last stage.")
-@click.option("--every", default=800, show_default=True, help="Save and validate every N steps.")
+@click.option("--until", type=click.Choice([stage.name for stage in STAGES]), default=STAGES[-1].name, help="Last stage.")
+@click.option("--every", default=200, show_default=True, help="Save every N steps; validate in the last stage.")
 @click.option("--samples", default=256, show_default=True, help="Validation screens; 0 for none.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Go on with this model: the last stage alone.")
-@click.option("--learning-rate", default=Plan.learning_rate, show_default=True, help="Its peak.")
-def main(out: Path, steps: int, every: int, samples: int, checkpoint: Path | None, learning_rate: float) -> None:
+@click.option("--workers", default=1, show_default=True, help="Processes that make batches; 0 for none of its own.")
+def main(out: Path, until: str, every: int, samples: int, workers: int) -> None:
     """Train the demo phone agent; stop it any time and start it again to go on."""
     out.mkdir(parents=True, exist_ok=True)
-    plan = Plan(steps=steps, learning_rate=learning_rate)
-    if checkpoint:
-        plan = replace(plan, vision_steps=0, early_steps=0, pointing_steps=0)
-    trainer = train(plan, out, every, samples, lambda record: _show(record, out / "train.jsonl"), checkpoint)
+    stages = STAGES[: 1 + [stage.name for stage in STAGES].index(until)]
+    run = Run(out, stages, every, samples, lambda record: _show(record, out / "train.jsonl"), workers)
+    trainer = run.train()
     save(trainer.model.half(), trainer.tokenizer, out / "checkpoint")
 
 

@@ -1,0 +1,92 @@
+"""The conversation as Open-AutoGLM's client keeps it, and the rules by which it reads answers.
+
+The facts are of Open-AutoGLM 6b18d7b: its agent sends the screenshot before the text, takes the picture out of a
+message as soon as it is answered, and wraps thought and action of each answer anew.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from typing import Any
+
+from edgeglm.actions import Action, Value
+
+HOME_APP = "System Home"
+MARKERS = ("finish(message=", "do(action=")
+TYPES = ('do(action="Type"', 'do(action="Type_Name"')
+
+
+def screen_info(app: str) -> str:
+    """Return the line that tells which app is in front; none is the home screen."""
+    return json.dumps({"current_app": app or HOME_APP}, ensure_ascii=False)
+
+
+def first_text(task: str, app: str) -> str:
+    """Return the text of the first message: the task and the screen's information."""
+    return f"{task}\n\n{screen_info(app)}"
+
+
+def later_text(app: str) -> str:
+    """Return the text of each further message of the user."""
+    return f"** Screen Info **\n\n{screen_info(app)}"
+
+
+def split_answer(content: str) -> tuple[str, str]:
+    """Return thought and action of an answer, as the client cuts them apart, tags included."""
+    for marker in MARKERS:
+        if marker in content:
+            thought, action = content.split(marker, 1)
+            return thought.strip(), marker + action
+    if "<answer>" in content:
+        thought, action = content.split("<answer>", 1)
+        return thought.replace("<think>", "").replace("</think>", "").strip(), action.replace("</answer>", "").strip()
+    return "", content
+
+
+def wrap_answer(content: str) -> str:
+    """Return an answer as it stands in the history of the requests that follow."""
+    thought, action = split_answer(content)
+    return f"<think>{thought}</think><answer>{action}</answer>"
+
+
+def read_action(code: str) -> Action:
+    """Return the action that the client performs for the code behind an answer's thought.
+
+    Raises:
+        ValueError: The client cannot read it, and would end the task with it as a message.
+    """
+    code = code.strip()
+    if code.startswith(TYPES):
+        return Action("Type", {"text": code.split("text=", 1)[1][1:-2]})
+    if code.startswith("finish"):
+        return Action("finish", {"message": code.replace("finish(message=", "")[1:-2]})
+    if not code.startswith("do"):
+        raise ValueError(f"{code[:80]!r} is no action")
+    return _parse(code)
+
+
+def _parse(code: str) -> Action:
+    for character, escape in ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t"):
+        code = code.replace(character, escape)
+    try:
+        call = ast.parse(code, mode="eval").body
+        if not isinstance(call, ast.Call):
+            raise ValueError(f"{code[:80]!r} is no call")
+        arguments = {keyword.arg or "": _value(keyword.value) for keyword in call.keywords}
+    except SyntaxError as error:
+        raise ValueError(f"{code[:80]!r} is no Python: {error.msg}") from error
+    kind = arguments.pop("action", None)
+    if not isinstance(kind, str):
+        raise ValueError(f"{code[:80]!r} names no action")
+    return Action(kind, arguments)
+
+
+def _value(node: ast.expr) -> Value:
+    value: Any = ast.literal_eval(node)
+    return (int(value[0]), int(value[1])) if isinstance(value, list) and len(value) == 2 else value
+
+
+def text_message(role: str, text: str) -> dict[str, Any]:
+    """Return a message of a text alone."""
+    return {"role": role, "content": text}

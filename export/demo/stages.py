@@ -1,0 +1,59 @@
+"""Stages of the demo's training: how long each is, what it learns from, and how fast."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training, with its own data.
+
+    Args:
+        name: Of the stage and of its data.
+        kind: Whether the vision tower is trained alone, or with whole answers, or with questions that only point.
+        steps: How many.
+        images: In a batch.
+        questions: Behind each image.
+        learning_rate: Its peak, of AdamW.
+        warm_up: Steps until the peak.
+        last_rate: Share of the peak at the end, to which it falls as a cosine.
+        helper: Weight of the helper losses at the beginning, and at the end.
+        sparse: The first steps, on screens with few elements.
+        share: Least and largest share of the pieces that a batch's system prompt has.
+        learns_prompt: The prompt's keys and values are learnt in one step of so many, otherwise taken as they are.
+    """
+
+    name: str
+    kind: Literal["vision", "answers", "pointing"]
+    steps: int
+    images: int = 16
+    questions: int = 6
+    learning_rate: float = 1e-3
+    warm_up: int = 50
+    last_rate: float = 1.0
+    helper: tuple[float, float] = (1.0, 1.0)
+    sparse: int = 0
+    share: tuple[float, float] = (0.0, 0.3)
+    learns_prompt: int = 8
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate at `step` of the stage."""
+        cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        falling = self.last_rate + (1 - self.last_rate) * cosine
+        return self.learning_rate * min(1.0, (step + 1) / self.warm_up) * falling
+
+    def helper_weight(self, step: int) -> float:
+        """Return the weight of the helper losses at `step` of the stage."""
+        first, last = self.helper
+        return first + (last - first) * step / self.steps
+
+
+STAGES = (
+    Stage("vision", "vision", 4000, sparse=400),
+    Stage("early", "answers", 1600),
+    Stage("pointing", "pointing", 750, questions=16),
+    Stage("answers", "answers", 2500, warm_up=100, last_rate=0.02, helper=(0.5, 0.1)),
+)
