@@ -92,9 +92,7 @@ class Packer:
         positions[:, start + IMAGE_TOKENS :] = after + np.arange(length - start - IMAGE_TOKENS)
         return positions
 
-    def pack(
-        self, pictures: Pictures, steps: list[list[Step]], answers: bool = True
-    ) -> Batch:
+    def pack(self, pictures: Pictures, steps: list[list[Step]], answers: bool = True) -> Batch:
         """Return one batch of screens and the steps asked about each.
 
         Without `answers` a question ends where its answer would begin, and only points; but a text is still typed.

@@ -118,9 +118,7 @@ def write_day(day: date, language: str) -> str:
 
 
 def _listing(heading: str, pieces: Pieces, actions: Sequence[str], layout: str, random: Random) -> str:
-    lines = [
-        layout.format(name=name, form=FORMS[name], text=random.choice(pieces.actions[name])) for name in actions
-    ]
+    lines = [layout.format(name=name, form=FORMS[name], text=random.choice(pieces.actions[name])) for name in actions]
     return "\n".join([heading, *lines]) if lines else ""
 
 

@@ -137,9 +137,9 @@ KINDS = {"home": 36, "page": 30, "settings": 14, "dialog": 7, "popup": 5, "loadi
 KEYBOARD_TOP = 232
 
 
-def sample_scene(random: Random, density: float = 1.0) -> Scene:
-    """Return a random screen; `density` in (0, 1] thins out its elements, for the training curriculum."""
-    kind = random.choices(list(KINDS), list(KINDS.values()))[0]
+def sample_scene(random: Random, density: float = 1.0, kind: str = "") -> Scene:
+    """Return a random screen, of a kind if given; `density` in (0, 1] thins out its elements, for the curriculum."""
+    kind = kind or random.choices(list(KINDS), list(KINDS.values()))[0]
     if kind in ("dialog", "popup"):
         return _covered(random, kind, density)
     if kind in ("loading", "login"):

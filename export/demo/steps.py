@@ -9,19 +9,48 @@ from edgeglm.export.demo.screens import HEIGHT, WIDTH, Box
 
 
 @dataclass(frozen=True)
+class Turn:
+    """A step that is done: the app that was in front, the thought and the action."""
+
+    app: str
+    thought: str
+    action: str
+
+    @property
+    def response(self) -> str:
+        """The agent's whole answer, in the form of AutoGLM-Phone."""
+        return f"<think>{self.thought}</think><answer>{self.action}</answer>"
+
+
+@dataclass(frozen=True)
 class Step:
-    """A question to the agent and its answer; `box` is the target of a tap in model pixels."""
+    """A question to the agent and its answer.
+
+    Args:
+        instruction: What the user wishes.
+        previous: Steps that are done.
+        thought: Of the answer.
+        action: Of the answer.
+        box: The target of a tap in model pixels.
+        app: In front, as the client names it; none on the home screen.
+    """
 
     instruction: str
-    previous: tuple[str, ...]
+    previous: tuple[Turn, ...]
     thought: str
     action: str
     box: Box | None = None
+    app: str = ""
 
     @property
     def prompt(self) -> str:
-        """The user's text, as it stands after the screenshot."""
-        return "\n".join((self.instruction, *self.previous))
+        """The user's text in the short form, as it stands after the screenshot."""
+        return "\n".join((self.instruction, *(turn.action for turn in self.previous)))
+
+    @property
+    def turn(self) -> Turn:
+        """The step as one that is done."""
+        return Turn(self.app, self.thought, self.action)
 
     @property
     def typed(self) -> bool:
@@ -31,7 +60,7 @@ class Step:
     @property
     def response(self) -> str:
         """The agent's whole answer, in the form of AutoGLM-Phone."""
-        return f"<think>{self.thought}</think><answer>{self.action}</answer>"
+        return self.turn.response
 
 
 def do(action: str, **arguments: Value) -> str:

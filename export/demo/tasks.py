@@ -11,43 +11,38 @@ from dataclasses import replace
 from random import Random
 
 from edgeglm.export.demo.screens import APPS, CHINESE, ROWS, TOOLS, Element, Scene
-from edgeglm.export.demo.steps import SWIPES, Step, do, finish, to_units
+from edgeglm.export.demo.steps import SWIPES, Step, Turn, do, finish, to_units
 from edgeglm.export.demo.words import sample_text
 
 Maker = Callable[["_Sampler"], "Step | None"]
 
 
+BOX_THOUGHTS = ['Tap the search box to type "{n}".'], ['点击搜索框，输入"{n}"。']
+TYPE_THOUGHTS = ['The keyboard is open, type "{n}".'], ['键盘已打开，输入"{n}"。']
 GROUND = 0.5  # the share of plain "tap the …" steps
 
 
 def sample_step(scene: Scene, random: Random) -> Step:
     """Return a step whose right action can be read off `scene`."""
     sampler = _Sampler(scene, random)
-    if scene.kind in BLOCKED:
-        return BLOCKED[scene.kind](sampler)
-    if random.random() < GROUND and (step := sampler.tap_named()):
-        return step
-    if scene.focused and random.random() < 0.4:
-        return sampler.type_text()
-    makers = MAKERS[scene.kind]
-    while True:
-        step = random.choices(list(makers), list(makers.values()))[0](sampler)
-        if step:
-            return step
+    return replace(sampler.step(), app=sampler.front())
 
 
 def sample_practice(scene: Scene, random: Random) -> Step:
     """Sample the hardest questions about `scene`, for training: what is not there, a switch's state, a text to copy."""
     sampler = _Sampler(scene, random)
     if scene.focused and random.random() < 0.5:
-        return sampler.type_text()
-    return sampler.tap_missing() or sampler.switch_goal() or sample_step(scene, random)
+        step: Step | None = sampler.type_text()
+    else:
+        step = sampler.tap_missing() or sampler.switch_goal()
+    return replace(step, app=sampler.front()) if step else sample_step(scene, random)
 
 
 def sample_pointing(scene: Scene, random: Random) -> Step:
     """Sample a plain "tap the …" step for training, or one of `sample_practice`; home screens launch nothing."""
-    if random.random() < 0.7 and (step := _Sampler(scene, random).tap_named()):
-        return step
+    sampler = _Sampler(scene, random)
+    if random.random() < 0.7 and (step := sampler.tap_named()):
+        return replace(step, app=sampler.front())
     return sample_practice(scene, random)
 
 
@@ -59,6 +54,25 @@ class _Sampler:
         self.random = random
         self.chinese = random.random() < 0.4
 
+    def step(self) -> Step:
+        """Return a step of any kind that the scene can pose."""
+        scene, random = self.scene, self.random
+        if scene.kind in BLOCKED:
+            return BLOCKED[scene.kind](self)
+        if random.random() < GROUND and (step := self.tap_named()):
+            return step
+        if scene.focused and random.random() < 0.4:
+            return self.type_text()
+        makers = MAKERS[scene.kind]
+        while True:
+            step = random.choices(list(makers), list(makers.values()))[0](self)
+            if step:
+                return step
+
+    def front(self) -> str:
+        """Return the app in front in the sampled language."""
+        return self.name(self.scene.app) if self.scene.app else ""
+
     # -- language --------------------------------------------------------------------
 
     def say(self, english: list[str], chinese: list[str], **names: str) -> str:
@@ -68,24 +82,26 @@ class _Sampler:
     def name(self, element: str) -> str:
         return CHINESE[element] if self.chinese else element
 
-    def done(self, wish: str, *previous: str, message: tuple[str, str] = ("Done", "已完成")) -> Step:
+    def done(self, wish: str, *previous: Turn, message: tuple[str, str] = ("Done", "已完成")) -> Step:
         thought = self.say(["Nothing is left to do."], ["没有剩余步骤了。"])
         return Step(wish, previous, thought, finish(message[self.chinese]))
 
-    def tap(self, wish: str, element: Element, *previous: str, action: str = "Tap") -> Step:
+    def tap(self, wish: str, element: Element, *previous: Turn, action: str = "Tap") -> Step:
         verb = {"Tap": "点击", "Double Tap": "双击", "Long Press": "长按"}[action]
         name = self.name(element.name)
         thought = f"{verb}{name}。" if self.chinese else f"{action} {name}."
         code = do(action, element=to_units(*element.centre))
         return Step(wish, previous, thought, code, element.box)
 
-    def earlier_tap(self, element: Element | None = None) -> str:
+    def earlier_tap(self, name: str, element: Element | None = None, app: str = "") -> Turn:
         """Return a tap that was done before, on `element` or on something no longer in sight."""
         x, y = element.centre if element else (self.random.uniform(10, 158), self.random.uniform(30, 320))
-        return do("Tap", element=to_units(x, y))
+        thought = f"点击{self.name(name)}。" if self.chinese else f"Tap {name}."
+        return Turn(app or self.front(), thought, do("Tap", element=to_units(x, y)))
 
-    def launched(self, app: str) -> str:
-        return do("Launch", app=self.name(app))
+    def launched(self, app: str) -> Turn:
+        name = self.name(app)
+        return Turn("", f"打开{name}。" if self.chinese else f"Open {name}.", do("Launch", app=name))
 
     # -- single steps ------------------------------------------------------------------
 
@@ -147,7 +163,7 @@ class _Sampler:
 
     def _launch(self, wish: str, app: str) -> Step:
         thought = self.say(["Open {n}."], ["打开{n}。"], n=self.name(app))
-        return Step(wish, (), thought, self.launched(app))
+        return Step(wish, (), thought, self.launched(app).action)
 
     def back(self) -> Step:
         wish = self.say(["Go back", "Back", "Return to the last page"], ["返回", "返回上一页", "后退"])
@@ -176,17 +192,26 @@ class _Sampler:
         )
         return self._search(wish, text)
 
-    def _search(self, wish: str, text: str, *previous: str) -> Step:
+    def _search(self, wish: str, text: str, *previous: Turn) -> Step:
         """Return the next step of typing `text`: finish without a search box, type into a focused one, else tap it."""
         box = self.scene.find("search box")
         if box is None:
             thought = self.say(["The search box is not here."], ["这里没有搜索框。"])
             return Step(wish, previous, thought, finish(("No search box", "没有搜索框")[self.chinese]))
         if self.scene.focused:
-            thought = self.say(['The keyboard is open, type "{n}".'], ['键盘已打开，输入"{n}"。'], n=text)
+            thought = self.say(*TYPE_THOUGHTS, n=text)
             return Step(wish, previous, thought, do("Type", text=text))
-        thought = self.say(['Tap the search box to type "{n}".'], ['点击搜索框，输入"{n}"。'], n=text)
+        thought = self.say(*BOX_THOUGHTS, n=text)
         return replace(self.tap(wish, box, *previous), thought=thought)
+
+    def typed(self, text: str) -> Turn:
+        """Return the step that typed a text."""
+        return Turn(self.front(), TYPE_THOUGHTS[self.chinese][0].format(n=text), do("Type", text=text))
+
+    def box_tap(self, text: str) -> Turn:
+        """Return the tap on the search box that was done before a text is typed."""
+        turn = self.earlier_tap("search box", self.scene.find("search box"))
+        return replace(turn, thought=BOX_THOUGHTS[self.chinese][0].format(n=text))
 
     # -- goals of several steps ----------------------------------------------------------
 
@@ -201,12 +226,11 @@ class _Sampler:
             return self._launch(self._search_wish(app, sample_text(self.random)), app)
         if scene.typed:
             wish = self._search_wish(scene.app, scene.typed)
-            box = scene.find("search box")
-            return self.done(wish, self.launched(scene.app), self.earlier_tap(box), do("Type", text=scene.typed))
+            return self.done(wish, self.launched(scene.app), self.box_tap(scene.typed), self.typed(scene.typed))
         text = sample_text(self.random)
         previous = [self.launched(scene.app)]
         if scene.focused:
-            previous.append(self.earlier_tap(scene.find("search box")))
+            previous.append(self.box_tap(text))
         return self._search(self._search_wish(scene.app, text), text, *previous)
 
     def _button_wish(self, app: str, name: str) -> str:
@@ -225,7 +249,7 @@ class _Sampler:
         wish = self._button_wish(scene.app, element.name)
         if self.random.random() < 0.6:
             return self.tap(wish, element, self.launched(scene.app))
-        return self.done(wish, self.launched(scene.app), self.earlier_tap(element))
+        return self.done(wish, self.launched(scene.app), self.earlier_tap(element.name, element))
 
     def switch_goal(self) -> Step | None:
         """Switch something on or off: launch, tap the switch unless it already is, finish."""
@@ -247,7 +271,7 @@ class _Sampler:
         if element.on is not want:
             return self.tap(wish, element, *previous)
         if previous and self.random.random() < 0.5:
-            previous.append(self.earlier_tap(element))
+            previous.append(self.earlier_tap(element.name, element))
         return self.done(wish, *previous)
 
     def _switch_wish(self, row: str, want: bool, english: list[str], chinese: list[str]) -> str:
@@ -263,12 +287,14 @@ class _Sampler:
         if self.random.random() < 0.5:
             return self.tap(wish, element)
         thought = self.say(["Go home."], ["回到主屏幕。"])
-        return Step(wish, (self.earlier_tap(element),), thought, do("Home"))
+        return Step(wish, (self.earlier_tap(element.name, element),), thought, do("Home"))
 
     def home_done(self) -> Step:
-        name = self.name(self.random.choice([f"{name} button" for name in TOOLS]))
-        wish = self.say(["Tap the {n}, then go home"], ["点击{n}，然后回到主屏幕"], n=name)
-        return self.done(wish, self.earlier_tap(), do("Home"))
+        button = self.random.choice([f"{name} button" for name in TOOLS])
+        wish = self.say(["Tap the {n}, then go home"], ["点击{n}，然后回到主屏幕"], n=self.name(button))
+        app = self.name(list(APPS)[int(self.scene.look * len(APPS))])  # any: it is no longer in sight
+        went = Turn(app, "回到主屏幕。" if self.chinese else "Go home.", do("Home"))
+        return self.done(wish, self.earlier_tap(button, app=app), went)
 
     def any_wish(self) -> str:
         """Return a goal that has nothing to do with what blocks the screen."""
@@ -305,7 +331,7 @@ class _Sampler:
         assert element is not None
         if agree:
             wish = self.say(["Delete this and confirm", "Delete it, then confirm"], ["删除并确认", "删除它并确认"])
-            return self.tap(wish, element, self.earlier_tap())
+            return self.tap(wish, element, self.earlier_tap("trash button"))
         return self.tap(self.say(["Dismiss the dialog", "Do not allow it"], ["关掉对话框", "不要允许"]), element)
 
     def delete_goal(self) -> Step | None:
@@ -315,7 +341,7 @@ class _Sampler:
         wish = self.say(["Delete this and confirm", "Delete it, then confirm"], ["删除并确认", "删除它并确认"])
         if self.random.random() < 0.6:
             return self.tap(wish, element)
-        return self.done(wish, self.earlier_tap(element), self.earlier_tap())
+        return self.done(wish, self.earlier_tap(element.name, element), self.earlier_tap("OK"))
 
 
 BLOCKED: dict[str, Callable[[_Sampler], Step]] = {

@@ -206,7 +206,9 @@ def _show(record: dict[str, object], file: Path) -> None:
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="State, log, checkpoint.")
-@click.option("--until", type=click.Choice([stage.name for stage in STAGES]), default=STAGES[-1].name, help="Last stage.")
+@click.option(
+    "--until", type=click.Choice([stage.name for stage in STAGES]), default=STAGES[-1].name, help="Last stage."
+)
 @click.option("--every", default=200, show_default=True, help="Save every N steps; validate in the last stage.")
 @click.option("--samples", default=256, show_default=True, help="Validation screens; 0 for none.")
 @click.option("--workers", default=1, show_default=True, help="Processes that make batches; 0 for none of its own.")

@@ -1,0 +1,160 @@
+"""Goals on the simulated phone: a wish in words, what it comes to, and the oracle that performs it step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from edgeglm.actions import parse_action
+from edgeglm.export.demo.phone import Effect, Phone, name_of
+from edgeglm.export.demo.screens import CHINESE, Scene
+from edgeglm.export.demo.steps import SWIPES, Step, Turn, do, finish, to_units
+
+# Thoughts and messages in English and Chinese; the same as of single steps.
+TAPPED = {"Tap": "点击", "Double Tap": "双击"}
+DONE = ("Nothing is left to do.", "没有剩余步骤了。"), ("Done", "已完成")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A thing to do in an app: "search" for a text, "press" or "like" an element, "delete", or a switch "on" or "off".
+
+    `name` is the text or the element; the element stands on page `page` of the app.
+    """
+
+    kind: str
+    name: str
+    page: int = 0
+
+    @property
+    def target(self) -> str:
+        """The element that is touched first."""
+        return "search box" if self.kind == "search" else self.name
+
+    def effect(self, app: str) -> Effect | None:
+        """Return what happens when it is done; a switch only changes the state."""
+        kinds = {"search": "typed", "press": "pressed", "like": "Double Tap", "delete": "confirmed"}
+        return (kinds[self.kind], app, self.name) if self.kind in kinds else None
+
+    def is_done(self, phone: Phone, app: str) -> bool:
+        """Return whether the phone's state has it."""
+        effect = self.effect(app)
+        return effect in phone.effects if effect else phone.switches[self.name] is (self.kind == "on")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A wish: apps with tasks one after another, at the end the home screen or not.
+
+    `wish` is in `language`, "en" or "cn".
+    """
+
+    wish: str
+    language: str
+    visits: tuple[tuple[str, tuple[Task, ...]], ...]
+    ends_at_home: bool
+
+    def is_reached(self, phone: Phone, before: Phone) -> bool:
+        """Return whether a phone that was `before` has all that was asked for, and nothing that was not."""
+        wanted = [task.effect(app) for app, tasks in self.visits for task in tasks]
+        switches = {task.name: task.kind == "on" for _, tasks in self.visits for task in tasks if not task.effect("")}
+        happened = [effect for effect in phone.effects if effect[0] != "opened"]
+        front = "" if self.ends_at_home else self.visits[-1][0]
+        return (
+            sorted(happened) == sorted(filter(None, wanted))
+            and phone.switches == {**before.switches, **switches}
+            and phone.front == front
+        )
+
+    def next_step(self, phone: Phone, turns: Sequence[Turn] = ()) -> Step:
+        """Return the right next step: what the oracle does."""
+        mover = _Mover(self, phone, tuple(turns))
+        for app, tasks in self.visits:
+            open_tasks = [task for task in tasks if not task.is_done(phone, app)]
+            if ("opened", app, "") in phone.effects and not open_tasks:
+                continue
+            if phone.front != app:
+                return mover.launch(app)
+            return mover.unblock() or mover.perform(open_tasks[0])
+        if self.ends_at_home and phone.front:
+            return mover.step(("Go home.", "回到主屏幕。"), do("Home"))
+        return mover.finish()
+
+
+class _Mover:
+    """Writes the steps of a goal on a phone as it is."""
+
+    def __init__(self, goal: Goal, phone: Phone, turns: tuple[Turn, ...]) -> None:
+        self.goal, self.phone, self.scene, self.turns = goal, phone, phone.scene, turns
+        self.is_chinese = goal.language == "cn"
+
+    def name(self, element: str) -> str:
+        return CHINESE[element] if self.is_chinese else element
+
+    def step(self, thought: tuple[str, str], action: str) -> Step:
+        return Step(self.goal.wish, self.turns, thought[self.is_chinese], action, app=self._front())
+
+    def _front(self) -> str:
+        return name_of(self.phone.front, self.goal.language)
+
+    def launch(self, app: str) -> Step:
+        name = self.name(app)
+        return self.step((f"Open {name}.", f"打开{name}。"), do("Launch", app=name))
+
+    def finish(self) -> Step:
+        thought, message = DONE
+        return self.step(thought, finish(message[self.is_chinese]))
+
+    def unblock(self) -> Step | None:
+        """Return the step that deals with what stands before an app's pages."""
+        block = self.phone.app.block if self.phone.app else ""
+        if block == "popup":
+            return self.touch("close button")
+        if block == "loading":
+            return self.step(("The page is loading.", "页面正在加载。"), do("Wait", duration="2 seconds"))
+        if block == "login":
+            message = ("Please log in", "请先登录")[self.is_chinese]
+            return self.step(("The user must log in.", "需要用户登录。"), do("Take_over", message=message))
+        return None
+
+    def perform(self, task: Task) -> Step:
+        """Return the step that brings a task nearer, in its app."""
+        app = self.phone.app
+        assert app is not None
+        if app.dialog:
+            return self.touch("OK")
+        if task.kind == "search" and app.is_focused:
+            thought = (f'The keyboard is open, type "{task.name}".', f'键盘已打开，输入"{task.name}"。')
+            return self.step(thought, do("Type", text=task.name))
+        if task.page > app.page:
+            name = self.name(task.target)
+            _, start, end = SWIPES["down"]
+            return self.step((f"{name} is not here.", f"这里没有{name}。"), do("Swipe", start=start, end=end))
+        if task.kind == "search":
+            thought = (f'Tap the search box to type "{task.name}".', f'点击搜索框，输入"{task.name}"。')
+            return replace(self.touch("search box"), thought=thought[self.is_chinese])
+        return self.touch(task.target, "Double Tap" if task.kind == "like" else "Tap")
+
+    def touch(self, element: str, action: str = "Tap") -> Step:
+        """Return a tap on the middle of an element."""
+        target = self.scene.find(element)
+        assert target is not None
+        name = self.name(element)
+        step = self.step(
+            (f"{action} {name}.", f"{TAPPED[action]}{name}。"), do(action, element=to_units(*target.centre))
+        )
+        return replace(step, box=target.box)
+
+
+def play(goal: Goal, phone: Phone) -> Iterator[tuple[Scene, Step]]:
+    """Perform a goal as the oracle does; yield each screen with its step."""
+    turns: list[Turn] = []
+    while True:
+        step = goal.next_step(phone, turns)
+        yield phone.scene, step
+        action = parse_action(step.action)
+        assert action is not None
+        if action.type == "finish":
+            return
+        phone.perform(action)
+        turns.append(step.turn)

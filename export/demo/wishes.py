@@ -1,0 +1,142 @@
+"""Sampled goals: what is wished for in which words, and a phone on which it can be done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+from edgeglm.export.demo.goals import Goal, Task, play
+from edgeglm.export.demo.phone import SETTINGS, TRASH, App, Phone, element_at
+from edgeglm.export.demo.screens import APPS, CHINESE, COLOURS, ROWS, TOOLS, Scene, sample_scene
+from edgeglm.export.demo.steps import to_units
+from edgeglm.export.demo.words import sample_text
+
+# Of a goal, with the one that finishes it.
+FEWEST_STEPS, MOST_STEPS = 2, 8
+PRESSED = [f"{name} button" for name in (*COLOURS, *TOOLS) if f"{name} button" != TRASH]
+BLOCKS = {"": 0.6, "popup": 0.16, "loading": 0.12, "login": 0.12}
+SECOND_PAGE = 0.3  # of targets that must be searched
+KINDS = {"search": 4, "press": 4, "delete": 2, "like": 1}
+# How often to try for a page with all targets, before other targets are chosen.
+TRIES = 60
+
+VISITS = {
+    "en": ("open {a} and {d}", "in {a}, {d}"),
+    "cn": ("打开{a}，{d}", "在{a}里{d}"),
+}
+OPEN = {"en": ("open {a}", "launch {a}"), "cn": ("打开{a}", "启动{a}")}
+TASKS = {
+    "search": {"en": ('search for "{n}"', 'look for "{n}"'), "cn": ('搜索"{n}"', '查找"{n}"')},
+    "press": {"en": ("tap the {n}", "press the {n}"), "cn": ("点击{n}", "按{n}")},
+    "like": {"en": ("double tap the {n}", "like the {n}"), "cn": ("双击{n}", "给{n}点赞")},
+    "delete": {"en": ("delete this and confirm", "delete it, then confirm"), "cn": ("删除并确认", "删除它并确认")},
+    "on": {"en": ("turn on {n}", "switch on {n}"), "cn": ("打开{n}", "把{n}打开")},
+    "off": {"en": ("turn off {n}", "switch off {n}"), "cn": ("关闭{n}", "把{n}关闭")},
+}
+AND = {"en": (" and ", ", then "), "cn": ("，再", "，然后")}
+THEN = {"en": ", then ", "cn": "，然后"}
+GO_HOME = {"en": ("go home", "go to the home screen"), "cn": ("回到主屏幕", "回桌面")}
+
+
+def sample_goal(random: Random, language: str) -> tuple[Goal, Phone]:
+    """Return a goal of FEWEST_STEPS to MOST_STEPS in a language, and a phone on which it can be done."""
+    while True:
+        goal = _sample_wish(random, language)
+        if (phone := _build(random, goal)) is None:
+            continue
+        trial = phone.copy()
+        steps = sum(1 for _ in play(goal, trial))
+        if FEWEST_STEPS <= steps <= MOST_STEPS and goal.is_reached(trial, phone):
+            return goal, phone
+
+
+def _sample_wish(random: Random, language: str) -> Goal:
+    names = random.sample(list(APPS), random.choices((1, 2), (3, 1))[0])
+    visits = tuple((app, _sample_tasks(random, app)) for app in names)
+    ends_at_home = random.random() < 0.2
+    parts = [_write_visit(random, language, app, tasks) for app, tasks in visits]
+    if ends_at_home:
+        parts.append(random.choice(GO_HOME[language]))
+    wish = THEN[language].join(parts)
+    return Goal(wish[0].upper() + wish[1:], language, visits, ends_at_home)
+
+
+def _sample_tasks(random: Random, app: str) -> tuple[Task, ...]:
+    """Return the tasks in an app, those on its first page before those on its second."""
+    count = random.choices((0, 1, 2), (1, 6, 2))[0]
+    pages = sorted(int(random.random() < SECOND_PAGE) for _ in range(count))
+    if app == SETTINGS:
+        return tuple(
+            Task(random.choice(("on", "off")), f"{row} switch", page)
+            for row, page in zip(random.sample(list(ROWS), count), pages, strict=True)
+        )
+    while True:
+        kinds = random.choices(list(KINDS), list(KINDS.values()), k=count)
+        tasks = tuple(_sample_task(random, kind, page) for kind, page in zip(kinds, pages, strict=True))
+        if len({task.target for task in tasks}) == count:
+            return tasks
+
+
+def _sample_task(random: Random, kind: str, page: int) -> Task:
+    names = {"press": random.choice(PRESSED), "like": "picture", "delete": TRASH}
+    return Task(kind, names.get(kind) or sample_text(random), page)
+
+
+def _write_visit(random: Random, language: str, app: str, tasks: tuple[Task, ...]) -> str:
+    name = CHINESE[app] if language == "cn" else app
+    if not tasks:
+        return random.choice(OPEN[language]).format(a=name)
+    done = random.choice(AND[language]).join(_write_task(random, language, task) for task in tasks)
+    return random.choice(VISITS[language]).format(a=name, d=done)
+
+
+def _write_task(random: Random, language: str, task: Task) -> str:
+    name = task.name.removesuffix(" switch")
+    written = CHINESE.get(name, name) if language == "cn" and task.kind != "search" else name
+    return random.choice(TASKS[task.kind][language]).format(n=written)
+
+
+def _build(random: Random, goal: Goal) -> Phone | None:
+    """Return a phone whose apps have what the goal's tasks need; None where no page was found that has it all."""
+    apps: dict[str, App] = {}
+    for app, tasks in goal.visits:
+        last = max((task.page for task in tasks), default=0)
+        pages = [_sample_page(random, app, tasks, page) for page in range(last + 1)]
+        found = [page for page in pages if page]
+        if len(found) < len(pages):
+            return None
+        block = random.choices(list(BLOCKS), list(BLOCKS.values()))[0] if tasks and app != SETTINGS else ""
+        apps[app] = App(found, block)
+    for app in [app for app in APPS if app not in apps]:
+        page = _sample_page(random, app, (), 0)
+        assert page is not None  # nothing is asked of it
+        apps[app] = App([page])
+    home = [_sample_plain(random, "home") for _ in range(2)]
+    switches = {f"{row} switch": random.random() < 0.5 for row in ROWS}
+    front = random.choice(list(APPS)) if random.random() < 0.2 else ""
+    return Phone(home, apps, switches, random.random(), front if not apps.get(front, App([])).block else "")
+
+
+def _sample_page(random: Random, app: str, tasks: tuple[Task, ...], page: int) -> Scene | None:
+    """Return a page of an app with the targets that it must have, each in reach, and without those of other pages."""
+    here = {task.target for task in tasks if task.page == page}
+    elsewhere = {task.target for task in tasks} - here
+    for _ in range(TRIES):
+        scene = _sample_plain(random, "settings" if app == SETTINGS else "page")
+        names = {element.name for element in scene.elements}
+        if here <= names and not elsewhere & names and all(_in_reach(scene, name) for name in here):
+            return replace(scene, app=app, typed="")
+    return None
+
+
+def _sample_plain(random: Random, kind: str) -> Scene:
+    """Return a screen of a kind without a keyboard."""
+    while (scene := sample_scene(random, kind=kind)).focused:
+        pass
+    return scene
+
+
+def _in_reach(scene: Scene, name: str) -> bool:
+    """Return whether nothing covers the middle of an element."""
+    element = scene.find(name)
+    return element is not None and element_at(scene, to_units(*element.centre)) == element
