@@ -85,8 +85,3 @@ def _parse(code: str) -> Action:
 def _value(node: ast.expr) -> Value:
     value: Any = ast.literal_eval(node)
     return (int(value[0]), int(value[1])) if isinstance(value, list) and len(value) == 2 else value
-
-
-def text_message(role: str, text: str) -> dict[str, Any]:
-    """Return a message of a text alone."""
-    return {"role": role, "content": text}

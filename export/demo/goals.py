@@ -61,7 +61,8 @@ class Goal:
         happened = [effect for effect in phone.effects if effect[0] != "opened"]
         front = "" if self.ends_at_home else self.visits[-1][0]
         return (
-            sorted(happened) == sorted(filter(None, wanted))
+            all(("opened", app, "") in phone.effects for app, _ in self.visits)
+            and sorted(happened) == sorted(filter(None, wanted))
             and phone.switches == {**before.switches, **switches}
             and phone.front == front
         )

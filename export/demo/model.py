@@ -111,7 +111,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Glm4vConfig:
         video_end_token_id=token["<|end_of_video|>"],
         tie_word_embeddings=False,
         text_config={
-            "vocab_size": VOCABULARY,
+            "vocab_size": len(tokenizer),
             "hidden_size": 256,
             "intermediate_size": 640,
             "num_hidden_layers": 4,

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+Kind = Literal["vision", "answers", "pointing"]
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -27,7 +29,7 @@ class Stage:
     """
 
     name: str
-    kind: Literal["vision", "answers", "pointing"]
+    kind: Kind
     steps: int
     images: int = 16
     questions: int = 6

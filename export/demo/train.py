@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,7 @@ class Run:
         samples: Validation screens after each stage with answers and each `every` steps of the last one; 0 for none.
         log: Takes reports.
         workers: Processes that make the batches; this one does if 0.
+        checkpoint: A new run begins with its model and tokenizer instead of nothing.
     """
 
     out: Path
@@ -120,6 +121,7 @@ class Run:
     samples: int
     log: Log
     workers: int = 1
+    checkpoint: Path | None = None
 
     def train(self) -> Trainer:
         """Train, and return the trainer.
@@ -139,13 +141,16 @@ class Run:
         """Return the tokenizer with which the run began, so that later changes of the data leave it as it is."""
         folder = self.out / "tokenizer"
         if not folder.exists():
-            build_tokenizer().save_pretrained(folder)
+            first = PreTrainedTokenizerFast.from_pretrained(self.checkpoint) if self.checkpoint else build_tokenizer()
+            first.save_pretrained(folder)
         return PreTrainedTokenizerFast.from_pretrained(folder)
 
     def _restore(self, trainer: Trainer) -> tuple[int, int]:
         """Return the stage to go on with, and how many of its steps are done."""
         file = self.out / "state.pt"
         if not file.exists():
+            if self.checkpoint:
+                trainer.model.load_state_dict(WholeOriginal.load(self.checkpoint).model.state_dict())
             return 0, 0
         state = torch.load(file, weights_only=True, map_location=trainer.device)
         names = [stage.name for stage in self.stages]
@@ -206,17 +211,17 @@ def _show(record: dict[str, object], file: Path) -> None:
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="State, log, checkpoint.")
-@click.option(
-    "--until", type=click.Choice([stage.name for stage in STAGES]), default=STAGES[-1].name, help="Last stage."
-)
+@click.option("--until", type=click.Choice([stage.name for stage in STAGES]), help="The last stage to train.")
 @click.option("--every", default=200, show_default=True, help="Save every N steps; validate in the last stage.")
 @click.option("--samples", default=256, show_default=True, help="Validation screens; 0 for none.")
 @click.option("--workers", default=1, show_default=True, help="Processes that make batches; 0 for none of its own.")
-def main(out: Path, until: str, every: int, samples: int, workers: int) -> None:
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Go on with this model: the last stage alone.")
+def main(out: Path, until: str | None, every: int, samples: int, workers: int, checkpoint: Path | None) -> None:
     """Train the demo phone agent; stop it any time and start it again to go on."""
     out.mkdir(parents=True, exist_ok=True)
-    stages = STAGES[: 1 + [stage.name for stage in STAGES].index(until)]
-    run = Run(out, stages, every, samples, lambda record: _show(record, out / "train.jsonl"), workers)
+    names = [stage.name for stage in STAGES]
+    stages = STAGES[-1:] if checkpoint else STAGES[: 1 + names.index(until or names[-1])]
+    run = Run(out, stages, every, samples, lambda record: _show(record, out / "train.jsonl"), workers, checkpoint)
     trainer = run.train()
     save(trainer.model.half(), trainer.tokenizer, out / "checkpoint")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,20 +13,45 @@ pytest.importorskip("transformers")
 
 import click
 from torch import Tensor
+from transformers import Glm4vForConditionalGeneration, PreTrainedTokenizerFast
 
-from edgeglm.export.demo.batches import COLUMNS, IMAGE_TOKENS, ROWS, Batches, Packer, Recipe, to_patches
+from edgeglm.export.demo.batches import Batch, Batches, Packer
+from edgeglm.export.demo.evaluate import CHECKPOINT
 from edgeglm.export.demo.losses import Helper, encode_images, losses
 from edgeglm.export.demo.model import build_config, build_model, build_tokenizer
-from edgeglm.export.demo.train import Plan, Trainer, train
+from edgeglm.export.demo.pictures import COLUMNS, IMAGE_TOKENS, ROWS, Pictures, to_patches
+from edgeglm.export.demo.stages import STAGES, Kind, Stage
+from edgeglm.export.demo.train import Run, Trainer
+from edgeglm.export.evaluate.original.whole import WholeOriginal
 
-PLAN = Plan(
-    vision_steps=1, early_steps=1, pointing_steps=1, steps=5, images=2, pointing_questions=3, questions=2, warm_up=2
+CPU = torch.device("cpu")
+SMALL = tuple(
+    replace(stage, steps=steps, images=2, questions=3) for stage, steps in zip(STAGES, (2, 1, 1, 1), strict=True)
 )
 
 
+def batch_of(packer: Packer, stage: Stage, index: int = 0) -> Any:  # noqa: ANN401 (a test says which kind it is)
+    """Return a batch of a stage."""
+    return Batches(packer, "train", stage)[index]
+
+
+def answers(images: int, questions: int) -> Stage:
+    return Stage("test", "answers", 1, images=images, questions=questions)
+
+
 @pytest.fixture(scope="module")
-def packer() -> Packer:
-    return Packer(build_tokenizer(samples=500))
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer(samples=500)
+
+
+@pytest.fixture(scope="module")
+def packer(tokenizer: PreTrainedTokenizerFast) -> Packer:
+    return Packer(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: PreTrainedTokenizerFast) -> Glm4vForConditionalGeneration:
+    return build_model(build_config(tokenizer))
 
 
 def test_the_tokenizer_is_deterministic_and_lossless() -> None:
@@ -36,16 +62,20 @@ def test_the_tokenizer_is_deterministic_and_lossless() -> None:
 
 
 def test_batches_depend_on_nothing_but_their_index(packer: Packer) -> None:
-    batches = Batches(packer, "train", lambda _: Recipe(images=2, questions=3))
+    batches = Batches(packer, "train", answers(2, 3))
     first, again, other = batches[5], batches[5], batches[6]
+    assert isinstance(first, Batch)
+    assert isinstance(again, Batch)
+    assert isinstance(other, Batch)
     assert torch.equal(first.tokens, again.tokens)
-    assert torch.equal(first.pixels, again.pixels)
-    assert not torch.equal(first.pixels, other.pixels)
+    assert torch.equal(first.pictures.pixels, again.pictures.pixels)
+    assert not torch.equal(first.pictures.pixels, other.pictures.pixels)
 
 
-def test_batched_vision_equals_transformers(packer: Packer) -> None:
-    model = build_model(build_config(build_tokenizer(samples=500)))
-    patches = to_patches(Batches(packer, "train", lambda _: Recipe(2, 1))[0].pixels)
+def test_batched_vision_equals_transformers(packer: Packer, model: Glm4vForConditionalGeneration) -> None:
+    pictures = batch_of(packer, replace(STAGES[0], images=2))
+    assert isinstance(pictures, Pictures)
+    patches = to_patches(pictures.pixels)
     doubled = patches.view(-1, 3, 1, 14 * 14).expand(-1, -1, 2, -1).reshape(-1, 3 * 2 * 14 * 14)
     with torch.no_grad():
         expected = model.model.visual(doubled, torch.tensor([[1, 24, 12]] * 2)).pooler_output
@@ -54,11 +84,10 @@ def test_batched_vision_equals_transformers(packer: Packer) -> None:
     torch.testing.assert_close(got.flatten(0, 1), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_packing_hides_questions_from_one_another(packer: Packer) -> None:
+def test_packing_hides_questions_from_one_another(packer: Packer, model: Glm4vForConditionalGeneration) -> None:
     """A question's loss in a pack is its loss alone."""
-    model = build_model(build_config(build_tokenizer(samples=500)))
     helper = Helper(model, packer)
-    pack = Batches(packer, "train", lambda _: Recipe(images=1, questions=4))[3]
+    pack = batch_of(packer, answers(1, 4), 3)
 
     def alone(number: int) -> Tensor:
         labels = torch.where(pack.segment.roll(-1, 1) == number, pack.labels, -100)
@@ -72,54 +101,70 @@ def test_packing_hides_questions_from_one_another(packer: Packer) -> None:
         assert torch.allclose(alone(2), before, atol=1e-5)
 
 
-def test_a_few_steps_lower_the_loss() -> None:
+@pytest.mark.parametrize(
+    ("kind", "loss"), [("vision", "helper"), ("answers", "helper"), ("answers", "answer"), ("pointing", "helper")]
+)
+def test_a_few_steps_lower_a_loss(tokenizer: PreTrainedTokenizerFast, kind: Kind, loss: str) -> None:
     torch.manual_seed(0)
-    plan = Plan(vision_steps=0, early_steps=0, pointing_steps=0, steps=40, images=2, questions=4, warm_up=1)
-    trainer = Trainer(plan, build_tokenizer(samples=500), torch.device("cpu"))
-    batches = Batches(trainer.packer, "train", lambda _: Recipe(2, 4))
-    reports = [trainer.step(batches[index % 2]) for index in range(24)]
-    assert reports[-1]["answer"] < 0.7 * reports[0]["answer"]
-    assert reports[-1]["helper"] < 0.7 * reports[0]["helper"]
+    stage = replace(answers(2, 4), kind=kind, steps=40, warm_up=1, learning_rate=2e-3)
+    trainer = Trainer(tokenizer, CPU)
+    batches = Batches(trainer.packer, "train", stage)
+    reports = [trainer.step(stage, number, batches[number % 2]) for number in range(20)]
+    assert reports[-1][loss] < 0.7 * reports[0][loss]
 
 
 def test_pointing_batches_answer_only_what_is_typed(packer: Packer) -> None:
     """Two places a question at which the target, or that there is none, must be known; two more in an answer."""
-    batch = Batches(packer, "train", lambda _: Recipe(images=12, questions=5, answers=False))[0]
-    answers = (batch.labels == packer.end).sum()
-    assert answers > 0
-    assert (batch.labels == packer.encode("Type")[0]).sum() == answers
-    assert len(batch.pointers) == 12 * 5 * 2 + 2 * answers
+    batch = batch_of(packer, replace(answers(12, 5), kind="pointing"))
+    written = (batch.labels == packer.end).sum()
+    assert written > 0
+    assert (batch.labels == packer.encode("Type")[0]).sum() == written
+    assert len(batch.pointers) == 12 * 5 * 2 + 2 * written
     nowhere = (batch.pointers[:, 2:] == torch.tensor([ROWS, COLUMNS])).all(1)
     assert 0 < nowhere.sum() < len(nowhere)
 
 
-def test_a_few_pointing_steps_lower_their_loss() -> None:
-    plan = Plan(vision_steps=0, early_steps=0, pointing_steps=99, images=2, pointing_questions=4, learning_rate=2e-3)
-    trainer = Trainer(plan, build_tokenizer(samples=500), torch.device("cpu"))
-    batches = Batches(trainer.packer, "train", plan.recipe)
-    reports = [trainer.step(batches[index % 2]) for index in range(24)]
-    assert reports[-1]["helper"] < 0.7 * reports[0]["helper"]
+def test_rates_and_weights_change_as_a_stage_says() -> None:
+    stage = replace(answers(1, 1), steps=100, warm_up=10, last_rate=0.02, helper=(0.5, 0.1))
+    assert stage.rate(0) < stage.rate(5) < stage.rate(9) <= 1e-3
+    assert stage.rate(99) < 0.03 * 1e-3
+    assert (stage.helper_weight(0), round(stage.helper_weight(100), 6)) == (0.5, 0.1)
 
 
-@pytest.mark.slow
-def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    def run(folder: Path) -> Trainer:
-        return train(PLAN, folder, every=5, samples=0, log=lambda record: None)
+def quiet(record: dict[str, object]) -> None:
+    """Take a report."""
 
-    whole = run(tmp_path / "whole")
-    halfway: list[dict[str, object]] = []
 
-    class Stop(Exception):
-        pass
+class Stop(Exception):
+    """A run that is cut off."""
 
-    def stop(record: dict[str, object]) -> None:
-        halfway.append(record)
-        raise Stop
 
-    with pytest.raises(Stop):
-        train(PLAN, tmp_path / "parts", every=5, samples=1, log=stop)
-    resumed = run(tmp_path / "parts")
-    for name, value in whole.model.state_dict().items():
-        torch.testing.assert_close(resumed.model.state_dict()[name], value, msg=name)
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    def run(folder: str, kind: type[Run] = Run) -> Trainer:
+        if not (tmp_path / folder).exists():
+            tokenizer.save_pretrained(tmp_path / folder / "tokenizer")
+        return kind(tmp_path / folder, SMALL, 1, 0, quiet, workers=0).train()
+
+    class Stopped(Run):
+        def _save(self, trainer: Trainer, stage: Stage, done: int) -> None:
+            super()._save(trainer, stage, done)
+            raise Stop
+
+    for _ in range(sum(stage.steps for stage in SMALL)):
+        with pytest.raises(Stop):
+            run("parts", Stopped)
+    resumed, whole = run("parts", Stopped), run("whole")
+    torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict())
+    changed = [*SMALL[:-1], replace(SMALL[-1], learning_rate=5.0)]
     with pytest.raises(click.UsageError, match="another plan"):
-        train(replace(PLAN, steps=99), tmp_path / "parts", every=5, samples=0, log=lambda record: None)
+        Run(tmp_path / "parts", changed, 1, 0, quiet, workers=0).train()
+
+
+def test_a_run_goes_on_with_a_checkpoint(tmp_path: Path) -> None:
+    reports: list[dict[str, object]] = []
+    stage = replace(SMALL[-1], steps=1, learning_rate=1e-9)
+    trainer = Run(tmp_path, [stage], 1, 2, reports.append, 0, CHECKPOINT).train()
+    assert len(trainer.tokenizer) == trainer.model.lm_head.out_features
+    assert "validation" in reports[-1]
+    before = WholeOriginal.load(CHECKPOINT).model.state_dict()
+    torch.testing.assert_close(trainer.model.state_dict(), before, rtol=0, atol=1e-4)
