@@ -143,7 +143,8 @@ class Run:
         if not folder.exists():
             first = PreTrainedTokenizerFast.from_pretrained(self.checkpoint) if self.checkpoint else build_tokenizer()
             first.save_pretrained(folder)
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+        return tokenizer
 
     def _restore(self, trainer: Trainer) -> tuple[int, int]:
         """Return the stage to go on with, and how many of its steps are done."""
