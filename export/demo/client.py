@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 from edgeglm.actions import Action, Value
+from edgeglm.export.demo.steps import Step, Turn
 
 HOME_APP = "System Home"
 MARKERS = ("finish(message=", "do(action=")
@@ -48,6 +49,27 @@ def wrap_answer(content: str) -> str:
     """Return an answer as it stands in the history of the requests that follow."""
     thought, action = split_answer(content)
     return f"<think>{thought}</think><answer>{action}</answer>"
+
+
+def written(turn: Turn, keeps_tags: bool = True) -> str:
+    """Return a step that is done as it stands in the history; servers leave the tags in an answer, or do not."""
+    if keeps_tags:
+        return wrap_answer(turn.response.removesuffix("</answer>"))
+    return turn.response
+
+
+def conversation(step: Step, system: str, keeps_tags: bool = True) -> tuple[list[tuple[str, str]], str]:
+    """Return the request of a step: role and text of each message before the last, and the last one's text.
+
+    The system prompt is the first, and the last message is the user's with the screenshot before its text.
+    """
+    messages = [("system", system)]
+    first, *apps = [*(turn.app for turn in step.previous), step.app]
+    text = first_text(step.instruction, first)
+    for turn, app in zip(step.previous, apps, strict=True):
+        messages += [("user", text), ("assistant", written(turn, keeps_tags))]
+        text = later_text(app)
+    return messages, text
 
 
 def read_action(code: str) -> Action:

@@ -8,19 +8,29 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
 
 import click
 
 from edgeglm.actions import parse_action
 from edgeglm.export.demo.metrics import Score, score
-from edgeglm.export.demo.samples import DATA
+from edgeglm.export.demo.prompts import LANGUAGES, client_prompt
+from edgeglm.export.demo.samples import DATA, make_sample
 from edgeglm.export.evaluate.original.whole import WholeOriginal
 from edgeglm.export.evaluate.tasks.success import succeeds
-from edgeglm.export.samples.screenshots import Expected, read_samples
+from edgeglm.export.samples.screenshots import Expected, Sample, read_samples
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
+
+
+def in_clients_form(samples: list[Sample], system: str) -> list[Sample]:
+    """Return the demo's own evaluation samples, from the first on, as the client sends them with a system prompt."""
+    sent = [make_sample("evaluation", index, system) for index in range(len(samples))]
+    return [
+        replace(sample, prompt=other.prompt, before=other.before) for sample, other in zip(samples, sent, strict=True)
+    ]
 
 
 def by_action(expected: list[Expected], answers: list[str]) -> dict[str, Score]:
@@ -53,12 +63,15 @@ def table(total: Score, groups: dict[str, Score], seconds: float) -> str:
 @click.command()
 @click.option("--checkpoint", type=click.Path(path_type=Path), default=CHECKPOINT, help="A Hugging Face directory.")
 @click.option("--data", type=click.Path(path_type=Path), default=DATA / "evaluation.jsonl", help="Samples (JSONL).")
+@click.option("--form", default="short", type=click.Choice(["short", *LANGUAGES]), help="Of the demo's own samples.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N samples.")
 @click.option("--wrong", is_flag=True, help="Also list the wrong answers.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def main(checkpoint: Path, data: Path, limit: int | None, wrong: bool, as_json: bool) -> None:
+def main(checkpoint: Path, data: Path, form: str, limit: int | None, wrong: bool, as_json: bool) -> None:
     """Evaluate a phone-agent checkpoint on samples with known answers."""
     samples = list(read_samples(data, limit))
+    if form != "short":
+        samples = in_clients_form(samples, client_prompt(form, date.today()))
     expected = [sample.expected for sample in samples]
     started = time.perf_counter()
     agent = WholeOriginal.load(checkpoint)

@@ -14,7 +14,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Glm4vForConditionalGeneration
+from transformers import DynamicCache, Glm4vForConditionalGeneration
 from transformers.models.glm4v.modeling_glm4v import (
     Glm4vVisionAttention,
     Glm4vVisionBlock,
@@ -23,8 +23,8 @@ from transformers.models.glm4v.modeling_glm4v import (
 )
 from transformers.vision_utils import get_vision_position_ids
 
-from edgeglm.export.demo.batches import IGNORE, Batch, Packer
 from edgeglm.export.demo.model import MERGE
+from edgeglm.export.demo.packing import IGNORE, Batch, Packer
 from edgeglm.export.demo.pictures import (
     CELL_COLUMNS,
     CELL_ROWS,
@@ -136,24 +136,43 @@ def vision_loss(model: Glm4vForConditionalGeneration, helper: Helper, pictures: 
     return helper.vision_loss(image_tokens, model.model.language_model.embed_tokens.weight, pictures)
 
 
-def losses(model: Glm4vForConditionalGeneration, helper: Helper, packer: Packer, batch: Batch) -> Losses:
-    """Return the both losses of a packed batch."""
-    image_tokens, hidden = _read(model, packer, batch)
-    after = len(packer.prefix)
-    logits = model.lm_head(hidden[:, after:]).float()
-    labels = batch.labels[:, after:].flatten()
-    answer = F.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORE, reduction="sum")
-    answer = answer / (labels != IGNORE).sum().clamp(min=1)  # a batch that only points may have none
+def losses(model: Glm4vForConditionalGeneration, helper: Helper, batch: Batch, learns_prompt: bool = True) -> Losses:
+    """Return the both losses of a packed batch; without `learns_prompt` the system prompt has no gradient."""
+    image_tokens, hidden = read(model, batch, learns_prompt)
+    is_asked = batch.labels != IGNORE
+    logits = model.lm_head(hidden[is_asked]).float()
+    answer = F.cross_entropy(logits, batch.labels[is_asked], reduction="sum")
+    answer = answer / is_asked.sum().clamp(min=1)  # a batch that only points may have none
     seen = helper.vision_loss(image_tokens, model.model.language_model.embed_tokens.weight, batch.pictures)
     return Losses(answer, seen + helper.pointer_loss(batch.pointers))
 
 
-def _read(model: Glm4vForConditionalGeneration, packer: Packer, batch: Batch) -> tuple[Tensor, Tensor]:
+def read(model: Glm4vForConditionalGeneration, batch: Batch, learns_prompt: bool) -> tuple[Tensor, Tensor]:
     """Return the image tokens (B, IMAGE_TOKENS, hidden) and the decoder's last hidden state (B, L, hidden)."""
     image_tokens = encode_images(model.model.visual, to_patches(batch.pictures.pixels))
     text = model.model.language_model
+    row, position, picture = batch.images.unbind(1)
+    places = row[:, None], position[:, None] + torch.arange(IMAGE_TOKENS, device=position.device)
     embedded = text.embed_tokens(batch.tokens)
-    start, stop = packer.image_start, packer.image_start + IMAGE_TOKENS
-    embedded = torch.cat([embedded[:, :start], image_tokens.to(embedded.dtype), embedded[:, stop:]], dim=1)
-    output = text(inputs_embeds=embedded, position_ids=batch.positions, attention_mask=batch.mask(), use_cache=False)
+    embedded = embedded.index_put(places, image_tokens[picture].to(embedded.dtype))
+    with torch.set_grad_enabled(learns_prompt and torch.is_grad_enabled()):
+        cache = _read_system(model, batch)
+    output = text(
+        inputs_embeds=embedded,
+        position_ids=batch.positions,
+        attention_mask=batch.mask(),
+        past_key_values=cache,
+        use_cache=True,
+    )
     return image_tokens, output.last_hidden_state
+
+
+def _read_system(model: Glm4vForConditionalGeneration, batch: Batch) -> DynamicCache:
+    """Return the keys and values of the system prompt, computed once and shared by the batch's sequences."""
+    positions = torch.arange(len(batch.system), device=batch.system.device).expand(3, 1, -1)
+    text = model.model.language_model
+    alone = text(inputs_embeds=text.embed_tokens(batch.system[None]), position_ids=positions, use_cache=True)
+    shared, count = DynamicCache(), len(batch.tokens)
+    for index, layer in enumerate(alone.past_key_values.layers):
+        shared.update(layer.keys.expand(count, -1, -1, -1), layer.values.expand(count, -1, -1, -1), index)
+    return shared

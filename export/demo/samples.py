@@ -11,8 +11,10 @@ from random import Random
 
 import click
 
+from edgeglm.export.demo.client import conversation
 from edgeglm.export.demo.render import render
-from edgeglm.export.demo.screens import HEIGHT, WIDTH, Box, sample_scene
+from edgeglm.export.demo.screens import HEIGHT, WIDTH, Box, Scene, sample_scene
+from edgeglm.export.demo.steps import Step
 from edgeglm.export.demo.tasks import sample_step
 from edgeglm.export.samples.screenshots import Expected, Sample
 
@@ -21,13 +23,19 @@ SHIPPED = {"evaluation": 1024, "calibration": 192}
 WEBP_QUALITY = 80
 
 
-def make_sample(split: str, index: int) -> Sample:
-    """Return sample `index` of `split`; the same two give the same sample."""
+def make_step(split: str, index: int) -> tuple[Scene, Step]:
+    """Return screen and step `index` of `split`; the same two give the same ones."""
     random = Random(f"{split}/{index}")
     scene = sample_scene(random)
-    step = sample_step(scene, random)
+    return scene, sample_step(scene, random)
+
+
+def make_sample(split: str, index: int, system: str = "") -> Sample:
+    """Return sample `index` of `split`: in the short form, or with a system prompt as the client sends it."""
+    scene, step = make_step(split, index)
     box = _thousandths(step.box) if step.box else None
-    return Sample(render(scene), step.prompt, Expected(step.response, box))
+    before, prompt = conversation(step, system) if system else ([], step.prompt)
+    return Sample(render(scene), prompt, Expected(step.response, box), tuple(before))
 
 
 def _thousandths(box: Box) -> Box:

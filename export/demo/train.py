@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,20 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Glm4vForConditionalGeneration, PreTrainedTokenizerFast
 
-from edgeglm.export.demo.batches import Batch, Batches, Packer
+from edgeglm.export.demo.batches import Batches
 from edgeglm.export.demo.losses import Helper, losses, vision_loss
 from edgeglm.export.demo.metrics import Score, score
 from edgeglm.export.demo.model import build_config, build_model, build_tokenizer, save
+from edgeglm.export.demo.packing import Batch, Packer
 from edgeglm.export.demo.pictures import Pictures
+from edgeglm.export.demo.prompts import LANGUAGES, client_prompt
 from edgeglm.export.demo.samples import make_sample
 from edgeglm.export.demo.stages import STAGES, Stage
 from edgeglm.export.evaluate.original.whole import Prompts, WholeOriginal
 from edgeglm.export.evaluate.tasks.success import succeeds
 
 WEIGHT_DECAY = 0.02
+VALIDATED = date(2026, 1, 1)  # the day in the prompts of the validation
 Log = Callable[[dict[str, object]], None]
 
 
@@ -66,19 +70,20 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = stage.rate(number)
         with self._autocast():
-            loss, report = self._loss(batch.to(self.device), stage.helper_weight(number))
+            loss, report = self._loss(stage, number, batch.to(self.device))
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return report
 
-    def _loss(self, batch: Batch | Pictures, weight: float) -> tuple[Tensor, dict[str, float]]:
+    def _loss(self, stage: Stage, number: int, batch: Batch | Pictures) -> tuple[Tensor, dict[str, float]]:
         if isinstance(batch, Pictures):
             loss = vision_loss(self.model, self.helper, batch)
             return loss, {"helper": loss.item()}
-        both = losses(self.model, self.helper, self.packer, batch)
-        return both.answer + weight * both.helper, {"answer": both.answer.item(), "helper": both.helper.item()}
+        both = losses(self.model, self.helper, batch, number % stage.learns_prompt == 0)
+        loss = both.answer + stage.helper_weight(number) * both.helper
+        return loss, {"answer": both.answer.item(), "helper": both.helper.item()}
 
     def state(self) -> dict[str, Any]:
         """Return everything that a resumed run needs."""
@@ -91,9 +96,14 @@ class Trainer:
             getattr(self, part).load_state_dict(values)
 
 
-def validate(agent: WholeOriginal, count: int) -> tuple[Score, list[tuple[str, str, str]]]:
-    """Score `agent` on the validation split: fresh screens, never trained on and never shipped."""
-    samples = [make_sample("validation", index) for index in range(count)]
+def validate(agent: WholeOriginal, count: int) -> dict[str, tuple[Score, list[tuple[str, str, str]]]]:
+    """Score `agent` on fresh screens of the validation split, never trained on and never shipped, in each form."""
+    systems = {"short": "", **{language: client_prompt(language, VALIDATED) for language in LANGUAGES}}
+    return {form: _validate(agent, count, system) for form, system in systems.items()}
+
+
+def _validate(agent: WholeOriginal, count: int, system: str) -> tuple[Score, list[tuple[str, str, str]]]:
+    samples = [make_sample("validation", index, system) for index in range(count)]
     prompts, expected = [sample.prompt for sample in samples], [sample.expected for sample in samples]
     answers = list(agent.answer([sample.image for sample in samples], [sample.messages for sample in samples]))
     triples = zip(prompts, expected, answers, strict=True)
@@ -192,9 +202,10 @@ class Run:
     def _validation(self, trainer: Trainer) -> dict[str, object]:
         trainer.model.eval()
         agent = WholeOriginal(trainer.model, Prompts.load(self.out / "checkpoint"))
-        result, wrong = validate(agent, self.samples)
+        results = validate(agent, self.samples)
         trainer.model.train()
-        return {"validation": asdict(result), "wrong": wrong[:8]}
+        scores = {form: asdict(result) for form, (result, _) in results.items()}
+        return {"validation": scores, "wrong": {form: wrong[:5] for form, (_, wrong) in results.items()}}
 
 
 def _plain(stage: Stage) -> dict[str, object]:
