@@ -113,8 +113,8 @@ def _build(random: Random, goal: Goal) -> Phone | None:
         apps[app] = App([page])
     home = [_sample_plain(random, "home") for _ in range(2)]
     switches = {f"{row} switch": random.random() < 0.5 for row in ROWS}
-    front = random.choice(list(APPS)) if random.random() < 0.2 else ""
-    return Phone(home, apps, switches, random.random(), front if not apps.get(front, App([])).block else "")
+    front = random.choice([app for app in APPS if app not in dict(goal.visits)]) if random.random() < 0.2 else ""
+    return Phone(home, apps, switches, random.random(), front)
 
 
 def _sample_page(random: Random, app: str, tasks: tuple[Task, ...], page: int) -> Scene | None:

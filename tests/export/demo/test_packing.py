@@ -85,11 +85,10 @@ def in_order(row: Row) -> list[Step]:
 def messages_of(row: Row, step: Step) -> list[dict[str, object]]:
     """Return a step's conversation, as the client sends it or in the short form."""
     before, text = conversation(step, SYSTEM, row.keeps_tags) if row.is_client else ([], step.prompt)
-    last = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
-    return [*({"role": role, "content": said} for role, said in before), last]
+    messages: list[dict[str, object]] = [{"role": role, "content": said} for role, said in before]
+    return [*messages, {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
 
 
-@torch.no_grad()
 def alone(agent: WholeOriginal, picture: Image.Image, messages: list[dict[str, object]], answer: list[int]) -> Tensor:
     """Return the logits of transformers for an answer to one conversation, (tokens, vocabulary)."""
     inputs = dict(agent.encode([picture], [messages]))
@@ -99,7 +98,8 @@ def alone(agent: WholeOriginal, picture: Image.Image, messages: list[dict[str, o
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     if "mm_token_type_ids" in inputs:
         inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(tokens)], 1)
-    logits: Tensor = agent.model(**inputs).logits[0, given - 1 :]
+    with torch.no_grad():
+        logits: Tensor = agent.model(**inputs).logits[0, given - 1 :]
     return logits
 
 
