@@ -147,7 +147,7 @@ class Packer:
             if not before:
                 shared.append(self._branch([], text, answer, step.box))
                 continue
-            history = [token for role, said in before for token in self.role(role, said)]
+            history = [token for role, text in before for token in self.role(role, text)]
             groups.append(_Group(True, [], [self._branch([*history, *trunk], text, answer, step.box)]))
         return [*([_Group(row.is_client, trunk, shared)] if shared else []), *groups]
 
