@@ -62,6 +62,11 @@ def conversation(step: Step, system: str, keeps_tags: bool = True) -> tuple[list
     """Return the request of a step: role and text of each message before the last, and the last one's text.
 
     The system prompt is the first, and the last message is the user's with the screenshot before its text.
+
+    Args:
+        step: What is asked, and what was done before it.
+        system: The system prompt.
+        keeps_tags: Whether the client's history repeats the tags of an answer, as it does where the server leaves them.
     """
     messages = [("system", system)]
     first, *apps = [*(turn.app for turn in step.previous), step.app]

@@ -122,7 +122,11 @@ class Packer:
     def pack(self, pictures: Pictures, rows: Sequence[Row], system: str, answers: bool = True) -> Batch:
         """Return one batch of screens and what is asked about each.
 
-        Without `answers` a question ends where its answer would begin, and only points; but a text is still typed.
+        Args:
+            pictures: The screens.
+            rows: The questions about each.
+            system: The system prompt that all of them share.
+            answers: Else a question ends where its answer would begin, and only points; but a text is still typed.
         """
         prefix = [*self.start, *self.role("system", system)]
         packs = [self._groups(row, answers) for row in rows]
