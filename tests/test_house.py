@@ -38,10 +38,10 @@ LOOPS = {"calibrate", "conform", "parity", "trace_worker"}
 # Public functions of three or more parameters whose long docstring has no section of them, as file.function.
 UNSECTIONED = set(
     """
-    batches.pack builder.build calibrate.calibrate compile.compile_module compiler.execute completions.read_messages
+    builder.build calibrate.calibrate compile.compile_module compiler.execute completions.read_messages
     described.as_described engine.step graph.prove loading_proof.prove_pictures
     rounding.int4_block_scale rounding.storable_scale runner.complete sessions.open_encoder stamp.stamp tower.ask
-    tower.parts train.train weights.open_packed
+    tower.parts weights.open_packed
 """.split()
 )
 
