@@ -48,10 +48,21 @@ class DecoderBlock(nn.Module):
         self.layer, self.hook = layer, hook
 
     def forward(
-        self, hidden: Tensor, cos: Tensor, sin: Tensor, key: Tensor, value: Tensor, mask: Tensor
+        self,
+        hidden: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor,
+        start: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (1, length, hidden) and keys and values, the new ones or all, as the dialect has them."""
-        with self.hook(cos, sin, key, value, mask) as step:
+        """Return (1, length, hidden) and keys and values, the new ones or all, as the dialect has them.
+
+        `start` is where new ones go in a buffer that the graph itself writes, as TFLite's does.
+        """
+        state = (key, value, mask) if start is None else (key, value, mask, start)
+        with self.hook(cos, sin, *state) as step:
             output = self.layer(hidden, position_embeddings=(cos, sin), attention_mask=None)
         assert step.present is not None
         key, value = step.present
