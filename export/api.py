@@ -25,6 +25,7 @@ import msgspec
 
 from edgeglm.devices.loader import load_profile
 from edgeglm.devices.profile import Profile
+from edgeglm.engines import USUAL_FORMAT
 from edgeglm.errors import UsageError
 from edgeglm.export.checkpoint.locate import locate, locate_headers
 from edgeglm.export.metric import Metric
@@ -156,7 +157,7 @@ def _export_graph(request: ExportRequest, budget: int, show: Show) -> ExportResu
 
     others = {"--accuracy-drop": request.accuracy_drop is not None, "--no-resume": not request.resume}
     _refuse_options({**_for_checkpoints(request), **others})
-    if request.format != "onnx":
+    if request.format != USUAL_FORMAT:
         raise UsageError(
             f"--format {request.format}", "is not available for ONNX graphs, which stay ONNX", "leave it out"
         )

@@ -59,7 +59,14 @@ class DecoderBlock(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return (1, length, hidden) and keys and values, the new ones or all, as the dialect has them.
 
-        `start` is where new ones go in a buffer that the graph itself writes, as TFLite's does.
+        Args:
+            hidden: Of the new tokens, (1, length, hidden).
+            cos: Half-width cosines of their positions, as `DecoderFront` gives them.
+            sin: The sines.
+            key: Keys of the tokens before, in the dialect's layout.
+            value: Their values.
+            mask: What hides tokens, added to the scores.
+            start: Where new rows go in a buffer that the graph itself writes, as TFLite's does.
         """
         state = (key, value, mask) if start is None else (key, value, mask, start)
         with self.hook(cos, sin, *state) as step:
