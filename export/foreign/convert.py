@@ -14,7 +14,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, NameFixPass, To
 
 from edgeglm.devices.operator_table import table_for
 from edgeglm.engines import ENGINES
-from edgeglm.errors import UnsupportedError
+from edgeglm.errors import AccuracyError, UnsupportedError
 from edgeglm.export.foreign.arrays import Arrays, common_shapes
 from edgeglm.export.foreign.error import MAX_ERROR, calibrating, measured
 from edgeglm.export.foreign.graph_plan import Plan
@@ -88,6 +88,8 @@ def convert_model(plan: Plan, model: ir.Model, work: Path) -> tuple[ir.Model, Ma
     if table and (violations := check(made, table)):
         raise refusal(f"{name} in {plan.precision}", profile, violations)
     if plan.precision == "int8" and not (found.share or any(node.op_type == "QuantizeLinear" for node in made.graph)):
+        if found.untouched:
+            raise AccuracyError(name, "INT8 of any of its weights fails the limit", "export it in fp16 or fp32")
         why = "INT8 has no form for any of its operators"
         raise UnsupportedError(name, why, "export it in fp16 or fp32")
     return made, found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from onnx_ir.passes.common import NameFixPass
 from onnx_ir.traversal import RecursiveGraphIterator
 
 from edgeglm.export.calibrate.histogram import least_squares, min_max
-from edgeglm.export.foreign.integers import Form, Range, Recipe, integer_nodes, quantize, ranged_values
+from edgeglm.export.foreign.integers import Form, Range, Recipe, formed_nodes, integer_nodes, quantize, ranged_values
 from edgeglm.export.foreign.made import Made, read
 from edgeglm.export.foreign.ranges import observe
-from edgeglm.export.foreign.sensitivity import GOAL, NAMED, search
+from edgeglm.export.foreign.sensitivity import GOAL, NAMED, Search, search
 from edgeglm.export.foreign.trials import Trials
 from edgeglm.export.prove.values import two_digits
 
@@ -42,7 +43,7 @@ def make_integers(
     """
     model = ir.load(prepared)
     NameFixPass()(model)
-    nodes = [f"{node.name}" for node in integer_nodes(model)]
+    kinds = {f"{node.name}": node.op_type for node in formed_nodes(model)}
     trials = Trials.of(original, held)
 
     def error_of(recipe: Recipe) -> float:
@@ -59,20 +60,47 @@ def make_integers(
     least = min(errors.values())
     chosen = next(recipe for name, recipe in recipes.items() if errors[name] <= least * NEAR or errors[name] == least)
 
-    def widened(wide: Collection[str]) -> Recipe:
-        return Recipe(chosen.products, chosen.ranges, frozenset(wide), pairs=pairs)
-
-    found = search(nodes, lambda wide: error_of(widened(wide)), lambda error: error < limit, min(GOAL, limit))
-    made = quantize(model, widened(found.wide))
+    recipe, found, untouched = _kept(model, chosen, error_of, limit)
+    made = quantize(model, recipe)
     ir.save(made, output)
-    kinds = {f"{node.name}": node.op_type for node in integer_nodes(model)}
+
+    def described(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(f"{name} ({kinds[name]})" for name in names)
+
     return Made(
         {name: two_digits(error) for name, error in errors.items() if np.isfinite(error)},
-        tuple(f"{name} ({kinds[name]})" for name in found.wide),
-        tuple(f"{name} ({kinds[name]})" for name in found.blamed[:NAMED]),
+        described(found.wide),
+        described((untouched.blamed or found.blamed)[:NAMED]),
         two_digits(found.before) if np.isfinite(found.before) else 0.0,
         _share(made),
+        described(untouched.wide),
     )
+
+
+def _kept(
+    model: ir.Model, chosen: Recipe, error_of: Callable[[Recipe], float], limit: float
+) -> tuple[Recipe, Search, Search]:
+    """Return the recipe that passes, the nodes that compute in floating point, and those that stay as they are.
+
+    A node is only left as it is where the graph fails with all of them in floating point, by its rounded weights.
+    """
+
+    def passes(error: float) -> bool:
+        return error < limit
+
+    def wide(kept: Collection[str]) -> Recipe:
+        return replace(chosen, wide=frozenset(kept))
+
+    def untouched(kept: Collection[str]) -> Recipe:
+        return replace(chosen, floating=frozenset(kept))
+
+    names = [f"{node.name}" for node in integer_nodes(model)]
+    found = search(names, lambda kept: error_of(wide(kept)), passes, min(GOAL, limit))
+    if passes(found.error):
+        return wide(found.wide), found, Search((), found.error, found.error)
+    formed = [f"{node.name}" for node in formed_nodes(model)]
+    left = search(formed, lambda kept: error_of(untouched(kept)), passes, min(GOAL, limit))
+    return untouched(left.wide), replace(found, wide=()), left
 
 
 def _forms(model: ir.Model) -> Sequence[Form]:

@@ -65,6 +65,11 @@ def integer_nodes(model: ir.Model) -> list[ir.Node]:
     return [node for node in RecursiveGraphIterator(model.graph) if _kind(node) in ("convolution", "product", "LSTM")]
 
 
+def formed_nodes(model: ir.Model) -> list[ir.Node]:
+    """Return the nodes whose weights can be in INT8, in the order of computation."""
+    return [node for node in RecursiveGraphIterator(model.graph) if _kind(node)]
+
+
 def ranged_values(model: ir.Model) -> list[ir.Value]:
     """Return the values whose ranges static nodes take: inputs of all, and what is behind convolutions."""
     values = []

@@ -25,6 +25,7 @@ class Made(msgspec.Struct, frozen=True):
         blamed: The nodes that are most to blame for the error that is left.
         before: The error without any node kept; 0 where it was not measured.
         share: How much of the weights is in INT8; None where that was not counted.
+        untouched: Nodes whose weights are not in INT8 either, most to blame first.
     """
 
     tried: dict[str, float] = {}
@@ -32,15 +33,21 @@ class Made(msgspec.Struct, frozen=True):
     blamed: tuple[str, ...] = ()
     before: float = 0.0
     share: float | None = None
+    untouched: tuple[str, ...] = ()
 
     def notes(self) -> list[str]:
         """Return what the user should know."""
         notes = []
-        if self.wide:
-            more = f" and {len(self.wide) - NAMED} more" if len(self.wide) > NAMED else ""
-            names = f"{', '.join(self.wide[:NAMED])}{more}"
-            before = f", most to blame first: {names}; the error was {self.before:.2g}" if self.before else f": {names}"
-            notes.append(f"computed in {'floating point' if self.tried else 'fp32'}{before}")
+        what = "floating point" if self.tried else "fp32"
+        for title, nodes in (
+            (f"computed in {what}", self.wide),
+            ("kept in floating point, weights too", self.untouched),
+        ):
+            if nodes:
+                more = f" and {len(nodes) - NAMED} more" if len(nodes) > NAMED else ""
+                names = f"{', '.join(nodes[:NAMED])}{more}"
+                before = f", most to blame first: {names}; the error was {self.before:.2g}"
+                notes.append(f"{title}{before if self.before else f': {names}'}")
         if self.share is not None and self.share < MOST:
             notes.append(
                 f"{self.share:.0%} of the weights are in INT8: the others are of operators without a form of it"

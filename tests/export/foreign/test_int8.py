@@ -171,6 +171,24 @@ def test_what_ruins_an_output_is_computed_in_floating_point(tmp_path: Path) -> N
     assert module.max_relative_error < 0.1
 
 
+def test_weights_that_rounding_ruins_stay_as_they_are(tmp_path: Path) -> None:
+    """Weights that no input uses take all steps of the first product's channels: its other weights round to 0."""
+    nodes = [node("MatMul", ["x", "w"], ["a"], name="first"), node("Tanh", ["a"], ["t"]),
+             node("MatMul", ["t", "v"], ["y"], name="second")]  # fmt: skip
+    w = normal(32, 32) * 0.1
+    w[0] = 3000
+    model = graph(nodes, [value("x", [4, 32])], [value("y", [4, 8])], {"w": w, "v": normal(32, 8)})
+    samples = [{"x": RANDOM.standard_normal((4, 32)).astype(np.float32)} for _ in range(8)]
+    for sample in samples:
+        sample["x"][:, 0] = 0
+    _, notes = exported(model, samples, tmp_path)
+    assert any("kept in floating point, weights too, most to blame first: first (MatMul)" in note for note in notes)
+    (module,) = read_sealed(tmp_path / "bundle").modules
+    assert module.fp32_values == ("first (MatMul)",)
+    assert module.max_relative_error is not None
+    assert module.max_relative_error < 0.1
+
+
 def test_the_most_to_blame_are_kept_and_no_more() -> None:
     damage = {f"n{index}": 0.001 for index in range(20)} | {"n7": 0.6, "n3": 0.3}
     nodes = list(damage)
