@@ -142,6 +142,23 @@ def test_a_layer_in_a_body_is_in_int8(tmp_path: Path) -> None:
     assert (tmp_path / "bundle/graph/model.onnx").stat().st_size < 0.6 * (tmp_path / "model.onnx").stat().st_size
 
 
+def test_weights_of_a_body_are_not_stored_twice() -> None:
+    def body(name: str) -> onnx.GraphProto:
+        weights = [onnx.numpy_helper.from_array(normal(32, 32), name)]
+        product = node("MatMul", ["x", name], [f"{name}y"], name=f"{name}.product")
+        return onnx.helper.make_graph([product], name, [], [value(f"{name}y", [1, 32])], weights)
+
+    nodes = [node("If", ["c"], ["y"], then_branch=body("w"), else_branch=body("v"))]
+    inputs = [value("x", [1, 32]), value("c", [], onnx.TensorProto.BOOL)]
+    model = ir.from_proto(graph(nodes, inputs, [value("y", [1, 32])], {}))
+    for wide in ([], ["w.product", "v.product"]):
+        made = quantize(model, Recipe("static", {}, wide=wide))
+        stored = [one for body in made.graph.subgraphs() for one in body.initializers.values()]
+        assert [one.dtype for one in stored if one.const_value and one.const_value.size == 32 * 32] == [
+            ir.DataType.INT8
+        ] * 2
+
+
 def test_a_table_is_in_int8(tmp_path: Path) -> None:
     model = graph(
         [node("Gather", ["w", "x"], ["y"])], [value("x", [1, 4], onnx.TensorProto.INT64)], [value("y", [1, 4, 32])],
