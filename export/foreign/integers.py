@@ -26,6 +26,7 @@ from edgeglm.export.foreign.new_nodes import (
     before,
     constant,
     describe,
+    drop_unused,
     float_array,
     replace,
     store,
@@ -90,17 +91,9 @@ def quantize(model: ir.Model, recipe: Recipe) -> ir.Model:
     if any(node.domain == CONTRIB for node in RecursiveGraphIterator(made.graph)):
         made.graph.opset_imports.setdefault(CONTRIB, 1)
     RemoveUnusedNodesPass()(made)
-    _drop_unused(made)
+    drop_unused(made)
     TopologicalSortPass()(made)
     return made
-
-
-def _drop_unused(model: ir.Model) -> None:
-    """Drop weights that nothing takes any more from bodies too, which `RemoveUnusedNodesPass` leaves."""
-    for graph in [model.graph, *model.graph.subgraphs()]:
-        for name, value in list(graph.initializers.items()):
-            if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
-                del graph.initializers[name]
 
 
 def _kind(node: ir.Node) -> str | None:

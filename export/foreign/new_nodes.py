@@ -95,3 +95,11 @@ def store_table(node: ir.Node) -> None:
     scales = before(node, "Gather", [constant(node, "scale", codes.scale), node.inputs[1]], "scales")
     whole = before(node, "Cast", [rows], "cast", to=ir.DataType.FLOAT)
     replace(node, before(node, "Mul", [whole, scales], "product"))
+
+
+def drop_unused(model: ir.Model) -> None:
+    """Drop weights that nothing takes any more from bodies too, which `RemoveUnusedNodesPass` leaves."""
+    for graph in [model.graph, *model.graph.subgraphs()]:
+        for name, value in list(graph.initializers.items()):
+            if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+                del graph.initializers[name]
