@@ -14,7 +14,7 @@ from edgeglm.engines import Dialect, EngineName, Format, Placement
 from edgeglm.roles import HasRole, ModuleName
 from edgeglm.strict_json import StrictJsonError, check_json
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 PHONE_AGENT: Final = "phone-agent"
 MANIFEST = "manifest.json"
 BLANK_SEAL = "0" * 64
@@ -252,7 +252,7 @@ class Sealed(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ``seal`` is the SHA-256 of the manifest's own bytes with zeros in its place: no byte changes unseen.
     """
 
-    bundle_schema: Literal[1] = SCHEMA
+    bundle_schema: Literal[1, 2] = SCHEMA
     profile: Profile
     modules: tuple[Module, ...]
     provenance: Provenance

@@ -131,9 +131,14 @@ def test_a_path_that_may_leave_the_bundle_is_refused(folder: Path, path: str) ->
         load_bundle(folder)
 
 
+def test_a_bundle_of_the_first_schema_loads(folder: Path) -> None:
+    reseal(folder, lambda m: m.update(bundle_schema=1))
+    assert load_bundle(folder).manifest.bundle_schema == 1
+
+
 def test_a_newer_schema_asks_for_an_update_whatever_else_it_holds(folder: Path) -> None:
-    (folder / MANIFEST).write_text('{"bundle_schema": 2, "new": []}')
-    with pytest.raises(UnsupportedError, match=r"has schema 2, .* update edgeglm"):
+    (folder / MANIFEST).write_text('{"bundle_schema": 3, "new": []}')
+    with pytest.raises(UnsupportedError, match=r"has schema 3, .* update edgeglm"):
         load_bundle(folder)
     assert is_bundle(folder)
 
