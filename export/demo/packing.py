@@ -26,7 +26,7 @@ BUCKET = 32  # sequence lengths are multiples of it: every new shape costs time 
 
 @dataclass(frozen=True)
 class Batch:
-    """B sequences of length L, a picture's questions in each, and the system prompt of length S that they share.
+    """B sequences of length L with questions about pictures, and the system prompt of length S that they share.
 
     system (S) int64, padded, and is_system (S) bool of its own tokens; tokens, labels (B, L) int64; positions (3, B, L)
     int64; group (B, L) int64: tokens of one group may see each other, if their segment (B, L) is the same or 0, and
@@ -82,8 +82,9 @@ class _Branch:
 
 @dataclass(frozen=True)
 class _Group:
-    """A trunk of tokens with branches, none of which sees another."""
+    """A trunk of tokens with branches about one picture, none of which sees another."""
 
+    picture: int
     has_system: bool
     trunk: list[int]
     branches: list[_Branch]
@@ -129,17 +130,18 @@ class Packer:
             answers: Else a question ends where its answer would begin, and only points; but a text is still typed.
         """
         prefix = [*self.start, *self.role("system", system)]
-        packs = [self._groups(row, answers) for row in rows]
-        length = _padded(max(sum(group.length for group in groups) for groups in packs))
+        groups = [group for picture, row in enumerate(rows) for group in self._groups(picture, row, answers)]
+        lines = _balance(groups, len(rows))
+        length = _padded(max(sum(group.length for group in line) for line in lines))
         writer = _Writer(self, (len(rows), length), len(prefix))
-        for number, groups in enumerate(packs):
-            writer.write(number, groups)
+        for number, line in enumerate(lines):
+            writer.write(number, line)
         padded = np.full(_padded(len(prefix)), self.pad)
         padded[: len(prefix)] = prefix
         return writer.batch(pictures, torch.from_numpy(padded), torch.arange(len(padded)) < len(prefix))
 
-    def _groups(self, row: Row, answers: bool) -> list[_Group]:
-        """Return a row's questions: those without a history behind the one picture, the others each with its own."""
+    def _groups(self, picture: int, row: Row, answers: bool) -> list[_Group]:
+        """Return a picture's questions: those without a history behind one image, the others each behind its own."""
         trunk = [*([] if row.is_client else self.start), *self.role("user", ""), *self.picture]
         shared, groups = list[_Branch](), list[_Group]()
         for step in row.steps:
@@ -152,8 +154,8 @@ class Packer:
                 shared.append(self._branch([], text, answer, step.box))
                 continue
             history = [token for role, text in before for token in self.role(role, text)]
-            groups.append(_Group(True, [], [self._branch([*history, *trunk], text, answer, step.box)]))
-        return [*([_Group(row.is_client, trunk, shared)] if shared else []), *groups]
+            groups.append(_Group(picture, True, [], [self._branch([*history, *trunk], text, answer, step.box)]))
+        return [*([_Group(picture, row.is_client, trunk, shared)] if shared else []), *groups]
 
     def _branch(self, before: list[int], text: str, answer: list[int], box: Box | None) -> _Branch:
         prompt = [*before, *self.encode(text), *self.reply]
@@ -185,15 +187,17 @@ class _Writer:
         self.tokens, self.labels = np.full(shape, packer.pad), np.full(shape, IGNORE)
         self.group, self.segment = np.full(shape, -1), np.zeros(shape, dtype=np.int64)
         self.has_system, self.positions = np.zeros(shape, dtype=bool), np.zeros((3, *shape), dtype=np.int64)
+        self.picture = 0  # of the group that is written
         self.images: list[tuple[int, int, int]] = []
         self.pointers: list[tuple[int, int, int, int]] = []
 
     def write(self, row: int, groups: Sequence[_Group]) -> None:
-        """Write a row's groups one behind another."""
+        """Write groups one behind another into a sequence."""
         at = 0
         for number, group in enumerate(groups):
             stop = at + group.length
             self.group[row, at:stop], self.has_system[row, at:stop] = number, group.has_system
+            self.picture = group.picture
             after = self._put(row, at, group.trunk, self.prefix if group.has_system else 0)
             at += len(group.trunk)
             for segment, branch in enumerate(group.branches, start=1):
@@ -207,7 +211,7 @@ class _Writer:
         self.tokens[row, at:stop] = tokens
         self.positions[:, row, at:stop], after = self.packer.positions(tokens, start)
         if self.packer.image in tokens:
-            self.images.append((row, at + tokens.index(self.packer.image), row))
+            self.images.append((row, at + tokens.index(self.packer.image), self.picture))
         return after
 
     def _ask(self, row: int, at: int, branch: _Branch) -> None:
@@ -235,6 +239,17 @@ class _Writer:
             images=torch.tensor(self.images, dtype=torch.int64).reshape(-1, 3),
             pointers=torch.tensor(self.pointers, dtype=torch.int64).reshape(-1, 4),
         )
+
+
+def _balance(groups: Sequence[_Group], count: int) -> list[list[_Group]]:
+    """Return the groups in `count` sequences of about one length: the longest first, each into the shortest."""
+    lines: list[list[_Group]] = [[] for _ in range(count)]
+    lengths = [0] * count
+    for group in sorted(groups, key=lambda group: -group.length):
+        shortest = lengths.index(min(lengths))
+        lines[shortest].append(group)
+        lengths[shortest] += group.length
+    return lines
 
 
 def _padded(length: int) -> int:
