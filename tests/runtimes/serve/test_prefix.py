@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
+
+pytest.importorskip("uvicorn", reason="needs the extra serve")
+pytest.importorskip("httpx")
+
+import httpx
 
 from edgeglm.blocks import KIND
 from tests.runtimes.serve.conftest import question, serving
