@@ -42,7 +42,7 @@ class Batches(Dataset[Batch | Pictures]):
         stage = self.stage
         random = Random(f"{self.split}/{stage.name}/{index}")
         density = THIN if index < stage.sparse else 1.0
-        if stage.kind == "vision":
+        if stage.kind == "tower":
             return take_pictures([sample_scene(random, density) for _ in range(stage.images)], random)
         asked = [self._ask(random, density) for _ in range(stage.images)]
         system = sample_prompt(random, random.choice(LANGUAGES), random.uniform(*stage.share))

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["vision", "answers", "pointing"]
+Kind = Literal["tower", "answers", "pointing"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("vision", "vision", 4000, sparse=400),
+    Stage("vision", "tower", 4000, sparse=400),
     Stage("early", "answers", 1600),
     Stage("pointing", "pointing", 750, questions=16),
     Stage("answers", "answers", 2500, warm_up=100, last_rate=0.02, helper=(0.5, 0.1)),
