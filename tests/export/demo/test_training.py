@@ -85,7 +85,7 @@ def test_batched_vision_equals_transformers(packer: Packer, model: Glm4vForCondi
 
 
 @pytest.mark.parametrize(
-    ("kind", "loss"), [("vision", "helper"), ("answers", "helper"), ("answers", "answer"), ("pointing", "helper")]
+    ("kind", "loss"), [("tower", "helper"), ("answers", "helper"), ("answers", "answer"), ("pointing", "helper")]
 )
 def test_a_few_steps_lower_a_loss(tokenizer: PreTrainedTokenizerFast, kind: Kind, loss: str) -> None:
     torch.manual_seed(0)
