@@ -49,11 +49,11 @@ def test_the_user_land_is_arm_and_its_address_space_can_be_limited(arm: Userland
 
 
 def test_answers_are_the_same_as_here(bundle: Path, capsys: Capture) -> None:
-    options = ["--via", "qemu", "--limit", 2, "--max-ram", "256MiB", "--json"]
+    options = ["--via", "qemu", "--limit", 2, "--max-ram", "320MiB", "--json"]
     status, out, err = run(capsys, "burn-test", bundle, *options)
     assert (status, err) == (0, "")
     result = json.loads(out)
-    assert (result["passed"], result["emulated"], result["memory_limit_bytes"]) == (True, True, 256 * MIB)
+    assert (result["passed"], result["emulated"], result["memory_limit_bytes"]) == (True, True, 320 * MIB)
     for answer in result["answers"]:
         here, there = answer["here"], answer["there"]
         for key in ("text", "action", "prompt_tokens", "generated_tokens", "state_bytes"):
