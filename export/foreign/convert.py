@@ -89,7 +89,8 @@ def convert_model(plan: Plan, model: ir.Model, work: Path) -> tuple[ir.Model, Ma
         raise refusal(f"{name} in {plan.precision}", profile, violations)
     if plan.precision == "int8" and not (found.share or any(node.op_type == "QuantizeLinear" for node in made.graph)):
         if found.untouched:
-            raise AccuracyError(name, "INT8 of any of its weights fails the limit", "export it in fp16 or fp32")
+            why = f"in INT8 any of its weights takes an output further than {limit:.2g} from the original's"
+            raise AccuracyError(name, why, "export it in fp16 or fp32")
         why = "INT8 has no form for any of its operators"
         raise UnsupportedError(name, why, "export it in fp16 or fp32")
     return made, found
