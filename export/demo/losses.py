@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, Glm4vForConditionalGeneration
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.glm4v.modeling_glm4v import (
     Glm4vVisionAttention,
     Glm4vVisionBlock,
@@ -37,6 +38,8 @@ from edgeglm.export.demo.pictures import (
 )
 from edgeglm.export.demo.screens import CHINESE
 
+FOLDED = "folded"  # the name of `_fold` in transformers' table
+NOWHERE = -30_000.0  # a score that softmax makes 0
 POINTER_LAYER = 2  # the decoder layer whose output must know where to point
 
 
@@ -157,14 +160,43 @@ def read(model: Glm4vForConditionalGeneration, batch: Batch, learns_prompt: bool
     embedded = embedded.index_put(places, image_tokens[picture].to(embedded.dtype))
     with torch.set_grad_enabled(learns_prompt and torch.is_grad_enabled()):
         cache = _read_system(model, batch)
-    output = text(
-        inputs_embeds=embedded,
-        position_ids=batch.positions,
-        attention_mask=batch.mask(),
-        past_key_values=cache,
-        use_cache=True,
-    )
+    hidden = torch.zeros((), dtype=torch.bfloat16).masked_fill(~batch.mask(), NOWHERE)[:, None]
+    text.config._attn_implementation = FOLDED
+    try:
+        output = text(
+            inputs_embeds=embedded,
+            position_ids=batch.positions,
+            attention_mask=hidden,
+            past_key_values=cache,
+            use_cache=True,
+        )
+    finally:
+        text.config._attn_implementation = "sdpa"
     return image_tokens, output.last_hidden_state
+
+
+def _fold(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Attend with the query heads of a key head as rows of one product: its gradient is that of two products.
+
+    query (B, heads, L, D), key and value (B, key heads, S + L, D), attention_mask (B, 1, L, S + L); returns
+    (B, L, heads, D).
+    """
+    batch, heads, length, width = query.shape
+    rows = (query * scaling).to(value.dtype).reshape(batch, key.shape[1], -1, width)
+    scores = (rows @ key.to(value.dtype).transpose(-1, -2)).view(batch, heads, length, -1)
+    mixed = (scores + attention_mask).softmax(-1).view(*rows.shape[:3], -1) @ value
+    return mixed.view(batch, heads, length, width).transpose(1, 2), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(FOLDED, _fold)
 
 
 def _read_system(model: Glm4vForConditionalGeneration, batch: Batch) -> DynamicCache:

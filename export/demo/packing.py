@@ -28,6 +28,8 @@ BUCKET = 32  # sequence lengths are multiples of it: every new shape costs time 
 class Batch:
     """B sequences of length L with questions about pictures, and the system prompt of length S that they share.
 
+    Sequences are as long as the longest conversation, since attention costs the square of their length.
+
     system (S) int64, padded, and is_system (S) bool of its own tokens; tokens, labels (B, L) int64; positions (3, B, L)
     int64; group (B, L) int64: tokens of one group may see each other, if their segment (B, L) is the same or 0, and
     those of negative groups nothing; has_system (B, L) bool: who sees the system prompt; images (I, 3) int64: sequence,
@@ -52,14 +54,14 @@ class Batch:
         return Batch(**{name: value.to(device) for name, value in vars(self).items()})
 
     def mask(self) -> Tensor:
-        """Return who sees whom, (B, 1, L, S + L) bool: causal, and within a question's conversation."""
+        """Return who sees whom, (B, L, S + L) bool: causal, and within a question's conversation."""
         length = self.tokens.shape[1]
         mine, theirs = self.segment[:, :, None], self.segment[:, None, :]
         is_one = (self.group[:, :, None] == self.group[:, None, :]) & ((theirs == 0) | (mine == theirs))
         causal = torch.ones(length, length, dtype=torch.bool, device=mine.device).tril()
         own = torch.eye(length, dtype=torch.bool, device=mine.device)  # padding must attend to something
         prefix = self.has_system[:, :, None] & self.is_system
-        return torch.cat([prefix, (causal & is_one & (self.group >= 0)[:, None]) | own], dim=2)[:, None]
+        return torch.cat([prefix, (causal & is_one & (self.group >= 0)[:, None]) | own], dim=2)
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,9 @@ class Packer:
         """
         prefix = [*self.start, *self.role("system", system)]
         groups = [group for picture, row in enumerate(rows) for group in self._groups(picture, row, answers)]
-        lines = _balance(groups, len(rows))
-        length = _padded(max(sum(group.length for group in line) for line in lines))
-        writer = _Writer(self, (len(rows), length), len(prefix))
+        length = _padded(max(group.length for group in groups))
+        lines = _fill(groups, length)
+        writer = _Writer(self, (len(lines), length), len(prefix))
         for number, line in enumerate(lines):
             writer.write(number, line)
         padded = np.full(_padded(len(prefix)), self.pad)
@@ -241,14 +243,17 @@ class _Writer:
         )
 
 
-def _balance(groups: Sequence[_Group], count: int) -> list[list[_Group]]:
-    """Return the groups in `count` sequences of about one length: the longest first, each into the shortest."""
-    lines: list[list[_Group]] = [[] for _ in range(count)]
-    lengths = [0] * count
+def _fill(groups: Sequence[_Group], length: int) -> list[list[_Group]]:
+    """Return the groups in as few sequences of a length as come of it: the longest first, each where it fits first."""
+    lines: list[list[_Group]] = []
+    room: list[int] = []
     for group in sorted(groups, key=lambda group: -group.length):
-        shortest = lengths.index(min(lengths))
-        lines[shortest].append(group)
-        lengths[shortest] += group.length
+        place = next((place for place, left in enumerate(room) if left >= group.length), len(lines))
+        if place == len(lines):
+            lines.append([])
+            room.append(length)
+        lines[place].append(group)
+        room[place] -= group.length
     return lines
 
 

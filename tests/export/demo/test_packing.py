@@ -187,7 +187,7 @@ def test_sequences_are_about_as_long_as_one_another(batch: Batch) -> None:
 def test_lengths_are_padded_and_padding_is_seen_by_no_question(batch: Batch) -> None:
     assert batch.tokens.shape[1] % BUCKET == 0
     assert len(batch.system) % BUCKET == 0
-    mask = batch.mask()[:, 0]
+    mask = batch.mask()
     is_padding = torch.cat([~batch.is_system.expand(len(batch.tokens), -1), batch.group < 0], 1)
     seen = mask & is_padding[:, None]
     assert not seen[batch.group >= 0].any()
