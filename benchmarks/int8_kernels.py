@@ -17,6 +17,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeglm.export.quantize.lowering import TOKEN_STEP
 from edgeglm.machine import describe_kernels, read_machine
 from edgeglm.runtimes.engines.ort.options import EXACT, saturates
 
@@ -27,11 +28,16 @@ WAYS: tuple[tuple[str, int, Mapping[str, str]], ...] = (("fast", 8, {}), ("exact
 
 
 def layer(weight: NDArray[np.float32], bits: int, entries: Mapping[str, str]) -> onnxruntime.InferenceSession:
-    """A session of one DynamicQuantizeMatMul, with a scale an output channel."""
+    """A session of one MatMulIntegerToFloat on activations of at most 1, with a scale an output channel."""
     scale = np.abs(weight).max(0) / np.float32(2 ** (bits - 1) - 1)
     values = {"w": np.round(weight / scale).astype(np.int8), "scale": scale, "zero": np.int8(0)}
+    values |= {"step": np.float32(TOKEN_STEP), "middle": np.uint8(128)}
+    inputs = ["codes", "w", "step", "scale", "middle", "zero"]
     graph = helper.make_graph(
-        [helper.make_node("DynamicQuantizeMatMul", ["x", "w", "scale", "zero"], ["y"], domain="com.microsoft")],
+        [
+            helper.make_node("QuantizeLinear", ["x", "step", "middle"], ["codes"]),
+            helper.make_node("MatMulIntegerToFloat", inputs, ["y"], domain="com.microsoft"),
+        ],
         "layer",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["tokens", SIZE])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["tokens", SIZE])],
@@ -65,7 +71,8 @@ def main() -> None:
     for name, bits, entries in WAYS:
         session = layer(weight, bits, entries)
         for tokens in TOKENS:
-            x = np.abs(generator.standard_normal((tokens, SIZE), np.float32))  # codes up to 255, as behind a softmax
+            x = generator.standard_normal((tokens, SIZE), np.float32)
+            x /= np.abs(x).max(-1, keepdims=True)
             exact = x @ weight
             error = np.linalg.norm(session.run(None, {"x": x})[0] - exact) / np.linalg.norm(exact)
             print(f"{name:<9}{tokens:<8}{fastest(session, x):<10.3f}{error:.4f}")

@@ -8,6 +8,7 @@ import numpy as np
 
 from edgeglm.engines import DIALECTS, Dialect
 from edgeglm.export.model import Rows
+from edgeglm.export.quantize.lowering import TOKEN_STEP
 from edgeglm.export.quantize.rounding import Floats
 from edgeglm.export.quantize.schemes import Blocked, Int8, Int8Static, Scheme, with_range
 from edgeglm.export.quantize.storage import dequantize, encode
@@ -84,14 +85,10 @@ def _in_range(x: Floats, scheme: Int8Static) -> Floats:
 
 
 def _by_token(x: Floats) -> Floats:
-    """Divide by each token's largest magnitude, then round to 256 steps over the whole call (DynamicQuantizeLinear)."""
+    """Divide by each token's largest magnitude, then round to 255 steps (QuantizeLinear)."""
     largest = np.maximum(np.abs(x).max(-1, keepdims=True), np.float32(1e-30))
-    unit = x / largest
-    low, high = min(0.0, float(unit.min())), max(0.0, float(unit.max()))
-    step = np.float32((high - low) / 255 or 1)
-    zero = np.rint(-low / step)
-    codes = np.clip(np.rint(unit / step) + zero, 0, 255)
-    rounded: Floats = (codes - zero).astype(np.float32) * step * largest
+    step = np.float32(TOKEN_STEP)
+    rounded: Floats = np.rint(x / largest / step) * step * largest
     return rounded
 
 

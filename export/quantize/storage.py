@@ -138,7 +138,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class PerChannel:
-    """[K, N] INT8 and one scale a column, as DynamicQuantizeMatMul and DequantizeLinear(axis=1) read it."""
+    """[K, N] INT8 and one scale a column, as MatMulIntegerToFloat and DequantizeLinear(axis=1) read it."""
 
     def parts(self, rows: int, columns: int, dtype: ir.DataType) -> tuple[Part, ...]:
         """Return ``weight`` [K, N] INT8, ``scale`` [N]."""

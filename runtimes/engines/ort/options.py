@@ -2,7 +2,7 @@
 
 On x86 without VNNI, ONNX Runtime's fast kernels add pairs of INT8 products in 16 bits, which saturate. Its session
 entry ``session.x64quantprecision`` makes it take others. It is set only where products saturate, because it would also
-replace VNNI's kernels, which are exact, and three to four times as fast for a prompt (``benchmarks/int8_kernels.py``).
+replace VNNI's kernels, which are exact, and 2.5 times as fast for a prompt (``benchmarks/int8_kernels.py``).
 """
 
 from __future__ import annotations

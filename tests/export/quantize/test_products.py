@@ -51,8 +51,8 @@ def emitted() -> Iterator[tuple[str, Model]]:
     schemes: list[Scheme] = [Int8(), Int8Block(), Int8Block(128), Int4(), Int8Static(0, 255)]
     for scheme in schemes:
         for dialect in DIALECTS if not isinstance(scheme, Int8Static) else DIALECTS[:1]:
-            # Activations that are integers up to 127 a block, or 255 a call, need no rounding.
-            signed = isinstance(scheme, Int8Block | Int4) or dialect == "portable"
+            # Activations that are integers up to 127 a block or token, or 255 a call, need no rounding.
+            signed = not isinstance(scheme, Int8Static)
             x = (HIGH // 2 if signed else HIGH).astype(np.float32)
             if signed:
                 x[:, ::32] = 127
