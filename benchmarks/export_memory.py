@@ -5,6 +5,9 @@ after the other, with a tokenizer of GLM-4's size, so that modules are proven on
 self-test. It plans and exports each in fresh processes, and prints one table, and with ``--plot FILE.svg`` a plot.
 The time is compared with reading the checkpoint once and writing the bundle's bytes once on the same disk, in the same
 run. A shape that the disk has no room for is skipped with a line.
+
+With ``--running TOKENS …`` it measures running instead: the peak of a fresh runner that answers a prompt so long, in
+INT4, INT8 and fp32, side by side with what `edgeglm plan` says. The shape ``demo`` is the demo, asked about a screen.
 """
 
 from __future__ import annotations
@@ -16,20 +19,25 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
-from benchmarks.random_tokenizer import write_tokenizer
+from benchmarks.random_tokenizer import SPECIAL, write_tokenizer
+from edgeglm.export.samples.shipped import DATA
 from edgeglm.units import format_size
 
 ROOT = Path(__file__).parents[1]
+SCREEN = DATA / "evaluation" / "0001.webp"
 SHAPES = ("glm4-1b", "glm4-3b", "autoglm-phone-9b")
 # Of the weights' bytes: a checkpoint and a bundle beside it, of at most half its size in INT4, and the partial one.
 ROOM = {"glm4-1b": 6 << 30, "glm4-3b": 12 << 30, "autoglm-phone-9b": 28 << 30}
 BLOCK = 16 << 20
+# Tokens of an answer, and room for those of a template and of a screen.
+ANSWER, OTHER_TOKENS = 16, 140
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,59 @@ def measure(shape: str, work: Path, options: list[str]) -> Row:
             shutil.rmtree(path, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class Run:
+    """One answer of a fresh runner, measured."""
+
+    shape: str
+    precision: str
+    tokens: int
+    peak_bytes: int
+    planned_bytes: int
+
+    def cells(self) -> tuple[str, ...]:
+        """As the table shows it."""
+        off = f"{self.planned_bytes / self.peak_bytes - 1:+.1%}"
+        sizes = format_size(self.peak_bytes), format_size(self.planned_bytes)
+        return (self.shape, self.precision, f"{self.tokens}", *sizes, off)
+
+
+RUN_HEADINGS = ("SHAPE", "PRECISION", "TOKENS", "PEAK RSS", "PLANNED", "OFF")
+
+
+def runs(shape: str, work: Path, contexts: list[int]) -> Iterator[Run]:
+    """Export a shape in each precision, and let a fresh runner answer prompts of these lengths."""
+    model, cache = work / shape, work / "cache"
+    is_demo = shape == "demo"
+    if not is_demo and not model.exists():
+        subprocess.run([sys.executable, ROOT / "benchmarks/random_checkpoint.py", shape, model], check=True)
+        text = json.loads((model / "config.json").read_text())
+        write_tokenizer(model, text.get("text_config", text)["vocab_size"] - len(SPECIAL))
+    for precision in ("int4", "int8", "fp32"):
+        bundle = work / f"{shape}-{precision}"
+        source: list[str | Path] = [] if is_demo else [model]
+        source += ["--target", "cpu", "--precision", precision]
+        if not bundle.exists():
+            edgeglm("export", *source, "-o", bundle, cache=cache)
+        planned = edgeglm("plan", *source, cache=cache)["device_peak_rss_bytes"]
+        assert isinstance(planned, dict)
+        lengths = sorted(map(int, planned))
+        for context in (context for context in contexts if context <= lengths[-1]):
+            asked: list[str | Path] = ["--prompt", prompt(bundle, context)]
+            asked += ["--image", SCREEN] if is_demo else []
+            answer = edgeglm("run", bundle, *asked, "--max-new-tokens", f"{ANSWER}", "--grammar", "off", cache=cache)
+            tokens = number(answer["prompt_tokens"]) + ANSWER
+            expected = np.interp(tokens, lengths, [planned[f"{length}"] for length in lengths])
+            yield Run(shape, precision, tokens, number(answer["peak_rss_bytes"]), round(float(expected)))
+
+
+def prompt(bundle: Path, context: int) -> str:
+    """Return a text that leaves of a context what a template, a screen and the answer take."""
+    tokenizer = Tokenizer.from_file(str(bundle / "tokenizer" / "tokenizer.json"))
+    words = 1000
+    return "ok " * int(words * (context - OTHER_TOKENS) / len(tokenizer.encode("ok " * words).ids))
+
+
 def number(value: object) -> int:
     """A whole number out of JSON."""
     assert isinstance(value, int)
@@ -147,9 +208,9 @@ def read(model: Path) -> Iterator[int]:
                 yield count
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: Sequence[Row | Run]) -> str:
     """The rows as lines."""
-    cells = [HEADINGS, *(row.cells() for row in rows)]
+    cells = [RUN_HEADINGS if isinstance(rows[0], Run) else HEADINGS, *(row.cells() for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
 
@@ -184,8 +245,12 @@ def main() -> None:
     parser.add_argument("--precision", default="int4")
     parser.add_argument("--image-size", metavar="WxH", help="of a model that takes pictures")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg")
+    parser.add_argument("--running", type=int, nargs="+", metavar="TOKENS")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
+    if arguments.running:
+        print(table([run for shape in arguments.shapes for run in runs(shape, arguments.work, arguments.running)]))
+        return
     options = ["--target", arguments.target, "--precision", arguments.precision]
     options += ["--image-size", arguments.image_size] if arguments.image_size else []
     rows = []
@@ -195,7 +260,8 @@ def main() -> None:
             print(f"{shape}: skipped: it needs {format_size(needed)} of disk, and {format_size(free)} is free")
             continue
         rows.append(measure(shape, arguments.work, options))
-    print(table(rows))
+    if rows:
+        print(table(rows))
     if arguments.plot and rows:
         arguments.plot.write_text(plot(rows))
 

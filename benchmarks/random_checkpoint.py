@@ -148,6 +148,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     # Tied, as models of this size are: its lm_head is the embedding.
     "glm4-1b": glm4_config(hidden=2048, layers=24, heads=16, kv_heads=2, intermediate=4608, vocab=151552, tied=True),
     "glm4-300m": glm4_config(hidden=1024, layers=24, heads=8, kv_heads=2, intermediate=2432, vocab=32000, tied=False),
+    # As many query heads on a key head as AutoGLM-Phone has.
+    "glm4-200m-32-heads": glm4_config(
+        hidden=1024, layers=8, heads=32, kv_heads=2, intermediate=2432, vocab=32000, tied=False
+    ),
 }
 
 

@@ -30,11 +30,11 @@ LETTERS = "acdefhilmnorstuwy"
 PATTERN = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+"
 
 
-def write_tokenizer(folder: Path) -> None:
-    """Write tokenizer.json, its config, the chat template and the end token into a checkpoint's folder."""
-    model = _model()
+def write_tokenizer(folder: Path, words: int = WORDS) -> None:
+    """Write tokenizer.json of so many words, its config, the chat template and the end token into a folder."""
+    model = _model(words)
     special = [
-        {"id": WORDS + index, "content": name, "special": True, "single_word": False, "lstrip": False, "rstrip": False,
+        {"id": words + index, "content": name, "special": True, "single_word": False, "lstrip": False, "rstrip": False,
          "normalized": False}
         for index, name in enumerate(SPECIAL)
     ]  # fmt: skip
@@ -49,15 +49,15 @@ def write_tokenizer(folder: Path) -> None:
     }
     _write(folder / "tokenizer.json", tokenizer)
     _write(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END})
-    _write(folder / "generation_config.json", {"eos_token_id": [WORDS + SPECIAL.index(END)]})
+    _write(folder / "generation_config.json", {"eos_token_id": [words + SPECIAL.index(END)]})
     (folder / "chat_template.jinja").write_text(TEMPLATE)
 
 
-def _model() -> dict[str, object]:
+def _model(count: int) -> dict[str, object]:
     """Return words and merges: a longer word is merged of every two words that it can be cut into."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     groups = map("".join, chain(product(alphabet, repeat=2), product(LETTERS, repeat=3), product(LETTERS, repeat=4)))
-    words = [*alphabet, *islice(groups, WORDS - len(alphabet))]
+    words = [*alphabet, *islice(groups, count - len(alphabet))]
     merges = [[word[:cut], word[cut:]] for word in words for cut in range(1, len(word))]
     vocabulary = {word: number for number, word in enumerate(words)}
     return {"type": "BPE", "vocab": vocabulary, "merges": merges, "ignore_merges": False, "byte_fallback": False}

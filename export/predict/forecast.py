@@ -24,6 +24,7 @@ from edgeglm.export.quantize.schemes import OFFERED, PRECISIONS, loaded, parse_s
 from edgeglm.export.quantize.storage import parts
 from edgeglm.export.quantize.stream import WORKERS
 from edgeglm.export.targets.base import peak_steps
+from edgeglm.runtimes.core.generate import PREFILL_CHUNK
 from edgeglm.units import format_size
 
 # Where a plan asks whether it fits, unless told otherwise: a phone agent's screenshot, history and answer.
@@ -215,7 +216,7 @@ def _size(prepared: Prepared, module: PreparedModule) -> plan.ModuleSize:
     elif encoder := prepared.model.encoders.get(module.choice.name):
         tokens, wide = encoder.positions, encoder.hidden + 2 * encoder.output
     else:
-        tokens, wide = plan.PREFILL_CHUNK, decoder.hidden + 2 * decoder.intermediate
+        tokens, wide = PREFILL_CHUNK, plan.decoder_width(decoder)
     weights = [job.stored for job in module.jobs]
     factor = _loaded(module.choice, weights)
     state = None

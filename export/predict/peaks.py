@@ -13,6 +13,8 @@ from edgeglm.engines import ACCELERATOR_BYTES, ENGINES
 from edgeglm.errors import BudgetError
 from edgeglm.export.model import Choice, Decoder, Stored
 from edgeglm.roles import DECODER, ModuleName
+from edgeglm.runtimes.core.generate import PREFILL_CHUNK
+from edgeglm.runtimes.core.window import LEAST_PIECE, SCORES_BYTES
 from edgeglm.units import format_size
 
 MIB = 1 << 20
@@ -28,6 +30,8 @@ USUAL_WORKERS = 2
 JOINED_BYTES = 64 * MIB
 # Python, numpy, Pillow, tokenizers and ONNX Runtime, and a tokenizer of few words.
 RUNNER_BYTES, FEW_WORDS = 76 * MIB, 1024
+# Pillow's decoders, and what stays of a picture and of the module that has encoded it.
+PICTURE_BYTES = 8 * MIB
 # What a word of a tokenizer takes with its merges: 170 MiB for GLM-4's 151,329. Loading it takes a third more.
 WORD_BYTES, LOADING = 1200, 1.3
 # The process that renders prompts with transformers, without torch, and its parent: both load the tokenizer.
@@ -36,10 +40,13 @@ CHAT_BYTES = 300 * MIB
 COMPILER_BYTES, COMPILER_FACTOR = 340 * MIB, 8
 # What it makes of a module, which lies in the bundle beside it, for a byte of its weights: 1.23 of the demo's.
 COMPILED_FACTOR = 1.25
-PREFILL_CHUNK = 256
 # What decoding, resizing and cutting a picture takes for a pixel of the bundle's grid, measured on screens of up to
 # twice its size.
 PIXEL_BYTES = 64
+# The scores of a pass and their softmax, and half of both that the engine's arena keeps of earlier, shorter passes.
+SCORES = 3
+# The mask of a pass: as it is made, and as the engine is given it.
+MASKS = 2
 CONTEXTS = (1024, 4096, 8192)
 
 
@@ -138,9 +145,28 @@ def _streaming(module: ModuleSize, workers: int) -> int:
 
 def device_peak(modules: Sequence[ModuleSize], decoder: Decoder, context: int) -> int:
     """Return the peak memory of running a bundle with `context` tokens; modules are in memory one after the other."""
-    kv = 2 * 4 * decoder.layers * decoder.kv_heads * decoder.head_dim * context
-    peaks = [_device_peak(module, kv if module.choice.is_decoder else 0) for module in modules]
-    return _runner_bytes(decoder) + max(*peaks, int((LOADING - 1) * _words_bytes(decoder)))
+    state = kv_bytes(decoder, context) + _attention_bytes(decoder, context) + 4 * decoder.hidden * context
+    peaks = [_device_peak(module, state if module.choice.is_decoder else 0) for module in modules]
+    seen = PICTURE_BYTES if any(module.choice.is_image for module in modules) else 0
+    return _runner_bytes(decoder) + seen + max(*peaks, int((LOADING - 1) * _words_bytes(decoder)))
+
+
+def decoder_width(decoder: Decoder) -> int:
+    """Return a tenth of the elements of a token that an arena keeps: ten copies of the queries, four of all else."""
+    return decoder.heads * decoder.head_dim + 2 * (decoder.hidden + decoder.intermediate) // 5
+
+
+def kv_bytes(decoder: Decoder, context: int) -> int:
+    """Return the bytes of the keys and values of so many tokens."""
+    return 2 * 4 * decoder.layers * decoder.kv_heads * decoder.head_dim * context
+
+
+def _attention_bytes(decoder: Decoder, context: int) -> int:
+    """Return the bytes of scores and mask of the largest pass, whose tokens `piece_for` has bounded."""
+    tokens = min(PREFILL_CHUNK, context)
+    row = 4 * decoder.heads * context
+    scores = min(row * tokens, max(row * LEAST_PIECE, SCORES_BYTES))
+    return SCORES * scores + MASKS * scores // decoder.heads
 
 
 def _runner_bytes(decoder: Decoder) -> int:

@@ -130,7 +130,7 @@ class Precision:
 PRECISIONS: dict[str, Precision] = {
     "fp32": Precision(Fp32(), 1.0),
     "fp16": Precision(Fp16(), 2.0, offered=True),
-    "int8": Precision(Int8(), 1.03, higher="int8-block", offered=True),
+    "int8": Precision(Int8(), 1.05, higher="int8-block", offered=True),
     "int8-static": Precision(Int8Static(), 1.03, higher="int8"),
     "int8-block": Precision(Int8Block(), 1.2, higher="fp16"),
     "int4": Precision(Int4(), 1.43, higher="int8-block", offered=True),

@@ -10,6 +10,8 @@ from edgeglm.units import format_size
 
 # A key/value buffer has a multiple of this many rows.
 BUCKET = 256
+# What the attention scores of a pass may take. More leave the processor's cache, and are slower besides.
+SCORES_BYTES, LEAST_PIECE = 8 << 20, 32
 
 
 class Window:
@@ -80,3 +82,11 @@ class Window:
 def capacity_for(tokens: int, longest: int) -> int:
     """Return the rows of a buffer for so many tokens, of which there may be at most `longest`."""
     return min(longest, -(-tokens // BUCKET) * BUCKET)
+
+
+def piece_for(heads: int, tokens: int) -> int:
+    """Return the most tokens of one pass, so that their scores with `tokens` others are within SCORES_BYTES.
+
+    A long past makes pieces small, but never smaller than LEAST_PIECE: each pass reads all weights.
+    """
+    return max(LEAST_PIECE, SCORES_BYTES // (4 * heads * tokens) // 16 * 16)

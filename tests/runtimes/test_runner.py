@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from edgeglm.bundle import load_bundle
 from edgeglm.cli.main import main
 from edgeglm.errors import BudgetError, DamagedFileError, UsageError
 from edgeglm.export.checkpoint.locate import DEMO
@@ -136,6 +138,17 @@ def test_the_command_prints_the_documented_object(exact: Path, capsys: pytest.Ca
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("edgeglm: --max-ram: 10MiB is too little for this bundle; give at least ")
+
+
+def test_the_peak_is_the_predicted_one(exact: Path) -> None:
+    """`benchmarks/export_memory.py --running` compares more lengths, precisions and shapes."""
+    command = [sys.executable, "-m", "edgeglm.runtimes", str(exact), "--image", str(SCREEN), "--prompt", "ok " * 1600]
+    done = subprocess.run(
+        [*command, "--max-new-tokens", "8", "--threads", "2", "--json"], capture_output=True, text=True, check=True
+    )
+    answer, peaks = json.loads(done.stdout), load_bundle(exact).manifest.predicted.device_peak_rss_bytes
+    expected = np.interp(answer["prompt_tokens"] + 8, sorted(peaks), [peaks[length] for length in sorted(peaks)])
+    assert answer["peak_rss_bytes"] == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from edgeglm.engines import ENGINES
 from edgeglm.manifest import Module
 from edgeglm.runtimes.core.heap import trim
 from edgeglm.runtimes.core.session import MAX_LAST, Feeds, check_last
+from edgeglm.runtimes.core.window import piece_for
 from edgeglm.runtimes.engines.ort.described import as_described
 from edgeglm.runtimes.engines.ort.key_values import DTYPES, key_values
 from edgeglm.runtimes.engines.ort.options import open_session, saturates
@@ -58,7 +60,8 @@ def open_decoder(bundle: Bundle, module: Module, threads: int, capacity: int, *,
         own = {name: file for name, file in files.items() if name.startswith(f"{module.name}/")}
         path = prepacked(path, own, threads)
         trim()
-    return as_described(path, module, lambda: Decoder(path, threads, capacity))
+    heads = bundle.manifest.model.heads
+    return as_described(path, module, lambda: Decoder(path, threads, capacity, heads=heads))
 
 
 class Encoder:
@@ -85,14 +88,15 @@ class Decoder:
     """A decoder with room for `capacity` tokens; `graph` is as `open_session` takes it.
 
     Its keys and values are in a form of `key_values`. A graph without the input ``logits_to_keep`` gives the last
-    token's logits alone.
+    token's logits alone. A step is computed in pieces where the scores of its `heads` would take too much.
     """
 
-    def __init__(self, path: Path, threads: int, capacity: int, graph: bytes | None = None) -> None:
+    def __init__(self, path: Path, threads: int, capacity: int, graph: bytes | None = None, *, heads: int = 1) -> None:
         self.session, self.capacity, self.length = open_session(path, threads, graph=graph), capacity, 0
         inputs, logits = self.session.get_inputs(), self.session.get_outputs()[0]
         self.state = key_values(inputs, capacity)
         self.inputs = {value.name: value for value in inputs if not value.name.startswith(STATE)}
+        self.heads = heads if "mask" in self.inputs else 0  # of scores that the graph has as a tensor
         self.max_last = MAX_LAST if "logits_to_keep" in self.inputs else 1
         self.vocabulary, self.dtype = logits.shape[-1], DTYPES[logits.type]
         self.logits = self._room_for(1)
@@ -110,9 +114,17 @@ class Decoder:
 
     def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64], last: int = 1) -> NDArray[np.float32]:
         """Return the logits of the last tokens, (last, vocabulary). Raises ValueError if they cannot be had."""
-        count, total = hidden.shape[1], self.length + hidden.shape[1]
+        count = hidden.shape[1]
+        total = self.length + count
         check_last(last, count, self.max_last)
         self.reserve(total)
+        size = max(last, piece_for(self.heads, total)) if self.heads else count
+        for start, stop in pairwise((0, *reversed(range(count, 0, -size)))):  # the last piece is a whole one
+            logits = self._pass(hidden[:, start:stop], position_ids[..., start:stop], last if stop == count else 1)
+        return logits
+
+    def _pass(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64], last: int) -> NDArray[np.float32]:
+        count, total = hidden.shape[1], self.length + hidden.shape[1]
         if last != self.logits.shape()[1]:
             self.logits = self._room_for(last)
         self.binding.bind_ortvalue_output("logits", self.logits)  # first, as `Joined` expects it

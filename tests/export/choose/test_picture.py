@@ -53,5 +53,7 @@ def test_the_prediction_counts_patches_and_pixels_of_the_picture() -> None:
     size = plan.ModuleSize(
         choice, [stored], 8 << 20, 1.03, tokens, 96 + 2 * 128, pixels=tokens * 196, inputs=tokens * 1176 * 4
     )
-    decoder: Any = type("D", (), {"layers": 2, "kv_heads": 2, "head_dim": 32, "vocabulary": 1024})
+    decoder: Any = type(
+        "D", (), {"layers": 2, "hidden": 128, "heads": 4, "kv_heads": 2, "head_dim": 32, "vocabulary": 1024}
+    )
     assert 316 << 20 < plan.device_peak([size], decoder, 1024) < 350 << 20

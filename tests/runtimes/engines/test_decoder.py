@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 onnx = pytest.importorskip("onnx")
 
 from edgeglm.runtimes.core.session import MAX_LAST
+from edgeglm.runtimes.core.window import piece_for
 from edgeglm.runtimes.engines.ort.engine import Decoder
 
 CAPACITY, LENGTH = 64, 40
@@ -111,6 +112,37 @@ def test_logits_of_the_last_tokens_are_those_of_single_steps(decoder: Decoder) -
     with pytest.raises(ValueError, match="logits of 2 of 1 tokens"):
         decoder.step(hidden[:, 18:19], positions[:, :, 18:19], 2)
     assert decoder.length == MAX_LAST + 2
+
+
+def test_a_long_past_makes_pieces_of_a_step(open_: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = open_()
+    last = min(5, decoder.max_last)
+    hidden, positions = inputs(decoder, 23)
+    want = decoder.step(hidden, positions, last)
+    run = decoder.session.run_with_iobinding
+    monkeypatch.setattr("edgeglm.runtimes.core.window.LEAST_PIECE", 4)
+    monkeypatch.setattr("edgeglm.runtimes.core.window.SCORES_BYTES", 0)
+    passes = list[object]()
+
+    def counted(binding: object) -> None:
+        passes.append(binding)
+        run(binding)
+
+    monkeypatch.setattr(decoder.session, "run_with_iobinding", counted)
+    decoder.truncate(0)
+    assert close(decoder.step(hidden, positions, last), want)
+    assert decoder.length == 23
+    has_scores = any(value.name == "mask" for value in decoder.session.get_inputs())
+    assert len(passes) == (-(-23 // max(4, last)) if has_scores else 1)
+    decoder.close()
+
+
+@pytest.mark.parametrize(
+    ("heads", "tokens", "piece"), [(8, 256, 1024), (32, 256, 256), (32, 1024, 64), (32, 25480, 32)]
+)
+def test_pieces_keep_scores_within_8_mib(heads: int, tokens: int, piece: int) -> None:
+    assert piece_for(heads, tokens) == piece
+    assert 4 * heads * tokens * piece <= 8 << 20 or piece == 32
 
 
 def test_what_is_forgotten_leaves_no_trace(decoder: Decoder) -> None:
