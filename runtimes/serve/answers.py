@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -15,6 +15,7 @@ from edgeglm.runtimes.core.runner import Runner, StopAnswer
 from edgeglm.runtimes.core.sampling import Sampler, Sampling
 from edgeglm.runtimes.serve.errors import TOO_LONG, ApiError
 from edgeglm.runtimes.serve.text import OPEN, ReasoningSplitter, StopFilter
+from edgeglm.runtimes.serve.tools import Call, Form, Tool, call_reader
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Settings:
         top_logprobs: How many of the likeliest tokens are told besides the chosen one; no logprobs if None.
         splits_reasoning: Whether the reasoning is told from the answer.
         grammar: What the answers are held to; the runner's default if None.
+        tools: What they may call, by name.
+        form: How the model writes calls.
     """
 
     sampling: Sampling
@@ -40,6 +43,8 @@ class Settings:
     top_logprobs: int | None = None
     splits_reasoning: bool = False
     grammar: Choice | None = "off"
+    tools: Mapping[str, Tool] = field(default_factory=dict)
+    form: Form = "lines"
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Delta:
     content: str = ""
     reasoning: str = ""
     scores: tuple[TokenScore, ...] = ()
+    calls: tuple[Call, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,9 +147,12 @@ class _Answer:
         decode = partial(runner.chat.tokenizer.decode, skip_special_tokens=False)
         self.sampler = ScoringSampler(settings.sampling, settings.seed + index, settings.top_logprobs, decode)
         self.stops = StopFilter(settings.stops)
-        self.reasoning = (
-            ReasoningSplitter(thinks=opens_reasoning(runner, prompt)) if settings.splits_reasoning else None
-        )
+        thinks = opens_reasoning(runner, prompt)
+        self.reasoning = ReasoningSplitter(thinks=thinks) if settings.splits_reasoning else None
+        # A thought that stays in the text is no place for calls.
+        thinks = thinks and not settings.splits_reasoning
+        self.reader = call_reader(settings.form, settings.tools, thinks=thinks) if settings.tools else None
+        self.called = False
 
     def run(self, limit: int) -> None:
         """Generate it."""
@@ -159,7 +168,10 @@ class _Answer:
             self._emit(self.stops.finish())
         if self.reasoning:
             self._send(*self.reasoning.finish())
-        reason = "stop" if self.stops.stopped else done.finish_reason
+        if self.reader and (rest := self.reader.finish()):
+            self.emit(Delta(self.index, rest))
+        reason: str = "stop" if self.stops.stopped else done.finish_reason
+        reason = "tool_calls" if self.called and reason == "stop" else reason
         cached = done.prompt_tokens - done.prefilled_tokens
         self.emit(Finished(self.index, reason, done.generated_tokens, cached, done.model_passes))
 
@@ -173,9 +185,12 @@ class _Answer:
         self._send(*(self.reasoning.add(text) if self.reasoning else ("", text)))
 
     def _send(self, reasoning: str, content: str) -> None:
-        scores = self.sampler.take()
-        if reasoning or content or scores:
-            self.emit(Delta(self.index, content, reasoning, scores))
+        scores, calls = self.sampler.take(), tuple[Call, ...]()
+        if self.reader:
+            content, calls = self.reader.add(content)
+        self.called = self.called or bool(calls)
+        if reasoning or content or scores or calls:
+            self.emit(Delta(self.index, content, reasoning, scores, calls))
 
 
 class ScoringSampler(Sampler):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from edgeglm.errors import EdgeglmError
-from edgeglm.runtimes.core.grammars import GrammarText
+from edgeglm.errors import EdgeglmError, UnsupportedError
+from edgeglm.runtimes.core.grammars import Choice, GrammarText
 from edgeglm.runtimes.core.prompt import Prompt, text_prompt
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.sampling import Sampling
@@ -16,6 +16,8 @@ from edgeglm.runtimes.serve.answers import Made, Settings, answer
 from edgeglm.runtimes.serve.engine import Job
 from edgeglm.runtimes.serve.errors import ApiError
 from edgeglm.runtimes.serve.schema import ChatRequest, Common, DetokenizeRequest, TextRequest, TokenizeRequest
+from edgeglm.runtimes.serve.tool_grammar import tool_grammar
+from edgeglm.runtimes.serve.tools import Tool, form_of, read_tools, template_text, with_calls
 from edgeglm.runtimes.text.messages import Message, normalize
 
 Work = Callable[[Runner, Job], None]
@@ -32,10 +34,14 @@ def chat_work(asked: ChatRequest) -> Work:
     """Return the work of a chat completion."""
 
     def work(runner: Runner, job: Job) -> None:
-        tools = None if asked.tool_choice == "none" else asked.tools or None
-        prompt = read_messages(runner, asked.messages, tools, variables(asked))
-        stops, grammar = asked.stops, _grammar(asked, runner)
-        if grammar is None and runner.chat.tokenizer.token_to_id(ANSWER_END) is not None:
+        tools = asked.callable_tools
+        shown = asked.tools if tools else None
+        prompt = read_messages(runner, asked.messages, shown, variables(asked))
+        stops = asked.stops
+        grammar = _tool_grammar(asked, tools, runner) if tools else _grammar(asked, runner)
+        if (grammar is None or (tools and not asked.must_call)) and runner.chat.tokenizer.token_to_id(
+            ANSWER_END
+        ) is not None:
             stops = (*stops, ANSWER_END)
         limit = asked.max_completion_tokens or asked.max_tokens
         scores = (asked.top_logprobs or 0) if asked.logprobs else None
@@ -45,7 +51,9 @@ def chat_work(asked: ChatRequest) -> Work:
             limit=limit,
             top_logprobs=scores,
             splits_reasoning=bool(asked.return_reasoning),
-            grammar="off" if tools else grammar,
+            grammar=grammar,
+            tools=tools,
+            form=form_of(template_text(runner.chat)),
         )
         answer(runner, prompt, settings, job.emit, job.check)
 
@@ -69,6 +77,7 @@ def tokenize_work(asked: TokenizeRequest) -> Work:
     """Return the work of ``/tokenize``."""
 
     def work(runner: Runner, job: Job) -> None:
+        read_tools(asked.tools)
         if asked.messages is not None:
             tokens = read_messages(runner, asked.messages, asked.tools, asked.chat_template_kwargs or {}).tokens
         else:
@@ -98,9 +107,14 @@ def read_messages(
         ApiError: There are tools, and the chat template takes none.
         EdgeglmError: As `Runner.prompt`.
     """
-    said = normalize(messages, files=False)
+    said = with_calls(normalize(messages, files=False), template_text(runner.chat))
     prompt = runner.prompt(said, tools=tools, variables=names)
-    if tools and prompt.tokens == runner.prompt(said, variables=names).tokens:
+    if not tools or prompt.tokens != (plain := runner.prompt(said, variables=names)).tokens:
+        return prompt
+    # GLM-4's first template looks for tools in a message of the system.
+    prompt = runner.prompt([{"role": "system", "content": "", "tools": [*tools]}, *said], variables=names)
+    empty = runner.prompt([{"role": "system", "content": ""}, *said], variables=names)
+    if prompt.tokens in (empty.tokens, plain.tokens):
         raise ApiError(400, "the model's chat template takes no tools; leave them out", param="tools")
     return prompt
 
@@ -138,6 +152,30 @@ def _grammar(asked: ChatRequest, runner: Runner) -> GrammarText | None:
         runner.grammars.find(grammar)
     except EdgeglmError as error:
         raise ApiError(400, str(error), param="response_format") from error
+    return grammar
+
+
+def _tool_grammar(asked: ChatRequest, tools: Mapping[str, Tool], runner: Runner) -> Choice:
+    """Return what holds calls to their tools' schemas.
+
+    Raises:
+        ApiError: A call is asked for, and no answer can be held to it.
+    """
+    template, ends = template_text(runner.chat), runner.ends
+    added = runner.chat.tokenizer.get_added_tokens_decoder().items()
+    tokens = {word.content: token for token, word in added if token not in ends}
+    many = asked.tool_choice in (None, "auto", "required") and asked.parallel_tool_calls is not False
+    try:
+        text = tool_grammar(tools, form_of(template), template, tokens, must=asked.must_call, many=many)
+        if text is None:
+            return "off"
+        grammar = GrammarText("tools", text, is_schema=False)
+        runner.grammars.find(grammar)
+    except (EdgeglmError, RecursionError) as error:
+        if not asked.must_call:  # as good as the model writes them
+            return "off"
+        param = "tool_choice" if isinstance(error, UnsupportedError) else "tools"
+        raise ApiError(400, f"{param}: {error}", param=param) from error
     return grammar
 
 

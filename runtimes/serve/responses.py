@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import msgspec
 
 from edgeglm.runtimes.serve.answers import Delta, Event, Finished, Started, TokenScore
+from edgeglm.runtimes.serve.tools import Call
 
 DONE = b"data: [DONE]\n\n"
 # A character of which a token has only some bytes.
@@ -36,6 +38,7 @@ class Completion:
     passes: int = 0
     cached_tokens: int = 0
     begun: set[int] = field(default_factory=set)
+    called: Counter[int] = field(default_factory=Counter)
     texts: dict[int, list[Delta]] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     created: int = field(default_factory=lambda: int(time.time()))
@@ -111,10 +114,14 @@ class Completion:
 
     def _delta(self, event: Delta) -> Fields:
         delta = self._role(event.index)
-        if event.content or not event.reasoning:
+        if event.content or not (event.reasoning or event.calls):
             delta["content"] = event.content
         if event.reasoning:
             delta["reasoning_content"] = event.reasoning
+        if event.calls:
+            start = self.called[event.index]
+            delta["tool_calls"] = [{"index": place, **_call(call)} for place, call in enumerate(event.calls, start)]
+            self.called[event.index] += len(event.calls)
         logprobs = self._scores(event.scores) if event.scores else None
         return {"index": event.index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
 
@@ -126,6 +133,8 @@ class Completion:
         answer: Fields = {"role": "assistant", "content": "".join(delta.content for delta in deltas)}
         if reasoning := "".join(delta.reasoning for delta in deltas):
             answer["reasoning_content"] = reasoning
+        if calls := [_call(call) for delta in deltas for call in delta.calls]:
+            answer |= {"content": answer["content"] or None, "tool_calls": calls}
         return {
             "index": index,
             "message": answer,
@@ -163,6 +172,10 @@ class Completion:
 def error_event(body: bytes) -> bytes:
     """Return an error as the event that ends a stream which has begun."""
     return b"data: " + body + b"\n\n"
+
+
+def _call(call: Call) -> Fields:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def _event(fields: Fields) -> bytes:

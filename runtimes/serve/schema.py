@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from edgeglm.runtimes.serve.errors import ApiError
+from edgeglm.runtimes.serve.tools import Tool, read_tools
 
 MAX_CHOICES, MAX_STOPS, MAX_TOP_LOGPROBS = 16, 16, 20
 T = TypeVar("T")
@@ -58,6 +59,7 @@ class ChatRequest(Common, kw_only=True):
     response_format: dict[str, Any] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     enable_thinking: bool | None = None
     return_reasoning: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -65,6 +67,31 @@ class ChatRequest(Common, kw_only=True):
     function_call: Any = None
     audio: Any = None
     modalities: list[str] | None = None
+
+    @property
+    def callable_tools(self) -> dict[str, Tool]:
+        """The tools that the answer may call, by their names.
+
+        Raises:
+            ApiError: A tool is malformed, or the one that is chosen is not there.
+        """
+        tools = read_tools(self.tools)
+        match self.tool_choice:
+            case "none":
+                return {}
+            case None | "auto":
+                return tools
+            case "required" if tools:
+                return tools
+            case {"type": "function", "function": {"name": str(name)}} if name in tools:
+                return {name: tools[name]}
+        why = "tool_choice is none, auto, required, or a function of tools by its name"
+        raise ApiError(400, why, param="tool_choice")
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer is a call and nothing else."""
+        return self.tool_choice not in (None, "none", "auto")
 
     @property
     def schema(self) -> str | None:
@@ -165,10 +192,8 @@ def check_chat(asked: ChatRequest) -> None:
     _refuse(asked, ("functions", "function_call", "audio"))
     if asked.modalities not in (None, ["text"]):
         raise ApiError(400, "modalities: this server answers in text alone", param="modalities")
-    if asked.schema is not None and asked.tools and asked.tool_choice != "none":
+    if asked.callable_tools and asked.schema is not None:
         raise ApiError(400, "response_format and tools exclude each other", param="response_format")
-    if asked.tool_choice not in (None, "none", "auto"):
-        raise ApiError(400, "tool_choice takes none and auto: answers are not constrained", param="tool_choice")
 
 
 def check_text(asked: TextRequest) -> None:

@@ -25,7 +25,7 @@ class StopFilter:
         if places:
             self.stopped, self.held = True, ""
             return text[: min(places)]
-        kept = max((_overlap(text, stop) for stop in self.stops), default=0)
+        kept = max((overlap(text, stop) for stop in self.stops), default=0)
         self.held = text[len(text) - kept :]
         return text[: len(text) - kept]
 
@@ -60,7 +60,7 @@ class ReasoningSplitter:
         if closed:
             self.thinks = False
             return reasoning, answer.lstrip("\n")
-        kept = _overlap(text, CLOSE)
+        kept = overlap(text, CLOSE)
         self.held = text[len(text) - kept :]
         return text[: len(text) - kept], ""
 
@@ -70,7 +70,7 @@ class ReasoningSplitter:
         return (held, "") if self.thinks else ("", held)
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Return how many characters at the end of a text begin the stop text, less than all of it."""
     longest = min(len(text), len(stop) - 1)
     return next((count for count in range(longest, 0, -1) if text.endswith(stop[:count])), 0)
