@@ -6,6 +6,8 @@ clipping outside cost the least together (Banner et al., arXiv 1810.05723).
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,6 +39,17 @@ class Histogram:
             self._double()
         bins = ((values.reshape(-1) / np.float32(self.limit) + 1) * (BINS // 2)).astype(np.int64)
         self.counts += np.bincount(np.clip(bins, 0, BINS - 1), minlength=BINS)
+
+    def merge(self, other: Histogram) -> None:
+        """Count what another has counted too."""
+        parts = [self, copy.deepcopy(other)]
+        limit = max(part.limit for part in parts)
+        for part in parts:
+            part.limit = part.limit or limit
+            while part.limit < limit:
+                part._double()
+        self.counts += parts[1].counts
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
     @property
     def centres(self) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from edgeglm.export.foreign.arrays import Arrays, common_shapes
 from edgeglm.export.foreign.error import MAX_ERROR, calibrating, measured
 from edgeglm.export.foreign.graph_plan import Plan
 from edgeglm.export.foreign.graph_precision import Task, convert
-from edgeglm.export.foreign.made import Made
+from edgeglm.export.foreign.made import Made, write
 from edgeglm.export.foreign.tidy import load_model
 from edgeglm.export.graph.check import Violation, check
 from edgeglm.export.graph.conform import fit, refusal, to_opset
@@ -100,7 +100,7 @@ def _saved(plan: Plan, indices: Sequence[int], folder: Path) -> str:
     """Write samples for the converter, and return their folder."""
     folder.mkdir()
     for index in indices:
-        np.savez(folder / f"{index}.npz", **plan.samples[index])  # type: ignore[arg-type]
+        write(folder / f"{index}.npz", plan.samples[index])
     return str(folder)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgeglm.engines import DIALECTS, ENGINES, EngineName
 from edgeglm.errors import UnsupportedError
-from edgeglm.export.foreign.made import Made, read
+from edgeglm.export.foreign.made import Made, samples_of
 from edgeglm.export.targets.base import quantize_step
 from edgeglm.worker import Crashed, Worker, serve
 
@@ -60,7 +60,7 @@ class Samples:
     """The quantizer's reader: one sample after the other, none of them kept."""
 
     def __init__(self, folder: Path) -> None:
-        self.samples = read(folder)
+        self.samples = samples_of(folder)
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
         """Return the next sample, None after the last."""

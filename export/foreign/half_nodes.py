@@ -10,10 +10,9 @@ from onnx_ir.passes.common import NameFixPass
 
 from edgeglm.export.evaluate.fp16_sessions import EXACT, round_results
 from edgeglm.export.foreign.half import to_half
-from edgeglm.export.foreign.made import Made, read
-from edgeglm.export.foreign.ranges import observe
+from edgeglm.export.foreign.made import Made, sample_files, samples_of
 from edgeglm.export.foreign.sensitivity import NAMED, search
-from edgeglm.export.foreign.trials import Trials
+from edgeglm.export.foreign.trials import Trials, observe
 from edgeglm.export.graph.fix.half_range import LIMIT
 
 # An error of fp16 that needs no node in fp32.
@@ -34,10 +33,10 @@ def make_half(graph: Path, original: Path, held: Path, output: Path, limit: floa
     """
     model = ir.load(graph)
     NameFixPass()(model)
-    trials = Trials.of(original, held)
+    trials = Trials.of(original, sample_files(held), output.parent)
     floats = [node for node in model.graph if node.op_type not in EXACT and _is_float(node)]
     names = [f"{value.name}" for node in floats for value in node.outputs if value.name and _is_single(value)]
-    seen = observe(model, names, read(held))
+    seen = observe(model, names, samples_of(held))
     large = {name for name, values in seen.items() if max(-values.low, values.high) > LIMIT}
     first = tuple(f"{node.name}" for node in floats if node in set(_touching(floats, large)) | set(_norms(floats)))
 

@@ -36,7 +36,7 @@ from edgeglm.export.foreign.new_nodes import (
 
 Array = NDArray[Any]
 Range = tuple[float, float]
-Form = Literal["static", "dynamic"]
+Products = Literal["static", "dynamic"]
 CONTRIB = "com.microsoft"
 CONVOLUTIONS, PRODUCTS = {"Conv"}, {"MatMul", "Gemm"}
 LEVELS = 255
@@ -54,7 +54,7 @@ class Recipe:
         pairs: Whether neighbouring weights must not saturate on x86.
     """
 
-    products: Form
+    products: Products
     ranges: Mapping[str, Range]
     wide: Collection[str] = ()
     floating: Collection[str] = ()
@@ -63,22 +63,22 @@ class Recipe:
 
 def integer_nodes(model: ir.Model) -> list[ir.Node]:
     """Return the nodes that can multiply integers, in the order of computation."""
-    return [node for node in RecursiveGraphIterator(model.graph) if _kind(node) in ("convolution", "product", "LSTM")]
+    return [node for node in RecursiveGraphIterator(model.graph) if kind_of(node) in ("convolution", "product", "LSTM")]
 
 
 def formed_nodes(model: ir.Model) -> list[ir.Node]:
     """Return the nodes whose weights can be in INT8, in the order of computation."""
-    return [node for node in RecursiveGraphIterator(model.graph) if _kind(node)]
+    return [node for node in RecursiveGraphIterator(model.graph) if kind_of(node)]
 
 
 def ranged_values(model: ir.Model) -> list[ir.Value]:
-    """Return the values whose ranges static nodes take: inputs of all, and what is behind convolutions."""
+    """Return the values that nodes take, and what is behind convolutions: static ones take ranges of them."""
     values = []
-    for node in integer_nodes(model):
-        if node.graph is model.graph and _kind(node) != "LSTM":
+    for node in formed_nodes(model):
+        if node.graph is model.graph and kind_of(node) != "table":
             values.append(node.inputs[0])
-            if _kind(node) == "convolution":
-                values.append(_activated(node))
+            if node.op_type == "Conv":
+                values.append(step_behind(node))
     return [value for value in dict.fromkeys(values) if value is not None and value.const_value is None]
 
 
@@ -96,7 +96,7 @@ def quantize(model: ir.Model, recipe: Recipe) -> ir.Model:
     return made
 
 
-def _kind(node: ir.Node) -> str | None:
+def kind_of(node: ir.Node) -> str | None:
     """Return what form a node has: convolution, product, LSTM, stored, table; None for none."""
     if node.domain not in ("", "ai.onnx"):
         return None
@@ -124,7 +124,7 @@ def _is_plain(node: ir.Node) -> bool:
 
 
 def _quantize_node(model: ir.Model, node: ir.Node, recipe: Recipe) -> None:
-    kind, wide = _kind(node), node.name in recipe.wide
+    kind, wide = kind_of(node), node.name in recipe.wide
     inside = node.graph is not model.graph
     if kind == "table":
         store_table(node)
@@ -174,7 +174,8 @@ def _dynamic_lstm(node: ir.Node, pairs: bool) -> None:
             constant(node, f"{name}.scale", codes.scale.reshape(array.shape[0], -1)),
             constant(node, f"{name}.zero", np.zeros((array.shape[0], array.shape[2]), np.int8)),
         ]
-    made = ir.Node(CONTRIB, "DynamicQuantizeLSTM", [*inputs, *scales], list(node.attributes.values()),
+    attributes = [attribute for name, attribute in node.attributes.items() if name != "layout"]  # is 0, the one it has
+    made = ir.Node(CONTRIB, "DynamicQuantizeLSTM", [*inputs, *scales], attributes,
                    num_outputs=len(node.outputs), name=f"{node.name}.lstm")  # fmt: skip
     assert node.graph is not None
     node.graph.insert_before(node, made)
@@ -213,7 +214,7 @@ def _static(node: ir.Node, kind: str, recipe: Recipe) -> None:
         sums = np.clip(np.rint(bias / steps.astype(np.float64)), -(2**31), 2**31 - 1).astype(np.int32)
         node.replace_input_with(2, _dequantized(node, "bias", sums, steps, 0))
     if kind == "convolution":
-        behind = _activated(node)
+        behind = step_behind(node)
         if f"{behind.name}" in recipe.ranges:
             _round_behind(behind, *step_of(recipe.ranges[f"{behind.name}"]))
 
@@ -228,7 +229,7 @@ def step_of(range_: Range) -> tuple[float, int]:
     return step, round(min(max(-low / step, 0.0), LEVELS))
 
 
-def _activated(node: ir.Node) -> ir.Value:
+def step_behind(node: ir.Node) -> ir.Value:
     """Return the output of a convolution, or of the Relu or Clip that alone takes it."""
     output = node.outputs[0]
     takers = list(output.consumers())

@@ -40,7 +40,7 @@ def search(
     before = error_of(())
     if before <= goal or not nodes:
         return Search((), before, before)
-    groups = _grouped(nodes)
+    groups = grouped(nodes, TRIED)
     alone = [error_of([name for name in nodes if name not in group]) for group in groups]
     order = [groups[index] for index in sorted(range(len(groups)), key=lambda index: -alone[index])]
     blamed = tuple(name for group in order for name in group)
@@ -57,6 +57,7 @@ def search(
     return Search(blamed, error_of(blamed), before, blamed)
 
 
-def _grouped(nodes: Sequence[str]) -> list[tuple[str, ...]]:
-    size = -(-len(nodes) // TRIED)
+def grouped(nodes: Sequence[str], count: int) -> list[tuple[str, ...]]:
+    """Return names in groups of neighbours, at most so many."""
+    size = max(-(-len(nodes) // count), 1)
     return [tuple(nodes[start : start + size]) for start in range(0, len(nodes), size)]

@@ -1,39 +1,144 @@
-"""Samples whose outputs are known, on which the forms of a graph are measured."""
+"""What samples tell of a graph: the ranges of its values, and the errors of its forms, one sample at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
 from numpy.typing import NDArray
 
+from edgeglm.export.calibrate.histogram import Histogram
 from edgeglm.export.foreign.difference import Comparison, worst_of
-from edgeglm.export.foreign.made import read
+from edgeglm.export.foreign.made import read, sample_files, write
 from edgeglm.export.prove.onnx_run import opened
+from edgeglm.runtimes.engines.ort.options import session_options
+
+Arrays = Mapping[str, NDArray[Any]]
+# Values that are asked for in one run: they are in memory together.
+TOGETHER = 32
+# Samples that forms are measured on.
+MOST = 32
 
 
 @dataclass(frozen=True)
 class Trials:
-    """Samples with the outputs of the original."""
+    """Samples, and files with the outputs of the original for them."""
 
-    held: Sequence[tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]]
+    pairs: Sequence[tuple[Path, Path]]
 
     @classmethod
-    def of(cls, original: Path, folder: Path) -> Trials:
-        """Run the original on a folder of samples."""
-        run = opened(original)
-        return cls([(sample, run(sample)) for sample in read(folder)])
+    def of(cls, original: Path, files: Sequence[Path], work: Path) -> Trials:
+        """Run the original on files of samples, at most `MOST` of them; `work` is a folder for its outputs."""
+        run, pairs = opened(original), list[tuple[Path, Path]]()
+        for file in files[:: -(-len(files) // MOST) or 1]:
+            pairs.append((file, work / f"outputs-{len(pairs)}-{file.name}"))
+            write(pairs[-1][1], run(read(file)))
+        return cls(pairs)
 
     def error_of(self, graph: bytes) -> float:
         """Return the largest error of an output; infinite where the engine does not take the graph."""
         comparison = Comparison()
         try:
             run = opened(Path(), graph)
-            for sample, want in self.held:
-                comparison.add(want, run(sample))
+            for sample, want in self.pairs:
+                comparison.add(read(want), run(read(sample)))
         except Exception:  # the engine's own exceptions have no common base
             return float("inf")
         worst = worst_of(comparison.differences())
         return worst.error or 0.0 if worst else 0.0
+
+
+Range = tuple[float, float]
+Choose = Callable[[Histogram], Range]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Histograms of values by name, and the ranges that were chosen of them."""
+
+    histograms: Mapping[str, Histogram]
+    _chosen: dict[Choose, Mapping[str, Range]] = field(default_factory=dict)
+
+    def ranges(self, choose: Choose) -> Mapping[str, Range]:
+        """Return the range of each value, by name."""
+        if choose not in self._chosen:
+            chosen = {name: choose(histogram) for name, histogram in self.histograms.items()}
+            self._chosen[choose] = {name: (float(low), float(high)) for name, (low, high) in chosen.items()}
+        return self._chosen[choose]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Values on some of the samples, and trials on others."""
+
+    seen: Seen
+    trials: Trials
+
+
+def make_folds(
+    observed: Callable[[Sequence[Path]], dict[str, Histogram]], original: Path, samples: Path, held: Path, work: Path
+) -> tuple[Seen, list[Fold]]:
+    """Return the values of all samples that calibrate, and folds.
+
+    One half of those that calibrate gives the ranges that the other half is measured in, and the other way round, each
+    with a half of those that are held.
+
+    Args:
+        observed: Gives histograms on files of samples.
+        original: The user's file.
+        samples: A folder of samples to calibrate on.
+        held: Another, to measure on; the same samples where they are too few for two folders.
+        work: A folder for outputs of the original.
+    """
+    given, kept = sample_files(samples), sample_files(held)
+    halves = [given[::2], given[1::2]]
+    if not halves[1] or [file.name for file in given] == [file.name for file in kept]:
+        seen = Seen(observed(given))
+        return seen, [Fold(seen, Trials.of(original, kept, work))]
+    parts = [observed(half) for half in halves]
+    folds = [
+        Fold(Seen(parts[index]), Trials.of(original, [*halves[1 - index], *kept[index::2]], work)) for index in range(2)
+    ]
+    return Seen(_merged(parts)), folds
+
+
+def _merged(parts: Sequence[Mapping[str, Histogram]]) -> dict[str, Histogram]:
+    merged: dict[str, Histogram] = {}
+    for part in parts:
+        for name, histogram in part.items():
+            merged.setdefault(name, Histogram()).merge(histogram)
+    return merged
+
+
+def observe(model: ir.Model, names: Sequence[str], samples: Iterable[Arrays]) -> dict[str, Histogram]:
+    """Return a histogram of each value, by name; a value that is never finite, or no float, has none."""
+    proto = ir.to_proto(model)
+    there = {value.name for value in proto.graph.output}
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in there)
+    graph = proto.SerializeToString()
+    session = onnxruntime.InferenceSession(graph, session_options(graph), providers=["CPUExecutionProvider"])
+    histograms: dict[str, Histogram] = {}
+    inputs = [name for name in names if name in {value.name for value in session.get_inputs()}]
+    computed = [name for name in names if name not in inputs]
+    for sample in samples:
+        for name in inputs:
+            _add(histograms, name, sample[name])
+        for start in range(0, len(computed), TOGETHER):
+            wanted = computed[start : start + TOGETHER]
+            for name, array in zip(wanted, session.run(wanted, dict(sample)), strict=True):
+                _add(histograms, name, array)
+    return histograms
+
+
+def _add(histograms: dict[str, Histogram], name: str, array: NDArray[Any]) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+        return
+    finite = array[np.isfinite(array)]
+    if finite.size:
+        histograms.setdefault(name, Histogram()).add(finite)

@@ -15,13 +15,14 @@ pytest.importorskip("onnxscript")
 
 from edgeglm.bundle import read_sealed
 from edgeglm.export.api import ExportRequest, export
+from edgeglm.export.calibrate.histogram import min_max
 from edgeglm.export.foreign.codes import LARGEST_PAIR, encode
+from edgeglm.export.foreign.forms import Form, choose, costs, error_over
 from edgeglm.export.foreign.integers import Recipe, integer_nodes, quantize
-from edgeglm.export.foreign.made import Made
+from edgeglm.export.foreign.made import Made, read, write
 from edgeglm.export.foreign.new_nodes import float_array
-from edgeglm.export.foreign.ranges import observe
 from edgeglm.export.foreign.sensitivity import search
-from edgeglm.export.foreign.trials import Trials
+from edgeglm.export.foreign.trials import Seen, Trials, make_folds, observe
 from edgeglm.export.prove.onnx_run import opened
 from tests.export.foreign.small_graphs import graph, node, normal, value
 from tests.haswell import run_on_haswell
@@ -175,7 +176,7 @@ def test_what_ruins_an_output_is_computed_in_floating_point(tmp_path: Path) -> N
              node("MatMul", ["t", "v"], ["y"], name="second")]  # fmt: skip
     w = normal(32, 32)
     w[0] = 0  # of which the output does not depend
-    model = graph(nodes, [value("x", [4, 32])], [value("y", [4, 8])], {"w": w * 0.1, "v": normal(32, 8)})
+    model = graph(nodes, [value("x", [4, 32])], [value("y", [4, 256])], {"w": w * 0.1, "v": normal(32, 256)})
     samples = [{"x": RANDOM.standard_normal((4, 32)).astype(np.float32)} for _ in range(8)]
     for sample in samples:
         sample["x"][:, 0] = 3000
@@ -232,6 +233,52 @@ def test_ranges_are_of_all_samples_and_of_what_is_finite() -> None:
     model = ir.from_proto(graph(nodes, [value("x", [4])], [value("y", [4])], {"w": np.array([1, 1, 1, 0], np.float32)}))
     seen = observe(model, ["x", "a"], ({"x": np.full(4, size, np.float32)} for size in (-2.0, 3.0)))
     assert {name: (values.low, values.high) for name, values in seen.items()} == {"x": (-2, 3), "a": (-2, 3)}
+
+
+def test_halves_of_the_samples_measure_each_other(tmp_path: Path) -> None:
+    """A value of one half alone is clipped where the other half gave the ranges."""
+    nodes = [node("MatMul", ["x", "w"], ["y"], name="product")]
+    onnx.save(graph(nodes, [value("x", [1, 8])], [value("y", [1, 8])], {"w": normal(8, 8)}), tmp_path / "model.onnx")
+    model = ir.load(tmp_path / "model.onnx")
+    for folder, indices in (("samples", (0, 1, 2)), ("held", (3,))):
+        (tmp_path / folder).mkdir()
+        for index in indices:
+            write(tmp_path / f"{folder}/{index}.npz", {"x": np.full((1, 8), 100.0 if index == 1 else 1.0, np.float32)})
+    seen, folds = make_folds(
+        lambda files: observe(model, ["x"], map(read, files)), tmp_path / "model.onnx", tmp_path / "samples",
+        tmp_path / "held", tmp_path,
+    )  # fmt: skip
+    assert [fold.seen.ranges(min_max)["x"][1] for fold in folds] == [1, 100]
+    assert [[file.name for file, _ in fold.trials.pairs] for fold in folds] == [["1.npz", "3.npz"], ["0.npz", "2.npz"]]
+    assert seen.histograms["x"].counts.sum() == 24
+    assert error_over(folds, lambda recipe: quantize(model, recipe))(Form("", Recipe("static", {}))) > 0.9
+
+
+def test_a_form_costs_what_it_multiplies() -> None:
+    """A convolution by depth rounds more numbers than it multiplies, so integers do not pay there."""
+    nodes = [node("Conv", ["x", "d"], ["a"], name="depth", group=16, pads=[1, 1, 1, 1]),
+             node("Conv", ["a", "p"], ["y"], name="points")]  # fmt: skip
+    weights = {"d": normal(16, 1, 3, 3), "p": normal(64, 16, 1, 1)}
+    model = ir.from_proto(graph(nodes, [value("x", [1, 16, 8, 8])], [value("y", [1, 64, 8, 8])], weights))
+    x = RANDOM.standard_normal((1, 16, 8, 8)).astype(np.float32)
+    cost = costs(model, Seen(observe(model, ["x", "a", "y"], [{"x": x}])))
+    whole, depth = Form("", Recipe("static", {})), Form("", Recipe("static", {}, wide=["depth"]))
+    assert cost(depth) < cost(whole)
+    assert cost(Form("", Recipe("static", {}, wide=["depth", "points"]))) == 1
+    errors = {frozenset[str](): 0.004, frozenset(["depth"]): 0.0025, frozenset(["points", "depth"]): 0.002}
+    best, _, refined = choose(
+        [whole, Form("weights only", Recipe("static", {}, wide=["depth", "points"]))],
+        lambda form: errors.get(frozenset(form.recipe.wide), 1.0), cost, [["depth"], ["points"]],
+    )  # fmt: skip
+    assert (best.recipe.wide, refined) == ({"depth"}, ("depth",))
+
+
+def test_a_recurrent_layer_that_names_its_layout_is_dynamic() -> None:
+    weights = {"w": normal(1, 32, 8), "r": normal(1, 32, 8)}
+    layer = node("LSTM", ["x", "w", "r"], ["y"], hidden_size=8, layout=0)
+    model = ir.from_proto(graph([layer], [value("x", [4, 1, 8])], [value("y", [4, 1, 1, 8])], weights))
+    made = ir.to_proto(quantize(model, Recipe("static", {}))).SerializeToString()
+    assert opened(Path(), made)({"x": np.ones((4, 1, 8), np.float32)})["y"].shape == (4, 1, 1, 8)
 
 
 def test_a_graph_that_the_engine_does_not_take_is_as_wrong_as_can_be() -> None:
