@@ -1,4 +1,4 @@
-"""What samples tell of a graph: the ranges of its values, and the errors of its forms, one sample at a time."""
+"""Ranges of a graph's values and errors of its forms on samples, which are read one at a time."""
 
 from __future__ import annotations
 
