@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -50,9 +52,11 @@ class Service:
     Args:
         engine: Of the bundles.
         keys: Of which a client must have one; none is asked for if there are none.
+        origins: Of the pages that a browser lets ask; ``*`` is any.
     """
 
-    def __init__(self, engine: Engine, keys: tuple[str, ...] = ()) -> None:
+    def __init__(self, engine: Engine, keys: tuple[str, ...] = (), origins: Sequence[str] = ()) -> None:
+        self.origins = tuple(origins)
         self.engine, self.keys, self.metrics = engine, [key.encode() for key in keys], Metrics(engine)
 
     def app(self) -> Starlette:
@@ -73,7 +77,12 @@ class Service:
         routes = [Route(path, self._guarded(path, handler), methods=["POST"]) for path, handler in posts.items()]
         routes += [Route(path, self._guarded(path, handler), methods=["GET"]) for path, handler in gets.items()]
         handlers = {404: self._not_found, 405: self._not_found}
-        return Starlette(routes=routes, exception_handlers=handlers)
+        shared = Middleware(
+            CORSMiddleware, allow_origins=self.origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+            expose_headers=["Retry-After"],
+        )  # fmt: skip
+        middleware = [shared] if self.origins else []
+        return Starlette(routes=routes, exception_handlers=handlers, middleware=middleware)
 
     def _guarded(self, path: str, handler: Handler) -> Handler:
         """Return a handler that asks for the key, and whose errors have OpenAI's form."""

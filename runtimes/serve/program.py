@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import signal
 import socket
 from collections.abc import Iterator, Sequence
@@ -58,7 +59,7 @@ def serve(arguments: Sequence[str] | None = None, bundle: Path | None = None) ->
         engine = Engine(named(options.bundles), open_runner, waiting=options.queue, idle=options.idle, max_ram=max_ram)
         try:
             engine.start()
-            interrupted = asyncio.run(_run(Service(engine, keys), listener, options.drain))
+            interrupted = asyncio.run(_run(Service(engine, keys, options.cors), listener, options.drain))
         finally:
             engine.stop()
     if interrupted:
@@ -162,6 +163,9 @@ def _parser(bundle: Path | None) -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=_port, default=8000, help="port to listen on, 0 for any (default: 8000)")
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="keys that clients need, one a line")
+    parser.add_argument(
+        "--cors", action="append", default=[], type=_origin, metavar="ORIGIN", help="a page that browsers let ask, or *"
+    )
     parser.add_argument("--max-ram", metavar="SIZE", help="budget of all bundles together, such as 500MiB")
     parser.add_argument("--context", type=_count, metavar="N", help="maximum length of prompt and answer together")
     parser.add_argument("--threads", type=_count, metavar="N", help="engine threads (default: all cores)")
@@ -187,6 +191,12 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
     return int(text)
+
+
+def _origin(text: str) -> str:
+    if text != "*" and not re.fullmatch(r"https?://[^/\s]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no origin, such as http://localhost:3000, nor *")
+    return text
 
 
 def _port(text: str) -> int:

@@ -145,10 +145,32 @@ def test_a_client_that_goes_stops_the_work(address: str, stream: bool) -> None:
     assert running(address) == 0
 
 
+def check_preflight(address: str, page: str) -> None:
+    """Ask as a browser does before a page's first request: it has no key, and only the page that was named may ask."""
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    url = f"{address}/chat/completions"
+    with urllib.request.urlopen(urllib.request.Request(url, None, {**asked, "Origin": page}, method="OPTIONS")) as told:
+        assert told.headers["Access-Control-Allow-Origin"] == page
+        assert "authorization" in told.headers["Access-Control-Allow-Headers"]
+    for origin, status in ((page, 401), ("http://evil.example", 401)):
+        with pytest.raises(urllib.error.HTTPError) as caught:  # a page reads errors too, where it may read anything
+            urllib.request.urlopen(urllib.request.Request(url, chat(), {**JSON, "Origin": origin}))
+        assert caught.value.code == status
+        assert (caught.value.headers["Access-Control-Allow-Origin"] == page) == (origin == page)
+        caught.value.close()
+    with pytest.raises(urllib.error.HTTPError, match="400") as caught:
+        urllib.request.urlopen(
+            urllib.request.Request(url, None, {**asked, "Origin": "http://evil.example"}, method="OPTIONS")
+        )
+    caught.value.close()
+
+
 def test_keys_are_asked_for_everywhere_but_where_health_is(exact: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# of the phone\nfirst\n\nsecond\n")
-    with serving(exact, "--api-key-file", keys) as (_, address):
+    page = "http://localhost:3000"
+    with serving(exact, "--api-key-file", keys, "--cors", page) as (_, address):
+        check_preflight(address, page)
         assert post(address, "/v1/chat/completions", chat())[0] == 401
         assert post(address, "/v1/chat/completions", chat(), {**JSON, "Authorization": "Bearer wrong"})[0] == 401
         for key in ("first", "second"):
@@ -217,5 +239,6 @@ def test_wrong_options_are_one_line(exact: Path, tmp_path: Path) -> None:
     check_failure(end(start("serve", tmp_path)), 2, "")
     check_failure(end(start("serve", exact, exact)), 2, "clients choose by name")
     check_failure(end(start("serve", exact, "--port", "x")), 2, "is no port")
+    check_failure(end(start("serve", exact, "--cors", "localhost")), 2, "is no origin")
     check_failure(end(start("serve", exact, "--api-key-file", tmp_path / "none")), 2, "cannot be read")
     check_failure(end(start("serve", exact, "--max-ram", "1MiB")), 5, "too little")
