@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from tempfile import TemporaryDirectory
@@ -12,8 +13,11 @@ from edgeglm.telemetry import disable_telemetry
 
 # Before a test imports an engine.
 disable_telemetry()
-# Beside other processes of the suite, each takes one core: torch's threads would wait for one another, spinning.
+# Beside other processes of the suite, each has its own cores: threads that share one wait for each other, spinning.
 if "PYTEST_XDIST_WORKER" in os.environ:
+    _number, _workers = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    _cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, _cores[_number::_workers] or _cores)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell that starts the tests in the background has them ignore interrupts, and so would all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,6 +35,11 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = TemporaryDirectory(prefix="edgeglm-tests-")
         config.add_cleanup(folder.cleanup)
         os.environ["EDGEGLM_TEST_BUNDLES"] = folder.name
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of the search for garbage, which would look through it again and again."""
+    gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)

@@ -33,7 +33,7 @@ UNTESTED = set(
 )
 
 # Files with loop variables that are no nouns.
-LOOPS = {"calibrate", "conform", "parity", "trace_worker"}
+LOOPS = {"calibrate", "conform", "parity"}
 
 # Public functions of three or more parameters whose long docstring has no section of them, as file.function.
 UNSECTIONED = set(

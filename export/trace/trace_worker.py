@@ -13,7 +13,8 @@ import importlib
 import logging
 import warnings
 from collections.abc import Sequence
-from functools import partial
+from contextlib import suppress
+from functools import cache, partial
 from typing import Any
 
 import msgspec
@@ -42,6 +43,13 @@ from edgeglm.export.trace.unhooked import unhooked
 from edgeglm.roles import DECODER, ModuleName
 from edgeglm.worker import serve
 
+# The exporter parses its whole table of operators for every part, which takes as long as tracing it; nothing of ours
+# changes the table. A torch that keeps it elsewhere parses it as ever.
+with suppress(ImportError, AttributeError):
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
+
 
 class Tracer:
     """Traces the parts of one model for one request."""
@@ -60,8 +68,8 @@ class Tracer:
         traces = {DECODER: self._decoder()} | {name: self._encoder(name) for name in self.model.encoders}
         files = {
             f"{module}.{part}.onnx": bytes(onnx_ir.to_proto(trace).SerializeToString())
-            for module, found in traces.items()
-            for part, trace in zip(PARTS, found, strict=True)
+            for module, parts in traces.items()
+            for part, trace in zip(PARTS, parts, strict=True)
         }
         return {"model.json": msgspec.json.encode(self.model), **files}
 
@@ -157,7 +165,7 @@ def trace_all(requests: Sequence[TraceRequest]) -> list[dict[str, bytes]]:
     answers = [tracer.answers() for tracer in tracers]
     unhooked.cache_clear()
     gc.collect()
-    return [{ANSWERS: found, **tracer.run()} for tracer, found in zip(tracers, answers, strict=True)]
+    return [{ANSWERS: answer, **tracer.run()} for tracer, answer in zip(tracers, answers, strict=True)]
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from edgeglm.export.graph.assemble import build, stack_of
 from edgeglm.export.model import Model
 from edgeglm.export.quantize.schemes import Fp32
 from edgeglm.export.trace.trace_request import TraceRequest
-from edgeglm.export.trace.tracer import trace
+from edgeglm.export.trace.tracer import Traced, trace
 from edgeglm.runtimes.core.session import MAX_LAST
 from edgeglm.runtimes.engines.ort.engine import Decoder
 from edgeglm.runtimes.engines.ort.options import open_session
@@ -35,6 +36,7 @@ from tests.export.tiny import SHAPES, Shape, config_of, save
 
 CONTEXT = 128
 LIMIT = 1e-5
+DIALECTS: tuple[Dialect, ...] = ("ort", "portable")
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,34 @@ def write(model: ir.Model, dialect: Dialect, checkpoint: Checkpoint, path: Path)
     return path
 
 
-@pytest.fixture(scope="module", params=[(name, dialect) for name in SHAPES for dialect in ("ort", "portable")], ids=str)
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, PreTrainedModel]]:
+    """A checkpoint of each shape."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {name: (folder / name, save(shape, folder / name)) for name, shape in SHAPES.items()}
+
+
+@pytest.fixture(scope="module")
+def traces(checkpoints: dict[str, tuple[Path, PreTrainedModel]]) -> dict[tuple[str, str], Traced]:
+    """The traces of each shape in each dialect, all of one process: its start takes as long as a trace."""
+    requests = {}
+    for (name, shape), dialect in product(SHAPES.items(), DIALECTS):
+        grid = shape.grid if shape.family == "glm4v" else None
+        requests[name, dialect] = TraceRequest(config_of(checkpoints[name][0]), dialect, CONTEXT, grid)
+    return dict(zip(requests, trace(list(requests.values())), strict=True))
+
+
+@pytest.fixture(scope="module", params=list(product(SHAPES, DIALECTS)), ids=str)
+def exported(
+    request: pytest.FixtureRequest,
+    checkpoints: dict[str, tuple[Path, PreTrainedModel]],
+    traces: dict[tuple[str, str], Traced],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Exported:
     name, dialect = request.param
     shape, folder = SHAPES[name], tmp_path_factory.mktemp("model")
-    reference = save(shape, folder)
-    grid = shape.grid if shape.family == "glm4v" else None
-    traced = trace([TraceRequest(config_of(folder), dialect, CONTEXT, grid)])[0]
-    checkpoint = Checkpoint.open(folder)
+    (source, reference), traced = checkpoints[name], traces[name, dialect]
+    checkpoint = Checkpoint.open(source)
     decoder = write(build(stack_of("decoder", traced), dialect), dialect, checkpoint, folder / "d.onnx")
     vision = None
     if traced.model.vision:

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 import onnx
 from onnx import ModelProto, numpy_helper
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from edgeglm.engines import Dialect
 from edgeglm.errors import UnsupportedError
@@ -108,6 +109,11 @@ def test_a_large_picture_in_half_precision_is_proven_by_a_small_one(grid: Grid) 
 @pytest.mark.parametrize("context", [1, 8])
 def test_a_context_of_a_few_tokens_is_enough(context: int) -> None:
     prove(traced(config("Glm4ForCausalLM", tie_word_embeddings=True), "ort", context))
+
+
+def test_the_exporters_table_of_operators_is_read_once() -> None:
+    first, second = (ONNXRegistry().from_torchlib(opset_version=20) for _ in range(2))
+    assert first is second
 
 
 # -- what is refused ---------------------------------------------------------------------
