@@ -120,10 +120,10 @@ def test_a_file_that_is_exchanged_while_it_is_opened_is_not_used(
     path, kept = copy / "decoder/weights.bin", copy / "kept"
     original = ort.Decoder
 
-    def exchange(*args: Any) -> ort.Decoder:  # noqa: ANN401 (the session's own)
+    def exchange(*args: Any, **named: Any) -> ort.Decoder:  # noqa: ANN401 (the session's own)
         path.rename(kept)
         path.write_bytes(os.urandom(kept.stat().st_size))
-        opened = original(*args)
+        opened = original(*args, **named)
         if back:
             kept.replace(path)
         return opened
