@@ -148,7 +148,8 @@ def _dynamic_int8(linear: _Linear, _: Int8) -> ir.Value:
     divisor = linear.op("Max", [largest, linear.constant(1e-30, "tiny")], "divisor")
     unit = linear.op("Div", [x, divisor], "unit")
     step, zero = linear.constant(TOKEN_STEP, "step"), linear.constant(128, "zero", ir.DataType.UINT8)
-    codes = linear.op("QuantizeLinear", [unit, step, zero], "codes", dtype=ir.DataType.UINT8)
+    # Its own version, since the oldest runtime has no QuantizeLinear of opset 23.
+    codes = linear.op("QuantizeLinear", [unit, step, zero], "codes", dtype=ir.DataType.UINT8, domain=MICROSOFT)
     weight, scale = linear.parts
     inputs = [codes, weight, step, scale, zero, linear.constant(0, "weight_zero", ir.DataType.INT8)]
     product = linear.op("MatMulIntegerToFloat", inputs, "product", dtype=ir.DataType.FLOAT, domain=MICROSOFT)
