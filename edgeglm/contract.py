@@ -26,8 +26,16 @@ RGB = 3
 # How the names of keys and values begin: all of them head by head, a buffer token by token, and its new rows.
 STATES = {"state": ("past_", "present_", "key_", "value_"), "cache": ("cache_",), "new": ("new_",)}
 
+# How a decoder's graph for several slots calls the numbers of their rows.
+COUNTS = "counts"
+
 Fault = tuple[str, str]  # the dotted key, and what is wrong with it
 Shape = tuple[int | None, ...]  # None where any size may stand
+
+
+def slot_name(name: str, slot: int) -> str:
+    """Return the name of a decoder's input or output for one of several slots."""
+    return f"{name}.slot{slot}"
 
 
 def scales_offset(vocabulary: int, hidden_size: int) -> int:
@@ -87,6 +95,7 @@ def _module_faults(manifest: Sealed, module: Module) -> Iterator[Fault]:
     opened = [("file", module.file)]
     opened += [("compiled.file", module.compiled.file)] if module.compiled else []
     opened += [(f"shapes[{index}].file", shape.file) for index, shape in enumerate(module.shapes)]
+    opened += [("slots.file", module.slots.file)] if module.slots else []
     for key, file in opened:
         if file not in manifest.files:
             yield key, f"{file!r} is not in files"

@@ -125,6 +125,17 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_relative_error: Annotated[float, Meta(ge=0)] | None = None
 
 
+class Slots(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """A decoder's graph for ``count`` sequences at once, over the same weights as its ``file``.
+
+    ``max_relative_error`` is against that file, None where it was not run.
+    """
+
+    file: str
+    count: Annotated[int, Meta(ge=2)]
+    max_relative_error: Annotated[float, Meta(ge=0)] | None = None
+
+
 class Module(HasRole, Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """A part of the model, in the folder of its name: the file to open and how it runs.
 
@@ -152,6 +163,7 @@ class Module(HasRole, Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     max_relative_error: Annotated[float, Meta(ge=0)] | None = None
     compiled: Compiled | None = None
     shapes: tuple[Shape, ...] = ()
+    slots: Slots | None = None
 
     @property
     def each_shape(self) -> tuple[Module, ...]:

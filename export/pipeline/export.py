@@ -19,6 +19,7 @@ from edgeglm import manifest
 from edgeglm.bundle import read_manifest
 from edgeglm.export.evaluate.report.data import Report as PageData
 from edgeglm.export.evaluate.report.page import render
+from edgeglm.export.graph.slots import SLOTS
 from edgeglm.export.model import Stored
 from edgeglm.export.pipeline.self_test import UNSURE, own_assets
 from edgeglm.export.prepare.identity import Unchanged, identify, is_source_of, job_name
@@ -26,6 +27,7 @@ from edgeglm.export.prepare.module import serialize
 from edgeglm.export.prepare.types import Prepared, PreparedModule
 from edgeglm.export.prove.probes import Example
 from edgeglm.export.prove.prover import Prover, prove_shape
+from edgeglm.export.prove.slots import prove_slots
 from edgeglm.export.quantize.stream import WORKERS, Piece
 from edgeglm.export.targets.base import compile_step, write_step
 from edgeglm.export.write.describe import describe_tensors
@@ -186,7 +188,11 @@ def _export_module(
     shapes = tuple(
         _describe_shape(shape, prove_shape(prepared, shape, probe, writer, output)) for shape, probe in probes
     )
-    return _describe(module, error, compiled, proof.wide, shapes)
+    described = _describe(module, error, compiled, proof.wide, shapes)
+    if not module.slots:
+        return described
+    slots = manifest.Slots(file=module.slots_file, count=SLOTS, max_relative_error=prove_slots(module, writer))
+    return msgspec.structs.replace(described, slots=slots)
 
 
 def _copy(module: PreparedModule, output: OutputFile, writer: BundleWriter, reuse: Reuse, source: str) -> None:
@@ -243,6 +249,8 @@ def _write_graph(module: PreparedModule, writer: BundleWriter) -> None:
     for shape in (module, *module.shapes):
         if shape.graph is not None:
             writer.small(shape.file, serialize(shape.graph))
+    if module.slots:
+        writer.small(module.slots_file, module.slots)
 
 
 def _describe_shape(shape: PreparedModule, error: float | None) -> manifest.Shape:

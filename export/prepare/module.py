@@ -18,6 +18,7 @@ from edgeglm.export.graph.assemble import build, stack_of
 from edgeglm.export.graph.check import Violation
 from edgeglm.export.graph.conform import fit
 from edgeglm.export.graph.position_embedding import position_embedding
+from edgeglm.export.graph.slots import SLOTS, with_slots
 from edgeglm.export.model import Choice, Grid, Model, Part, Stored
 from edgeglm.export.prepare.types import (
     WEIGHTS,
@@ -87,7 +88,13 @@ def prepare_module(
 
     main = bound(lowered.graph, lowered.positions, None)
     more = tuple(bound(other.graph, other.positions, other.grid) for other in others)
-    return replace(main, jobs=jobs, layout=layout, shapes=more)
+    return replace(main, jobs=jobs, layout=layout, shapes=more, slots=_slots(choice, lowered.graph))
+
+
+def _slots(choice: Choice, graph: ir.Model) -> bytes | None:
+    """Return a decoder's graph for several sequences, bound to the same weights, where it may have one."""
+    slotted = with_slots(graph, SLOTS) if choice.is_decoder and choice.kind.contrib else None
+    return serialize(slotted) if slotted else None
 
 
 @dataclass(frozen=True)

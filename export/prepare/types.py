@@ -84,7 +84,7 @@ class PreparedModule:
 
     `parts` are those of a graph that hold matrices, in the order of computation; `fixes` what the engine would have
     refused. `shapes` are graphs over the same weights for further grids of a picture: `grid` is this one's, where it is
-    one of them.
+    one of them. `slots` is a decoder's graph over them for several sequences, where it may have one.
     """
 
     choice: Choice
@@ -96,6 +96,7 @@ class PreparedModule:
     fixes: tuple[Violation, ...] = ()
     grid: Grid | None = None
     shapes: tuple[PreparedModule, ...] = ()
+    slots: bytes | None = None
 
     @property
     def weights_file(self) -> str:
@@ -110,6 +111,11 @@ class PreparedModule:
         return f"{self.choice.name}/{f'{self.grid[0]}x{self.grid[1]}' if self.grid else 'model'}.onnx"
 
     @property
+    def slots_file(self) -> str:
+        """The file of the graph for several sequences, relative to the bundle."""
+        return f"{self.choice.name}/slots.onnx"
+
+    @property
     def part_precisions(self) -> dict[str, str]:
         """The precision of every part."""
         return {part: self.choice.precision_of(part) for part in self.parts}
@@ -117,7 +123,8 @@ class PreparedModule:
     @property
     def nbytes(self) -> int:
         """The bytes of all files of the module."""
-        return self.layout.nbytes + self.graph_bytes + sum(shape.graph_bytes for shape in self.shapes)
+        graphs = self.graph_bytes + len(self.slots or b"") + sum(shape.graph_bytes for shape in self.shapes)
+        return self.layout.nbytes + graphs
 
 
 @dataclass(frozen=True)

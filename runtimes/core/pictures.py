@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from functools import partial
 
 import numpy as np
@@ -56,6 +57,12 @@ class PictureEncoder:
         self._features = Features(prefixes, bundle.manifest.model.hidden_size, window.spare)
         self._digests = dict[bytes, bytes]()  # of masked pixels, by that of the file's bytes
         self._held = dict[FeaturesKey, NDArray[np.float32]]()
+
+    def beside(self, costs: Costs) -> PictureEncoder:
+        """Return an encoder of the same pictures for a request of other costs."""
+        encoder = copy(self)
+        encoder.costs = costs
+        return encoder
 
     def hold(self, pictures: Sequence[Picture]) -> None:
         """Encode pictures, and have their features at hand until the next call. Raises as `features`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
+from copy import copy
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,8 @@ from edgeglm.runtimes.core.prefixes import ANOTHER, Keep, Prefixes
 from edgeglm.runtimes.core.prompt import Key, Prompt, read_prompt
 from edgeglm.runtimes.core.sampling import Sampler, Sampling
 from edgeglm.runtimes.core.session import DecoderSession, Sessions
-from edgeglm.runtimes.core.state import DecoderState
+from edgeglm.runtimes.core.slots import Slots
+from edgeglm.runtimes.core.state import DecoderState, States
 from edgeglm.runtimes.core.window import Window
 from edgeglm.runtimes.inputs.masks import Mask
 from edgeglm.runtimes.text.chat import Chat
@@ -53,6 +55,7 @@ class Runner:
         low_rss: Take packed weights from a file whose pages the kernel may drop, made on first use.
         keep: What to keep in the user's store for later runners, and to begin with; nothing if None.
         masks: Regions of pictures that are blanked before they are compared and encoded.
+        slots: How many requests may be answered at once, each by a runner of `beside`.
         sessions: Opens modules, on the engines of this machine if nothing else is given.
 
     Attributes:
@@ -75,6 +78,7 @@ class Runner:
         low_rss: bool = False,
         keep: Keep | None = None,
         masks: Sequence[Mask] = (),
+        slots: int = 1,
         sessions: Sessions = engines_here,
     ) -> None:
         self._costs = Costs()
@@ -96,8 +100,14 @@ class Runner:
         self._pictures = PictureEncoder(
             self.bundle, self.window, self._costs, self.sessions, self.threads, self.max_ram, self._prefixes, masks
         )
-        self._state = DecoderState(self.bundle, self._costs, self._prefixes, self._load_decoder)
-        self.resources.callback(self._state.release)
+        self.slots = Slots(self.bundle, self.threads, slots) if slots > 1 else None
+        opens = self.slots.openers if self.slots else [self._load_decoder]
+        self._states = States([DecoderState(self.bundle, self._costs, self._prefixes, load) for load in opens])
+        self._state = self._states.states[0]
+        if self.slots:
+            self.resources.callback(self.slots.close)
+        for state in self._states.states:
+            self.resources.callback(state.release)
 
     def __enter__(self) -> Runner:
         return self
@@ -110,6 +120,13 @@ class Runner:
     def close(self) -> None:
         """Release everything; a second time does nothing."""
         self.resources.close()
+
+    def beside(self) -> Runner:
+        """Return a runner of the same bundle for one request, which may be answered while others are."""
+        runner = copy(self)
+        runner._costs = Costs()
+        runner._pictures = self._pictures.beside(runner._costs)
+        return runner
 
     def prompt(
         self,
@@ -190,7 +207,8 @@ class Runner:
 
     def forget(self) -> None:
         """Forget the keys and values of earlier prompts: the next one is prefilled from its beginning."""
-        self._state.forget()
+        for state in self._states.states:
+            state.forget()
 
     @property
     def prefix(self) -> list[Message]:
@@ -204,7 +222,23 @@ class Runner:
 
     def _complete(self, prompt: Prompt, wish: Wish) -> Generator[int]:
         """Load what the prompt needs, and return what generates the tokens behind it."""
-        capacity, beginning = self.window.capacity(len(prompt.tokens), wish.limit), self._state.begin(prompt)
+        capacity = self.window.capacity(len(prompt.tokens), wish.limit)
+        self._state = self._states.take(prompt)
+        self._state.costs = self._costs
+        try:
+            generation = self._begin(prompt, wish, capacity)
+        except BaseException:
+            self._state.is_taken = False
+            raise
+        if generation is None:
+            self._state.is_taken = False
+            return self._complete(prompt, wish)
+        self._generation = generation
+        return self._generate(generation, prompt.keys())
+
+    def _begin(self, prompt: Prompt, wish: Wish, capacity: int) -> Generation | None:
+        """Return what generates; None where the store's blocks turn out to be of no use."""
+        beginning = self._state.begin(prompt)
         if self.max_ram is not None and prompt.unseen(beginning.tokens):
             self._state.release()
             beginning = self._state.begin(prompt)
@@ -213,11 +247,10 @@ class Runner:
         prompt.place(hidden, self._pictures.features(prompt.unseen(start)), start)
         decoder = self._state.prepare(capacity, beginning)
         if decoder is None:
-            return self._complete(prompt, wish)
+            return None
         self._prefilled, self._restored = len(hidden), start - beginning.shared
         lead = Lead(prompt.tokens, hidden, prompt.positions[:, :, -len(hidden) :], prompt.begun)
-        self._generation = Generation(decoder, self.rows, lead, wish)
-        return self._generate(self._generation, prompt.keys())
+        return Generation(decoder, self.rows, lead, wish)
 
     def _keep(self, prompt: Prompt) -> None:
         """Keep in the store what later runners may begin with."""
@@ -240,6 +273,7 @@ class Runner:
         finally:
             generation.decoder.truncate(len(state))
             self._state.holds(state)
+            self._state.is_taken = False
 
     def _load_decoder(self, module: Module, capacity: int) -> DecoderSession:
         return self.sessions.open_decoder(self.bundle, module, self.threads, capacity, low_rss=self.low_rss)

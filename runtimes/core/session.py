@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,20 @@ from edgeglm.manifest import Module
 Feeds = Mapping[str, NDArray[Any]]
 # The most tokens of a step whose logits a decoder gives, where its graph can be asked for more than the last one's.
 MAX_LAST = 16
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a decoder is asked to compute: embeddings (1, n, hidden), positions (axes, 1, n), how many last logits."""
+
+    hidden: NDArray[np.float32]
+    position_ids: NDArray[np.int64]
+    last: int
+
+    @property
+    def count(self) -> int:
+        """The number of tokens."""
+        return int(self.hidden.shape[1])
 
 
 class EncoderSession(Protocol):
@@ -80,6 +95,27 @@ class DecoderSession(Protocol):
 
     def truncate(self, length: int) -> None:
         """Forget all tokens but the first `length`."""
+
+    def close(self) -> None:
+        """Give its memory back."""
+
+
+class SlotSession(DecoderSession, Protocol):
+    """A sequence of a decoder for several; ``compute`` is what its step is computed by, and may be replaced."""
+
+    compute: Callable[[Asked], NDArray[np.float32]]
+
+
+class SlotsSession(Protocol):
+    """A loaded decoder for `count` sequences, whose steps they share."""
+
+    count: int
+
+    def slot(self, index: int, capacity: int) -> SlotSession:
+        """Return one of the sequences, with room for `capacity` tokens."""
+
+    def step(self, asked: Mapping[int, Asked]) -> dict[int, NDArray[np.float32]]:
+        """Return the logits (last, vocabulary) of each slot that is asked for some."""
 
     def close(self) -> None:
         """Give its memory back."""

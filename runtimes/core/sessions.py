@@ -11,8 +11,9 @@ from typing import cast
 
 from edgeglm.bundle import Bundle
 from edgeglm.engines import ENGINES, EngineName
+from edgeglm.errors import UnsupportedError
 from edgeglm.manifest import Module
-from edgeglm.runtimes.core.session import DecoderSession, EncoderSession, EngineModule
+from edgeglm.runtimes.core.session import DecoderSession, EncoderSession, EngineModule, SlotsSession
 
 
 def load_engine(name: EngineName) -> EngineModule:
@@ -69,3 +70,17 @@ def open_decoder(
     """
     with bundle.opening(module.name):
         return load_engine(engine_of(module)).open_decoder(bundle, module, threads, capacity, low_rss=low_rss)
+
+
+def open_slots(bundle: Bundle, module: Module, threads: int) -> SlotsSession:
+    """Open a decoder for several sequences.
+
+    Raises:
+        UnsupportedError: The bundle has none, or the engine opens none. Others as `open_encoder`.
+    """
+    opener = getattr(load_engine(engine_of(module)), "open_slots", None)
+    if module.slots is None or opener is None:
+        why = f"the decoder of {bundle.folder.name} ({module.precision}) computes one sequence at a time"
+        raise UnsupportedError("--slots", why, "leave it out, or export for a cpu with decoder=int4 or decoder=fp32")
+    with bundle.opening(module.name):
+        return cast(SlotsSession, opener(bundle, module, threads))

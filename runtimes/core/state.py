@@ -1,4 +1,7 @@
-"""Hold the decoder between requests, with the keys and values of the last prompt; other ones come from the store."""
+"""Hold the decoder between requests, with the keys and values of the last prompt; other ones come from the store.
+
+With slots there is a state for each of the sequences that the decoder computes together.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,7 @@ class DecoderState:
 
     Attributes:
         session: The decoder, while it is loaded.
+        is_taken: Whether a request uses it.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class DecoderState:
     ) -> None:
         self.bundle, self.costs, self.prefixes, self._load = bundle, costs, prefixes, load
         self.session: DecoderSession | None = None
+        self.is_taken = False
         self._stay = ExitStack()
         self._known: list[Key] = []
 
@@ -54,6 +59,19 @@ class DecoderState:
         shared = shared_length(self._known, keys)
         with self.costs.phase("find prefix") if self.prefixes.is_on else nullcontext():
             return Beginning(shared, self.prefixes.find(keys, prompt.kept, shared))
+
+    def shared(self, prompt: Prompt) -> int:
+        """Return how many tokens of a prompt it holds."""
+        return shared_length(self._known, prompt.keys())
+
+    def copy(self, other: DecoderState, prompt: Prompt) -> None:
+        """Take over what another one holds of a prompt."""
+        own, count = self.shared(prompt), other.shared(prompt)
+        if self.session and other.session and self.session.row_bytes and count > own:
+            self.session.reserve(count)
+            self.session.truncate(own)
+            self.session.write_rows(own, other.session.read_rows(own, count))
+            self._known = [*prompt.keys()[:count]]
 
     def prepare(self, capacity: int, beginning: Beginning) -> DecoderSession | None:
         """Return the decoder with room for `capacity` tokens, and none in it but a prompt's beginning.
@@ -97,3 +115,19 @@ class DecoderState:
         """Unload the decoder."""
         self.session, self._known = None, []
         self._stay.close()
+
+
+class States:
+    """States of which requests take one each while they run."""
+
+    def __init__(self, states: Sequence[DecoderState]) -> None:
+        self.states = states
+
+    def take(self, prompt: Prompt) -> DecoderState:
+        """Return the free state that holds the most of a prompt, with what a taken one holds of more."""
+        free = [state for state in self.states if not state.is_taken]
+        best = max(free, key=lambda state: state.shared(prompt))
+        most = max(self.states, key=lambda state: state.shared(prompt))
+        best.is_taken = True
+        best.copy(most, prompt)
+        return best

@@ -140,7 +140,7 @@ class Service:
         return _json({"status": "ok"})
 
     async def _ready(self, request: Request) -> Response:
-        is_ready = self.engine.waiting < self.engine.queue.maxsize
+        is_ready = self.engine.waiting < self.engine.most_waiting
         return _json({"ready": is_ready, "waiting": self.engine.waiting}, 200 if is_ready else 503)
 
     async def _metrics(self, request: Request) -> Response:

@@ -44,8 +44,17 @@ def serve(arguments: Sequence[str] | None = None, bundle: Path | None = None) ->
     keys = read_keys(options.api_key_file) if options.api_key_file else ()
     max_ram = parse_size(options.max_ram) if options.max_ram else None
     keep, grammar = read_keep(options.prefix, options.keep), read_grammar(options.grammar)
+    if options.slots > 1 and max_ram:
+        why = "sequences side by side take more memory than a bundle's prediction covers"
+        raise UsageError("--slots with --max-ram", why, "leave one of them out")
     make = partial(
-        Runner, threads=options.threads, context=options.context, max_ram=max_ram, keep=keep, masks=options.mask
+        Runner,
+        threads=options.threads,
+        context=options.context,
+        max_ram=max_ram,
+        keep=keep,
+        masks=options.mask,
+        slots=options.slots,
     )
 
     def open_runner(folder: Path) -> Runner:
@@ -170,6 +179,9 @@ def _parser(bundle: Path | None) -> argparse.ArgumentParser:
     parser.add_argument("--context", type=_count, metavar="N", help="maximum length of prompt and answer together")
     parser.add_argument("--threads", type=_count, metavar="N", help="engine threads (default: all cores)")
     add_keep_options(parser)
+    parser.add_argument(
+        "--slots", type=_count, default=1, metavar="N", help="answer up to N requests at once (default: 1)"
+    )
     parser.add_argument("--queue", type=_count, default=64, metavar="N", help="most requests that wait (default: 64)")
     parser.add_argument(
         "--idle", type=_count, default=300, metavar="SECONDS", help="release a bundle not asked so long (default: 300)"

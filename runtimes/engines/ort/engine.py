@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ from edgeglm.engines import ENGINES
 from edgeglm.manifest import Module
 from edgeglm.runtimes.core.heap import trim
 from edgeglm.runtimes.core.session import MAX_LAST, Feeds, check_last
-from edgeglm.runtimes.core.window import piece_for
 from edgeglm.runtimes.engines.ort.described import as_described
 from edgeglm.runtimes.engines.ort.key_values import DTYPES, key_values
 from edgeglm.runtimes.engines.ort.options import open_session, saturates
+from edgeglm.runtimes.engines.ort.rows import Rows
+from edgeglm.runtimes.engines.ort.slots import SlotDecoder, slotted
 from edgeglm.runtimes.engines.ort.weights import prepacked
 from edgeglm.runtimes.inputs.positions import causal_mask
 
@@ -64,6 +64,13 @@ def open_decoder(bundle: Bundle, module: Module, threads: int, capacity: int, *,
     return as_described(path, module, lambda: Decoder(path, threads, capacity, heads=heads))
 
 
+def open_slots(bundle: Bundle, module: Module, threads: int) -> SlotDecoder:
+    """Open a decoder's graph for several sequences, which its manifest names. Raises DamagedFileError."""
+    assert module.slots
+    path, count, heads = bundle.path(module.slots.file), module.slots.count, bundle.manifest.model.heads
+    return as_described(path, slotted(module), lambda: SlotDecoder(path, threads, count, heads=heads))
+
+
 class Encoder:
     """A module without a state; `graph` is as `open_session` takes it."""
 
@@ -84,7 +91,7 @@ class Encoder:
         del self.session
 
 
-class Decoder:
+class Decoder(Rows):
     """A decoder with room for `capacity` tokens; `graph` is as `open_session` takes it.
 
     Its keys and values are in a form of `key_values`. A graph without the input ``logits_to_keep`` gives the last
@@ -92,25 +99,14 @@ class Decoder:
     """
 
     def __init__(self, path: Path, threads: int, capacity: int, graph: bytes | None = None, *, heads: int = 1) -> None:
-        self.session, self.capacity, self.length = open_session(path, threads, graph=graph), capacity, 0
+        self.session = open_session(path, threads, graph=graph)
         inputs, logits = self.session.get_inputs(), self.session.get_outputs()[0]
-        self.state = key_values(inputs, capacity)
         self.inputs = {value.name: value for value in inputs if not value.name.startswith(STATE)}
-        self.heads = heads if "mask" in self.inputs else 0  # of scores that the graph has as a tensor
+        super().__init__(key_values(inputs, capacity), capacity, heads if "mask" in self.inputs else 0)
         self.max_last = MAX_LAST if "logits_to_keep" in self.inputs else 1
         self.vocabulary, self.dtype = logits.shape[-1], DTYPES[logits.type]
         self.logits = self._room_for(1)
         self.binding = self.session.io_binding()
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a token's keys and values."""
-        return self.state.row_bytes
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of keys and values at its capacity; a buffer's pages are taken as it fills."""
-        return self.row_bytes * self.capacity
 
     def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64], last: int = 1) -> NDArray[np.float32]:
         """Return the logits of the last tokens, (last, vocabulary). Raises ValueError if they cannot be had."""
@@ -118,8 +114,7 @@ class Decoder:
         total = self.length + count
         check_last(last, count, self.max_last)
         self.reserve(total)
-        size = max(last, piece_for(self.heads, total)) if self.heads else count
-        for start, stop in pairwise((0, *reversed(range(count, 0, -size)))):  # the last piece is a whole one
+        for start, stop in self.pieces(count, last):
             logits = self._pass(hidden[:, start:stop], position_ids[..., start:stop], last if stop == count else 1)
         return logits
 
@@ -137,40 +132,6 @@ class Decoder:
         self.length = total
         logits: NDArray[np.float32] = self.logits.numpy()[0].astype(np.float32)
         return logits
-
-    def reserve(self, capacity: int) -> None:
-        """Make room for more tokens: each buffer is copied once, one after the other."""
-        if capacity > self.capacity:
-            self.capacity = capacity
-            self.state.resize(self.length, capacity)
-
-    def truncate(self, length: int) -> None:
-        """Forget all tokens but the first `length`; a buffer is simply filled again from there."""
-        if length < self.length:
-            self.length = length
-            self.state.resize(length, self.capacity)
-
-    def read_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Return the keys and values of some tokens, of layer after layer: (tokens, row_bytes). Raises ValueError."""
-        if not 0 <= start <= stop <= self.length:
-            raise ValueError(f"tokens {start} to {stop} of a state of {self.length}")
-        rows, end = np.empty((stop - start, self.row_bytes), np.uint8), 0
-        for part in self.state.tokens(start, stop):
-            begin, end = end, end + part[:1].nbytes
-            rows[:, begin:end] = np.ascontiguousarray(part).reshape(stop - start, -1).view(np.uint8)
-        return rows
-
-    def write_rows(self, start: int, rows: NDArray[np.uint8]) -> None:
-        """Put rows of `read_rows` behind the first `start` tokens, where the state then ends. Raises ValueError."""
-        stop, end = start + len(rows), 0
-        if not 0 <= start <= self.length or stop > self.capacity or rows.shape[1:] != (self.row_bytes,):
-            raise ValueError(f"rows {rows.shape} behind token {start} of {self.length}, with room for {self.capacity}")
-        self.truncate(start)
-        self.length = stop
-        self.state.resize(stop, self.capacity)
-        for part in self.state.tokens(start, stop):
-            begin, end = end, end + part[:1].nbytes
-            part[...] = np.ascontiguousarray(rows[:, begin:end]).view(part.dtype).reshape(part.shape)
 
     def close(self) -> None:
         """Drop the session and the state."""

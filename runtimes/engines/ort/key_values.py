@@ -56,9 +56,12 @@ class Cache:
         self.row_bytes = sum(buffer[:1].nbytes for buffer in self._buffers.values())
         self._places = [(name, name.replace("cache_", "new_", 1)) for name in inputs]
 
-    def bind(self, binding: IOBinding, length: int, count: int) -> None:
-        """Bind the rows of all tokens as inputs, and the last `count` of them as outputs: no row is copied."""
-        total = length + count
+    def bind(self, binding: IOBinding, length: int, count: int, least: int = 0) -> None:
+        """Bind the rows of all tokens as inputs, and the last `count` of them as outputs: no row is copied.
+
+        As input at least `least` rows are bound, whatever they hold.
+        """
+        total = max(length + count, least)
         for name, new in self._places:
             buffer, dtype = self._buffers[name], self._types[name]
             address, (heads, width) = buffer.ctypes.data, self._heads[name]
@@ -75,6 +78,10 @@ class Cache:
             if len(buffer) < capacity:
                 self._buffers[name] = grown = self._empty(name, capacity)
                 grown[:length] = buffer[:length]
+
+    def shrink(self) -> None:
+        """Give the buffers back, but for a row each."""
+        self._buffers = {name: self._empty(name, 1) for name in self._buffers}
 
     def tokens(self, start: int, stop: int) -> Iterable[NDArray[Any]]:
         """Yield views of the buffers."""
