@@ -18,12 +18,14 @@ from edgeglm.export.graph.cache_order import CACHE, NEW, check_cache_order
 SLOTS = 4
 HIDDEN, LOGITS = "hidden", "logits"
 # Operators whose second input is a weight: where the rows of all slots come together.
-PRODUCTS = {"MatMul", "MatMulNBits"}
-# Others that give a row of theirs what it would have alone. INT8 is not among them: its rows share a scale.
+PRODUCTS = {"MatMul", "MatMulNBits", "MatMulIntegerToFloat"}
+# Others that give a row of theirs what it would have alone. One whose rows share a scale is not among them.
 ROW_WISE = {
-    "Add", "Mul", "Split", "QuickGelu", "Sigmoid", "Reshape", "Cast", "SimplifiedLayerNormalization",
-    "SkipSimplifiedLayerNormalization",
+    "Abs", "Add", "Div", "Max", "Mul", "QuantizeLinear", "ReduceMax", "Split", "QuickGelu", "Sigmoid", "Reshape",
+    "Cast", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization",
 }  # fmt: skip
+# Those with which the INT8 of a product begins: no attention has them.
+ROUNDING = {"Abs", "Div"}
 
 
 def with_slots(model: ir.Model, slots: int) -> ir.Model | None:
@@ -128,7 +130,7 @@ def _own(model: ir.Model, inputs: Sequence[ir.Value]) -> set[ir.Node]:
     waiting, own = [*writers, *(node for value in inputs for node in value.consumers())], set[ir.Node]()
     while waiting:
         node = waiting.pop()
-        if node not in own and not _is_product(node):
+        if node not in own and not _is_product(node) and node.op_type not in ROUNDING:
             own.add(node)
             waiting += node.successors()
     return own

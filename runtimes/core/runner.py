@@ -69,18 +69,10 @@ class Runner:
     """
 
     def __init__(  # noqa: PLR0913 (what a user may decide)
-        self,
-        folder: Path,
-        threads: int | None = None,
-        *,
-        context: int | None = None,
-        max_ram: int | None = None,
-        low_rss: bool = False,
-        keep: Keep | None = None,
-        masks: Sequence[Mask] = (),
-        slots: int = 1,
+        self, folder: Path, threads: int | None = None, *, context: int | None = None, max_ram: int | None = None,
+        low_rss: bool = False, keep: Keep | None = None, masks: Sequence[Mask] = (), slots: int = 1,
         sessions: Sessions = engines_here,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._costs = Costs()
         bound_heap()
         self.threads = min(threads, os.cpu_count() or 1) if threads else len(os.sched_getaffinity(0))
@@ -100,14 +92,11 @@ class Runner:
         self._pictures = PictureEncoder(
             self.bundle, self.window, self._costs, self.sessions, self.threads, self.max_ram, self._prefixes, masks
         )
-        self.slots = Slots(self.bundle, self.threads, slots) if slots > 1 else None
+        self.slots = self.resources.enter_context(Slots(self.bundle, self.threads, slots)) if slots > 1 else None
         opens = self.slots.openers if self.slots else [self._load_decoder]
         self._states = States([DecoderState(self.bundle, self._costs, self._prefixes, load) for load in opens])
         self._state = self._states.states[0]
-        if self.slots:
-            self.resources.callback(self.slots.close)
-        for state in self._states.states:
-            self.resources.callback(state.release)
+        self.resources.callback(self._states.release)
 
     def __enter__(self) -> Runner:
         return self
@@ -207,8 +196,7 @@ class Runner:
 
     def forget(self) -> None:
         """Forget the keys and values of earlier prompts: the next one is prefilled from its beginning."""
-        for state in self._states.states:
-            state.forget()
+        self._states.forget()
 
     @property
     def prefix(self) -> list[Message]:
@@ -226,18 +214,16 @@ class Runner:
         self._state = self._states.take(prompt)
         self._state.costs = self._costs
         try:
-            generation = self._begin(prompt, wish, capacity)
+            if self._begin(prompt, wish, capacity):
+                return self._generate(self._generation, prompt.keys())
         except BaseException:
             self._state.is_taken = False
             raise
-        if generation is None:
-            self._state.is_taken = False
-            return self._complete(prompt, wish)
-        self._generation = generation
-        return self._generate(generation, prompt.keys())
+        self._state.is_taken = False
+        return self._complete(prompt, wish)
 
-    def _begin(self, prompt: Prompt, wish: Wish, capacity: int) -> Generation | None:
-        """Return what generates; None where the store's blocks turn out to be of no use."""
+    def _begin(self, prompt: Prompt, wish: Wish, capacity: int) -> bool:
+        """Prepare what generates; False where the store's blocks turn out to be of no use."""
         beginning = self._state.begin(prompt)
         if self.max_ram is not None and prompt.unseen(beginning.tokens):
             self._state.release()
@@ -247,10 +233,11 @@ class Runner:
         prompt.place(hidden, self._pictures.features(prompt.unseen(start)), start)
         decoder = self._state.prepare(capacity, beginning)
         if decoder is None:
-            return None
+            return False
         self._prefilled, self._restored = len(hidden), start - beginning.shared
         lead = Lead(prompt.tokens, hidden, prompt.positions[:, :, -len(hidden) :], prompt.begun)
-        return Generation(decoder, self.rows, lead, wish)
+        self._generation = Generation(decoder, self.rows, lead, wish)
+        return True
 
     def _keep(self, prompt: Prompt) -> None:
         """Keep in the store what later runners may begin with."""
@@ -297,22 +284,14 @@ class Runner:
         assert self._state.session is not None
         self._keep(prompt)
         return Answer(
-            text=stream.text,
-            action=parse_action(stream.text),
+            text=stream.text, action=parse_action(stream.text),
             finish_reason="stop" if stopped or tokens[-1] in self.ends else "length",
-            prompt_tokens=len(prompt.tokens),
-            prefilled_tokens=self._prefilled,
-            restored_tokens=self._restored,
-            tokens=tokens,
-            model_passes=self._generation.passes,
-            time_to_first_token_ms=first,
-            decode_tokens_per_second=(len(tokens) - 1) / seconds if len(tokens) > 1 else 0.0,
-            peak_rss_bytes=peak_rss(),
-            state_bytes=self._state.session.state_bytes,
-            phases=self._costs.phases,
-            modules=self._costs.modules,
-            notes=[*self._costs.notes, *self._grammar_notes()],
-        )
+            prompt_tokens=len(prompt.tokens), prefilled_tokens=self._prefilled, restored_tokens=self._restored,
+            tokens=tokens, model_passes=self._generation.passes,
+            time_to_first_token_ms=first, decode_tokens_per_second=(len(tokens) - 1) / seconds if tokens[1:] else 0.0,
+            peak_rss_bytes=peak_rss(), state_bytes=self._state.session.state_bytes,
+            phases=self._costs.phases, modules=self._costs.modules, notes=[*self._costs.notes, *self._grammar_notes()],
+        )  # fmt: skip
 
     def _grammar_notes(self) -> Iterator[str]:
         while self.grammars.notes:

@@ -19,7 +19,7 @@ MAX_LAST = 16
 
 @dataclass(frozen=True)
 class Asked:
-    """What a decoder is asked to compute: embeddings (1, n, hidden), positions (axes, 1, n), how many last logits."""
+    """Arguments of a decoder's step: embeddings (1, n, hidden), positions (axes, 1, n), how many last logits."""
 
     hidden: NDArray[np.float32]
     position_ids: NDArray[np.int64]

@@ -75,12 +75,17 @@ def open_decoder(
 def open_slots(bundle: Bundle, module: Module, threads: int) -> SlotsSession:
     """Open a decoder for several sequences.
 
+    Args:
+        bundle: Its files' hashes were checked.
+        module: The decoder.
+        threads: Of each operator.
+
     Raises:
         UnsupportedError: The bundle has none, or the engine opens none. Others as `open_encoder`.
     """
     opener = getattr(load_engine(engine_of(module)), "open_slots", None)
     if module.slots is None or opener is None:
         why = f"the decoder of {bundle.folder.name} ({module.precision}) computes one sequence at a time"
-        raise UnsupportedError("--slots", why, "leave it out, or export for a cpu with decoder=int4 or decoder=fp32")
+        raise UnsupportedError("--slots", why, "leave it out, or export the bundle again for a cpu")
     with bundle.opening(module.name):
         return cast(SlotsSession, opener(bundle, module, threads))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 
 import numpy as np
@@ -15,8 +16,8 @@ from edgeglm.runtimes.core.session import Asked, DecoderSession
 from edgeglm.runtimes.core.sessions import open_slots
 
 
-class Slots:
-    """Sequences of a bundle's decoder, which is loaded as long as they are there.
+class Slots(AbstractContextManager["Slots"]):
+    """Sequences of a bundle's decoder, which is loaded as long as they are there: a context manager.
 
     Args:
         bundle: Whose hashes were checked.
@@ -35,7 +36,7 @@ class Slots:
     def __init__(self, bundle: Bundle, threads: int, count: int) -> None:
         self._session = open_slots(bundle, bundle.decoder, threads)
         if count > (most := self._session.count):
-            self.close()
+            self._session.close()
             raise UsageError(f"--slots {count}", f"{bundle.folder.name} has {most}", f"give at most {most}")
         self.openers: Sequence[Callable[[Module, int], DecoderSession]] = [
             partial(self._slot, index) for index in range(count)
@@ -50,8 +51,7 @@ class Slots:
         """Return the logits (last, vocabulary) of each slot that is asked for some."""
         return self._session.step(asked)
 
-    def close(self) -> None:
-        """Unload the decoder."""
+    def __exit__(self, *_: object) -> None:
         self._session.close()
 
     def _slot(self, index: int, module: Module, capacity: int) -> DecoderSession:

@@ -131,3 +131,14 @@ class States:
         best.is_taken = True
         best.copy(most, prompt)
         return best
+
+    def forget(self) -> None:
+        """Forget all keys and values."""
+        for state in self.states:
+            state.forget()
+
+    def release(self) -> None:
+        """Unload the decoder of each."""
+        with ExitStack() as all_of_them:
+            for state in self.states:
+                all_of_them.callback(state.release)

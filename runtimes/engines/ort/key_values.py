@@ -57,10 +57,7 @@ class Cache:
         self._places = [(name, name.replace("cache_", "new_", 1)) for name in inputs]
 
     def bind(self, binding: IOBinding, length: int, count: int, least: int = 0) -> None:
-        """Bind the rows of all tokens as inputs, and the last `count` of them as outputs: no row is copied.
-
-        As input at least `least` rows are bound, whatever they hold.
-        """
+        """Bind the rows of all tokens as inputs, at least `least`, and the last `count` as outputs: none is copied."""
         total = max(length + count, least)
         for name, new in self._places:
             buffer, dtype = self._buffers[name], self._types[name]

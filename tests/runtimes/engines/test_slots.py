@@ -15,6 +15,7 @@ from edgeglm.errors import DamagedFileError
 from edgeglm.runtimes.core.session import Asked
 from edgeglm.runtimes.core.sessions import open_slots
 from edgeglm.runtimes.engines.ort.engine import Decoder
+from edgeglm.runtimes.engines.ort.rows import Rows
 from edgeglm.runtimes.engines.ort.slots import SlotDecoder
 
 CAPACITY = 300
@@ -63,6 +64,7 @@ def _alone(bundle: Bundle, fed: list[Asked]) -> NDArray[np.float32]:
 
 def test_a_sequence_goes_on_in_another_slot_from_its_rows(several: SlotDecoder) -> None:
     first, second = several.slot(0, CAPACITY), several.slot(3, CAPACITY)
+    assert isinstance(first, Rows)
     several.step({0: asked(several, 0, 20), 3: asked(several, 0, 9, seed=1)})
     rows = first.read_rows(0, 20)
     expected = several.step({0: asked(several, 20, 1, seed=2)})[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import threading
 import time
 import urllib.request
@@ -21,7 +22,7 @@ from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.session import Asked
 from edgeglm.runtimes.serve.tasks import Task, together
-from tests.runtimes.demo import demo_bundle
+from tests.bundles import reseal
 from tests.runtimes.serve.conftest import question, serving
 
 QUESTIONS = [question("Select OK", 1), question("Select OK", 2), question("What is this?"), question("Go back", 4)]
@@ -104,10 +105,12 @@ def _metrics(url: str) -> str:
 
 
 def test_what_cannot_be_served_side_by_side_says_so(exact: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="computes one sequence at a time"):
-        Runner(demo_bundle(tmp_path / "int8", "cpu", "int8"), slots=2)
     with pytest.raises(UsageError, match="give at most 4"):
         Runner(exact, slots=5)
+    earlier = shutil.copytree(exact, tmp_path / "earlier")
+    reseal(earlier, lambda manifest: [module.pop("slots", None) for module in manifest["modules"]])
+    with pytest.raises(UnsupportedError, match="computes one sequence at a time"):
+        Runner(earlier, slots=2)
 
 
 def task_of(count: int) -> Task[str]:
