@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeglm.runtimes.core.window import piece_for
 from edgeglm.runtimes.engines.ort.key_values import KeyValues
 
 
 class Rows:
-    """Keys and values with room for `capacity` tokens, and none in them yet."""
+    """Keys and values with room for `capacity` tokens, and none in them yet.
 
-    def __init__(self, state: KeyValues, capacity: int) -> None:
-        self.state, self.capacity, self.length = state, capacity, 0
+    `heads` are those of scores that the graph has as a tensor; 0 if it has none.
+    """
+
+    def __init__(self, state: KeyValues, capacity: int, heads: int) -> None:
+        self.state, self.capacity, self.heads, self.length = state, capacity, heads, 0
+
+    def pieces(self, count: int, last: int) -> Iterable[tuple[int, int]]:
+        """Return the bounds of the passes in which `count` tokens are computed, the last one with `last` of them."""
+        size = max(last, piece_for(self.heads, self.length + count)) if self.heads else count
+        return pairwise((0, *reversed(range(count, 0, -size))))  # the last piece is a whole one
 
     @property
     def row_bytes(self) -> int:

@@ -47,14 +47,18 @@ class Slot(Rows):
 
     max_last = MAX_LAST
 
-    def __init__(self, state: Cache, capacity: int, compute: Callable[[Asked], NDArray[np.float32]]) -> None:
-        super().__init__(state, capacity)
+    def __init__(self, state: Cache, heads: int, compute: Callable[[Asked], NDArray[np.float32]]) -> None:
+        super().__init__(state, 1, heads)
         self.cache, self.compute = state, compute
 
     def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64], last: int = 1) -> NDArray[np.float32]:
         """Return the logits of the last tokens, (last, vocabulary). Raises ValueError if they cannot be had."""
-        check_last(last, hidden.shape[1], self.max_last)
-        return self.compute(Asked(hidden, position_ids, last))
+        count = hidden.shape[1]
+        check_last(last, count, self.max_last)
+        for start, stop in self.pieces(count, last):
+            piece = hidden[:, start:stop], position_ids[..., start:stop]
+            logits = self.compute(Asked(*piece, last if stop == count else 1))
+        return logits
 
     def close(self) -> None:
         """Give the buffers back."""
@@ -69,8 +73,8 @@ class SlotDecoder:
         count: The number of sequences.
     """
 
-    def __init__(self, path: Path, threads: int, count: int, graph: bytes | None = None) -> None:
-        self.session, self.count = open_session(path, threads, graph=graph), count
+    def __init__(self, path: Path, threads: int, count: int, graph: bytes | None = None, *, heads: int = 1) -> None:
+        self.session, self.count, self.heads = open_session(path, threads, graph=graph), count, heads
         inputs = {value.name: value for value in self.session.get_inputs()}
         logits = self.session.get_outputs()[0]
         self.vocabulary, self.width = logits.shape[-1], inputs[HIDDEN].shape[-1]
@@ -136,4 +140,4 @@ class SlotDecoder:
     def _empty(self, slot: int) -> Slot:
         own = {value.name: value for value in self.session.get_inputs() if value.name.startswith(CACHE)}
         state = Cache({name: value for name, value in own.items() if name.endswith(slot_name("", slot))}, 1)
-        return Slot(state, 1, lambda asked: self.step({slot: asked})[slot])
+        return Slot(state, self.heads, lambda asked: self.step({slot: asked})[slot])
