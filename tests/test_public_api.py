@@ -25,7 +25,7 @@ SHARED = {
         "read_sealed",
         "verify_bundle",
     },
-    "edgeglm.contract": {"faults", "graph_faults", "model_faults", "scales_offset"},
+    "edgeglm.contract": {"faults", "graph_faults", "model_faults", "scales_offset", "slot_name"},
     "edgeglm.digest": {"Hashed", "Identity", "KnownHashes", "hash_range"},
     "edgeglm.errors": {
         "AccuracyError",
@@ -59,6 +59,7 @@ SHARED = {
         "Rung",
         "Sealed",
         "Shape",
+        "Slots",
         "Tensor",
         "Vision",
         "parse_manifest",
