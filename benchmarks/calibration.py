@@ -1,4 +1,4 @@
-"""What a calibration gains on the demo: INT4 scales that weigh their errors, and three ranges for static INT8.
+"""What a calibration gains on the demo: INT4 with scales moved and errors fed back, and three ranges for static INT8.
 
 ``python -m benchmarks.calibration WORK_DIR`` from the repository's root prints two tables, for the demo and for a copy
 of it with outlier channels (``--outliers FACTOR``). Both are calibrated on the demo's calibration set. The first is
@@ -29,7 +29,7 @@ from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.pipeline.export import export
 from edgeglm.export.predict.forecast import predict
 from edgeglm.export.prepare.preparation import open_export, prepare
-from edgeglm.export.prepare.types import Calibration, Request
+from edgeglm.export.prepare.types import Calibration, Prepared, Request
 from edgeglm.export.prove.probes import sample_prompts
 from edgeglm.export.prove.reference import OriginalWeights
 from edgeglm.export.prove.values import divergence, relative_error
@@ -37,6 +37,7 @@ from edgeglm.export.quantize.rounded import RoundedWeights
 from edgeglm.export.quantize.schemes import Int4
 from edgeglm.export.samples.screenshots import read_samples
 from edgeglm.export.samples.shipped import DATA, DEMO_DATA
+from edgeglm.scratch import scratch_folder
 
 SCREENS = 24
 RANGES = {"min-max": min_max, "percentile": percentile, "least squares": least_squares}
@@ -48,17 +49,23 @@ def request(model: Path, precision: str) -> Request:
 
 
 def int4(model: Path) -> None:
-    """Round to nearest, and with errors weighed."""
+    """Round to nearest, with scales moved into weights, and with errors fed back too."""
     prepared = prepare(open_export(request(model, "int4")))
-    found = calibrate(prepared, read_calibration(DATA / "calibration.jsonl", DEMO)[0])
+    with scratch_folder("calibration") as work:
+        rounded(prepared, calibrate(prepared, read_calibration(DATA / "calibration.jsonl", DEMO)[0], work))
+
+
+def rounded(prepared: Prepared, found: Calibration) -> None:
+    """Print the errors of each way, all modules in INT4."""
     prompts = sample_prompts(prepared, read_samples(DATA / "evaluation.jsonl", SCREENS), answered=True)
     source = prepared.checkpoint
     original = [logits for _, logits in Walk(prepared, prompts, OriginalWeights(source), {}).logits()]
     print("INT4       ERROR   KL MEAN  KL MEDIAN")
-    for name, energies in (("plain", {}), ("weighed", found.energies)):
-        weights = RoundedWeights(source, Int4(), "ort", energies, {})
-        rounded = [logits for _, logits in Walk(prepared, prompts, weights, {}).logits()]
-        pairs = list(zip(original, rounded, strict=True))
+    alone = {name: replace(inputs, feedback=None) for name, inputs in found.inputs.items()}
+    for name, inputs in (("plain", {}), ("equalized", alone), ("fed back", found.inputs)):
+        weights = RoundedWeights(source, Int4(), "ort", inputs, {})
+        after = [logits for _, logits in Walk(prepared, prompts, weights, {}).logits()]
+        pairs = list(zip(original, after, strict=True))
         errors, damage = [relative_error(q, p) for p, q in pairs], [divergence(p, q) for p, q in pairs]
         print(f"{name:<9}  {np.mean(errors):.4f}  {np.mean(damage):.5f}  {np.median(damage):.5f}")
 
@@ -67,7 +74,7 @@ def static(model: Path, work: Path) -> None:
     """Vision and decoder, with each of the ranges; dynamic INT8 beside them."""
     prepared = prepare(open_export(request(model, "int8-static")))
     samples, _ = read_calibration(DATA / "calibration.jsonl", DEMO)
-    seen, found = observe(prepared, samples).histograms, calibrate(prepared, samples)
+    seen, found = observe(prepared, samples)[0].histograms, calibrate(prepared, samples)
     print("INT8           VISION  DECODER")
     print(f"{'dynamic':<13}  {errors(request(model, 'int8'), None, work)}")
     for name in RANGES:

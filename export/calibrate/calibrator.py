@@ -12,6 +12,7 @@ import numpy as np
 
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.calibrate.histogram import least_squares
+from edgeglm.export.calibrate.learn import Learned, Learner
 from edgeglm.export.calibrate.observe import Observed
 from edgeglm.export.calibrate.walk import Walk
 from edgeglm.export.prepare.types import Calibration, Opened, Prepared
@@ -20,6 +21,7 @@ from edgeglm.export.prove.reference import OriginalWeights
 from edgeglm.export.quantize.rounded import KEPT_BYTES
 from edgeglm.export.samples.screenshots import Sample, read_samples
 from edgeglm.export.samples.windows import cut_windows, read_tokenizer
+from edgeglm.export.write.disk import explained
 
 # Read of a set: energies change by less than their own noise with more.
 SAMPLES = 32
@@ -29,6 +31,10 @@ FEWEST = 4
 HELD_OUT = 4
 # Tokens of a window of text, and those of its end that a sensitivity compares.
 PASSAGE, COMPARED = 128, 16
+# What errors are fed back by, in the folder of a calibration.
+FEEDBACK = "feedback.bin"
+# Input channels of the widest matrix that feeds errors back, where memory does not matter.
+MOST = 1 << 30
 REMEDY = "write it as docs/validate.md says"
 
 
@@ -80,8 +86,10 @@ def samples_bytes(opened: Opened, examples: Sequence[Example]) -> int:
     return KEPT_BYTES + sum(3 * math.prod(sample.image.size) + 2 * patches for sample in samples)
 
 
-def observe(prepared: Prepared, examples: Sequence[Example]) -> Observed:
-    """Return what every weight is multiplied by on the samples.
+def observe(
+    prepared: Prepared, examples: Sequence[Example], work: Path | None = None, widest: int = MOST
+) -> tuple[Observed, Learned]:
+    """Return what every weight is multiplied by on the samples, and what is learnt of it.
 
     Raises:
         UnsupportedError: The model takes no pictures, and the samples are screens, or the other way round.
@@ -92,23 +100,45 @@ def observe(prepared: Prepared, examples: Sequence[Example]) -> Observed:
         raise UnsupportedError("--calibration", f"{prepared.request.name} takes no images", "give a text")
     if sees and not screens:
         raise UnsupportedError("--calibration", f"{prepared.request.name} takes images", "give samples (.jsonl)")
-    observed = Observed(OriginalWeights(replace(prepared.checkpoint, keep_pages=True)))
-    prompts = example_prompts(prepared, examples)
+    source, prompts = replace(prepared.checkpoint, keep_pages=True), example_prompts(prepared, examples)
+    choices = {module.choice.name: module.choice for module in prepared.modules}
+    learner = Learner(choices, source, work / FEEDBACK if work else None, len(prompts), widest)
+    observed = Observed(OriginalWeights(source), learner.see)
     try:
-        with np.errstate(all="ignore"):  # what is not finite is said below
-            for _ in Walk(prepared, prompts, observed, {}).logits():
+        with (
+            np.errstate(all="ignore"),
+            explained(work or prepared.checkpoint.folder, work or prepared.checkpoint.folder),
+        ):
+            for _ in Walk(prepared, prompts, observed, {}, learner).logits():
                 pass
     except ValueError as error:
         raise UsageError("--calibration", str(error), "check the model and the samples") from error
-    return observed
+    return observed, learner.learned
 
 
-def calibrate(prepared: Prepared, examples: Sequence[Example]) -> Calibration:
-    """Return what the encoders take of `observe`, whose errors it raises, and the hash of what the model was fed."""
-    observed = observe(prepared, examples)
+def calibrate(
+    prepared: Prepared, examples: Sequence[Example], work: Path | None = None, widest: int = MOST
+) -> Calibration:
+    """Return what the encoders take of `observe`, whose errors it raises, and the hash of what the model was fed.
+
+    Args:
+        prepared: The export.
+        examples: The samples.
+        work: A folder for what INT4 feeds errors back by, as long as weights are encoded; None to do without.
+        widest: Most input channels of a matrix that has it.
+    """
+    observed, learned = observe(prepared, examples, work, widest)
     ranges = {name: least_squares(seen) for name, seen in observed.histograms.items()}
     screens = [example for example in examples if isinstance(example, Sample)]
-    return Calibration(examples_hash(examples), observed.energies(), ranges, screens)
+    return Calibration(
+        examples_hash(examples),
+        learned.inputs,
+        ranges,
+        screens,
+        divisors=learned.divisors,
+        widest=widest if work else 0,
+        notes=tuple(learned.notes()),
+    )
 
 
 def examples_hash(examples: Sequence[Example]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -23,17 +24,11 @@ class Weights(Protocol):
 
 
 class Observed:
-    """Weights that keep, by name, a histogram of what they are multiplied by, and each input channel's mean square.
+    """Weights that keep, by name, a histogram of what they are multiplied by, and show it to `see`."""
 
-    The latter is the diagonal of the Hessian of the output's error, by which rounding errors of a column count (AWQ,
-    arXiv 2306.00978; GPTQ, arXiv 2210.17323, keeps the whole matrix).
-    """
-
-    def __init__(self, weights: Weights) -> None:
-        self.weights = weights
+    def __init__(self, weights: Weights, see: Callable[[str, Floats], None] = lambda weight, tokens: None) -> None:
+        self.weights, self.see = weights, see
         self.histograms: dict[str, Histogram] = {}
-        self.sums: dict[str, NDArray[np.float64]] = {}
-        self.counts: dict[str, int] = {}
 
     def product(self, x: Floats, weight: str) -> Floats:
         """See what comes in, and multiply.
@@ -45,14 +40,9 @@ class Observed:
         if not np.isfinite(tokens).all():
             raise ValueError(f"what {weight} is multiplied by is not finite")
         self.histograms.setdefault(weight, Histogram()).add(tokens)
-        self.sums[weight] = self.sums.get(weight, 0.0) + np.square(tokens, dtype=np.float64).sum(0)
-        self.counts[weight] = self.counts.get(weight, 0) + len(tokens)
+        self.see(weight, tokens)
         return self.weights.product(x, weight)
 
     def vector(self, name: str) -> Floats:
         """Return the vector unobserved."""
         return self.weights.vector(name)
-
-    def energies(self) -> dict[str, Floats]:
-        """Return the mean squares by the weight's name: [columns]."""
-        return {name: (total / self.counts[name]).astype(np.float32) for name, total in self.sums.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -22,7 +23,18 @@ from edgeglm.export.prove.values import Values, feeds, passed_on
 from edgeglm.export.quantize.embedding import EmbeddingScheme, encode_embedding, gather
 from edgeglm.export.quantize.rounded import RoundedWeights
 from edgeglm.export.quantize.schemes import Scheme, parse_scheme
-from edgeglm.roles import DECODER, TABLE, encoder_of
+from edgeglm.roles import DECODER, TABLE, ModuleName, encoder_of
+
+
+class Watch(Protocol):
+    """Is told of the segments that the original passes through."""
+
+    def begin(self, module: ModuleName, part: str, graph: ir.Graph) -> None:
+        """Start with a segment."""
+
+    def end(self) -> None:
+        """End it: all prompts have passed."""
+
 
 ORIGINAL = ""
 Branches = dict[str, list[Values]]
@@ -32,8 +44,14 @@ class Walk:
     """The shared inputs of all segments: prompts, the original's weights, and the precision of each rounded part."""
 
     def __init__(
-        self, prepared: Prepared, prompts: Sequence[Prompt], original: Weights, parts: Mapping[str, str]
+        self,
+        prepared: Prepared,
+        prompts: Sequence[Prompt],
+        original: Weights,
+        parts: Mapping[str, str],
+        watch: Watch | None = None,
     ) -> None:
+        self.watch = watch
         self.prepared, self.prompts, self.original, self.parts = prepared, prompts, original, parts
         self.source = replace(prepared.checkpoint, keep_pages=True)
 
@@ -51,14 +69,18 @@ class Walk:
         *blocks, (_, back) = segments(stack_of(DECODER, probe), "portable")
         branches = self._pass(DECODER, blocks, self._embed(branches))
         original = Segment(back, self.original)
+        if self.watch:
+            self.watch.begin(DECODER, "back", back.graph)
         rounded = Segment(back, self._rounded(DECODER, part)) if part in self.parts else None
         for index, prompt in enumerate(self.prompts):
             for branch, values in branches.items():
                 yield branch, _logits(original, values[index], prompt)
             if rounded:
                 yield part, _logits(rounded, branches[ORIGINAL][index], prompt)
+        if self.watch:
+            self.watch.end()
 
-    def _pass(self, module: str, graphs: Iterable[tuple[str, ir.Model]], branches: Branches) -> Branches:
+    def _pass(self, module: ModuleName, graphs: Iterable[tuple[str, ir.Model]], branches: Branches) -> Branches:
         """Return all branches through segments of a module."""
         for name, graph in graphs:
             part, inputs = f"{module}.{name}", graph.graph.inputs
@@ -67,7 +89,11 @@ class Walk:
                 return {**values, **passed_on(segment.run(feeds(inputs, values)))}  # noqa: B023
 
             original = Segment(graph, self.original)
+            if self.watch:
+                self.watch.begin(module, name, graph.graph)
             after = {branch: [through(original, state) for state in values] for branch, values in branches.items()}
+            if self.watch:
+                self.watch.end()
             if part in self.parts:
                 rounded = Segment(graph, self._rounded(module, part))
                 after[part] = [through(rounded, state) for state in branches[ORIGINAL]]
@@ -77,8 +103,8 @@ class Walk:
     def _rounded(self, module: str, part: str) -> RoundedWeights:
         dialect = next(prepared.choice.dialect for prepared in self.prepared.modules if prepared.choice.name == module)
         found = self.prepared.calibration
-        energies, ranges = (found.energies, found.ranges) if found else ({}, {})
-        return RoundedWeights(self.source, parse_scheme(self.parts[part]), dialect, energies, ranges)
+        inputs, ranges = (found.inputs, found.ranges) if found else ({}, {})
+        return RoundedWeights(self.source, parse_scheme(self.parts[part]), dialect, inputs, ranges)
 
     def _embed(self, branches: Branches) -> Branches:
         """Return the decoder's inputs from the pictures' features, and one more branch for a rounded table."""

@@ -13,13 +13,16 @@ from edgeglm.export.pipeline.export import Progress as Written
 from edgeglm.export.pipeline.export import export
 from edgeglm.export.pipeline.gate import Gate, nothing_passed
 from edgeglm.export.pipeline.ladder import Ladder, Means, Measure, workplace
-from edgeglm.export.predict.forecast import check_budget, predict
+from edgeglm.export.predict.forecast import check_budget, export_peak, predict
+from edgeglm.export.predict.learning import int4_widths, learning_bytes
 from edgeglm.export.prepare.preparation import STATIC, open_export, prepare
 from edgeglm.export.prepare.types import Calibration, Opened, Request
 from edgeglm.export.prove.probes import Example
+from edgeglm.export.quantize.stream import WORKERS
 from edgeglm.export.requests import Progress, Show
 from edgeglm.export.targets.base import calibrate_steps, check_steps
 from edgeglm.manifest import Metric, Rung
+from edgeglm.scratch import scratch_folder
 
 
 class NothingPassed(AccuracyError):
@@ -75,8 +78,8 @@ class Job:
             show(Progress(written.module, written.done / max(written.total, 1), written.total))
 
         show(Progress(f"tracing {self.request.name} for {self.request.profile.name}"))
-        request, found = self._calibrated(show)
         with ExitStack() as leave:
+            request, found = self._calibrated(show, leave)
             ladder = None
             if self.gate:
                 means = Means(
@@ -101,19 +104,31 @@ class Job:
                 measured=ladder.measured if ladder else None,
                 held_out=self.held_out,
             )
-        return [*prepared.notes, *notes], ladder.rungs if ladder else []
+        told = found.notes if found else ()
+        return [*prepared.notes, *told, *notes], ladder.rungs if ladder else []
 
     def _check(self, opened: Opened) -> int:
-        fed = self.samples or (self.gate.samples if self.gate else [])
-        return check_budget(opened, self.budget, samples_bytes(opened, fed))
+        return check_budget(opened, self.budget, self._fed(opened) + self._learning(opened, self._widest(opened)))
 
-    def _calibrated(self, show: Show) -> tuple[Request, Calibration | None]:
+    def _fed(self, opened: Opened) -> int:
+        return samples_bytes(opened, self.samples or (self.gate.samples if self.gate else []))
+
+    def _learning(self, opened: Opened, widest: int) -> int:
+        return learning_bytes(opened, widest) if self.samples else 0
+
+    def _widest(self, opened: Opened) -> int:
+        """Return up to how many input channels the budget has room for the covariance of a matrix's inputs."""
+        room = self.budget - self._fed(opened) - export_peak(opened, workers=WORKERS, traced=not opened.is_traced)
+        return next((width for width in int4_widths(opened) if self._learning(opened, width) <= room), 0)
+
+    def _calibrated(self, show: Show, leave: ExitStack) -> tuple[Request, Calibration | None]:
         """Return what the samples leave, and the request with the precision that an NPU's module then has."""
         request, opened, found = self.request, open_export(self.request), None
         if self.samples:
             traced = prepare(opened)
             show(Progress("calibrating"))
-            found = calibrate(traced, self.samples)
+            work, widest = leave.enter_context(scratch_folder("calibration")), self._widest(opened)
+            found = calibrate(traced, self.samples, work, widest)
         for step in calibrate_steps(opened.choices):
             show(Progress("calibrating for the NPU"))
             request, found = step.calibrate(opened, self.samples, found)

@@ -8,7 +8,6 @@ from functools import partial
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from edgeglm.devices.profile import Profile
 from edgeglm.engines import Dialect
@@ -67,11 +66,8 @@ def prepare_module(
     lowered = _lower(choice, profile, traced[choice.dialect, choice.half], checkpoint, calibration)
     others = [_lower(choice, profile, shape, checkpoint, calibration) for shape in shapes]
     # The proof reads the same rows again in a moment, and then lets the page cache go of them.
-    kept, energies = replace(checkpoint, keep_pages=True), calibration.energies if calibration else {}
-    weights = [
-        Job(stored, partial(_tasks, stored, kept, choice.dialect, energies.get(stored.names[0])))
-        for stored in lowered.stored
-    ]
+    kept = replace(checkpoint, keep_pages=True)
+    weights = [Job(stored, partial(_tasks, stored, kept, choice.dialect, calibration)) for stored in lowered.stored]
     # The further positions come last, so that one more shape moves nothing.
     positions = [job for other in others for job in other.positions]
     assert all(other.stored == lowered.stored for other in others), "shapes differ in more than their positions"
@@ -162,10 +158,12 @@ def serialize(graph: ir.Model) -> bytes:
 
 
 def _tasks(
-    stored: Stored, source: Checkpoint, dialect: Dialect, energy: NDArray[np.float32] | None
+    stored: Stored, source: Checkpoint, dialect: Dialect, calibration: Calibration | None
 ) -> Iterator[Callable[[], Piece]]:
+    inputs, divisors = (calibration.inputs, calibration.divisors) if calibration else ({}, {})
+    known = inputs.get(stored.names[0])
     for chunk in chunks(stored, source):
-        encode = partial(encode_chunk, chunk, stored, source, dialect, energy)
+        encode = partial(encode_chunk, chunk, stored, source, dialect, known, divisors.get(chunk.origin))
         yield partial(_explained, source, chunk.origin, encode)
 
 

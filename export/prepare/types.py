@@ -21,6 +21,7 @@ from edgeglm.export.checkpoint.processor import ImageProcessor
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.graph.check import Violation
 from edgeglm.export.model import Choice, Grid, Model, Stored
+from edgeglm.export.quantize.feedback import Inputs
 from edgeglm.export.quantize.qdq import Range
 from edgeglm.export.quantize.stream import Piece
 from edgeglm.export.samples.screenshots import Sample
@@ -54,7 +55,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The statistics of a calibration by the name of the weight: mean squares of input channels, ranges.
+    """The statistics of a calibration by the name of the weight: what a matrix is multiplied by, ranges.
+
+    ``divisors`` are what rows of a tensor are divided by, so that the matrices that read them have smaller inputs
+    (`calibrate.equalize`). INT4 matrices of up to ``widest`` input channels feed errors back; ``notes`` say what was
+    found.
 
     ``values`` are ranges of everything that flows through a module for an NPU, by its graph's names: by bits, since
     8 of them want a narrower one than 16. ``candidates`` are the errors that its precisions were found to have, and
@@ -62,11 +67,14 @@ class Calibration:
     """
 
     sha256: str
-    energies: Mapping[str, NDArray[np.float32]]
+    inputs: Mapping[str, Inputs]
     ranges: Mapping[str, Range]
     samples: Sequence[Sample] = ()
     values: Mapping[int, Mapping[str, Range]] = field(default_factory=dict)
     candidates: Mapping[str, float] = field(default_factory=dict)
+    divisors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    widest: int = 0
+    notes: tuple[str, ...] = ()
     shown: Sequence[tuple[Arrays, Arrays]] = ()
 
 
@@ -239,9 +247,10 @@ class Prepared:
         """Hash all that determines the bundle's bytes but those of the weights, which `weights` identifies."""
         shapes = sorted((name, tensor.dtype, tensor.shape) for name, tensor in self.checkpoint.tensors.items())
         sidecars = sorted((name, hashlib.sha256(data).hexdigest()) for name, data in self.sidecars.items())
+        learned = self.calibration
         said = (
             self.request.name, repr(self.request.profile), self.options(), self.versions(), self.model, shapes,
-            sidecars, sorted(self.checkpoint.config.items()), self.calibration and self.calibration.sha256, _code(),
+            sidecars, sorted(self.checkpoint.config.items()), learned and (learned.sha256, learned.widest), _code(),
         )  # fmt: skip
         return hashlib.sha256(repr(said).encode()).hexdigest()
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from edgeglm.engines import DIALECTS, Dialect
 from edgeglm.export.model import Rows
+from edgeglm.export.quantize.feedback import Inputs
 from edgeglm.export.quantize.lowering import TOKEN_STEP
 from edgeglm.export.quantize.rounding import Floats
 from edgeglm.export.quantize.schemes import Blocked, Int8, Int8Static, Scheme, with_range
@@ -29,11 +30,11 @@ class RoundedWeights:
         source: Rows,
         scheme: Scheme,
         dialect: Dialect,
-        energies: Mapping[str, Floats],
+        inputs: Mapping[str, Inputs],
         ranges: Mapping[str, tuple[float, float]],
     ) -> None:
         self.source, self.scheme, self.dialect = source, scheme, dialect
-        self.energies, self.ranges = energies, ranges
+        self.inputs, self.ranges = inputs, ranges
         self.kept: dict[tuple[str, int], Floats] = {}
         self.room = KEPT_BYTES
 
@@ -43,6 +44,8 @@ class RoundedWeights:
         columns = int(np.prod(inner))
         step = max(2, CHUNK_BYTES // (4 * columns) // 2 * 2)
         scheme = with_range(self.scheme, self.ranges.get(weight))
+        known = self.inputs.get(weight)
+        x = x if known is None or known.factor is None else x / known.factor
         x = round_activations(x, scheme) if DIALECTS[self.dialect].contrib else x
         y = np.empty((*x.shape[:-1], count), np.float32)
         for start in range(0, count, step):
@@ -60,7 +63,7 @@ class RoundedWeights:
         rows = self.source.rows(weight, start, stop).reshape(stop - start, columns)
         if DIALECTS[self.dialect].is_plain and len(rows) % 2:  # whose INT4 packs rows in pairs
             rows = np.concatenate([rows, np.zeros_like(rows[:1])])
-        stored = encode(self.scheme, self.dialect, rows, energy=self.energies.get(weight))
+        stored = encode(self.scheme, self.dialect, rows, inputs=self.inputs.get(weight))
         rounded = dequantize(self.scheme, self.dialect, stored, columns)[: stop - start]
         if rounded.nbytes <= self.room:
             self.room -= rounded.nbytes

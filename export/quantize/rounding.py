@@ -7,6 +7,7 @@ what the engine will multiply. Every step is a numpy call on a whole tile, which
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -75,7 +76,7 @@ def round_to_codes(weight: Floats, scale: Floats, lowest: int, highest: int) -> 
     return np.clip(weight, lowest, highest, out=weight)
 
 
-def blocks_first(weight: Floats, block_size: int) -> Floats:
+def blocks_first(weight: NDArray[Any], block_size: int) -> NDArray[Any]:
     """Copy [n, k] to [block_size, n, blocks], the last block filled up with zeros.
 
     With the block's elements on the first axis, reductions and broadcasts run along long contiguous rows: 20 times

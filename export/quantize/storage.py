@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from edgeglm.engines import Dialect
 from edgeglm.export.model import Part
+from edgeglm.export.quantize.feedback import Inputs, codes_with_feedback
 from edgeglm.export.quantize.rounding import (
     Floats,
     block_scale,
@@ -53,7 +54,7 @@ class Form(Protocol):
     def parts(self, rows: int, columns: int, dtype: ir.DataType) -> tuple[Part, ...]:
         """See `parts`."""
 
-    def encode(self, weight: Floats, dtype: DTypeLike, energy: Floats | None = None) -> Arrays:
+    def encode(self, weight: Floats, dtype: DTypeLike, inputs: Inputs | None = None) -> Arrays:
         """See `encode`."""
 
     def dequantize(self, arrays: Arrays, columns: int) -> Floats:
@@ -83,7 +84,7 @@ def encode(
     dialect: Dialect,
     weight: Floats,
     dtype: ir.DataType = ir.DataType.FLOAT,
-    energy: Floats | None = None,
+    inputs: Inputs | None = None,
 ) -> tuple[NDArray[Any], ...]:
     """Return rows of a weight in every part, in the order of `parts`: contiguous and in the stored type.
 
@@ -95,13 +96,16 @@ def encode(
         dialect: The engine's.
         weight: [n, K], not changed.
         dtype: Of the activations.
-        energy: [K], mean squares of what the columns are multiplied by; INT4 weighs its errors by them.
+        inputs: What is known of what the columns are multiplied by: they are multiplied by its factor, and INT4 weighs
+            its errors by energies, or has them make each other good.
 
     Raises:
         ValueError: For NaN, infinity, or n no multiple of `Part.row_multiple`.
         OverflowError: For more than the stored type can hold.
     """
-    return _form(scheme, dialect).encode(weight, dtype.numpy(), energy)
+    if inputs and inputs.factor is not None:
+        weight = weight * inputs.factor
+    return _form(scheme, dialect).encode(weight, dtype.numpy(), inputs)
 
 
 def dequantize(scheme: Scheme, dialect: Dialect, arrays: Arrays, columns: int) -> Floats:
@@ -123,7 +127,7 @@ class Dense:
         """Return ``weight`` [K, N]; the activations' type has no part in it."""
         return (Part("weight", self.dtype, (columns, rows), 1),)
 
-    def encode(self, weight: Floats, dtype: DTypeLike, energy: Floats | None = None) -> Arrays:
+    def encode(self, weight: Floats, dtype: DTypeLike, inputs: Inputs | None = None) -> Arrays:
         """Transpose and round."""
         check_range(magnitude(weight, 1), self.dtype.numpy())
         stored = np.empty(weight.shape[::-1], self.dtype.numpy())
@@ -144,7 +148,7 @@ class PerChannel:
         """Return ``weight`` [K, N] INT8, ``scale`` [N]."""
         return (Part("weight", ir.DataType.INT8, (columns, rows), 1), Part("scale", dtype, (rows,), 0))
 
-    def encode(self, weight: Floats, dtype: DTypeLike, energy: Floats | None = None) -> Arrays:
+    def encode(self, weight: Floats, dtype: DTypeLike, inputs: Inputs | None = None) -> Arrays:
         """Scale every row's largest magnitude to 127: -128 would make the grid asymmetric for a gain of 0.4%."""
         largest = magnitude(weight, 1)
         check_range(largest, dtype)
@@ -169,21 +173,37 @@ class Blocks:
     used: int
 
     def tiles(
-        self, weight: Floats, dtype: DTypeLike, signed: bool, energy: Floats | None
+        self, weight: Floats, dtype: DTypeLike, signed: bool, inputs: Inputs | None
     ) -> Iterator[tuple[slice, slice, Floats, Floats]]:
         """Yield row slice, block slice, scale [n, blocks] and codes [size, n, blocks] of each tile."""
         limit = 1 << (self.used - 1)
-        weighed = None if energy is None else energy_blocks(energy, self.size)
+        if inputs is None or inputs.feedback is None or self.used != 4:
+            for rows, block, scale, blocks in self._scales(weight, dtype, signed, inputs):
+                yield rows, block, scale, round_to_codes(blocks, scale, -limit, limit - 1)
+            return
+        scales = np.empty((len(weight), self.count(weight.shape[1])), np.float32)
+        for rows, block, scale, _ in self._scales(weight, dtype, signed, inputs):
+            scales[rows, block] = scale
+        whole = codes_with_feedback(weight, scales, inputs.feedback, self.size, limit)
+        for rows, columns in tiles(weight.shape):
+            codes = blocks_first(whole[rows, columns], self.size).astype(np.float32)
+            block = slice(columns.start // self.size, columns.start // self.size + codes.shape[2])
+            yield rows, block, scales[rows, block], codes
+
+    def _scales(
+        self, weight: Floats, dtype: DTypeLike, signed: bool, inputs: Inputs | None
+    ) -> Iterator[tuple[slice, slice, Floats, Floats]]:
+        """Yield row slice, block slice, scale [n, blocks] as it is stored, and the elements of each tile."""
+        weighed = None if inputs is None else energy_blocks(inputs.energy, self.size)
         for rows, columns in tiles(weight.shape):
             blocks = blocks_first(weight[rows, columns], self.size)
             check_range(magnitude(blocks, 0), dtype)
             first = columns.start // self.size
             counts = None if weighed is None else weighed[:, first : first + blocks.shape[2]]
+            limit = 1 << (self.used - 1)
             searched = self.used == 4  # where a step is large
             scale = int4_block_scale(blocks, signed, counts) if searched else block_scale(blocks, limit - 1)
-            scale = storable_scale(scale, dtype, limit)
-            codes = round_to_codes(blocks, scale, -limit, limit - 1)
-            yield rows, slice(first, first + scale.shape[1]), scale, codes
+            yield rows, slice(first, first + scale.shape[1]), storable_scale(scale, dtype, limit), blocks
 
     def count(self, columns: int) -> int:
         """Count the blocks in a row of `columns`, the last one possibly part filled."""
@@ -200,12 +220,12 @@ class PackedBlocks(Blocks):
         packed = (rows, blocks, self.size * self.bits // 8)
         return (Part("weight", ir.DataType.UINT8, packed, 0), Part("scale", dtype, (rows, blocks), 0))
 
-    def encode(self, weight: Floats, dtype: DTypeLike, energy: Floats | None = None) -> Arrays:
+    def encode(self, weight: Floats, dtype: DTypeLike, inputs: Inputs | None = None) -> Arrays:
         """Quantize with scales of either sign, and fill the last block with zeros."""
         rows, blocks = len(weight), self.count(weight.shape[1])
         packed = np.empty((rows, blocks, self.size * self.bits // 8), np.uint8)
         scales = np.empty((rows, blocks), dtype)
-        for row, block, scale, codes in self.tiles(weight, dtype, True, energy):
+        for row, block, scale, codes in self.tiles(weight, dtype, True, inputs):
             unsigned = (codes + np.float32(1 << (self.bits - 1))).astype(np.uint8)
             packed[row, block] = (_pairs(unsigned) if self.bits == 4 else unsigned).transpose(1, 2, 0)
             scales[row, block] = scale
@@ -229,14 +249,14 @@ class ColumnBlocks(Blocks):
         self._check_rows(rows)
         return weight, Part("scale", dtype, (self.count(columns), rows), 1)
 
-    def encode(self, weight: Floats, dtype: DTypeLike, energy: Floats | None = None) -> Arrays:
+    def encode(self, weight: Floats, dtype: DTypeLike, inputs: Inputs | None = None) -> Arrays:
         """Quantize with positive scales, the only ones that TensorRT takes."""
         rows, columns = weight.shape
         self._check_rows(rows)
         per_byte = 8 // self.bits
         stored = np.empty((columns, rows // per_byte), np.uint8)
         scales = np.empty((self.count(columns), rows), dtype)
-        for row, block, scale, codes in self.tiles(weight, dtype, False, energy):
+        for row, block, scale, codes in self.tiles(weight, dtype, False, inputs):
             scales[block, row] = scale.T
             column_major = codes.astype(np.int8).view(np.uint8).transpose(1, 2, 0).reshape(len(scale), -1)
             strip = slice(row.start // per_byte, row.stop // per_byte)
@@ -271,7 +291,7 @@ class Coded:
         shape = (rows,) if columns == 1 else (rows, columns)
         return Part("weight", codes, shape, 0), Part("scale", ir.DataType.FLOAT, (), 0), Part("zero", codes, (), 0)
 
-    def encode(self, weight: Floats, dtype: DTypeLike, energy: Floats | None = None) -> Arrays:
+    def encode(self, weight: Floats, dtype: DTypeLike, inputs: Inputs | None = None) -> Arrays:
         """Scale the range of all values, and zero, to all codes; takes the whole at once."""
         largest = magnitude(weight.reshape(1, -1), 1)
         check_range(largest, np.float32)

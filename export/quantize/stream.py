@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgeglm.engines import Dialect
 from edgeglm.export.model import Rows, Stored, rotary_order
+from edgeglm.export.quantize.feedback import Inputs
 from edgeglm.export.quantize.rounding import check_range
 from edgeglm.export.quantize.storage import encode
 
@@ -61,7 +62,12 @@ def chunks(stored: Stored, source: Rows) -> Iterator[Chunk]:
 
 
 def encode_chunk(
-    chunk: Chunk, stored: Stored, source: Rows, dialect: Dialect, energy: NDArray[np.float32] | None = None
+    chunk: Chunk,
+    stored: Stored,
+    source: Rows,
+    dialect: Dialect,
+    inputs: Inputs | None = None,
+    divisor: NDArray[np.float32] | None = None,
 ) -> Piece:
     """Read one chunk and encode it.
 
@@ -70,7 +76,8 @@ def encode_chunk(
         stored: How it is stored.
         source: The checkpoint.
         dialect: The engine's.
-        energy: Of its columns, where that is known (`storage.encode`).
+        inputs: Of its columns, where they are known (`storage.encode`).
+        divisor: What each of the tensor's rows is divided by, a power of two.
 
     Raises:
         ValueError: It holds NaN or infinity.
@@ -78,18 +85,20 @@ def encode_chunk(
     """
     raw = source.read_bytes(chunk.origin, chunk.begin, chunk.end)
     rows = source.decode(chunk.origin, raw).reshape(-1, stored.columns)
-    return Piece(chunk.start, _encode(stored, _split_rotary(rows, stored), dialect, energy), chunk.origin, raw)
+    if divisor is not None:
+        rows = rows / divisor[chunk.begin : chunk.end, None]
+    return Piece(chunk.start, _encode(stored, _split_rotary(rows, stored), dialect, inputs), chunk.origin, raw)
 
 
 def _encode(
-    stored: Stored, rows: NDArray[np.float32], dialect: Dialect, energy: NDArray[np.float32] | None
+    stored: Stored, rows: NDArray[np.float32], dialect: Dialect, inputs: Inputs | None
 ) -> tuple[NDArray[Any], ...]:
     last = stored.parts[-1]
     if len(last.shape) == 1 and len(stored.parts) == 1:  # a bias or a norm
         check_range(np.abs(rows), last.dtype.numpy())
         return (rows[:, 0].astype(last.dtype.numpy()),)
     # Scales are in the type of the activations; a weight without them does not depend on it.
-    return encode(stored.scheme, dialect, rows, last.dtype if len(stored.parts) > 1 else ir.DataType.FLOAT, energy)
+    return encode(stored.scheme, dialect, rows, last.dtype if len(stored.parts) > 1 else ir.DataType.FLOAT, inputs)
 
 
 def _split_rotary(rows: NDArray[np.float32], stored: Stored) -> NDArray[np.float32]:

@@ -25,6 +25,7 @@ from edgeglm.export.demo.samples import write_samples
 from edgeglm.export.evaluate.original.whole import WholeOriginal
 from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Request
+from edgeglm.export.quantize.feedback import Inputs
 from edgeglm.export.quantize.rounding import Floats
 from edgeglm.export.quantize.schemes import Int4, Int8, Scheme
 from edgeglm.export.quantize.storage import dequantize, encode
@@ -60,9 +61,11 @@ def test_energies_are_those_of_transformers() -> None:
             agent.model(**inputs)
     checked = 0
     for name, tokens in sums.items():
-        if f"{name}.weight" in found.energies and name != "lm_head":  # of whose tokens only the answers' count
+        if f"{name}.weight" in found.inputs and name != "lm_head":  # of whose tokens only the answers' count
             want = np.square(np.concatenate(tokens)).mean(0)
-            assert found.energies[f"{name}.weight"] == pytest.approx(want, rel=1e-3, abs=1e-6), name
+            known = found.inputs[f"{name}.weight"]
+            energy = known.energy if known.factor is None else known.energy * np.square(known.factor)
+            assert energy == pytest.approx(want, rel=1e-3, abs=1e-6), name
             checked += 1
     assert checked >= 4 * 6 + 4 * 5  # all of both stacks' blocks
     assert (
@@ -72,7 +75,7 @@ def test_energies_are_those_of_transformers() -> None:
 
 
 def weighed_error(scheme: Scheme, dialect: Dialect, weight: Floats, energy: Floats, by: Floats | None) -> float:
-    stored = encode(scheme, dialect, weight, ir.DataType.FLOAT, by)
+    stored = encode(scheme, dialect, weight, ir.DataType.FLOAT, None if by is None else Inputs(by))
     return float((np.square(dequantize(scheme, dialect, stored, weight.shape[1]) - weight) * energy).sum())
 
 
@@ -96,8 +99,8 @@ def test_the_bytes_do_not_depend_on_the_chunks(dialect: Dialect) -> None:
     weight = random.standard_normal((130, 1100)).astype(np.float32)
     energy = random.gamma(0.3, 1.0, 1100).astype(np.float32)
     axis = 0 if dialect == "ort" else 1
-    whole = encode(Int4(), dialect, weight, energy=energy)
-    pieces = [encode(Int4(), dialect, weight[start : start + 26], energy=energy) for start in range(0, 130, 26)]
+    whole = encode(Int4(), dialect, weight, inputs=Inputs(energy))
+    pieces = [encode(Int4(), dialect, weight[start : start + 26], inputs=Inputs(energy)) for start in range(0, 130, 26)]
     for index, array in enumerate(whole):
         assert np.array_equal(array, np.concatenate([piece[index] for piece in pieces], axis))
 
@@ -105,7 +108,7 @@ def test_the_bytes_do_not_depend_on_the_chunks(dialect: Dialect) -> None:
 def test_channels_that_were_never_seen_still_count() -> None:
     weight = np.random.default_rng(2).standard_normal((8, 64)).astype(np.float32)
     for energy in (np.zeros(64, np.float32), np.eye(1, 64, dtype=np.float32)[0]):
-        stored = encode(Int4(), "ort", weight, energy=energy)
+        stored = encode(Int4(), "ort", weight, inputs=Inputs(energy))
         error = np.square(dequantize(Int4(), "ort", stored, 64) - weight).sum() / np.square(weight).sum()
         assert error < 0.03
 

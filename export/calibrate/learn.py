@@ -1,0 +1,181 @@
+"""Learn from a calibration how each matrix is best rounded, a segment at a time: factors, and what errors are fed back.
+
+Memory holds the covariances of one segment; what feeds errors back lies in a file until it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeglm.export.calibrate.equalize import Pair, Trial, choose_factor, find_pairs
+from edgeglm.export.model import Choice, Rows
+from edgeglm.export.prepare.preparation import STATIC
+from edgeglm.export.quantize.feedback import Feedback, Inputs, make_tile, save_tiles, tile_slices
+from edgeglm.export.quantize.rounding import Floats
+from edgeglm.export.quantize.schemes import Blocked, Int8, Scheme, parse_scheme
+from edgeglm.roles import ModuleName
+
+# Tokens of a value that factors are tried on.
+TRIED = 256
+
+
+class Tokens:
+    """The tokens that a value has: a few of them, their count, and the covariance of their channels by tile."""
+
+    def __init__(self, columns: int, prompts: int, *, covariance: bool) -> None:
+        self.tiles = tile_slices(columns)
+        self.sums = [self._zeros(tile) for tile in self.tiles] if covariance else []
+        self.energy = np.zeros(columns)
+        self.kept: list[Floats] = []
+        self.count, self.share = 0, max(1, TRIED // prompts)
+
+    @staticmethod
+    def _zeros(tile: slice) -> Floats:
+        return np.zeros((tile.stop - tile.start, tile.stop - tile.start), np.float32)
+
+    def add(self, tokens: Floats) -> None:
+        """Count tokens [n, columns]."""
+        for tile, total in zip(self.tiles, self.sums, strict=False):
+            part = np.ascontiguousarray(tokens[:, tile])
+            np.add(total, part.T @ part, out=total)
+        self.energy += np.square(tokens, dtype=np.float64).sum(0)
+        self.count += len(tokens)
+        spread = np.linspace(0, len(tokens) - 1, min(self.share, len(tokens))).astype(int)
+        self.kept.append(tokens[spread])
+
+    @property
+    def mean_squares(self) -> Floats:
+        """The energy of each channel: [columns]."""
+        return (self.energy / max(self.count, 1)).astype(np.float32)
+
+    def feedback(self, file: Path, factor: Floats | None) -> Feedback:
+        """Write what feeds errors back for matrices whose inputs are divided by `factor`. Raises OSError."""
+        tiles = []
+        for tile, total in zip(self.tiles, self.sums, strict=True):
+            covariance = total.astype(np.float64) / max(self.count, 1)
+            if factor is not None:
+                covariance /= np.outer(factor[tile], factor[tile])
+            tiles.append(make_tile(covariance))
+        return save_tiles(tiles, file, len(self.energy))
+
+
+@dataclass
+class Learned:
+    """What a walk of the original leaves for the encoders.
+
+    Args:
+        inputs: By matrix.
+        divisors: By tensor whose rows are divided.
+        errors: By matrix that a factor was tried for, squared and relative: plainly rounded, and with it.
+        left: Matrices that the budget has no room to feed errors back in, one of those that read a value.
+    """
+
+    inputs: dict[str, Inputs] = field(default_factory=dict)
+    divisors: dict[str, Floats] = field(default_factory=dict)
+    errors: dict[str, tuple[float, float]] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+
+    def notes(self) -> Iterator[str]:
+        """Yield how many values are rescaled and what that gains, and which matrices have no feedback."""
+        gains = [best / plain for plain, best in self.errors.values() if best < plain]
+        if gains:
+            share = round(100 * float(np.mean(gains)))
+            yield f"calibration: {len(gains)} values are rescaled, and what reads them errs {share}% as much, squared"
+        if self.left:
+            also = f" and what reads the inputs of {len(self.left) - 1} more" if len(self.left) > 1 else ""
+            yield f"--max-ram has no room for error feedback of {self.left[0]}{also}: they are rounded one by one"
+
+
+class Learner:
+    """Watches a walk: which values a segment's matrices read, and at its end what is learnt of them.
+
+    Args:
+        choices: The modules' precisions.
+        source: The original's weights.
+        file: Where feedback is kept; None for none.
+        prompts: How many pass through.
+        widest: Most input channels of a matrix that has feedback.
+    """
+
+    def __init__(
+        self, choices: Mapping[ModuleName, Choice], source: Rows, file: Path | None, prompts: int, widest: int
+    ) -> None:
+        self.choices, self.source, self.file = choices, source, file
+        self.prompts, self.widest = prompts, widest
+        self.learned = Learned()
+        self.values: dict[str, str] = {}
+        self.tokens: dict[str, Tokens] = {}
+        self.pairs: list[Pair] = []
+        self.scheme: Scheme | None = None
+
+    def begin(self, module: ModuleName, part: str, graph: ir.Graph) -> None:
+        """Start with a segment."""
+        self.choice = self.choices[module]
+        self.scheme = _rounded_by(self.choice, part)
+        self.pairs = list(find_pairs(graph)) if self.scheme and STATIC not in self.choice.precisions else []
+        self.values, self.tokens = {}, {}
+        for node in graph if self.scheme else ():
+            if node.op_type == "Linear" and node.inputs[0] is not None:
+                for name in node.attributes["weights"].as_strings():
+                    self.values[f"{name}.weight"] = f"{node.inputs[0].name}"
+
+    def see(self, weight: str, tokens: Floats) -> None:
+        """See what a matrix is multiplied by; the first of those that read a value speaks for all."""
+        value = self.values.get(weight)
+        if value is None or next(name for name in self.values if self.values[name] == value) != weight:
+            return
+        if value not in self.tokens:
+            fits = self.file is not None and tokens.shape[1] <= self.widest
+            covariance = isinstance(self.scheme, Blocked) and self.scheme.bits == 4
+            if covariance and not fits:
+                self.learned.left.append(weight)
+            self.tokens[value] = Tokens(tokens.shape[1], self.prompts, covariance=covariance and fits)
+        self.tokens[value].add(tokens)
+
+    def end(self) -> None:
+        """Learn from what was seen in the segment. Raises OSError."""
+        factors = {
+            pair.readers[0]: self._try(pair) for pair in self.pairs if self.values[pair.readers[0]] in self.tokens
+        }
+        known: dict[str, Inputs] = {}
+        for weight, value in self.values.items():
+            if value not in self.tokens:
+                continue
+            if value not in known:
+                factor = factors[weight].factor if weight in factors else None
+                known[value] = self._inputs(self.tokens[value], factor)
+            self.learned.inputs[weight] = known[value]
+        self.values, self.tokens, self.pairs = {}, {}, []
+
+    def _try(self, pair: Pair) -> Trial:
+        seen = self.tokens[self.values[pair.readers[0]]]
+        assert self.scheme is not None
+        kept, energy = np.concatenate(seen.kept), seen.mean_squares
+        plain, best = choose_factor(pair.readers, kept, energy, self.source, self.scheme, self.choice.dialect)
+        self.learned.errors[pair.readers[0]] = (plain.error, best.error)
+        if best.factor is not None:
+            self._divide(pair, best.factor)
+        return best
+
+    def _divide(self, pair: Pair, factor: Floats) -> None:
+        for maker in pair.makers:
+            rows = self.source.find(maker.tensor).shape[0]
+            divisor = self.learned.divisors.setdefault(maker.tensor, np.ones(rows, np.float32))
+            divisor[maker.start : maker.stop] *= factor
+
+    def _inputs(self, tokens: Tokens, factor: Floats | None) -> Inputs:
+        inputs = Inputs.divided(tokens.mean_squares, factor)
+        return replace(inputs, feedback=tokens.feedback(self.file, factor)) if tokens.sums and self.file else inputs
+
+
+def _rounded_by(choice: Choice, part: str) -> Scheme | None:
+    """Return the scheme of a segment, where edgeglm rounds its matrices and their activations stay as they are."""
+    if choice.is_converted or choice.kind.integers:
+        return None
+    scheme = parse_scheme(choice.precision_of(part))
+    return scheme if isinstance(scheme, Blocked | Int8) else None

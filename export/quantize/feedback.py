@@ -1,0 +1,153 @@
+"""Round a weight's columns one after the other, each error made good by the columns that follow (GPTQ, 2210.17323).
+
+What makes it good is known from the covariance of the columns' inputs. Columns are visited by the energy of their
+inputs, the largest first, and keep their places: the scales of their blocks are fixed before. A wide covariance is cut
+into tiles along its diagonal, and no error leaves its tile, so that neither memory nor time grows with its square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeglm.export.quantize.rounding import DAMPING, Floats
+
+# Columns of a tile, and those whose errors reach the rest of it in one product.
+TILE, STEP = 1024, 32
+# Rows that are rounded together, always so many: a product's last digits depend on its shape, and bytes must not.
+GROUP = 512
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The columns of a tile by energy, and how much of each one's error the later ones make good.
+
+    ``order`` is [k], ``shares`` [k, k] in fp16: row i is what an error of one in column ``order[i]`` adds to the
+    others, zero up to the diagonal.
+    """
+
+    order: NDArray[np.int32]
+    shares: NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """The tiles of a matrix of so many columns, in a file."""
+
+    file: Path
+    offset: int
+    columns: int
+
+    def tiles(self) -> Iterator[tuple[slice, Tile]]:
+        """Yield the columns of each tile, and the tile."""
+        offset = self.offset
+        for columns in tile_slices(self.columns):
+            size = columns.stop - columns.start
+            order = np.fromfile(self.file, np.int32, size, offset=offset)
+            shares = np.fromfile(self.file, np.float16, size * size, offset=offset + 4 * size)
+            yield columns, Tile(order, shares.reshape(size, size))
+            offset += tile_bytes(size)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The facts that a calibration has of what a matrix is multiplied by.
+
+    Args:
+        energy: [K], mean squares, behind `factor`.
+        factor: [K], what the inputs are divided by, and the columns are multiplied by before they are rounded.
+        feedback: How errors are made good, where that is known.
+    """
+
+    energy: Floats
+    factor: Floats | None = None
+    feedback: Feedback | None = None
+
+    @classmethod
+    def divided(cls, energy: Floats, factor: Floats | None) -> Inputs:
+        """Return those of inputs of so much energy that are divided by a factor."""
+        if factor is None:
+            return cls(energy)
+        energy = (energy / np.square(factor)).astype(np.float32)
+        return cls(energy, factor)
+
+
+def tile_slices(columns: int) -> list[slice]:
+    """Return the columns of each tile: as equal as whole blocks allow."""
+    count = -(-columns // TILE)
+    size = -(-columns // count // 128) * 128
+    return [slice(start, min(columns, start + size)) for start in range(0, columns, size)]
+
+
+def tile_bytes(size: int) -> int:
+    """Return the bytes of a tile of so many columns in a file."""
+    return 4 * size + 2 * size * size
+
+
+def make_tile(covariance: NDArray[np.float64]) -> Tile:
+    """Return a tile from the covariance [k, k] of its inputs; without any energy it passes nothing on."""
+    energy = np.diag(covariance)
+    order = np.argsort(-energy, kind="stable")
+    damped = covariance[np.ix_(order, order)] + np.diag(np.full(len(order), float(DAMPING) * energy.mean() or 1.0))
+    # The inverse is U^T U with U upper; flipped, the covariance is L L^T, and U its inverse, flipped back.
+    lower = np.linalg.cholesky(damped[::-1, ::-1])
+    upper = np.linalg.inv(lower)[::-1, ::-1]
+    shares = np.triu(upper / np.diag(upper)[:, None], 1)
+    return Tile(order.astype(np.int32), np.clip(shares, -6e4, 6e4).astype(np.float16))
+
+
+def save_tiles(tiles: Sequence[Tile], file: Path, columns: int) -> Feedback:
+    """Append tiles to a file. Raises OSError."""
+    with open(file, "ab") as output:
+        offset = output.tell()
+        for tile in tiles:
+            output.write(tile.order.tobytes() + tile.shares.tobytes())
+    return Feedback(file, offset, columns)
+
+
+def codes_with_feedback(
+    weight: Floats, scales: Floats, feedback: Feedback, block_size: int, limit: int
+) -> NDArray[np.int8]:
+    """Return the codes of rows, -limit to limit - 1, whose errors in a row make each other good.
+
+    Args:
+        weight: [n, K], not changed.
+        scales: [n, blocks], as they are stored.
+        feedback: Of the K columns.
+        block_size: Columns of a block.
+        limit: Half the number of codes.
+
+    Returns:
+        [n, K]. A row's codes do not depend on the others.
+    """
+    codes = np.empty(weight.shape, np.int8)
+    for columns, tile in feedback.tiles():
+        order = columns.start + tile.order
+        shares, blocks = tile.shares.astype(np.float32), order // block_size
+        for start in range(0, len(weight), GROUP):
+            rows = slice(start, min(start + GROUP, len(weight)))
+            values, steps = np.zeros((len(order), GROUP), np.float32), np.ones((len(order), GROUP), np.float32)
+            values[:, : rows.stop - start] = weight[rows, columns].T[tile.order]
+            steps[:, : rows.stop - start] = scales[rows].T[blocks]
+            _round(values, steps, shares, limit)
+            codes[rows, order] = values[:, : rows.stop - start].T
+    return codes
+
+
+def _round(values: Floats, steps: Floats, shares: Floats, limit: int) -> None:
+    """Replace columns [k, GROUP] by their codes."""
+    for start in range(0, len(values), STEP):
+        stop = min(start + STEP, len(values))
+        errors = np.empty((stop - start, GROUP), np.float32)
+        for column in range(start, stop):
+            value, step = values[column], steps[column]
+            code = np.clip(np.rint(value / step), -limit, limit - 1)
+            error = errors[column - start]
+            np.subtract(value, code * step, out=error)
+            values[column] = code
+            values[column + 1 : stop] -= shares[column, column + 1 : stop, None] * error
+        values[stop:] -= shares[start:stop, stop:].T @ errors
