@@ -1,0 +1,49 @@
+"""What a walk keeps of a value's tokens, and the memory that is predicted for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeglm.devices.loader import load_profile
+from edgeglm.export.calibrate.learn import Learned, Tokens
+from edgeglm.export.checkpoint.locate import DEMO
+from edgeglm.export.predict.learning import int4_widths, learning_bytes
+from edgeglm.export.prepare.preparation import open_export
+from edgeglm.export.prepare.types import Request
+
+
+def test_the_order_and_number_of_additions_do_not_change_what_is_known(tmp_path: Path) -> None:
+    tokens = np.random.default_rng(0).standard_normal((40, 64)).astype(np.float32)
+    whole, pieces = Tokens(64, 2, covariance=True), Tokens(64, 2, covariance=True)
+    whole.add(tokens)
+    for start in range(0, 40, 10):
+        pieces.add(tokens[start : start + 10])
+    assert pieces.mean_squares == pytest.approx(np.square(tokens).mean(0), rel=1e-5)
+    assert pieces.sums[0] == pytest.approx(whole.sums[0], rel=1e-4, abs=1e-4)
+    assert whole.sums[0] == pytest.approx(tokens.T @ tokens, rel=1e-4, abs=1e-4)
+    factor = np.full(64, 2, np.float32)
+    plain, divided = (whole.feedback(tmp_path / "f", by) for by in (None, factor))
+    (_, before), (_, after) = next(plain.tiles()), next(divided.tiles())
+    assert np.array_equal(before.order, after.order)  # all channels by the same factor
+    assert np.allclose(before.shares, after.shares, atol=1e-3)
+
+
+def test_the_prediction_grows_with_what_may_feed_errors_back() -> None:
+    opened = open_export(Request(DEMO, "demo", load_profile("cpu"), "int4"))
+    widths = int4_widths(opened)
+    assert widths == sorted(set(widths), reverse=True)
+    assert 640 in widths
+    sizes = [learning_bytes(opened, width) for width in (0, *reversed(widths))]
+    assert sizes == sorted(sizes)
+    assert 0 < sizes[0] < sizes[-1]
+    assert int4_widths(open_export(Request(DEMO, "demo", load_profile("cpu"), "int8"))) == []
+
+
+def test_notes_say_what_was_gained_and_what_was_left() -> None:
+    learned = Learned(errors={"a": (1.0, 0.5), "b": (1.0, 1.0)}, left=["wide"])
+    rescaled, left = learned.notes()
+    assert rescaled == "calibration: 1 values are rescaled, and what reads them errs 50% as much, squared"
+    assert left == "--max-ram has no room for error feedback of wide: they are rounded one by one"
