@@ -91,6 +91,12 @@ def observe(
 ) -> tuple[Observed, Learned]:
     """Return what every weight is multiplied by on the samples, and what is learnt of it.
 
+    Args:
+        prepared: The export.
+        examples: The samples.
+        work: See `calibrate`, as `widest`.
+        widest: See `work`.
+
     Raises:
         UnsupportedError: The model takes no pictures, and the samples are screens, or the other way round.
         UsageError: Something in the model is not finite on them.

@@ -66,7 +66,7 @@ class Tokens:
 
 @dataclass
 class Learned:
-    """What a walk of the original leaves for the encoders.
+    """Results of a walk of the original, for the encoders.
 
     Args:
         inputs: By matrix.

@@ -27,7 +27,7 @@ from edgeglm.roles import DECODER, TABLE, ModuleName, encoder_of
 
 
 class Watch(Protocol):
-    """Is told of the segments that the original passes through."""
+    """A listener to the segments that the original passes through."""
 
     def begin(self, module: ModuleName, part: str, graph: ir.Graph) -> None:
         """Start with a segment."""
