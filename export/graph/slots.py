@@ -61,7 +61,8 @@ class _Slotted:
     def is_independent(self) -> bool:
         """Whether what is computed for all slots at once gives each row what it would have alone."""
         shared = (node for node in self.source.graph if node not in self.own)
-        return all(
+        logits = (value.producer() for value in self.source.graph.outputs if value.name == LOGITS)
+        return self.own.isdisjoint(logits) and all(
             _is_product(node) or node.op_type in ROW_WISE or not self.rows.intersection(node.inputs) for node in shared
         )
 
@@ -138,7 +139,15 @@ def _own(model: ir.Model, inputs: Sequence[ir.Value]) -> set[ir.Node]:
 
 def _is_product(node: ir.Node) -> bool:
     weight = node.inputs[1] if len(node.inputs) > 1 else None
-    return node.op_type in PRODUCTS and weight is not None and weight.is_initializer()
+    return node.op_type in PRODUCTS and weight is not None and _is_constant(weight)
+
+
+def _is_constant(value: ir.Value) -> bool:
+    """Tell whether a value is a weight, or made of weights alone, as one that is widened from fp16."""
+    node = value.producer()
+    if node is None:
+        return value.is_initializer()
+    return all(taken is None or _is_constant(taken) for taken in node.inputs)
 
 
 def _following(values: Iterable[ir.Value]) -> set[ir.Value]:
