@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, NameFixPass, TopologicalSortPass
+from onnx_ir.traversal import RecursiveGraphIterator
 
 from edgeglm.devices.operator_table import table_for
 from edgeglm.engines import ENGINES
@@ -19,6 +20,7 @@ from edgeglm.export.foreign.arrays import Arrays, common_shapes
 from edgeglm.export.foreign.error import MAX_ERROR, calibrating, measured
 from edgeglm.export.foreign.graph_plan import Plan
 from edgeglm.export.foreign.graph_precision import Task, convert
+from edgeglm.export.foreign.integers import in_blocks
 from edgeglm.export.foreign.made import Made, write
 from edgeglm.export.foreign.tidy import load_model
 from edgeglm.export.graph.check import Violation, check
@@ -69,11 +71,14 @@ def convert_model(plan: Plan, model: ir.Model, work: Path) -> tuple[ir.Model, Ma
     """Return the graph in its precision, checked again: what a converter wrote must run too."""
     if plan.precision == "fp32" or plan.kept:
         return model, Made()
-    if plan.precision == "int8":
+    if plan.precision in ("int8", "int4"):
         model = _raised(plan, model, work)
         MaskRange()(model)
+    if plan.precision == "int4" and not any(map(in_blocks, RecursiveGraphIterator(model.graph))):
+        why = "INT4 is for matrix products with constant weights of 64 or more inputs, and it has none"
+        raise UnsupportedError(plan.request.file, why, "export it in int8")
     graph, output = work / "graph.onnx", work / "converted.onnx"
-    calibrated = calibrating(len(plan.samples)) if plan.precision == "int8" else []
+    calibrated = calibrating(len(plan.samples)) if plan.is_calibrated else []
     samples, held = _saved(plan, calibrated, work / "samples"), _saved(plan, measured(plan), work / "held")
     onnx.save(ir.to_proto(model), graph)
     limit = MAX_ERROR if plan.request.max_error is None else plan.request.max_error
@@ -87,11 +92,13 @@ def convert_model(plan: Plan, model: ir.Model, work: Path) -> tuple[ir.Model, Ma
     table = table_for(profile, plan.engine)
     if table and (violations := check(made, table)):
         raise refusal(f"{name} in {plan.precision}", profile, violations)
-    if plan.precision == "int8" and not (found.share or any(node.op_type == "QuantizeLinear" for node in made.graph)):
+    title = plan.precision.upper()
+    rounded = found.share or any(node.op_type == "QuantizeLinear" for node in made.graph)
+    if plan.precision in ("int8", "int4") and not rounded:
         if found.untouched:
-            why = f"in INT8 any of its weights takes an output further than {limit:.2g} from the original's"
+            why = f"in {title} any of its weights takes an output further than {limit:.2g} from the original's"
             raise AccuracyError(name, why, "export it in fp16 or fp32")
-        why = "INT8 has no form for any of its operators"
+        why = f"{title} has no form for any of its operators"
         raise UnsupportedError(name, why, "export it in fp16 or fp32")
     return made, found
 

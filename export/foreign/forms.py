@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from edgeglm.export.calibrate.histogram import Histogram, least_squares, min_max
-from edgeglm.export.foreign.integers import Recipe, formed_nodes, integer_nodes, kind_of, step_behind
+from edgeglm.export.foreign.integers import Recipe, formed_nodes, in_blocks, integer_nodes, kind_of, step_behind
 from edgeglm.export.foreign.new_nodes import RECURRENT, float_array
 from edgeglm.export.foreign.sensitivity import grouped
 from edgeglm.export.foreign.trials import Choose, Fold, Seen
@@ -61,6 +61,12 @@ def forms_of(model: ir.Model, *, pairs: bool) -> list[Form]:
                     forms.append(Form(f"{title}{suffix}", recipe, choose))
     floating = frozenset([*convolutions, *products, *recurrent])
     return [*forms, Form("weights only", Recipe("static", {}, wide=floating, pairs=pairs))]
+
+
+def blocks_form(model: ir.Model) -> Form:
+    """Return the form of INT4."""
+    others = frozenset(f"{node.name}" for node in integer_nodes(model) if not in_blocks(node))
+    return Form("products in INT4, other weights in INT8", Recipe("blocks", {}, wide=others))
 
 
 def choose(

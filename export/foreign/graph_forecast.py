@@ -34,9 +34,9 @@ from edgeglm.units import format_size
 NO_CONTEXT = 0
 NODE_BYTES = 200
 # Bytes of an element of a matrix, by precision; what is no matrix stays in fp32 where integers are computed.
-ELEMENT: Mapping[str, int] = {"fp32": 4, "fp16": 2, "int8": 1}
+ELEMENT: Mapping[str, float] = {"fp32": 4, "fp16": 2, "int8": 1, "int4": 0.5625}
 # What a session keeps for a byte of a weight: packed beside the file's pages, fp16 widened.
-LOADED: Mapping[str, float] = {"fp32": 2.0, "fp16": 3.0, "int8": 2.0}
+LOADED: Mapping[str, float] = {"fp32": 2.0, "fp16": 3.0, "int8": 2.0, "int4": 2.0}
 
 
 def forecast_graph(request: GraphRequest, work: Path) -> Forecast:
@@ -111,5 +111,7 @@ def _bundle_bytes(model: ir.Model, precision: str) -> int:
         if tensor is None:
             continue
         narrow = tensor.dtype == ir.DataType.FLOAT and (precision == "fp16" or len(tensor.shape) > 1)
-        total += tensor.size * ELEMENT[precision] if narrow else tensor.nbytes
+        # In INT4 are products, whose weights have two axes; tables, which may have them too, count as such.
+        element = ELEMENT["int8" if precision == "int4" and len(tensor.shape) > 2 else precision]
+        total += round(tensor.size * element) if narrow else tensor.nbytes
     return total

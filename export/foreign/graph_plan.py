@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgeglm.devices.profile import Profile
-from edgeglm.engines import ENGINES, EngineName, engine_for
+from edgeglm.engines import DIALECTS, ENGINES, EngineName, engine_for
 from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.export.foreign import program
 from edgeglm.export.foreign.activations import run_bytes
@@ -22,8 +22,8 @@ from edgeglm.export.targets.base import graph_step
 from edgeglm.strict_json import fitted
 from edgeglm.suggest import nearest_name
 
-PRECISIONS = ("fp32", "fp16", "int8")
-Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+Precision = Literal["fp32", "fp16", "int8", "int4"]
 # Resident memory of an export, as the command prints it of products with 64 and 256 MiB of weights: without any, and
 # for a byte of them. INT8 takes the most.
 BASE_BYTES, GROWTH = 480 << 20, 7
@@ -169,6 +169,9 @@ def graph_precision(request: GraphRequest, engine: EngineName) -> Precision:
     precision = profile.modules.vision.precision.value if asked == "auto" else asked
     if precision not in PRECISIONS:
         raise UsageError(f"--precision {asked}", "is not available for ONNX graphs", nearest_name(asked, PRECISIONS))
+    if precision == "int4" and not DIALECTS[ENGINES[engine].dialect].contrib:
+        why = f"{ENGINES[engine].title} takes graphs of your own in fp32, fp16 or int8"
+        raise UnsupportedError("--precision int4", why, "choose int8, or another --target")
     placement = ENGINES[engine].placement
     floats = getattr(profile.limits, f"{placement}_float", None)
     if precision != "int8" and floats and not floats.value:

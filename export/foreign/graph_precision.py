@@ -1,4 +1,4 @@
-"""A whole graph in another precision: fp16, or INT8, for other engines by ONNX Runtime's own tools.
+"""A whole graph in another precision: fp16, INT8 or INT4; INT8 for other engines by ONNX Runtime's own tools.
 
 They take a multiple of the weights, keep it, and log to stderr, so a worker runs them.
 """
@@ -32,7 +32,7 @@ class Task(msgspec.Struct, frozen=True):
         pairs: Whether kernels of the device may add pairs of products in 16 bits, as those of x86 do.
     """
 
-    precision: Literal["fp16", "int8"]
+    precision: Literal["fp16", "int8", "int4"]
     graph: str
     samples: str
     engine: EngineName
@@ -94,12 +94,11 @@ def _quantize(task: Task) -> Made:
     if ours:
         from edgeglm.export.foreign.int8 import make_integers
 
-        folders = Path(task.samples), Path(task.held)
-        return make_integers(prepared, Path(task.original), *folders, Path(task.output), task.limit, pairs=task.pairs)
+        return make_integers(prepared, task)
     quantize_step(task.engine).quantize(prepared, Path(task.output), Reader(Path(task.samples)))
     return Made()
 
 
 def main() -> int:
     """Convert in this process."""
-    return serve(Task, lambda task, show: {"fp16": _narrow, "int8": _quantize}[task.precision](task))
+    return serve(Task, lambda task, show: (_narrow if task.precision == "fp16" else _quantize)(task))

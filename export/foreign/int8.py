@@ -1,4 +1,4 @@
-"""INT8 of a user's graph, by measurement: the form of the least error for its cost, and nodes kept wide to pass."""
+"""INT8 and INT4 of a user's graph, by measurement: the form of the least error for its cost, and nodes kept wide."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass
 from onnx_ir.traversal import RecursiveGraphIterator
 
-from edgeglm.export.foreign.forms import Form, choose, costs, error_over, forms_of, refined_groups
+from edgeglm.export.foreign.forms import Form, blocks_form, choose, costs, error_over, forms_of, refined_groups
+from edgeglm.export.foreign.graph_precision import Task
 from edgeglm.export.foreign.integers import formed_nodes, integer_nodes, quantize, ranged_values
 from edgeglm.export.foreign.made import Made, read
 from edgeglm.export.foreign.sensitivity import GOAL, NAMED, Search, search
@@ -19,29 +20,25 @@ from edgeglm.export.foreign.trials import make_folds, observe
 from edgeglm.export.prove.values import two_digits
 
 
-def make_integers(
-    prepared: Path, original: Path, samples: Path, held: Path, output: Path, limit: float, *, pairs: bool
-) -> Made:
-    """Write the graph in the form of INT8 that is nearest to the original for its cost.
+def make_integers(prepared: Path, task: Task) -> Made:
+    """Write a graph in INT4, or in the form of INT8 that is nearest to the original for its cost.
 
     Args:
         prepared: The graph, folded.
-        original: The user's file.
-        samples: A folder of samples to calibrate on, ``0.npz`` and so on.
-        held: Another, to measure on.
-        output: The file to write.
-        limit: The error at which it fails.
-        pairs: Whether the target's kernels may saturate (x86).
+        task: The precision, the samples and the place.
     """
+    output, limit = Path(task.output), task.limit
     model = ir.load(prepared)
     NameFixPass()(model)
     kinds = {f"{node.name}": node.op_type for node in formed_nodes(model)}
-    names = [f"{value.name}" for value in ranged_values(model)]
+    blocks = task.precision == "int4"
+    names = [] if blocks else [f"{value.name}" for value in ranged_values(model)]
+    original, samples, held = map(Path, (task.original, task.samples, task.held))
     seen, folds = make_folds(
         lambda files: observe(model, names, map(read, files)) if names else {}, original, samples, held, output.parent
     )
     error_of = error_over(folds, lambda recipe: quantize(model, recipe))
-    forms = forms_of(model, pairs=pairs)
+    forms = [blocks_form(model)] if blocks else forms_of(model, pairs=task.pairs)
     chosen, errors, refined = choose(forms, error_of, costs(model, seen), refined_groups(model))
 
     form, found, untouched = _kept(model, chosen, error_of, limit)
@@ -55,6 +52,7 @@ def make_integers(
     return Made(
         {name: two_digits(error) for name, error in errors.items() if np.isfinite(error)},
         described((*found.wide, *refined)),
+        "weights in INT8" if blocks else "computed in floating point",
         described((untouched.blamed or found.blamed)[:NAMED]),
         two_digits(before) if np.isfinite(before) else 0.0,
         _share(made),
@@ -87,12 +85,13 @@ def _kept(
 
 
 def _share(model: ir.Model) -> float:
-    """Return the share of the weights' numbers that are in 8 bits."""
+    """Return the share of the weights' numbers that are in 8 bits, or in 4, two in a byte."""
     numbers = {True: 0, False: 0}
     graphs = {node.graph for node in RecursiveGraphIterator(model.graph)} | {model.graph}
     for graph in graphs:
         for value in graph.initializers.values() if isinstance(graph, ir.Graph) else ():
             tensor = value.const_value
             if tensor is not None and tensor.dtype in (ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8):
-                numbers[tensor.dtype != ir.DataType.FLOAT] += tensor.size
+                packed = any(use.node.op_type == "MatMulNBits" for use in value.uses())
+                numbers[tensor.dtype != ir.DataType.FLOAT] += tensor.size * (1 + packed)
     return numbers[True] / max(sum(numbers.values()), 1)

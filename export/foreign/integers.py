@@ -2,6 +2,7 @@
 
 - Convolutions are static: quantize and dequantize nodes around them, in calibrated ranges.
 - Matrix products are static, or dynamic: their inputs are quantized in the ranges of each run.
+- INT4: products take their weights in blocks of 4 bits, all other weights are in INT8.
 - LSTMs are dynamic. GRUs, RNNs, tables and what is kept wide store their weights in INT8 and compute in floating point.
 
 Weights have a scale a channel. For x86 their neighbours in a product never add up to more than 128, so that kernels
@@ -22,22 +23,25 @@ from onnx_ir.traversal import RecursiveGraphIterator
 
 from edgeglm.export.foreign.codes import encode
 from edgeglm.export.foreign.new_nodes import (
+    CONTRIB,
+    INT4,
     RECURRENT,
     before,
     constant,
     describe,
     drop_unused,
     float_array,
-    replace,
+    put_blocks,
+    put_dynamic,
     store,
     store_table,
+    transposed,
     weight_axis,
 )
 
 Array = NDArray[Any]
 Range = tuple[float, float]
-Products = Literal["static", "dynamic"]
-CONTRIB = "com.microsoft"
+Products = Literal["static", "dynamic", "blocks"]
 CONVOLUTIONS, PRODUCTS = {"Conv"}, {"MatMul", "Gemm"}
 LEVELS = 255
 
@@ -47,7 +51,7 @@ class Recipe:
     """A form of INT8 for each node of a graph.
 
     Args:
-        products: The form of matrix products.
+        products: The form of matrix products; `blocks` are of 4 bits.
         ranges: Of activations, by the name of the value.
         wide: Names of nodes that compute in floating point; their weights are in INT8 all the same.
         floating: Names of nodes that stay as they are.
@@ -116,6 +120,12 @@ def kind_of(node: ir.Node) -> str | None:
     return "stored" if node.op_type in (*CONVOLUTIONS, *PRODUCTS, *RECURRENT, "ConvTranspose") else None
 
 
+def in_blocks(node: ir.Node) -> bool:
+    """Tell whether a node is a product whose rows of weights fill a block of INT4."""
+    weight = float_array(node.inputs[1]) if kind_of(node) == "product" else None
+    return weight is not None and weight.shape[1 if transposed(node) else 0] >= INT4.block_size
+
+
 def _is_plain(node: ir.Node) -> bool:
     """Tell whether a Gemm is a product and a sum."""
     attributes = node.attributes
@@ -132,8 +142,10 @@ def _quantize_node(model: ir.Model, node: ir.Node, recipe: Recipe) -> None:
         store(node)
     elif kind == "LSTM":
         _dynamic_lstm(node, recipe.pairs)
+    elif kind == "product" and recipe.products == "blocks":
+        put_blocks(node)
     elif kind == "product" and (recipe.products == "dynamic" or inside):
-        _dynamic_product(node, recipe.pairs)
+        put_dynamic(node, recipe.pairs)
     elif kind and not inside:
         _static(node, kind, recipe)
     elif kind:
@@ -141,24 +153,6 @@ def _quantize_node(model: ir.Model, node: ir.Node, recipe: Recipe) -> None:
 
 
 # -- dynamic ---------------------------------------------------------------------------
-
-
-def _dynamic_product(node: ir.Node, pairs: bool) -> None:
-    weight = float_array(node.inputs[1])
-    assert weight is not None
-    if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0:
-        weight = weight.T
-    codes = encode(weight, 1, pairs_along=0 if pairs else None)
-    inputs = [
-        node.inputs[0],
-        constant(node, "codes", codes.codes),
-        constant(node, "scale", codes.scale.reshape(-1)),
-        constant(node, "zero", np.zeros(weight.shape[1], np.int8)),
-    ]
-    product = before(node, "DynamicQuantizeMatMul", inputs, "product", CONTRIB)
-    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
-        product = before(node, "Add", [product, node.inputs[2]], "sum")
-    replace(node, product)
 
 
 def _dynamic_lstm(node: ir.Node, pairs: bool) -> None:

@@ -22,16 +22,18 @@ class Made(msgspec.Struct, frozen=True):
 
     Args:
         tried: The errors of the forms between which it was chosen.
-        wide: Nodes kept in floating point, most to blame first.
+        wide: Nodes kept in higher precision, most to blame first.
+        widened: How these are kept.
         blamed: The nodes that are most to blame for the error that is left.
         before: The error without any node kept; 0 where it was not measured.
-        share: How much of the weights is in INT8; None where that was not counted.
+        share: How much of the weights is in INT8 or INT4; None where that was not counted.
         untouched: Nodes whose weights are not in INT8 either, most to blame first.
         form: The title of the form that was chosen.
     """
 
     tried: dict[str, float] = {}
     wide: tuple[str, ...] = ()
+    widened: str = "computed in fp32"
     blamed: tuple[str, ...] = ()
     before: float = 0.0
     share: float | None = None
@@ -40,10 +42,10 @@ class Made(msgspec.Struct, frozen=True):
 
     def notes(self) -> list[str]:
         """Return what the user should know."""
-        notes = [f"of {len(self.tried)} forms, the least error for its cost: {self.form}"] if self.form else []
-        what = "floating point" if self.tried else "fp32"
+        forms = len(self.tried)
+        notes = [f"of {forms} forms, the least error for its cost: {self.form}"] if forms > 1 else []
         for title, nodes in (
-            (f"computed in {what}", self.wide),
+            (self.widened, self.wide),
             ("kept in floating point, weights too", self.untouched),
         ):
             if nodes:
@@ -52,9 +54,8 @@ class Made(msgspec.Struct, frozen=True):
                 before = f", most to blame first: {names}; the error was {self.before:.2g}"
                 notes.append(f"{title}{before if self.before else f': {names}'}")
         if self.share is not None and self.share < MOST:
-            notes.append(
-                f"{self.share:.0%} of the weights are in INT8: the others are of operators without a form of it"
-            )
+            why = "the others are of operators without a form of it"
+            notes.append(f"{self.share:.0%} of the weights are in 8 bits or fewer: {why}")
         return notes
 
 

@@ -9,8 +9,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeglm.export.foreign.codes import encode
+from edgeglm.export.quantize.lowering import block_attributes
+from edgeglm.export.quantize.schemes import Int4
+from edgeglm.export.quantize.storage import encode as encode_rows
 
 Array = NDArray[Any]
+INT4 = Int4()
+CONTRIB = "com.microsoft"
 # Which sum over gates: their weights are of (directions, gates, inputs).
 RECURRENT = {"GRU", "RNN", "LSTM"}
 
@@ -95,6 +100,45 @@ def store_table(node: ir.Node) -> None:
     scales = before(node, "Gather", [constant(node, "scale", codes.scale), node.inputs[1]], "scales")
     whole = before(node, "Cast", [rows], "cast", to=ir.DataType.FLOAT)
     replace(node, before(node, "Mul", [whole, scales], "product"))
+
+
+def transposed(node: ir.Node) -> bool:
+    """Tell whether a product takes its weights as [outputs, inputs]."""
+    return node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0
+
+
+def put_dynamic(node: ir.Node, pairs: bool) -> None:
+    """Put a product of integers in a node's place, whose inputs are rounded in the ranges of each run."""
+    weight = float_array(node.inputs[1])
+    assert weight is not None
+    if transposed(node):
+        weight = weight.T
+    codes = encode(weight, 1, pairs_along=0 if pairs else None)
+    inputs = [
+        node.inputs[0],
+        constant(node, "codes", codes.codes),
+        constant(node, "scale", codes.scale.reshape(-1)),
+        constant(node, "zero", np.zeros(weight.shape[1], np.int8)),
+    ]
+    _with_bias(node, before(node, "DynamicQuantizeMatMul", inputs, "product", CONTRIB))
+
+
+def put_blocks(node: ir.Node) -> None:
+    """Put a product whose weights are in blocks of INT4 in a node's place."""
+    weight = float_array(node.inputs[1])
+    assert weight is not None
+    rows = weight if transposed(node) else np.ascontiguousarray(weight.T)
+    codes, scales = encode_rows(INT4, "ort", rows)
+    inputs = [node.inputs[0], constant(node, "codes", codes), constant(node, "scales", scales)]
+    attributes = block_attributes(INT4, *rows.shape)
+    _with_bias(node, before(node, "MatMulNBits", inputs, "product", CONTRIB, **attributes))
+
+
+def _with_bias(node: ir.Node, product: ir.Value) -> None:
+    """Put a product, and the sum of a Gemm, in a node's place."""
+    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        product = before(node, "Add", [product, node.inputs[2]], "sum")
+    replace(node, product)
 
 
 def drop_unused(model: ir.Model) -> None:

@@ -177,14 +177,19 @@ def _n_bits(linear: _Linear, scheme: Blocked) -> ir.Value:
     single token. (https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits)
     """
     inputs = [linear.x, *linear.parts, *([None, None, linear.bias] if linear.bias is not None else [])]
-    attributes = {
-        "K": linear.columns,
-        "N": linear.rows,
+    attributes = block_attributes(scheme, linear.rows, linear.columns)
+    return linear.op("MatMulNBits", inputs, "product", attributes, domain=MICROSOFT)
+
+
+def block_attributes(scheme: Blocked, rows: int, columns: int) -> dict[str, int]:
+    """Return the attributes of MatMulNBits for a weight of so many rows and columns, with INT8 activations."""
+    return {
+        "K": columns,
+        "N": rows,
         "bits": scheme.width,
         "block_size": scheme.block_size,
         "accuracy_level": 4,
     }
-    return linear.op("MatMulNBits", inputs, "product", attributes, domain=MICROSOFT)
 
 
 def _dequantized(linear: _Linear, scheme: Int8 | Blocked) -> ir.Value:
