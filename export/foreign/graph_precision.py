@@ -91,11 +91,15 @@ def _quantize(task: Task) -> Made:
     # Folds what is constant; for another engine the graph has the forms that it takes, and is left in them.
     ours = DIALECTS[ENGINES[task.engine].dialect].contrib
     quant_pre_process(task.graph, prepared, skip_symbolic_shape=True, skip_optimization=not ours)
-    if ours:
-        from edgeglm.export.foreign.int8 import make_integers
+    from edgeglm.export.foreign.int8 import make_integers, widen
 
+    if ours:
         return make_integers(prepared, task)
-    quantize_step(task.engine).quantize(prepared, Path(task.output), Reader(Path(task.samples)))
+    step = quantize_step(task.engine)
+    quantize = step.quantizer(prepared, Reader(Path(task.samples)))
+    if step.WIDE:
+        return widen(prepared, quantize, step.WIDE, task)
+    quantize(Path(task.output), ())
     return Made()
 
 

@@ -14,10 +14,11 @@ from onnx_ir.traversal import RecursiveGraphIterator
 from edgeglm.export.foreign.forms import Form, blocks_form, choose, costs, error_over, forms_of, refined_groups
 from edgeglm.export.foreign.graph_precision import Task
 from edgeglm.export.foreign.integers import formed_nodes, integer_nodes, quantize, ranged_values
-from edgeglm.export.foreign.made import Made, read
+from edgeglm.export.foreign.made import Made, read, sample_files
 from edgeglm.export.foreign.sensitivity import GOAL, NAMED, Search, search
-from edgeglm.export.foreign.trials import make_folds, observe
+from edgeglm.export.foreign.trials import Trials, make_folds, observe
 from edgeglm.export.prove.values import two_digits
+from edgeglm.export.targets.base import Quantize
 
 
 def make_integers(prepared: Path, task: Task) -> Made:
@@ -59,6 +60,29 @@ def make_integers(prepared: Path, task: Task) -> Made:
         described(untouched.wide),
         chosen.title,
     )
+
+
+def widen(prepared: Path, quantize: Quantize, operators: Sequence[str], task: Task) -> Made:
+    """Write a graph in an engine's own form of INT8, with what ruins it there in fp32.
+
+    Args:
+        prepared: The graph, folded.
+        quantize: Writes it.
+        operators: Those that the engine computes in fp32 beside INT8.
+        task: The samples and the place.
+    """
+    output, kinds = Path(task.output), {f"{node.name}": node.op_type for node in ir.load(prepared).graph}
+    names = [name for name, kind in kinds.items() if kind in operators]
+    trials = Trials.of(Path(task.original), sample_files(Path(task.held)), output.parent)
+
+    def error_of(wide: Collection[str]) -> float:
+        quantize(output, wide)
+        return trials.error_of(output.read_bytes())
+
+    found = search(names, error_of, lambda error: error < task.limit, min(GOAL, task.limit))
+    quantize(output, found.wide)
+    wide, blamed = (tuple(f"{name} ({kinds[name]})" for name in names) for names in (found.wide, found.blamed[:NAMED]))
+    return Made(wide=wide, blamed=blamed, before=two_digits(found.before))
 
 
 def _kept(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -115,11 +115,20 @@ class GraphStep(Protocol):
         """
 
 
-class QuantizeStep(Protocol):
-    """INT8 of a user's own graph for an engine that takes one form of it: ``export/targets/NAME/quantize.py``."""
+# Writes a graph in INT8 to a file, but for nodes of these names.
+Quantize = Callable[[Path, Collection[str]], None]
 
-    def quantize(self, graph: Path, output: Path, reader: CalibrationDataReader) -> None:
-        """Write the graph in INT8, in ranges of the reader's samples."""
+
+class QuantizeStep(Protocol):
+    """INT8 of a user's own graph for an engine that takes one form of it: ``export/targets/NAME/quantize.py``.
+
+    ``WIDE`` are the operators that need not be in INT8.
+    """
+
+    WIDE: tuple[str, ...]
+
+    def quantizer(self, graph: Path, reader: CalibrationDataReader) -> Quantize:
+        """Return what writes the graph in INT8, in ranges of the reader's samples."""
 
 
 def check_steps(choices: Iterable[Choice]) -> Iterator[CheckStep]:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, QuantType
+from onnxruntime.quantization.calibrate import create_calibrator
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-# What TensorRT fuses with its neighbours' steps.
-OPERATORS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
+from edgeglm.export.targets.base import Quantize
+
+# What TensorRT fuses with its neighbours' steps, and computes in fp32 as well.
+WIDE: tuple[str, ...] = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# TensorRT takes signed symmetric steps only, and no quantized bias.
+OPTIONS = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
 
 
-def quantize(graph: Path, output: Path, reader: CalibrationDataReader) -> None:
-    """Write the graph in INT8: TensorRT takes signed symmetric steps only, and no quantized bias."""
-    quantize_static(
-        graph,
-        output,
-        reader,
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=OPERATORS,
-        per_channel=True,
-        activation_type=QuantType.QInt8,
-        weight_type=QuantType.QInt8,
-        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
-    )
+def quantizer(graph: Path, reader: CalibrationDataReader) -> Quantize:
+    """Calibrate once, and return what writes the graph in INT8."""
+    augmented = graph.with_suffix(".augmented.onnx")
+    calibrator = create_calibrator(graph, [*WIDE], augmented_model_path=str(augmented))
+    calibrator.collect_data(reader)
+    ranges = calibrator.compute_data()
+
+    def quantize(output: Path, wide: Collection[str]) -> None:
+        types = QuantType.QInt8, QuantType.QInt8
+        made = QDQQuantizer(onnx.load(graph), True, False, *types, ranges, [], [*wide], [*WIDE], OPTIONS)
+        made.quantize_model()
+        made.model.save_model_to_file(str(output))
+
+    return quantize

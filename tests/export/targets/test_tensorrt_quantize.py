@@ -1,0 +1,46 @@
+"""INT8 of a user's graph for TensorRT: what it ruins is computed in fp32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+pytest.importorskip("onnxscript")
+
+from edgeglm.bundle import read_sealed
+from edgeglm.export.api import ExportRequest, export
+from tests.export.foreign.small_graphs import graph, node, normal, value
+
+
+def test_what_int8_ruins_is_computed_in_fp32(tmp_path: Path) -> None:
+    """One huge value in each sample takes all steps of the first product, and none of the second."""
+    nodes = [node("MatMul", ["x", "w"], ["a"], name="first"), node("Tanh", ["a"], ["t"]),
+             node("MatMul", ["t", "v"], ["y"], name="second")]  # fmt: skip
+    w = normal(32, 32) * 0.1
+    w[0] = 0  # of which the output does not depend
+    model = graph(nodes, [value("x", [4, 32])], [value("y", [4, 64])], {"w": w, "v": normal(32, 64)})
+    onnx.save(model, tmp_path / "model.onnx")
+    (tmp_path / "samples").mkdir()
+    for index in range(8):
+        x = normal(4, 32)
+        x[:, 0] = 3000
+        np.savez(tmp_path / f"samples/{index}.npz", x=x)
+    request = ExportRequest(
+        model=str(tmp_path / "model.onnx"), target="jetson", precision="int8", calibration=tmp_path / "samples",
+        output=tmp_path / "bundle",
+    )  # fmt: skip
+
+    notes = export(request).notes
+
+    (note,) = [note for note in notes if note.startswith("computed in fp32, most to blame first: first (MatMul)")]
+    assert note.endswith("the error was 1")
+    module = read_sealed(tmp_path / "bundle").modules[0]
+    assert module.fp32_values == ("first (MatMul)",)
+    assert module.max_relative_error is not None
+    assert module.max_relative_error < 0.05
+    operators = [node.op_type for node in ir.load(tmp_path / "bundle/graph/model.onnx").graph]
+    assert operators.index("MatMul") < operators.index("QuantizeLinear")  # the first takes x as it is
