@@ -11,7 +11,6 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, NameFixPass, TopologicalSortPass
-from onnx_ir.traversal import RecursiveGraphIterator
 
 from edgeglm.devices.operator_table import table_for
 from edgeglm.engines import ENGINES
@@ -20,7 +19,7 @@ from edgeglm.export.foreign.arrays import Arrays, common_shapes
 from edgeglm.export.foreign.error import MAX_ERROR, calibrating, measured
 from edgeglm.export.foreign.graph_plan import Plan
 from edgeglm.export.foreign.graph_precision import Task, convert
-from edgeglm.export.foreign.integers import in_blocks
+from edgeglm.export.foreign.integers import has_blocks
 from edgeglm.export.foreign.made import Made, write
 from edgeglm.export.foreign.tidy import load_model
 from edgeglm.export.graph.check import Violation, check
@@ -74,7 +73,7 @@ def convert_model(plan: Plan, model: ir.Model, work: Path) -> tuple[ir.Model, Ma
     if plan.precision in ("int8", "int4"):
         model = _raised(plan, model, work)
         MaskRange()(model)
-    if plan.precision == "int4" and not any(map(in_blocks, RecursiveGraphIterator(model.graph))):
+    if plan.precision == "int4" and not has_blocks(model):
         why = "INT4 is for matrix products with constant weights of 64 or more inputs, and it has none"
         raise UnsupportedError(plan.request.file, why, "export it in int8")
     graph, output = work / "graph.onnx", work / "converted.onnx"

@@ -24,6 +24,7 @@ from edgeglm.export.foreign.graph_plan import (
     read_source,
     weights_peak,
 )
+from edgeglm.export.foreign.integers import has_blocks
 from edgeglm.export.foreign.tidy import load_model
 from edgeglm.export.graph.conform import fit
 from edgeglm.export.predict.forecast import Blocker, Forecast, Option
@@ -62,7 +63,8 @@ def forecast_graph(request: GraphRequest, work: Path) -> Forecast:
         device = RUNNER_BYTES + ACCELERATOR_BYTES[ENGINES[engine].placement] + session + live
         return Option(precision, weights[precision], {NO_CONTEXT: device}, fits=device <= usable)
 
-    options = tuple(option(name) for name in PRECISIONS if _computes(request, engine, name))
+    offered = (name for name in PRECISIONS if _computes(request, engine, name))
+    options = tuple(option(name) for name in offered if name != "int4" or has_blocks(model))
     best = option(chosen)
     fits = best.fits and not blockers
     fitting = [other.precision for other in options if other.fits and not blockers]

@@ -126,6 +126,11 @@ def in_blocks(node: ir.Node) -> bool:
     return weight is not None and weight.shape[1 if transposed(node) else 0] >= INT4.block_size
 
 
+def has_blocks(model: ir.Model) -> bool:
+    """Tell whether INT4 has a form for any node."""
+    return any(map(in_blocks, RecursiveGraphIterator(model.graph)))
+
+
 def _is_plain(node: ir.Node) -> bool:
     """Tell whether a Gemm is a product and a sum."""
     attributes = node.attributes

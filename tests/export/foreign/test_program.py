@@ -98,8 +98,9 @@ def test_a_graph_is_planned(tmp_path: Path, capsys: Capture) -> None:
     assert status == 0, err
     plan = json.loads(out)
     sizes = {option["precision"]: option["bundle_bytes"] for option in plan["precisions"]}
-    assert list(sizes) == ["fp32", "fp16", "int8"]
+    assert list(sizes) == ["fp32", "fp16", "int8", "int4"]
     assert weight.nbytes < plan["bundle_bytes"] == sizes["fp32"] < 1.01 * weight.nbytes
+    assert weight.nbytes / 8 < sizes["int4"] < sizes["int8"] / 1.7
     assert weight.nbytes / 4 < sizes["int8"] < sizes["fp16"] < 0.51 * weight.nbytes
     assert plan["fits"] is True
     assert list(plan["device_peak_rss_bytes"]) == [str(NO_CONTEXT)]
