@@ -16,7 +16,7 @@ LONGEST = 300
 # Files of more than 300 lines, by name: a file may move.
 LONG = set(
     """
-    export.py manifest.py random_checkpoint.py screens.py storage.py tasks.py templates.py
+    export.py manifest.py random_checkpoint.py screens.py tasks.py templates.py
     test_bundle.py test_pack.py test_templates.py writer.py
 """.split()
 )
@@ -27,7 +27,7 @@ UNTESTED = set(
     accuracy_report adb awq budget building cases chat_request chat_worker checkpoint_options compile_worker
     compressed convert convert_task convert_worker converter device device_limits dialects disk execute explain
     fill formats glm gptq graph_bundle graph_plan graph_precision header header_checks matrix_cells
-    observe output overflow precision progress reader remote restore rounded run serve
+    observe output overflow precision progress reader remote restore run serve
     settings shipped_assets sidecars stamp start template_limits torch_modules tower unhooked value_ranges walk
 """.split()
 )

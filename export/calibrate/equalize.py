@@ -45,6 +45,11 @@ class Pair:
     makers: tuple[Rescaled, ...]
     readers: tuple[str, ...]
 
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The names of all of them."""
+        return (*(maker.tensor for maker in self.makers), *self.readers)
+
 
 @dataclass(frozen=True)
 class Trial:

@@ -16,6 +16,7 @@ from edgeglm.export.calibrate.equalize import Pair, Trial, choose_factor, find_p
 from edgeglm.export.model import Choice, Rows
 from edgeglm.export.prepare.preparation import STATIC
 from edgeglm.export.quantize.feedback import Feedback, Inputs, make_tile, save_tiles, tile_slices
+from edgeglm.export.quantize.kept import is_kept
 from edgeglm.export.quantize.rounding import Floats
 from edgeglm.export.quantize.schemes import Blocked, Int8, Scheme, parse_scheme
 from edgeglm.roles import ModuleName
@@ -117,12 +118,16 @@ class Learner:
         """Start with a segment."""
         self.choice = self.choices[module]
         self.scheme = _rounded_by(self.choice, part)
-        self.pairs = list(find_pairs(graph)) if self.scheme and STATIC not in self.choice.precisions else []
+        found = find_pairs(graph) if self.scheme and STATIC not in self.choice.precisions else ()
+        self.pairs = [pair for pair in found if not any(self._is_kept(name) for name in pair.tensors)]
         self.values, self.tokens = {}, {}
         for node in graph if self.scheme else ():
             if node.op_type == "Linear" and node.inputs[0] is not None:
-                for name in node.attributes["weights"].as_strings():
-                    self.values[f"{name}.weight"] = f"{node.inputs[0].name}"
+                names = [f"{name}.weight" for name in node.attributes["weights"].as_strings()]
+                self.values |= {name: f"{node.inputs[0].name}" for name in names if not self._is_kept(name)}
+
+    def _is_kept(self, name: str) -> bool:
+        return self.scheme is not None and is_kept(self.source.find(name), self.scheme, self.choice.dialect)
 
     def see(self, weight: str, tokens: Floats) -> None:
         """See what a matrix is multiplied by; the first of those that read a value speaks for all."""

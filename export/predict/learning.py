@@ -11,6 +11,7 @@ from edgeglm.export.model import Choice
 from edgeglm.export.prepare.header_checks import part_of
 from edgeglm.export.prepare.types import Opened
 from edgeglm.export.quantize.feedback import GROUP, TILE, tile_slices
+from edgeglm.export.quantize.kept import is_kept
 from edgeglm.export.quantize.schemes import Blocked, parse_scheme
 from edgeglm.export.quantize.stream import CHUNK_BYTES, WORKERS
 
@@ -40,7 +41,7 @@ def learning_bytes(opened: Opened, widest: int) -> int:
 
 
 def _matrices(opened: Opened) -> Iterator[tuple[str, int]]:
-    """Yield the part and the columns of every matrix that INT4 stores in a graph of ours."""
+    """Yield the part and the columns of every matrix that is rounded to INT4 in a graph of ours."""
     choices = {choice.name: choice for choice in opened.choices if _is_ours(choice)}
     for tensor in opened.checkpoint.tensors.values():
         choice = choices.get(module_of(tensor.name)) if len(tensor.shape) > 1 else None
@@ -48,7 +49,8 @@ def _matrices(opened: Opened) -> Iterator[tuple[str, int]]:
             continue
         part = part_of(tensor.name)
         scheme = parse_scheme(choice.precision_of(part))
-        if isinstance(scheme, Blocked) and scheme.bits == 4:
+        is_int4 = isinstance(scheme, Blocked) and scheme.bits == 4
+        if is_int4 and not is_kept(tensor, scheme, choice.dialect):
             yield f"{choice.name}.{part}", math.prod(tensor.shape[1:])
 
 

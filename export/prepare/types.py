@@ -22,6 +22,7 @@ from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.graph.check import Violation
 from edgeglm.export.model import Choice, Grid, Model, Stored
 from edgeglm.export.quantize.feedback import Inputs
+from edgeglm.export.quantize.kept import describe_kept
 from edgeglm.export.quantize.qdq import Range
 from edgeglm.export.quantize.stream import Piece
 from edgeglm.export.samples.screenshots import Sample
@@ -206,6 +207,7 @@ class Prepared:
         return (
             *self.opened.notes,
             *self._left_out(),
+            *self._kept(),
             *(f"{module.choice.name}: {fix}" for module in self.modules for fix in module.fixes),
         )
 
@@ -216,6 +218,12 @@ class Prepared:
         if left := sorted(name for name in names if not name.endswith(COMPUTED)):
             what = f"weight {left[0]} is" if len(left) == 1 else f"{len(left)} weights, such as {left[0]}, are"
             yield f"the {what} no part of {self.model.architecture}, and left out as transformers does"
+
+    def _kept(self) -> Iterator[str]:
+        for module in self.modules:
+            stored = ((name, job.stored.scheme) for job in module.jobs for name in job.stored.names)
+            if line := describe_kept(module.choice, ((self.checkpoint.find(name), scheme) for name, scheme in stored)):
+                yield line
 
     @property
     def bundle_bytes(self) -> int:

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from edgeglm.engines import DIALECTS, Dialect
+from edgeglm.export.checkpoint.quantized.matrix import Matrix
 from edgeglm.export.model import Rows
 from edgeglm.export.quantize.feedback import Inputs
+from edgeglm.export.quantize.kept import is_kept, read_kept
 from edgeglm.export.quantize.lowering import TOKEN_STEP
 from edgeglm.export.quantize.rounding import Floats
 from edgeglm.export.quantize.schemes import Blocked, Int8, Int8Static, Scheme, with_range
@@ -60,15 +62,21 @@ class RoundedWeights:
     def _rows(self, weight: str, start: int, stop: int, columns: int) -> Floats:
         if (weight, start) in self.kept:
             return self.kept[weight, start]
-        rows = self.source.rows(weight, start, stop).reshape(stop - start, columns)
-        if DIALECTS[self.dialect].is_plain and len(rows) % 2:  # whose INT4 packs rows in pairs
-            rows = np.concatenate([rows, np.zeros_like(rows[:1])])
-        stored = encode(self.scheme, self.dialect, rows, inputs=self.inputs.get(weight))
-        rounded = dequantize(self.scheme, self.dialect, stored, columns)[: stop - start]
+        rounded = self._round(weight, start, stop, columns)
         if rounded.nbytes <= self.room:
             self.room -= rounded.nbytes
             self.kept[weight, start] = rounded
         return rounded
+
+    def _round(self, weight: str, start: int, stop: int, columns: int) -> Floats:
+        matrix = self.source.find(weight)
+        if isinstance(matrix, Matrix) and is_kept(matrix, self.scheme, self.dialect):
+            return read_kept(matrix, self.source.read_bytes(weight, start, stop), self.scheme).values
+        rows = self.source.rows(weight, start, stop).reshape(stop - start, columns)
+        if DIALECTS[self.dialect].is_plain and len(rows) % 2:  # whose INT4 packs rows in pairs
+            rows = np.concatenate([rows, np.zeros_like(rows[:1])])
+        stored = encode(self.scheme, self.dialect, rows, inputs=self.inputs.get(weight))
+        return dequantize(self.scheme, self.dialect, stored, columns)[: stop - start]
 
 
 def round_activations(x: Floats, scheme: Scheme) -> Floats:

@@ -12,10 +12,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeglm.engines import Dialect
+from edgeglm.export.checkpoint.quantized.matrix import Matrix
 from edgeglm.export.model import Rows, Stored, rotary_order
 from edgeglm.export.quantize.feedback import Inputs
+from edgeglm.export.quantize.kept import is_kept, read_kept
 from edgeglm.export.quantize.rounding import check_range
-from edgeglm.export.quantize.storage import encode
+from edgeglm.export.quantize.storage import encode, keep
 
 CHUNK_BYTES = 16 << 20  # of fp32 rows in memory at once
 WORKERS = min(4, len(os.sched_getaffinity(0)))  # threads that encode chunks at the same time
@@ -69,7 +71,7 @@ def encode_chunk(
     inputs: Inputs | None = None,
     divisor: NDArray[np.float32] | None = None,
 ) -> Piece:
-    """Read one chunk and encode it.
+    """Read one chunk and encode it, or keep the codes that the checkpoint has.
 
     Args:
         chunk: Rows or columns of the matrix.
@@ -84,6 +86,12 @@ def encode_chunk(
         OverflowError: It holds more than the stored type can.
     """
     raw = source.read_bytes(chunk.origin, chunk.begin, chunk.end)
+    matrix = source.find(chunk.origin)
+    if isinstance(matrix, Matrix) and is_kept(matrix, stored.scheme, dialect):
+        kept = read_kept(matrix, raw, stored.scheme)
+        codes, scales = (_split_rotary(array, stored) for array in (kept.codes, kept.scales))
+        arrays = keep(stored.scheme, dialect, codes, scales, stored.parts[-1].dtype)
+        return Piece(chunk.start, arrays, chunk.origin, raw)
     rows = source.decode(chunk.origin, raw).reshape(-1, stored.columns)
     if divisor is not None:
         rows = rows / divisor[chunk.begin : chunk.end, None]
@@ -101,8 +109,8 @@ def _encode(
     return encode(stored.scheme, dialect, rows, last.dtype if len(stored.parts) > 1 else ir.DataType.FLOAT, inputs)
 
 
-def _split_rotary(rows: NDArray[np.float32], stored: Stored) -> NDArray[np.float32]:
+def _split_rotary(rows: NDArray[Any], stored: Stored) -> NDArray[Any]:
     if not stored.split_rotary:
         return rows
     order = rotary_order(stored.split_rotary, stored.head_dim)
-    return np.ascontiguousarray(rows.reshape(-1, stored.head_dim, stored.columns)[:, order].reshape(rows.shape))
+    return np.ascontiguousarray(rows.reshape(-1, stored.head_dim, rows.shape[1])[:, order].reshape(rows.shape))

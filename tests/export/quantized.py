@@ -99,14 +99,17 @@ def pack(values: Tensor, bits: int) -> Tensor:
     return torch.tensor(rows, dtype=torch.int64).to(torch.int32)
 
 
-def gptq(bits: int, group: int, *, ordered: bool = False, less: int = 1, indexed: bool = True) -> Quantizer:
+def gptq(
+    bits: int, group: int, *, ordered: bool = False, less: int = 1, indexed: bool = True, symmetric: bool = False
+) -> Quantizer:
     """GPTQ with zero points stored `less`; `ordered` puts the columns of a group anywhere, as desc_act does."""
 
     def quantize(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         columns = weight.shape[1]
         size = columns if group < 0 else group
         order = torch.randperm(columns) if ordered else torch.arange(columns)
-        codes, zeros, scales = rounded(weight[:, order], bits, size, torch.float16, None)
+        middle = 1 << (bits - 1) if symmetric else None
+        codes, zeros, scales = rounded(weight[:, order], bits, size, torch.float16, middle)
         zeros = zeros.clamp(min=less)
         index = torch.empty(columns, dtype=torch.int32)
         index[order] = torch.arange(columns, dtype=torch.int32) // size
@@ -118,14 +121,14 @@ def gptq(bits: int, group: int, *, ordered: bool = False, less: int = 1, indexed
     return quantize
 
 
-def awq(group: int) -> Quantizer:
+def awq(group: int, *, symmetric: bool = False) -> Quantizer:
     """AWQ's layout for GEMM."""
 
     def interleaved(values: Tensor) -> Tensor:
         return pack(values.reshape(len(values), -1, 8)[..., [0, 2, 4, 6, 1, 3, 5, 7]].reshape(values.shape), 4)
 
     def quantize(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        codes, zeros, scales = rounded(weight, 4, group, torch.float16, None)
+        codes, zeros, scales = rounded(weight, 4, group, torch.float16, 8 if symmetric else None)
         wide = [each.repeat_interleave(group, 1) for each in (zeros, scales)]
         plain = (codes - wide[0]).half() * wide[1]
         return {"qweight": interleaved(codes.T), "qzeros": interleaved(zeros.T), "scales": scales.T}, plain

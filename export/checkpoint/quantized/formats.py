@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeglm.export.checkpoint.quantized import awq, compressed, fp8, gptq
+from edgeglm.export.checkpoint.quantized import autoround, awq, compressed, fp8, gptq
 from edgeglm.export.checkpoint.quantized.settings import Found, Settings
 from edgeglm.export.checkpoint.tensor import Tensor
 
@@ -16,6 +16,8 @@ METHODS: Mapping[str, Callable[[Settings, Mapping[str, Tensor]], Found]] = {
     "modelopt": fp8.find_matrices,
     "gptq": gptq.find_matrices,
     "awq": awq.find_matrices,
+    "auto-round": autoround.find_matrices,
+    "intel/auto-round": autoround.find_matrices,
     "compressed-tensors": compressed.find_matrices,
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,57 @@ class Matrix:
                 out *= np.take(scales.reshape(-1, groups), group_of, axis=1)
                 _round(out, self.rounded)
         return values
+
+    @cached_property
+    def span(self) -> tuple[int, int] | None:
+        """The least and the largest difference of a code and its zero point; None where codes are no whole numbers.
+
+        Reads the zero points. Raises DamagedFileError where they are not there.
+        """
+        numbers = np.array(self.table)[: 1 << self.codes.bits if self.codes.bits else None]
+        if not np.array_equal(np.sort(numbers), numbers.min() + np.arange(len(numbers))):
+            return None
+        lowest, highest = int(numbers.min()), int(numbers.max())
+        if self.zeros is None:
+            return lowest, highest
+        zeros = numbers[np.unique(self.zeros.read(0, self.shape[0], keep_pages=True))]
+        return lowest - int(zeros.max()), highest - int(zeros.min())
+
+    @cached_property
+    def signed_scales(self) -> bool:
+        """Whether a scale is below zero. Reads them. Raises DamagedFileError where they are not there."""
+        raw = self.scales.read(0, self.shape[0], keep_pages=True).reshape(-1)
+        return bool((_scales(raw, self.scales.tensor.dtype) < 0).any())
+
+    def blocks(self, size: int) -> NDArray[np.int64] | None:
+        """Return the group of each block of `size` columns; None where a block has columns of several groups."""
+        group_of = self._group_of()
+        first = group_of[::size]
+        return first if np.array_equal(np.repeat(first, size)[: len(group_of)], group_of) else None
+
+    @property
+    def widths(self) -> set[int]:
+        """The numbers of columns that groups have, where each one's lie together; else none."""
+        group_of = self._group_of()
+        starts = np.flatnonzero(np.diff(group_of, prepend=-1))
+        whole = len(starts) == len(np.unique(group_of))
+        return set(np.diff(starts, append=len(group_of)).tolist()) if whole else set()
+
+    def integers(self, stored: NDArray[np.uint8]) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+        """Return whole rows of `read` as they are quantized, where `span` is not None.
+
+        Returns:
+            Codes less their zero points, (rows, columns), and scales, (rows, groups).
+        """
+        columns, groups = self.codes.columns, self.scales.columns
+        zeros = groups if self.zeros else 0
+        records = stored.reshape(-1, self.row_bytes)
+        table = np.array(self.table, np.int16)
+        codes = table[records[:, :columns]]
+        if zeros:
+            codes -= np.take(table[records[:, columns : columns + zeros]], self._group_of(), axis=1)
+        raw = np.ascontiguousarray(records[:, columns + zeros :]).reshape(-1)
+        return codes, _scales(raw, self.scales.tensor.dtype).reshape(-1, groups)
 
     def _group_of(self) -> NDArray[np.int64]:
         """Return the group of each column."""

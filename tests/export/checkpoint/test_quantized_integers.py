@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from edgeglm.errors import DamagedFileError, EdgeglmError, UnsupportedError
+from edgeglm.export.checkpoint.quantized.autoround import PLAIN
 from edgeglm.export.checkpoint.reader import Checkpoint
 from tests.export.quantized import (
     Quantizer,
@@ -47,6 +48,10 @@ def compressed(form: str, bits: int, strategy: str, kind: str = "int", **more: o
     return {"quant_method": "compressed-tensors", "format": form, "config_groups": {"group_0": group}}
 
 
+def by_round(packing: str, **more: object) -> dict[str, Any]:
+    return {"quant_method": "auto-round", "packing_format": packing, "bits": 4, "group_size": 32, **more}
+
+
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
 INT4, INT8, FP8 = "pack-quantized", "int-quantized", "float-quantized"
 CASES: dict[str, Case] = {
@@ -62,6 +67,9 @@ CASES: dict[str, Case] = {
         {"quant_method": "awq", "w_bit": 4, "q_group_size": 16, "version": "GEMM"},
         awq(16),
     ),
+    "auto-round": (by_round("auto_round:auto_gptq"), gptq(4, 32, symmetric=True, indexed=False)),
+    **{f"{packing} asymmetric": (by_round(packing), gptq(4, 32, less=0, indexed=False)) for packing in PLAIN[:2]},
+    "auto-round as awq": (by_round("auto_round:auto_awq", act_bits=16), awq(32)),
     "packed": (compressed(INT4, 4, "group", group_size=32), packed(4, 32, symmetric=True)),
     "packed asymmetric": (compressed(INT4, 4, "group", group_size=32), packed(4, 32, symmetric=False)),
     "packed rows": (compressed(INT4, 4, "channel"), packed(4, -1, symmetric=False)),
@@ -198,6 +206,12 @@ SETTINGS: dict[str, tuple[dict[str, Any], type[EdgeglmError], str]] = {
         AWQ | {"version": "gemv"},
         UnsupportedError,
         "by AWQ to 4 bits in the layout gemv, and edgeglm reads 4",
+    ),
+    "auto-round's fp8": (by_round("auto_round:fp8"), UnsupportedError, "is packed by AutoRound as auto_round:fp8"),
+    "auto-round of several bits": (
+        by_round("auto_round", extra_config={"lm_head": {"bits": 8}}),
+        UnsupportedError,
+        "is quantized by AutoRound to 4 bits and others",
     ),
     "sparse": (compressed("marlin-24", 4, "group"), UnsupportedError, "in compressed-tensors' format marlin-24"),
     "rotations": (
