@@ -49,6 +49,14 @@ class Tower(Protocol):
 
         The front gives ``hidden``, and cosines and sines (length, channels) called by the module's name; the back
         gives ``features``.
+
+        Args:
+            tower: transformers' tower, as `build` returns it.
+            block: One of its blocks.
+            encoder: Its description.
+            name: The module's.
+            dtype: The type of its inputs.
+            hook: Computes attention in the dialect that is traced.
         """
 
     def ask(self, model: Any, encoder: Any, generator: torch.Generator) -> Answers:
@@ -57,6 +65,11 @@ class Tower(Protocol):
         The keys are ``in.`` and the name of an input of the front; ``cos``, ``sin``, ``hidden`` before the block,
         ``block`` behind it, ``features``; angles ``some_cos`` and ``some_sin`` of the rows ``rows`` of the front's; and
         ``sizes``, pairs of a traced size and of its size here, the last ones of the back alone.
+
+        Args:
+            model: transformers' model of one block.
+            encoder: The encoder's description.
+            generator: Gives the input.
         """
 
 

@@ -50,7 +50,7 @@ def fit(
         model = model.clone()
         NameFixPass()(model)  # by which a violation is known again
         violations = check(model, table, limits)
-    if final := [each for each in violations if each.is_final]:
+    if final := [violation for violation in violations if violation.is_final]:
         raise refusal(name, profile, final)
     for label, fix in _fixes(table, shapes or {}):
         fixed = fix(model.clone()) if violations else None
@@ -67,7 +67,7 @@ def refuse_final(model: ir.Model, profile: Profile, engine: EngineName, name: st
     """Raise UnsupportedError for what neither a fix nor samples can mend; the arguments are those of `fit`."""
     table = table_for(profile, engine)
     found = check(model, table, _limits(profile, engine)) if table else []
-    if final := [each for each in found if each.is_final]:
+    if final := [violation for violation in found if violation.is_final]:
         raise refusal(name, profile, final)
 
 
@@ -78,7 +78,9 @@ def _limits(profile: Profile, engine: EngineName) -> Limits | None:
 
 def refusal(name: str, profile: Profile, violations: Sequence[Violation]) -> UnsupportedError:
     """Return the error for what cannot be fixed: the first violation, and a line for each of the others."""
-    first, *more = [UnsupportedError(f"{name} on {profile.name}", f"{each}", each.remedy) for each in violations]
+    first, *more = [
+        UnsupportedError(f"{name} on {profile.name}", f"{violation}", violation.remedy) for violation in violations
+    ]
     return UnsupportedError(first.what, first.why, first.remedy, more)
 
 

@@ -33,9 +33,13 @@ def stamp_one(part: ir.Model, scope: str, prefix: str, layer: int | None = None,
 
 
 def stamp(traces: Traces, layers: int, names: Names, rename: Renames = None) -> ir.Model:
-    """Return one model of `layers` copies of the block; placeholders name the checkpoint's weights.
+    """Return one model of copies of the block, whose placeholders name the checkpoint's weights.
 
-    `rename` maps a placeholder's full name to that in the checkpoint, where a prefix is not enough.
+    Args:
+        traces: Front, block and back.
+        layers: How many copies.
+        names: The prefixes of the weights' names.
+        rename: Maps a placeholder's full name to that in the checkpoint, where a prefix is not enough.
     """
     chain = _Chain(rename or {})
     chain.append(traces.front, "front", names.front)

@@ -56,10 +56,15 @@ def check_range(largest: Floats, dtype: DTypeLike) -> None:
 
 
 def storable_scale(scale: Floats, dtype: DTypeLike, reach: int) -> Floats:
-    """Round scales to `dtype`, and away from zero and from what would overflow in the engine as ``scale * reach``.
+    """Round scales to a type, away from zero and from what would overflow in the engine.
 
     TensorRT refuses a scale of zero, which is that of an all-zero channel; subnormal fp32 is flushed to zero by some
     engines, while subnormal fp16 is what small channels need and no engine lacks.
+
+    Args:
+        scale: Of any shape.
+        dtype: The type that they are stored in.
+        reach: The largest magnitude of a code, which the engine multiplies by the scale.
     """
     info = np.finfo(dtype)
     lowest = info.smallest_subnormal if info.bits == 16 else info.tiny
@@ -97,12 +102,15 @@ def block_scale(blocks: Floats, highest: int) -> Floats:
 def int4_block_scale(blocks: Floats, signed: bool, energy: Floats | None = None) -> Floats:
     """Return the [n, blocks] scales of least squared error among a few, for codes -8 … 7.
 
-    With `energy`, [block_size, blocks] of mean squared inputs, an element's squared error counts by its column's.
-
     Each candidate puts the largest magnitude at one of `INT4_REACHES`, then refits the scale to its codes by least
     squares. With `signed` scales the largest element always takes the longer, negative side, as in llama.cpp's Q4_0
     and ONNX Runtime's own quantizer. Relative L2 error in percent, Gaussian / Student-t(3) weights, block 32:
     maximum at 7: 9.7 / 14.4; Q4_0: 8.6 / 12.8; here, signed: 8.1 / 12.5, positive: 8.6 / 13.3.
+
+    Args:
+        blocks: Weights (block_size, n, blocks).
+        signed: Whether a scale may be negative.
+        energy: Mean squared inputs (block_size, blocks), by which squared errors are weighed.
     """
     low, high = blocks.min(0), blocks.max(0)
     extreme = np.where(high > -low, high, low)

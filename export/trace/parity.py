@@ -124,8 +124,8 @@ def _encoder(name: ModuleName, encoder: Encoder, files: Mapping[str, bytes], ans
     given = {key.removeprefix(prefix): answers[key] for key in answers if key.startswith(prefix)}
     sizes = given["sizes"].tolist()
     front, block, back = (
-        Executable(f"{name} {part}", files[f"{name}.{part}.onnx"], full_name, dict(some))
-        for part, full_name, some in (
+        Executable(f"{name} {part}", files[f"{name}.{part}.onnx"], full_name, dict(fixed))
+        for part, full_name, fixed in (
             ("front", encoder.prefix.__add__, sizes[:1]),
             ("block", encoder.blocks.format(layer=0).__add__, sizes[:1]),
             ("back", encoder.prefix.__add__, sizes),

@@ -171,10 +171,7 @@ class Runner:
     def complete(
         self, prompt: Prompt, sampler: Sampler, limit: int, ends: Collection[int], grammar: Choice = "off"
     ) -> Iterator[int]:
-        """Yield the tokens that follow a prompt, up to `limit`; one of `ends` is the last. Raises as `answer`.
-
-        Close the generator, or take all that it yields, before the runner is asked again.
-        """
+        """Yield up to `limit` tokens or to one of `ends`; close it before another call. Raises as `answer`."""
         self._costs.begin()
         yield from self._complete(prompt, Wish(sampler, limit, ends, self.grammars.find(grammar)))
         self._keep(prompt)

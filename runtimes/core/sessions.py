@@ -47,7 +47,13 @@ def place_of(module: Module, inputs: int) -> str:
 
 
 def open_encoder(bundle: Bundle, module: Module, threads: int, inputs: int = 1) -> EncoderSession:
-    """Open a module without a state, for so many inputs.
+    """Open a module without a state.
+
+    Args:
+        bundle: The bundle.
+        module: One of its modules.
+        threads: Of each operator.
+        inputs: How many it will be given, by which the engine may choose its kernels.
 
     Raises:
         DamagedFileError: A file has changed. Others as its engine does.

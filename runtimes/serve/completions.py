@@ -103,6 +103,12 @@ def read_messages(
 ) -> Prompt:
     """Return the prompt of a client's messages, none of which may name a file of this machine.
 
+    Args:
+        runner: Writes the prompt.
+        messages: The client's messages.
+        tools: The functions that the model may call, for its chat template.
+        names: Further names of the template.
+
     Raises:
         ApiError: There are tools, and the chat template takes none.
         EdgeglmError: As `Runner.prompt`.

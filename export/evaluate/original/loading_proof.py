@@ -66,6 +66,11 @@ def prove_reading(original: Original) -> None:
 def prove_pictures(bundle: Path, vision: manifest.Vision, original: Original) -> None:
     """Compare what a bundle makes of a picture's pixels with what the checkpoint's image processor does.
 
+    Args:
+        bundle: Its folder.
+        vision: What its manifest says about pictures.
+        original: The checkpoint.
+
     Raises:
         AccuracyError: They differ.
     """

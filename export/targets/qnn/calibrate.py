@@ -66,7 +66,7 @@ def npu_samples(opened: Opened, examples: Sequence[Example]) -> Sequence[Sample]
         UnsupportedError: The compiler is not installed.
     """
     title()
-    samples = [each for each in examples if isinstance(each, Sample)]
+    samples = [example for example in examples if isinstance(example, Sample)]
     if samples:
         return samples
     if opened.request.shipped:
@@ -76,9 +76,14 @@ def npu_samples(opened: Opened, examples: Sequence[Example]) -> Sequence[Sample]
 
 
 def calibrate(opened: Opened, examples: Sequence[Example], found: Calibration | None) -> tuple[Request, Calibration]:
-    """Return the request with the precision that has the least error, and the module's calibration, added to `found`.
+    """Return the request with the precision that has the least error, and the module's calibration.
 
     Where the user has named a precision it is that one, and no other is tried.
+
+    Args:
+        opened: The export.
+        examples: The user's samples; the demo has its own.
+        found: A calibration of other modules, to which this one is added.
 
     Raises:
         UsageError: Something in the model is not finite on the samples.
@@ -116,9 +121,10 @@ def _walk(prepared: Prepared, samples: Sequence[Sample]) -> tuple[Ranges, list[t
             except ValueError as error:
                 raise UsageError("--calibration", str(error), "check the model and the samples") from error
             values.update(passed_on({f"{output.name}": computed[f"{output.name}"] for output in graph.graph.outputs}))
-        for bits, found in seen.ranges().items():
-            ranges.setdefault(bits, {}).update(found)
-    return ranges, [({PIXELS: each[PIXELS]}, {FEATURES: each[FEATURES]}) for each in pictures[:COMPARED]]
+        for bits, named in seen.ranges().items():
+            ranges.setdefault(bits, {}).update(named)
+    compared = pictures[:COMPARED]
+    return ranges, [({PIXELS: picture[PIXELS]}, {FEATURES: picture[FEATURES]}) for picture in compared]
 
 
 def _named(graph: ir.Model, segment: str, values: Values, weights: OriginalWeights) -> Iterator[tuple[str, Any]]:

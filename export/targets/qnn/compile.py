@@ -28,6 +28,11 @@ SIMULATED_PRODUCTS = 1 << 34
 def compile_module(prepared: Prepared, module: PreparedModule, writer: BundleWriter) -> tuple[manifest.Compiled, float]:
     """Compile a written module in the bundle; what is proven of it, and its error, on the simulator where that ran.
 
+    Args:
+        prepared: The export.
+        module: The module.
+        writer: Has written the module, and takes what is compiled.
+
     Raises:
         UnsupportedError, BudgetError: As `compile_file`.
         AccuracyError: The simulator does not compute what the integers say.

@@ -79,6 +79,11 @@ def compile_file(
 def execute(context: Path, chip: Chip, samples: Sequence[Arrays]) -> Sequence[Arrays]:
     """Return what the simulator makes of a compiled file, by sample.
 
+    Args:
+        context: The file.
+        chip: For which it was compiled.
+        samples: The inputs of each run.
+
     Raises:
         UnsupportedError: It refuses the file.
         BudgetError: It was killed, as for memory.

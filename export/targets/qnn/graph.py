@@ -29,6 +29,13 @@ Arrays = Mapping[str, NDArray[Any]]
 def prove(file: Path, original: Path, profile: Profile, samples: Sequence[Arrays], work: Path) -> Proof:
     """Compile the graph with nothing left for the CPU, and compare the simulator with ONNX Runtime on its integers.
 
+    Args:
+        file: The graph as it ships.
+        original: The user's graph.
+        profile: The device.
+        samples: Inputs by name.
+        work: A folder for files in between.
+
     Raises:
         UnsupportedError: The compiler refuses it.
         AccuracyError: The simulator computes something else.

@@ -24,6 +24,13 @@ def prove(
 ) -> Proof:
     """Build the graph with TensorRT for RTX, if that is installed, and say so.
 
+    Args:
+        file: The graph as it ships.
+        original: The user's graph.
+        profile: The device.
+        samples: Inputs by name.
+        work: A folder for files in between.
+
     Raises:
         UnsupportedError: The builder refuses it.
     """

@@ -92,6 +92,11 @@ class Decoder(LastLogitsOnly):
 
         Padding is written behind the tokens, where the next step overwrites it; where there is no room, none is used.
 
+        Args:
+            hidden: The tokens' embeddings (1, count, channels).
+            position_ids: (axes, 1, count).
+            last: How many tokens' logits: 1.
+
         Raises:
             BudgetError: There is no room for the tokens.
             ValueError: More logits are asked for.

@@ -43,6 +43,11 @@ def open_packed(bundle: Bundle, name: str, threads: int) -> File:
 
     The engine writes them while it opens the file, and keeps them mapped while they are renamed.
 
+    Args:
+        bundle: The bundle.
+        name: The file's path in it.
+        threads: Of each operator.
+
     Raises:
         DamagedFileError, UnsupportedError: As `File`.
     """

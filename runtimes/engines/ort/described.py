@@ -24,6 +24,11 @@ Session = TypeVar("Session", bound=HasSession)
 def as_described(path: Path, module: Module, open_: Callable[[], Session]) -> Session:
     """Return a session whose inputs and outputs are those of the manifest.
 
+    Args:
+        path: The module's file.
+        module: As the manifest describes it.
+        open_: Opens the session.
+
     Raises:
         DamagedFileError: They are others, or the file holds no such module.
     """

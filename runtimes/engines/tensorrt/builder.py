@@ -36,6 +36,11 @@ class Task(msgspec.Struct, frozen=True):
 def build(task: Task, library: Library, show: Callable[[float], None]) -> None:
     """Write the engine of a graph to ``task.output``.
 
+    Args:
+        task: The graph and what it is built for.
+        library: TensorRT.
+        show: Told how far it is, from 0 to 1.
+
     Raises:
         UnsupportedError: TensorRT refuses the graph, its types, shapes or ranges, or builds for no such GPU.
         DamagedFileError: The graph or its weights cannot be read.
