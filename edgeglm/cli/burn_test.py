@@ -13,7 +13,7 @@ from edgeglm.cli.output import json_option, print_json
 from edgeglm.engines import ENGINES
 from edgeglm.errors import AccuracyError, BudgetError, UsageError
 from edgeglm.export.burn.adb import Adb
-from edgeglm.export.burn.answers import RUNNER, Pair, ask, check_runner, files, prove, questions
+from edgeglm.export.burn.answers import NEAR, RUNNER, Pair, ask, check_runner, files, prove, questions
 from edgeglm.export.burn.device import BUNDLE, Device
 from edgeglm.export.burn.qemu import Qemu
 from edgeglm.export.burn.ssh import Ssh
@@ -25,6 +25,7 @@ from edgeglm.units import format_size, parse_size
 
 WAYS = ("adb", "qemu", "ssh")
 HEADINGS = ("SCREEN", "HERE", "THERE", "SAME", "FIRST TOKEN", "TOKENS/S", "PEAK RSS")
+ALIKE = f"alike: a tap in its target, or within {NEAR / 1000:.0%} of the screen"
 WIDTH = 48  # of an answer
 Proof = dict[str, Any] | None  # what the self-test printed
 
@@ -92,9 +93,9 @@ def _device(via: str, python: str, bundle: Bundle) -> Device:
 
 
 def _judge(bundle: Path, device: Device, memory: int, pairs: Sequence[Pair], proof: Proof = None) -> None:
-    """Raise AccuracyError for the first answer that differs or a failed self-test, BudgetError for too high a peak."""
+    """Raise AccuracyError for the first other answer or a failed self-test, BudgetError for too high a peak."""
     for number, pair in enumerate(pairs, start=1):
-        if not pair.same:
+        if not pair.alike:
             there, here = _brief(pair.there.said), _brief(pair.here.said)
             why = f"answers {_screen(number, pair)} by {there} on {device.title}, and by {here} here"
             raise AccuracyError(bundle, why, "export it in a higher precision, or validate it there")
@@ -118,7 +119,7 @@ def _agreed(proof: dict[str, Any]) -> str:
 def _summary(
     bundle: Path, opened: Bundle, device: Device, memory: int, pairs: Sequence[Pair], proof: Proof
 ) -> dict[str, object]:
-    peak, right = _peak(pairs, proof), all(pair.same for pair in pairs) and (proof is None or proof["passed"])
+    peak, right = _peak(pairs, proof), all(pair.alike for pair in pairs) and (proof is None or proof["passed"])
     return {
         "bundle": str(bundle),
         "target": opened.manifest.profile.name,
@@ -132,6 +133,7 @@ def _summary(
                 "prompt": pair.question.prompt,
                 "picture": pair.question.picture.name if pair.question.picture else None,
                 "same": pair.same,
+                "alike": pair.alike,
                 "here": pair.here.result,
                 "there": pair.there.result,
             }
@@ -147,7 +149,10 @@ def _lines(device: Device, profile: str, memory: int, pairs: Sequence[Pair], pro
     yield from ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
     yield ""
     yield f"device   {device.title}"
-    yield f"answers  {sum(pair.same for pair in pairs)} of {len(pairs)} as on this machine"
+    alike = sum(pair.alike and not pair.same for pair in pairs)
+    yield f"answers  {sum(pair.same for pair in pairs)} of {len(pairs)} as on this machine" + (
+        f", {alike} {ALIKE}" if alike else ""
+    )
     if proof:
         yield f"proof    self-test {'passed' if proof['passed'] else 'FAILED'}: {_agreed(proof)}"
         yield f"int8     {describe_kernels(proof['int8_kernels'])}"
@@ -161,7 +166,7 @@ def _row(number: int, pair: Pair) -> tuple[str, ...]:
         _screen(number, pair),
         _brief(pair.here.said),
         _brief(pair.there.said),
-        "yes" if pair.same else "NO",
+        "yes" if pair.same else "alike" if pair.alike else "NO",
         f"{there['time_to_first_token_ms']:.0f} ms",
         f"{there['decode_tokens_per_second']:.1f}",
         format_size(there["peak_rss_bytes"]),

@@ -182,16 +182,22 @@ def _judge(runner: Runner, probe: Probe, likeliest: Sequence[int], answers: list
     return Outcome(probe, len(sure), sum(sure), original, here, same, passed)
 
 
-def are_alike(one: Action, other: Action | None) -> bool:
-    """Return whether two actions are of one type, with points near one another and all else equal."""
+def are_alike(one: Action, other: Action | None, near: float = NEAR) -> bool:
+    """Return whether two actions are of one type, with points near one another and all else equal.
+
+    Args:
+        one: An action.
+        other: Another one, or none.
+        near: The largest distance of two points, in thousandths of the screen.
+    """
     if other is None or one.type != other.type or one.arguments.keys() != other.arguments.keys():
         return False
-    return all(_near(value, other.arguments[name]) for name, value in one.arguments.items())
+    return all(_are_near(value, other.arguments[name], near) for name, value in one.arguments.items())
 
 
-def _near(one: Value, other: Value) -> bool:
+def _are_near(one: Value, other: Value, near: float) -> bool:
     if isinstance(one, tuple) and isinstance(other, tuple):
-        return hypot(one[0] - other[0], one[1] - other[1]) <= NEAR
+        return hypot(one[0] - other[0], one[1] - other[1]) <= near
     return one == other
 
 

@@ -63,15 +63,14 @@ def test_answers_in_fp32_are_the_same_as_here(tmp_path: Path, arm: Userland, cap
 
 
 def test_answers_in_int8_are_those_of_the_original(bundle: Path, capsys: Capture) -> None:
-    """An activation that is rounded otherwise, by the last bit of a float, may change a digit of a tap."""
-    status, out, _ = run(capsys, "burn-test", bundle, "--via", "qemu", "--limit", 2, "--max-ram", "320MiB", "--json")
-    assert status in {0, 4}
+    """An activation that is rounded otherwise, by the last bit of a float, may change a digit of a tap: it is alike."""
+    status, out, err = run(capsys, "burn-test", bundle, "--via", "qemu", "--limit", 2, "--max-ram", "320MiB", "--json")
+    assert (status, err) == (0, "")
     result = json.loads(out)
-    assert result["self_test"]["passed"]
+    assert (result["passed"], result["self_test"]["passed"]) == (True, True)
     for answer in result["answers"]:
-        here, there = answer["here"]["action"], answer["there"]["action"]
-        assert there["action"] == here["action"] == "Tap"
-        assert there["element"] == pytest.approx(here["element"], abs=20)
+        assert answer["alike"]
+        assert answer["there"]["action"]["action"] == answer["here"]["action"]["action"] == "Tap"
 
 
 def test_an_answer_of_litert_is_the_same_as_here(
