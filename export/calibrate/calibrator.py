@@ -15,6 +15,7 @@ from edgeglm.export.calibrate.histogram import least_squares
 from edgeglm.export.calibrate.learn import Learned, Learner
 from edgeglm.export.calibrate.observe import Observed
 from edgeglm.export.calibrate.walk import Walk
+from edgeglm.export.families.registry import image_config
 from edgeglm.export.prepare.types import Calibration, Opened, Prepared
 from edgeglm.export.prove.probes import Example, Passage, example_prompts
 from edgeglm.export.prove.reference import OriginalWeights
@@ -80,7 +81,7 @@ def samples_bytes(opened: Opened, examples: Sequence[Example]) -> int:
     if not samples:
         return KEPT_BYTES if examples else 0
     rows, columns = opened.probe.grid or (0, 0)
-    vision = opened.checkpoint.config.get("vision_config") or {}
+    vision = image_config(opened.checkpoint.config) or {}
     sizes = (vision.get("patch_size", 14) ** 2, vision.get("in_channels", 3), vision.get("temporal_patch_size", 2))
     patches: int = 4 * rows * columns * math.prod(sizes)
     return KEPT_BYTES + sum(3 * math.prod(sample.image.size) + 2 * patches for sample in samples)

@@ -101,7 +101,7 @@ def read_processor(checkpoint: Checkpoint, vision: Mapping[str, Any]) -> tuple[I
 
     Args:
         checkpoint: It has pictures.
-        vision: Its ``vision_config``.
+        vision: What its config.json says of the image encoder.
 
     Raises:
         DamagedFileError: A setting is of another type, or no number that can be.

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgeglm.errors import DamagedFileError, EdgeglmError, UnsupportedError, UsageError
 from edgeglm.export.checkpoint.files import shown
-from edgeglm.export.families.registry import FAMILIES
+from edgeglm.export.families.registry import FAMILIES, image_key
 
 # A file that only folders of one kind have -> what they are, and what to do.
 KINDS = {
@@ -92,14 +92,14 @@ def check_config_kind(file: Path, config: Mapping[str, Any]) -> None:
     quantized = config.get("quantization")
     if isinstance(quantized, Mapping) and "bits" in quantized and "group_size" in quantized:
         raise UnsupportedError(file, "is of a model that MLX quantized", "use the original, unquantized checkpoint")
-    vision = config.get("vision_config")
+    key = image_key(config)
     if kind == "chatglm" or name.startswith("ChatGLM"):
-        what = f"{shown(name) or 'ChatGLM'}{' with vision' if vision else ''}"
+        what = f"{shown(name) or 'ChatGLM'}{' with vision' if key else ''}"
         why = f"is of {what}, which runs code of its own repository, and edgeglm does not"
-        raise UnsupportedError(file, why, _sister(file, config, vision))
+        raise UnsupportedError(file, why, _sister(file, config, key))
     family = FAMILIES.get(name)
-    if family and family.encoder("image") is None and vision is not None:
-        why = f"has a vision_config, and transformers' {name} takes no images"
+    if family and family.encoder("image") is None and key:
+        why = f"has a {key}, and transformers' {name} takes no images"
         if kind == "glm":
             why = "is of GLM-Edge-V, whose vision is not supported: it runs code of its own repository"
         raise UnsupportedError(file, why, f"{OTHER_VISION}, or the text model of the family")
@@ -190,7 +190,7 @@ def _class_of(kind: object) -> str | None:
     return {family.name: name for name, family in FAMILIES.items()}.get(kind) if isinstance(kind, str) else None
 
 
-def _sister(file: Path, config: Mapping[str, Any], vision: object) -> str:
+def _sister(file: Path, config: Mapping[str, Any], vision: str | None) -> str:
     """Return the repository with the same weights for transformers' own classes, if there is one."""
     if vision is not None:
         return OTHER_VISION

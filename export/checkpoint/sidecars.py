@@ -9,6 +9,7 @@ import msgspec
 from edgeglm.errors import DamagedFileError, EdgeglmError
 from edgeglm.export.checkpoint.files import AGAIN, read_json
 from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.families.registry import image_key
 from edgeglm.runtimes.text.chat import Chat
 from edgeglm.runtimes.text.messages import message
 from edgeglm.runtimes.text.sidecars import Sidecars
@@ -48,14 +49,14 @@ def open_chat(checkpoint: Checkpoint) -> Chat | None:
     """
     if checkpoint.sidecar("tokenizer.json") is None:
         return None
-    chat = Chat(Sidecars(checkpoint.folder), None, sees="vision_config" in checkpoint.config)
+    chat = Chat(Sidecars(checkpoint.folder), None, sees=image_key(checkpoint.config) is not None)
     chat.encode([message("user", PROMPT)])
     return chat
 
 
 def picture_note(chat: Chat, checkpoint: Checkpoint) -> str | None:
     """Return what is to be said where a picture has no place in a prompt, although the model sees."""
-    if chat.template is None or "vision_config" not in checkpoint.config:
+    if chat.template is None or image_key(checkpoint.config) is None:
         return None
     token = checkpoint.config.get("image_token_id", IMAGE_TOKEN)
     try:

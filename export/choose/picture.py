@@ -44,13 +44,13 @@ def choose_picture(
     """Choose the grid for the size `asked`, else for an upright screen as large as processor and profile allow.
 
     Args:
-        vision: The checkpoint's ``vision_config``.
+        vision: What config.json says of the image encoder.
         processor: What its image processor does.
         limit: The profile's largest picture, in pixels.
         asked: Width and height in pixels.
 
     Raises:
-        DamagedFileError: A size in ``vision_config`` is none.
+        DamagedFileError: A size of the image encoder is none.
     """
     patch, merge = _size(vision, "patch_size", 14), _size(vision, "spatial_merge_size", 2)
     unit = patch * merge
@@ -106,7 +106,7 @@ def _size(vision: Mapping[str, Any], key: str, usual: int) -> int:
     """Return a size, `usual` where the config leaves it to transformers (5.23, Glm4vVisionConfig)."""
     value = vision.get(key, usual)
     if not isinstance(value, int) or value < 1:
-        raise DamagedFileError("config.json", f"has {value!r} as {key} of its vision_config", "download it again")
+        raise DamagedFileError("config.json", f"has {value!r} as {key} of its image encoder", "download it again")
     return value
 
 

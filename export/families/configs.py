@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from edgeglm.export.families.glm4v import CONFIG
+
 HEAD = "lm_head.weight"
 # What GLM-4.1V's own config keeps at the top (transformers 5.23, Glm4vConfig); whatever else an old file has there are
 # settings of the text model.
 GLM4V_KEYS = {
     "architectures", "auto_map", "image_end_token_id", "image_start_token_id", "image_token_id", "model_type",
     "transformers_version", "video_end_token_id", "video_start_token_id", "video_token_id",
-    "vision_config",
+    CONFIG,
 }  # fmt: skip
 
 

@@ -17,6 +17,8 @@ EXTENTS = (
     Extent("spatial_merge_size", ".visual.downsample.weight", 2),
     Extent("intermediate_size", ".visual.merger.down_proj.weight", 1),
 )
+# Under which its config describes the encoder.
+CONFIG = "vision_config"
 KEYS = frozenset({
     "attention_bias", "depth", "hidden_act", "hidden_size", "image_size", "in_channels", "intermediate_size",
     "num_attention_heads", "num_heads", "num_hidden_layers", "out_hidden_size", "patch_size", "rms_norm_eps",
@@ -27,7 +29,7 @@ KEYS = frozenset({
 def _vision(config: Any, grid: Grid | None) -> Vision | None:
     if grid is None:
         return None
-    vision = config.vision_config
+    vision = getattr(config, CONFIG)
     return Vision(
         layers=vision.depth,
         hidden=vision.hidden_size,
@@ -64,7 +66,7 @@ GLM4V = Family(
     (
         EncoderSpec(
             "vision",
-            config="vision_config",
+            config=CONFIG,
             depth="depth",
             weights=(".visual.",),
             first=f"{PREFIX}patch_embed.proj.weight",

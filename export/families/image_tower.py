@@ -10,6 +10,7 @@ from torch.backends import mkldnn
 from transformers.models.glm4v.modeling_glm4v import Glm4vVisionModel
 from transformers.vision_utils import get_vision_position_ids
 
+from edgeglm.export.families.registry import image_config
 from edgeglm.export.families.tower import Answers, Hook, Part, watched
 from edgeglm.export.model import Grid, Vision
 
@@ -79,8 +80,9 @@ def tower_of(vision: Any, attention: str) -> Any:
 
 def build(config: Any, attention: str) -> tuple[nn.Module, nn.Module]:
     """Return the tower, and its first block, which it no longer holds."""
-    config.vision_config.depth = 1
-    tower = tower_of(config.vision_config, attention)
+    vision = image_config(config)
+    vision.depth = 1
+    tower = tower_of(vision, attention)
     block: nn.Module = tower.blocks[0]
     del tower.blocks
     return tower, block

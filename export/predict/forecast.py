@@ -12,7 +12,7 @@ from edgeglm.devices.profile import Profile
 from edgeglm.export.checkpoint.recognize import missing_weight
 from edgeglm.export.choose.device_limits import needs_more_opset
 from edgeglm.export.choose.precision import choose
-from edgeglm.export.families.registry import family_of, module_of
+from edgeglm.export.families.registry import family_of, image_config, module_of
 from edgeglm.export.model import Choice, Stored
 from edgeglm.export.predict import peaks as plan
 from edgeglm.export.prepare.header_checks import part_of
@@ -95,7 +95,7 @@ def _example_bytes(opened: Opened) -> int:
 
     Sizes that the config leaves out are transformers' (5.23).
     """
-    vision = opened.checkpoint.config.get("vision_config") or {}
+    vision = image_config(opened.checkpoint.config) or {}
     usual = {"in_channels": 3, "temporal_patch_size": 2, "patch_size": 14, "hidden_size": 1536, "num_heads": 12}
     sizes = [vision.get(name, size) for name, size in usual.items()]
     if not all(isinstance(size, int) and size > 0 for size in sizes):

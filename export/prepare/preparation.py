@@ -22,7 +22,7 @@ from edgeglm.export.choose.formats import with_formats
 from edgeglm.export.choose.picture import Picture, choose_picture
 from edgeglm.export.choose.precision import choose, npu_note
 from edgeglm.export.families.keys import unknown_keys
-from edgeglm.export.families.registry import FAMILIES, encoder_specs, family_of
+from edgeglm.export.families.registry import FAMILIES, encoder_specs, family_of, image_config, image_key
 from edgeglm.export.families.rope import read_positions
 from edgeglm.export.graph.assemble import check_weights
 from edgeglm.export.model import Choice, Grid
@@ -70,8 +70,7 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     _check_config(checkpoint)
     check_counts(checkpoint)
     family = family_of(checkpoint.config)
-    names, images = family.modules(checkpoint.config), family.encoder("image")
-    vision = checkpoint.config.get(images.config) if images else None
+    names, vision = family.modules(checkpoint.config), image_config(checkpoint.config)
     choices = tuple(choose(request.profile, request.precision, names).values())
     for choice in choices:
         for precision in sorted(choice.precisions):
@@ -116,7 +115,7 @@ def _talk(checkpoint: Checkpoint, context: int) -> tuple[manifest.Generation, li
     elif chat.template is None:
         notes.append(f"{checkpoint.folder} has no chat template: its bundle completes a text, and does not converse")
     else:
-        sees = checkpoint.config.get("vision_config") is not None
+        sees = image_key(checkpoint.config) is not None
         note = picture_note(chat, checkpoint)
         notes += filter(None, [note, compare(chat, sees=sees, images=note is None)])
     generation, said = read_generation(checkpoint, context, chat.tokenizer if chat else None)

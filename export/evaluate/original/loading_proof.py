@@ -29,6 +29,7 @@ from edgeglm.export.evaluate.original.memory import BASE_BYTES
 from edgeglm.export.evaluate.original.tower import StreamedTower
 from edgeglm.export.evaluate.original.whole import image_processor
 from edgeglm.export.families.building import reference_config
+from edgeglm.export.families.registry import encoder_specs, image_config, image_key
 from edgeglm.export.model import HasShape, Original
 from edgeglm.runtimes.core.assembly import assemble
 from edgeglm.runtimes.inputs.image import to_patches
@@ -102,10 +103,10 @@ class Cut:
 def cut_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config.json with fewer layers, of text and vision."""
     cut = dict(config)
-    for part in ("text_config", "vision_config"):
+    for part in ("text_config", *(encoder.config for encoder in encoder_specs())):
         if isinstance(cut.get(part), Mapping):
             cut[part] = cut_config(cut[part])
-    for key in ("num_hidden_layers", "depth"):
+    for key in ("num_hidden_layers", *(encoder.depth for encoder in encoder_specs())):
         if key in cut:
             cut[key] = min(LAYERS, cut[key])
     return cut
@@ -123,10 +124,9 @@ class Prompt:
 def _prompt(original: Original) -> Prompt:
     random = np.random.default_rng(1)
     words = random.integers(IMAGE + 1, min(VOCABULARY, _vocabulary(original)), 2 * TEXT)
-    vision = original.config.get("vision_config")
-    if not isinstance(vision, Mapping):
+    if image_key(original.config) is None:
         return Prompt({"input_ids": torch.from_numpy(words[None])}, words, np.zeros(len(words), bool))
-    config = reference_config(original.folder).vision_config
+    config = image_config(reference_config(original.folder))
     merge, grid = config.spatial_merge_size, (GRID[0] * config.spatial_merge_size, GRID[1] * config.spatial_merge_size)
     count = grid[0] * grid[1] // merge**2
     tokens = np.concatenate([words[:TEXT], np.full(count, IMAGE), words[TEXT:]])
@@ -149,8 +149,8 @@ def _load(original: Original) -> Any:  # noqa: ANN401 (a class of transformers, 
     text.num_hidden_layers = min(LAYERS, text.num_hidden_layers)
     text.vocab_size = min(VOCABULARY, text.vocab_size)
     text.pad_token_id = config.pad_token_id = None
-    if hasattr(config, "vision_config"):
-        config.vision_config.depth = min(LAYERS, config.vision_config.depth)
+    if vision := image_config(config):
+        vision.depth = min(LAYERS, vision.depth)
         config.image_token_id = IMAGE
     disable_progress_bar()
     state = {name: torch.from_numpy(_rows(original, name)) for name in _kept(original)}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeglm.export.evaluate.original.decoder import fill, parts_of
+from edgeglm.export.families.registry import image_config
 from edgeglm.export.model import Original
 
 
@@ -23,7 +24,7 @@ class StreamedTower:
         config, family, modeling = parts_of(source.config)
         described = family.describe(config, (1, 1)).vision
         assert described is not None
-        vision = config.vision_config
+        vision = image_config(config)
         vision._attn_implementation = "sdpa"
         one = deepcopy(vision)
         one.depth = 1

@@ -16,6 +16,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils.logging import disable_progress_bar
 
 from edgeglm.export.families.building import reference_config
+from edgeglm.export.families.registry import image_key
 
 MAX_NEW_TOKENS = 96
 Chat = Sequence[dict[str, Any]]  # messages as the chat template knows them
@@ -48,7 +49,7 @@ class Prompts:
         """Load a Hugging Face checkpoint directory."""
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         config = reference_config(folder)
-        if not hasattr(config, "vision_config"):
+        if image_key(config) is None:
             return cls(tokenizer)
         return cls(tokenizer, image_processor(folder), config.image_token_id, _processor_template(folder))
 

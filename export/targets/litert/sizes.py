@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from edgeglm.export.families.registry import module_of
+from edgeglm.export.families.registry import image_config, module_of
 from edgeglm.export.prepare.header_checks import part_of
 from edgeglm.export.prepare.types import Opened
 from edgeglm.export.targets.litert.convert_task import Span
@@ -54,7 +54,7 @@ def all_scores(opened: Opened) -> int:
 
 def _vision_size(opened: Opened, name: str, usual: int) -> int:
     """Return a size of the vision tower; `usual` is transformers' for a config that leaves it out (5.23)."""
-    size = opened.checkpoint.config["vision_config"].get(name, usual)
+    size = image_config(opened.checkpoint.config).get(name, usual)
     return size if isinstance(size, int) else usual  # transformers says what is wrong with others
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edgeglm.export.families.building import build_config
 from edgeglm.export.families.image_tower import VisionBack, VisionBlock, VisionFront, tower_of
-from edgeglm.export.families.registry import FAMILIES
+from edgeglm.export.families.registry import FAMILIES, image_config
 from edgeglm.export.model import Decoder, Grid, Model, Rows, rotary_order
 from edgeglm.export.targets.litert.convert_task import Span
 from edgeglm.export.trace.decoder_parts import DecoderBack, DecoderBlock, DecoderFront
@@ -166,7 +166,7 @@ class Builder:
 
     def vision(self, piece: Span, position: Tensor) -> VisionSpan:
         """Return a piece of the vision tower; its patch embedding has the grid's position embedding."""
-        vision, config = self.model.vision, self.config.vision_config
+        vision, config = self.model.vision, image_config(self.config)
         assert vision is not None
         tower = tower_of(config, ATTENTION)
         blocks = [tower.blocks[layer] for layer in piece.layers]

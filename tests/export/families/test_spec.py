@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import re
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,10 +20,13 @@ from torch import nn
 from edgeglm.export.families.glm4 import GLM4
 from edgeglm.export.families.glm4v import GLM4V
 from edgeglm.export.families.image_tower import small_grid
-from edgeglm.export.families.registry import FAMILIES, module_of
+from edgeglm.export.families.registry import FAMILIES, encoder_specs, image_config, image_key, module_of
 from edgeglm.export.families.spec import Family
 from edgeglm.export.families.text_family import describe_decoder
 from edgeglm.export.trace.decoder_parts import DecoderBack
+from edgeglm.roles import ENCODERS
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -63,3 +71,23 @@ def test_only_the_last_token_goes_through_the_head() -> None:
     hidden = torch.randn(1, 4, 8)
     head = nn.Linear(8, 3, bias=False)
     assert torch.equal(DecoderBack(nn.Identity(), head)(hidden), head(hidden[:, 3:]))
+
+
+@pytest.mark.parametrize("read", [lambda settings: settings, lambda settings: SimpleNamespace(**settings)])
+def test_the_image_encoders_settings_are_found_by_the_key_of_its_family(read: Callable[[dict[str, Any]], Any]) -> None:
+    (key,) = {encoder.config for encoder in encoder_specs() if ENCODERS[encoder.name] == "image"}
+    sees, reads = {key: {"depth": 2}, "text_config": {}}, {key: None, "audio_config": {"depth": 2}}
+    assert (image_key(read(sees)), image_config(read(sees))) == (key, {"depth": 2})
+    assert (image_key(read(reads)), image_config(read(reads))) == (None, None)
+
+
+def test_the_key_of_an_encoders_settings_stands_in_its_familys_file_alone() -> None:
+    """The demo's own model is built by transformers, whose class takes it by name."""
+    keys = {encoder.config for encoder in encoder_specs()}
+    files = [path for folder in ("edgeglm", "export", "runtimes", "devices") for path in (ROOT / folder).rglob("*.py")]
+    assert [
+        str(path.relative_to(ROOT))
+        for path in sorted(files)
+        if not any(parent.is_symlink() for parent in path.parents)
+        and keys.intersection(re.findall(r"\w+", path.read_text(encoding="utf-8")))
+    ] == ["export/demo/model.py", "export/families/glm4v.py"]
