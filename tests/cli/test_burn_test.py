@@ -21,12 +21,9 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from edgeglm.bundle import read_manifest
-from edgeglm.cli.burn_test import _judge
-from edgeglm.errors import AccuracyError, BudgetError, DamagedFileError, UnsupportedError
-from edgeglm.export.burn.answers import Pair, Question, Reply, _Answer, _printed
-from edgeglm.export.burn.qemu import Qemu
+from edgeglm.errors import DamagedFileError, UnsupportedError
+from edgeglm.export.burn.answers import _Answer, _printed
 from edgeglm.export.burn.ssh import Ssh
-from edgeglm.export.samples.screenshots import Expected
 from edgeglm.machine import describe_kernels, read_machine
 from edgeglm.manifest import MANIFEST
 from edgeglm.runtimes.core.self_test import FILE, SelfTest
@@ -97,7 +94,8 @@ def test_the_table_and_the_host_before_the_bundle(bundle: Path, board: Server, c
     status, out, err = run(capsys, "burn-test", *options, bundle)
     assert (status, err) == (0, "")
     heading, row, _, device, answers, proof, kernels, memory = out.splitlines()
-    assert (heading.split()[:4], row[:14]) == (["SCREEN", "HERE", "THERE", "SAME"], "0000.webp  Tap")
+    assert heading.split()[:4] == ["SCREEN", "HERE", "THERE", "SAME"]
+    assert row.startswith("0000.webp  Tap element=[")
     assert device == f"device   ssh {HOST}"
     assert answers == "answers  1 of 1 as on this machine"
     assert re.fullmatch(r"proof    self-test passed: [\d.]+% of the sure tokens are the original's", proof)
@@ -260,12 +258,6 @@ def test_without_ssh_or_adb_the_line_says_how_to_get_them(
         check_failure(done, 3, f"{via[0]}: is not installed; run apt install {package}")
 
 
-def pair(there: str, peak: int) -> Pair:
-    here = Reply({"action": None, "text": "the same", "peak_rss_bytes": 1})
-    there_ = Reply({"action": None, "text": there, "peak_rss_bytes": peak})
-    return Pair(Question("Hello", None, Expected("the same")), here, there_, exact=False)
-
-
 def test_a_bundle_without_a_self_test_is_compared_all_the_same(
     bundle: Path, board: Server, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -288,14 +280,3 @@ def test_a_failed_self_test_ends_with_4_and_is_printed(
     assert status == 4
     assert "\nproof    self-test FAILED: " in out
     assert re.search(rf"fails its self-test on ssh {HOST}: [\d.]+% of the sure tokens are the original's; ", err)
-
-
-def test_a_peak_above_the_limit_fails_but_for_an_emulator() -> None:
-    board, emulated = Ssh("board", "python3"), Qemu([])
-    bundle = Path("bundle")
-    _judge(bundle, board, 100, [pair("the same", 100)])
-    _judge(bundle, emulated, 100, [pair("the same", 101)])
-    with pytest.raises(BudgetError, match="ssh board: took 101B, more than 100B; "):
-        _judge(bundle, board, 100, [pair("the same", 100), pair("the same", 101)])
-    with pytest.raises(AccuracyError, match="answers prompt 2 by another on ssh board, and by the same here"):
-        _judge(bundle, board, 100, [pair("the same", 101), pair("another", 101)])

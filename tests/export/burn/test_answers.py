@@ -13,9 +13,11 @@ pytest.importorskip("torch")
 from edgeglm.actions import parse_action
 from edgeglm.bundle import Bundle
 from edgeglm.cli.burn_test import _judge, _lines, _summary
-from edgeglm.errors import AccuracyError
+from edgeglm.errors import AccuracyError, BudgetError
 from edgeglm.export.burn.answers import NEAR, Pair, Question, Reply, is_exact, questions
 from edgeglm.export.burn.qemu import Qemu
+from edgeglm.export.burn.ssh import Ssh
+from edgeglm.export.samples.screenshots import Expected
 from edgeglm.runtimes.program import _action
 from tests.bundles import DECODER, EMBEDDING, VISION, sample_manifest
 
@@ -115,3 +117,20 @@ def test_what_is_alike_is_said_and_passes() -> None:
 def test_a_bundle_in_fp32_is_exact(precision: str, parts: dict[str, str], exact: bool) -> None:
     """Whatever its table is stored in: rows are read, not computed."""
     assert is_exact(bundle_of(precision, **parts)) is exact
+
+
+def text_pair(there: str, peak: int) -> Pair:
+    here, device = (
+        Reply({"action": None, "text": text, "peak_rss_bytes": size}) for text, size in ((TEXT, 1), (there, peak))
+    )
+    return Pair(Question("Hello", None, Expected(TEXT)), here, device, exact=False)
+
+
+def test_a_peak_above_the_limit_fails_but_for_an_emulator() -> None:
+    board, emulated = Ssh("board", "python3"), Qemu([])
+    _judge(BUNDLE.folder, board, 100, [text_pair(TEXT, 100)])
+    _judge(BUNDLE.folder, emulated, 100, [text_pair(TEXT, 101)])
+    with pytest.raises(BudgetError, match="ssh board: took 101B, more than 100B; "):
+        _judge(BUNDLE.folder, board, 100, [text_pair(TEXT, 100), text_pair(TEXT, 101)])
+    with pytest.raises(AccuracyError, match="answers prompt 2 by another on ssh board, and by no action here"):
+        _judge(BUNDLE.folder, board, 100, [text_pair(TEXT, 101), text_pair("another", 101)])
