@@ -17,6 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from edgeglm.runtimes.serve.answers import Delta, Event, Made
+from edgeglm.runtimes.serve.bodies import JSON, Bodies, OneLength
 from edgeglm.runtimes.serve.completions import Work, chat_work, detokenize_work, text_work, tokenize_work, usage_chunk
 from edgeglm.runtimes.serve.engine import Engine, Job
 from edgeglm.runtimes.serve.errors import ApiError, to_api
@@ -30,17 +31,13 @@ from edgeglm.runtimes.serve.schema import (
     TokenizeRequest,
     check_chat,
     check_text,
-    decode,
 )
-from edgeglm.units import format_size
 
 # What a stream says while a long prompt is computed, so that no proxy takes the connection for dead.
 KEEP_ALIVE, SILENCE_SECONDS = b": working\n\n", 15
-JSON, SSE = "application/json", "text/event-stream"
+SSE = "text/event-stream"
 # A proxy that collects a stream would take the point out of it.
 NO_CACHE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-# Of a request's body: ten screenshots as base64, and a long conversation.
-MAX_BODY_BYTES = 64 << 20
 # What may be asked without a key.
 OPEN = ("/health", "/ready")
 Handler = Callable[[Request], Awaitable[Response]]
@@ -56,7 +53,7 @@ class Service:
     """
 
     def __init__(self, engine: Engine, keys: tuple[str, ...] = (), origins: Sequence[str] = ()) -> None:
-        self.origins = tuple(origins)
+        self.origins, self.bodies = tuple(origins), Bodies()
         self.engine, self.keys, self.metrics = engine, [key.encode() for key in keys], Metrics(engine)
 
     def app(self) -> Starlette:
@@ -81,7 +78,7 @@ class Service:
             CORSMiddleware, allow_origins=self.origins, allow_methods=["GET", "POST"], allow_headers=["*"],
             expose_headers=["Retry-After"],
         )  # fmt: skip
-        middleware = [shared] if self.origins else []
+        middleware = [Middleware(OneLength), *([shared] if self.origins else [])]
         return Starlette(routes=routes, exception_handlers=handlers, middleware=middleware)
 
     def _guarded(self, path: str, handler: Handler) -> Handler:
@@ -108,24 +105,26 @@ class Service:
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
 
     async def _chat(self, request: Request) -> Response:
-        asked = decode(await _body(request), ChatRequest)
-        check_chat(asked)
-        return await self._complete(request, asked, name=self._name(asked.model), work=chat_work(asked), is_chat=True)
+        async with self.bodies.read(request, ChatRequest) as asked:
+            check_chat(asked)
+            name, work = self._name(asked.model), chat_work(asked)
+            return await self._complete(request, asked, name=name, work=work, is_chat=True)
 
     async def _text(self, request: Request) -> Response:
-        asked = decode(await _body(request), TextRequest)
-        check_text(asked)
-        return await self._complete(request, asked, name=self._name(asked.model), work=text_work(asked), is_chat=False)
+        async with self.bodies.read(request, TextRequest) as asked:
+            check_text(asked)
+            name, work = self._name(asked.model), text_work(asked)
+            return await self._complete(request, asked, name=name, work=work, is_chat=False)
 
     async def _tokenize(self, request: Request) -> Response:
-        asked = decode(await _body(request), TokenizeRequest)
-        if (asked.prompt is None) == (asked.messages is None):
-            raise ApiError(400, "give either prompt or messages", param="prompt")
-        return await self._single(request, self._name(asked.model), tokenize_work(asked))
+        async with self.bodies.read(request, TokenizeRequest) as asked:
+            if (asked.prompt is None) == (asked.messages is None):
+                raise ApiError(400, "give either prompt or messages", param="prompt")
+            return await self._single(request, self._name(asked.model), tokenize_work(asked))
 
     async def _detokenize(self, request: Request) -> Response:
-        asked = decode(await _body(request), DetokenizeRequest)
-        return await self._single(request, self._name(asked.model), detokenize_work(asked))
+        async with self.bodies.read(request, DetokenizeRequest) as asked:
+            return await self._single(request, self._name(asked.model), detokenize_work(asked))
 
     async def _models(self, request: Request) -> Response:
         return _json({"object": "list", "data": [self._about(name) for name in self.engine.folders]})
@@ -259,25 +258,6 @@ async def _until_gone(request: Request) -> None:
     """Wait until the client has gone; its request is read by now."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _body(request: Request) -> bytes:
-    """Read a request's body.
-
-    Raises:
-        ApiError: It is too large, or no JSON by its own account.
-    """
-    kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
-    if kind != JSON:
-        raise ApiError(415, f"the content type is {kind[:100]}, and {JSON} is taken")
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_BODY_BYTES:
-            raise ApiError(
-                413, f"the body is larger than {format_size(MAX_BODY_BYTES)}", headers={"Connection": "close"}
-            )
-    return bytes(body)
 
 
 def _json(fields: object, status: int = 200) -> Response:

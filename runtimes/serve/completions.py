@@ -14,11 +14,11 @@ from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.sampling import Sampling
 from edgeglm.runtimes.serve.answers import Made, Settings, answer
 from edgeglm.runtimes.serve.engine import Job
-from edgeglm.runtimes.serve.errors import ApiError
+from edgeglm.runtimes.serve.errors import TOO_LONG, ApiError
 from edgeglm.runtimes.serve.schema import ChatRequest, Common, DetokenizeRequest, TextRequest, TokenizeRequest
 from edgeglm.runtimes.serve.tool_grammar import tool_grammar
 from edgeglm.runtimes.serve.tools import Tool, form_of, read_tools, template_text, with_calls
-from edgeglm.runtimes.text.messages import Message, normalize
+from edgeglm.runtimes.text.messages import Message, normalize, texts
 
 Work = Callable[[Runner, Job], None]
 # What an agent's answer ends with. Clients take it for a part of the action, so it ends the answer before it is text.
@@ -28,6 +28,7 @@ SAMPLED = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
 )  # fmt: skip
 SEED_BITS = 32
+MAX_CHARACTERS = 64  # of a prompt for each token of the window
 
 
 def chat_work(asked: ChatRequest) -> Work:
@@ -64,7 +65,9 @@ def text_work(asked: TextRequest) -> Work:
     """Return the work of a text completion."""
 
     def work(runner: Runner, job: Job) -> None:
-        prompt = text_prompt(runner.chat, runner.model, _single(asked.prompt))
+        text = _single(asked.prompt)
+        check_length(runner, 1, len(text))
+        prompt = text_prompt(runner.chat, runner.model, text)
         settings = replace(
             _settings(asked, runner), stops=asked.stops, limit=asked.max_tokens or 16, top_logprobs=asked.logprobs
         )
@@ -81,6 +84,7 @@ def tokenize_work(asked: TokenizeRequest) -> Work:
         if asked.messages is not None:
             tokens = read_messages(runner, asked.messages, asked.tools, asked.chat_template_kwargs or {}).tokens
         else:
+            check_length(runner, 1, len(asked.prompt or ""))
             tokens = text_prompt(runner.chat, runner.model, asked.prompt or "").tokens if asked.prompt else []
         job.emit(Made({"count": len(tokens), "max_model_len": runner.window.tokens, "tokens": tokens}))
 
@@ -110,10 +114,11 @@ def read_messages(
         names: Further names of the template.
 
     Raises:
-        ApiError: There are tools, and the chat template takes none.
+        ApiError: They are too long, or there are tools, and the chat template takes none.
         EdgeglmError: As `Runner.prompt`.
     """
     said = with_calls(normalize(messages, files=False), template_text(runner.chat))
+    check_length(runner, len(said), sum(map(len, texts(said))))
     prompt = runner.prompt(said, tools=tools, variables=names)
     if not tools or prompt.tokens != (plain := runner.prompt(said, variables=names)).tokens:
         return prompt
@@ -123,6 +128,19 @@ def read_messages(
     if prompt.tokens in (empty.tokens, plain.tokens):
         raise ApiError(400, "the model's chat template takes no tools; leave them out", param="tools")
     return prompt
+
+
+def check_length(runner: Runner, messages: int, characters: int) -> None:
+    """Refuse what fits no prompt before seconds are spent on it.
+
+    Raises:
+        ApiError: There are more messages than tokens, or more characters than so many tokens ever stand for.
+    """
+    window = runner.window.tokens
+    if messages > window or characters > window * MAX_CHARACTERS:
+        why = f"there are {messages} messages of {characters} characters"
+        why += f", and prompt and answer together may have {window} tokens"
+        raise ApiError(400, f"{why}; shorten the messages", param="messages", code=TOO_LONG)
 
 
 def variables(asked: ChatRequest) -> dict[str, Any]:

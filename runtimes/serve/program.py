@@ -25,6 +25,8 @@ from edgeglm.units import parse_size
 
 # Connections that wait to be accepted: a burst of clients is not turned away.
 BACKLOG = 2048
+# Clients keep a connection, many of them 5 seconds: whoever closes first must not be the server.
+KEEP_ALIVE_SECONDS = 75
 MAX_KEYS_BYTES = 1 << 20
 
 
@@ -79,7 +81,7 @@ async def _run(service: Service, listener: socket.socket, drain: int) -> bool:
     """Serve until a signal comes; return whether it was Ctrl-C."""
     config = uvicorn.Config(
         service.app(), log_level="warning", access_log=False, timeout_graceful_shutdown=drain, lifespan="off",
-        server_header=False, ws="none",
+        server_header=False, ws="none", timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )  # fmt: skip
     server, came = _Server(config), list[int]()
 

@@ -138,7 +138,7 @@ class DetokenizeRequest(Struct, kw_only=True):
     model: str | None = None
 
 
-def decode(body: bytes, kind: type[T]) -> T:
+def decode(body: bytes | bytearray, kind: type[T]) -> T:
     """Read a request.
 
     Raises:

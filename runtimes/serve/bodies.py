@@ -1,0 +1,97 @@
+"""Bodies of requests: how large one may be, and how much all of them may take that are read or wait."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from edgeglm.runtimes.serve.errors import ApiError
+from edgeglm.runtimes.serve.schema import decode
+from edgeglm.units import format_size
+
+JSON = "application/json"
+# Of a request's body: ten screenshots as base64, and a long conversation.
+MAX_BODY_BYTES = 64 << 20
+# Of all bodies together: four of the largest, or two hundred screenshots.
+MAX_BYTES = 256 << 20
+RETRY_SECONDS = 2
+T = TypeVar("T")
+
+
+class Bodies:
+    """Reads the bodies of requests, and counts what those take that have not begun.
+
+    Args:
+        most: Bytes that all of them may take together.
+
+    Attributes:
+        held: Bytes that they take.
+    """
+
+    def __init__(self, most: int = MAX_BYTES) -> None:
+        self.most, self.held = most, 0
+
+    @asynccontextmanager
+    async def read(self, request: Request, kind: type[T]) -> AsyncIterator[T]:
+        """Give a request's body as a type of `schema`; its bytes count until it is left.
+
+        Raises:
+            ApiError: It is too large, there is no room for it, it is no JSON by its own account, or as `decode` says.
+        """
+        _check_head(request.headers)
+        body, taken = bytearray(), 0
+        try:
+            async for piece in request.stream():
+                taken, self.held = taken + len(piece), self.held + len(piece)
+                if taken > MAX_BODY_BYTES:
+                    raise _too_large()
+                if self.held > self.most:
+                    why = f"requests of {format_size(self.most)} are waiting already; try again"
+                    again = {"Retry-After": str(RETRY_SECONDS), "Connection": "close"}
+                    raise ApiError(429, why, code="queue_full", headers=again)
+                body += piece
+            asked = decode(body, kind)
+            body.clear()
+            yield asked
+        finally:
+            self.held -= taken
+
+
+class OneLength:
+    """Refuses requests whose end can be read in two ways, so that none hides in the body of another.
+
+    Args:
+        app: Answers the others.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        headers = Headers(scope=scope)
+        if "content-length" not in headers or "transfer-encoding" not in headers:
+            await self.app(scope, receive, send)
+            return
+        error = ApiError(400, "give a content length or chunks, not both", headers={"Connection": "close"})
+        await Response(error.body(), error.status, error.headers, JSON)(scope, receive, send)
+
+
+def _check_head(headers: Headers) -> None:
+    """Refuse a body by what its head says of it."""
+    kind = headers.get("content-type", JSON).partition(";")[0].strip().lower()
+    if kind != JSON:
+        raise ApiError(415, f"the content type is {kind[:100]}, and {JSON} is taken")
+    # Whoever waits to be told to go on is told at once; others read no answer before they have sent all.
+    if "expect" in headers and int(headers.get("content-length", 0)) > MAX_BODY_BYTES:
+        raise _too_large()
+
+
+def _too_large() -> ApiError:
+    return ApiError(413, f"the body is larger than {format_size(MAX_BODY_BYTES)}", headers={"Connection": "close"})
