@@ -30,8 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make a folder for the bundles that the processes of this run share (see tests/runtimes/demo.py)."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
+    """Make a folder for the bundles that all processes share (tests/runtimes/demo.py), unless one is given."""
+    if "EDGEGLM_TEST_BUNDLES" not in os.environ:
         folder = TemporaryDirectory(prefix="edgeglm-tests-")
         config.add_cleanup(folder.cleanup)
         os.environ["EDGEGLM_TEST_BUNDLES"] = folder.name

@@ -187,6 +187,16 @@ def test_run_pyz_serves_too(exact: Path, tmp_path: Path) -> None:
         assert post(address, "/v1/chat/completions", chat())[0] == 200
 
 
+def test_without_its_extra_it_says_in_one_line_what_to_install(exact: Path) -> None:
+    start_without = "import runpy, sys; sys.modules['uvicorn'] = None; sys.argv = ['run.pyz', 'serve']; "
+    command = [sys.executable, "-c", start_without + "runpy.run_path('run.pyz', run_name='__main__')"]
+    done = subprocess.run(command, cwd=exact, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("edgeglm: run.pyz serve: needs uvicorn, which is not installed; run pip install ")
+    assert "starlette uvicorn prometheus-client" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_wrong_options_are_one_line(exact: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
