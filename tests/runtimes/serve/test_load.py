@@ -16,12 +16,17 @@ pytest.importorskip("uvicorn", reason="needs the extra serve")
 pytest.importorskip("PIL")
 
 from starlette.requests import Request
+from starlette.types import Message
 
 from benchmarks.hostile import Attack, attacks, fields, large_attacks, posted
 from benchmarks.serve_load import Load, check, known_answers
+from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.serve import bodies
+from edgeglm.runtimes.serve.app import Service
 from edgeglm.runtimes.serve.bodies import Bodies
+from edgeglm.runtimes.serve.engine import Engine
 from edgeglm.runtimes.serve.errors import ApiError
+from edgeglm.runtimes.serve.program import named
 from edgeglm.runtimes.serve.schema import DetokenizeRequest
 from tests.runtimes.serve.conftest import serving
 
@@ -72,6 +77,23 @@ def request(data: bytes, headers: dict[str, str] | None = None) -> Request:
 
     raw = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
     return Request({"type": "http", "method": "POST", "path": "/", "headers": raw}, receive)
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/nothing"])
+def test_a_length_with_chunks_is_refused_at_every_address(exact: Path, path: str) -> None:
+    app = Service(Engine(named([exact]), Runner, waiting=1, idle=1, max_ram=None)).app()
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    headers = [(b"content-length", b"4"), (b"transfer-encoding", b"chunked")]
+    asyncio.run(app({"type": "http", "method": "GET", "path": path, "headers": headers}, receive, send))
+    assert sent[0]["status"] == 400
+    assert (b"connection", b"close") in sent[0]["headers"]
 
 
 def test_bodies_that_wait_have_a_bound_together() -> None:
