@@ -133,6 +133,11 @@ def read_messages(
 def check_length(runner: Runner, messages: int, characters: int) -> None:
     """Refuse what fits no prompt before seconds are spent on it.
 
+    Args:
+        runner: Of the bundle.
+        messages: How many there are.
+        characters: Of all of them.
+
     Raises:
         ApiError: There are more messages than tokens, or more characters than so many tokens ever stand for.
     """
