@@ -128,11 +128,14 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Slots(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """A decoder's graph for ``count`` sequences at once, over the same weights as its ``file``.
 
-    ``max_relative_error`` is against that file, None where it was not run.
+    ``max_relative_error`` is against that file, None where it was not run. ``rss_bytes`` is the predicted peak of a
+    process whose sequences have no token, and ``token_rss_bytes`` what each token adds; None in earlier bundles.
     """
 
     file: str
     count: Annotated[int, Meta(ge=2)]
+    rss_bytes: Natural | None = None
+    token_rss_bytes: Natural | None = None
     max_relative_error: Annotated[float, Meta(ge=0)] | None = None
 
 

@@ -22,6 +22,7 @@ from edgeglm.export.evaluate.report.page import render
 from edgeglm.export.graph.slots import SLOTS
 from edgeglm.export.model import Stored
 from edgeglm.export.pipeline.self_test import UNSURE, own_assets
+from edgeglm.export.predict.forecast import predict_slots
 from edgeglm.export.prepare.identity import Unchanged, identify, is_source_of, job_name
 from edgeglm.export.prepare.module import serialize
 from edgeglm.export.prepare.types import Prepared, PreparedModule
@@ -191,7 +192,14 @@ def _export_module(
     described = _describe(module, error, compiled, proof.wide, shapes)
     if not module.slots:
         return described
-    slots = manifest.Slots(file=module.slots_file, count=SLOTS, max_relative_error=prove_slots(module, writer))
+    fixed, token = predict_slots(prepared, SLOTS)
+    slots = manifest.Slots(
+        file=module.slots_file,
+        count=SLOTS,
+        rss_bytes=fixed,
+        token_rss_bytes=token,
+        max_relative_error=prove_slots(module, writer),
+    )
     return msgspec.structs.replace(described, slots=slots)
 
 

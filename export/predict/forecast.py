@@ -141,6 +141,11 @@ def predict(prepared: Prepared) -> manifest.Predicted:
     return manifest.Predicted(export_peak(prepared.opened, workers=plan.USUAL_WORKERS, traced=True), peaks)
 
 
+def predict_slots(prepared: Prepared, slots: int) -> tuple[int, int]:
+    """Return the peak of so many sequences side by side without their tokens, and what each token adds, in bytes."""
+    return plan.slots_peak(module_sizes(prepared), prepared.model.decoder, slots)
+
+
 def module_sizes(prepared: Prepared) -> list[plan.ModuleSize]:
     """Return what the predictions take of the modules."""
     return [_size(prepared, module) for module in prepared.modules]

@@ -14,6 +14,7 @@ from edgeglm.errors import BudgetError
 from edgeglm.export.model import Choice, Decoder, Stored
 from edgeglm.roles import DECODER, ModuleName
 from edgeglm.runtimes.core.generate import PREFILL_CHUNK
+from edgeglm.runtimes.core.session import MAX_LAST
 from edgeglm.runtimes.core.window import LEAST_PIECE, SCORES_BYTES
 from edgeglm.units import format_size
 
@@ -32,6 +33,8 @@ JOINED_BYTES = 64 * MIB
 RUNNER_BYTES, FEW_WORDS = 76 * MIB, 1024
 # Pillow's decoders, and what stays of a picture and of the module that has encoded it.
 PICTURE_BYTES = 8 * MIB
+# Starlette, uvicorn and the metrics, where sequences are served side by side.
+SERVER_BYTES = 16 * MIB
 # What a word of a tokenizer takes with its merges: 170 MiB for GLM-4's 151,329. Loading it takes a third more.
 WORD_BYTES, LOADING = 1200, 1.3
 # The process that renders prompts with transformers, without torch, and its parent: both load the tokenizer.
@@ -149,6 +152,25 @@ def device_peak(modules: Sequence[ModuleSize], decoder: Decoder, context: int) -
     peaks = [_device_peak(module, state if module.choice.is_decoder else 0) for module in modules]
     seen = PICTURE_BYTES if any(module.choice.is_image for module in modules) else 0
     return _runner_bytes(decoder) + seen + max(*peaks, int((LOADING - 1) * _words_bytes(decoder)))
+
+
+def slots_peak(modules: Sequence[ModuleSize], decoder: Decoder, slots: int) -> tuple[int, int]:
+    """Return the peak of sequences side by side that have no token yet, and what each token of any of them adds.
+
+    The decoder is in memory while an image is encoded, with what its arena keeps of a piece of a prompt and of steps of
+    all others.
+    """
+    (module,) = (module for module in modules if module.choice.is_decoder)
+    encoders = [module for module in modules if not module.choice.is_decoder]
+    rows = 1 + (slots - 1) * MAX_LAST / PREFILL_CHUNK
+    kept = int(module.activations * rows) + SCORES * SCORES_BYTES + MASKS * SCORES_BYTES // decoder.heads
+    least = SCORES * 4 * decoder.heads * LEAST_PIECE + MASKS * 4 * LEAST_PIECE
+    encoding = max((_device_peak(encoder, 0) for encoder in encoders), default=0)
+    loading = int((LOADING - 1) * _words_bytes(decoder))
+    process = _runner_bytes(decoder) + SERVER_BYTES + PICTURE_BYTES + module.loaded
+    return process + max(module.largest, kept + max(encoding, loading)), kv_bytes(
+        decoder, 1
+    ) + 4 * decoder.hidden + least
 
 
 def decoder_width(decoder: Decoder) -> int:

@@ -9,6 +9,10 @@ from edgeglm.actions import Action
 from edgeglm.memory import Phase
 
 
+class StopAnswer(Exception):
+    """Raised by a runner's ``show`` to end an answer here, as an end token does."""
+
+
 @dataclass
 class Loaded:
     """A module's stay in memory: the bytes of its files, and milliseconds since the runner's start.

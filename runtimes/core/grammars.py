@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.manifest import PHONE_AGENT, Manifest
-from edgeglm.runtimes.core.grammar import Grammar, GrammarError, Vocabulary, installed, schema_source
+from edgeglm.runtimes.core.grammar import Grammar, GrammarError, Guide, Vocabulary, installed, schema_source
 from edgeglm.runtimes.text.action_grammar import action_grammar
 from edgeglm.runtimes.text.chat import Chat
 
@@ -103,6 +103,12 @@ class Grammars:
                 raise
             self._note(f"answers are not held to the action language: {error.why}")
             return None
+
+    def take_notes(self, guide: Guide | None) -> list[str]:
+        """Return what there is to say behind an answer, and of what guided it."""
+        notes, self.notes = self.notes, []
+        lost = [f"the grammar was followed to a point of the answer: {guide.lost}"] if guide and guide.lost else []
+        return [*notes, *lost]
 
     def _note(self, note: str) -> None:
         """Say it once."""

@@ -10,7 +10,7 @@ import ctypes
 from contextlib import suppress
 
 # mallopt(3)
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 # Above the logits of 250,000 tokens in float64: a block with pages of its own costs a fault a page each time, which a
 # token's sampling would feel.
 OWN_PAGES = 2 << 20
@@ -27,6 +27,7 @@ def bound_heap() -> None:
         library = ctypes.CDLL("libc.so.6")
         library.mallopt(M_MMAP_THRESHOLD, OWN_PAGES)
         library.mallopt(M_TRIM_THRESHOLD, FREE_TOP)
+        library.mallopt(M_ARENA_MAX, 1)  # a heap for each thread would keep what the thread has freed
 
 
 def trim() -> None:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from copy import copy
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from edgeglm.actions import parse_action
 from edgeglm.bundle import Bundle, load_bundle, verify_bundle
 from edgeglm.errors import DamagedFileError
-from edgeglm.manifest import Module
 from edgeglm.memory import peak_rss
 from edgeglm.runtimes.core import sessions as engines_here
-from edgeglm.runtimes.core.answer import Answer
+from edgeglm.runtimes.core.answer import Answer, StopAnswer
 from edgeglm.runtimes.core.costs import Costs
 from edgeglm.runtimes.core.drafts import Drafts
 from edgeglm.runtimes.core.embedding import EmbeddingRows
@@ -28,20 +26,16 @@ from edgeglm.runtimes.core.pictures import PictureEncoder
 from edgeglm.runtimes.core.prefixes import ANOTHER, Keep, Prefixes
 from edgeglm.runtimes.core.prompt import Key, Prompt, read_prompt
 from edgeglm.runtimes.core.sampling import Sampler, Sampling
-from edgeglm.runtimes.core.session import DecoderSession, Sessions
-from edgeglm.runtimes.core.slots import Slots
-from edgeglm.runtimes.core.state import DecoderState, States
+from edgeglm.runtimes.core.session import Sessions
+from edgeglm.runtimes.core.slots import Slots, single
+from edgeglm.runtimes.core.state import Aside, DecoderState, States
 from edgeglm.runtimes.core.window import Window
 from edgeglm.runtimes.inputs.masks import Mask
 from edgeglm.runtimes.text.chat import Chat
 from edgeglm.runtimes.text.messages import Message
 
 
-class StopAnswer(Exception):
-    """Raised by ``show`` to end an answer here, as an end token does."""
-
-
-class Runner:
+class Runner(AbstractContextManager["Runner"]):
     """A bundle that is ready to answer, one request after the other; a context manager.
 
     The decoder stays loaded between requests, with the keys and values of the last one: a prompt that begins in the
@@ -76,13 +70,13 @@ class Runner:
         self._costs = Costs()
         bound_heap()
         self.threads = min(threads, os.cpu_count() or 1) if threads else len(os.sched_getaffinity(0))
-        self.max_ram, self.low_rss, self.sessions = max_ram, low_rss, sessions
+        self.max_ram, self.sessions = max_ram, sessions
         self.resources = ExitStack()
         with self._costs.phase("start"):
             self.bundle: Bundle = load_bundle(folder)
             verify_bundle(self.bundle)
             self.model = self.bundle.manifest.model
-            self.window = Window(self.bundle.manifest, context, max_ram)
+            self.window = Window(self.bundle.manifest, context, max_ram, is_shared=slots > 1)
             self.chat = Chat.of_bundle(self.bundle)
             self.grammars = Grammars(self.bundle.manifest, self.chat)
             self.drafts: Drafts | None = Drafts()
@@ -93,17 +87,15 @@ class Runner:
             self.bundle, self.window, self._costs, self.sessions, self.threads, self.max_ram, self._prefixes, masks
         )
         self.slots = self.resources.enter_context(Slots(self.bundle, self.threads, slots)) if slots > 1 else None
-        opens = self.slots.openers if self.slots else [self._load_decoder]
-        self._states = States([DecoderState(self.bundle, self._costs, self._prefixes, load) for load in opens])
-        self._state = self._states.states[0]
-        self.resources.callback(self._states.release)
+        opens = self.slots.openers if self.slots else [single(sessions, self.bundle, self.threads, low_rss)]
+        states = [DecoderState(self.bundle, self._costs, self._prefixes, load) for load in opens]
+        self.states = States(states, lambda: None if max_ram is None else self.window.room(max_ram))
+        self.wait: Callable[[Callable[[], bool]], object] = lambda is_ready: None
+        self._aside: Aside | None = None
+        self._state = self.states.states[0]
+        self.resources.callback(self.states.release)
 
-    def __enter__(self) -> Runner:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -116,6 +108,18 @@ class Runner:
         runner._costs = Costs()
         runner._pictures = self._pictures.beside(runner._costs)
         return runner
+
+    def set_aside(self) -> bool:
+        """Free the decoder's state between two steps of an answer, which then waits for `bring_back`, if it can."""
+        self._aside = self.states.set_aside(self._state) if self._state.taken_by is self else None
+        return self._aside is not None
+
+    def bring_back(self) -> bool:
+        """Go on with what was set aside, if its state is free and there is room; return whether."""
+        assert self._aside
+        if session := self.states.bring_back(self._state, self._aside, self):
+            self._generation.decoder = session
+        return session is not None
 
     def prompt(
         self,
@@ -188,12 +192,12 @@ class Runner:
         Until the next call, their features are at hand and the vision module stays out. Raises as `answer`.
         """
         self._costs.begin()
-        self._state.release()  # which makes room, as when the first picture comes
+        self._state.release()  # which makes room
         self._pictures.hold([picture for prompt in prompts for picture in prompt.pictures])
 
     def forget(self) -> None:
         """Forget the keys and values of earlier prompts: the next one is prefilled from its beginning."""
-        self._states.forget()
+        self.states.forget()
 
     @property
     def prefix(self) -> list[Message]:
@@ -208,21 +212,22 @@ class Runner:
     def _complete(self, prompt: Prompt, wish: Wish) -> Generator[int]:
         """Load what the prompt needs, and return what generates the tokens behind it."""
         capacity = self.window.capacity(len(prompt.tokens), wish.limit)
-        self._state = self._states.take(prompt)
+        self.wait(partial(self.states.has_room, capacity))
+        self._state = self.states.take(prompt, self, capacity)
         self._state.costs = self._costs
         try:
             if self._begin(prompt, wish, capacity):
                 return self._generate(self._generation, prompt.keys())
         except BaseException:
-            self._state.is_taken = False
+            self._state.taken_by = None
             raise
-        self._state.is_taken = False
+        self._state.taken_by = None
         return self._complete(prompt, wish)
 
     def _begin(self, prompt: Prompt, wish: Wish, capacity: int) -> bool:
         """Prepare what generates; False where the store's blocks turn out to be of no use."""
         beginning = self._state.begin(prompt)
-        if self.max_ram is not None and prompt.unseen(beginning.tokens):
+        if self.max_ram is not None and not self.slots and prompt.unseen(beginning.tokens):
             self._state.release()
             beginning = self._state.begin(prompt)
         start = beginning.tokens
@@ -255,12 +260,12 @@ class Runner:
             state = []  # what it was computed from is gone
             raise
         finally:
-            generation.decoder.truncate(len(state))
-            self._state.holds(state)
-            self._state.is_taken = False
-
-    def _load_decoder(self, module: Module, capacity: int) -> DecoderSession:
-        return self.sessions.open_decoder(self.bundle, module, self.threads, capacity, low_rss=self.low_rss)
+            if self._state.taken_by is self:
+                generation.decoder.truncate(len(state))
+                self._state.holds(state)
+                self._state.taken_by = None
+            elif self._aside:
+                self.states.drop(self._aside)
 
     def _told(self, prompt: Prompt, answer: Iterator[int], show: Callable[[str], object]) -> Answer:
         """Take an answer's tokens, show their text, and return both with what they cost."""
@@ -287,11 +292,6 @@ class Runner:
             tokens=tokens, model_passes=self._generation.passes,
             time_to_first_token_ms=first, decode_tokens_per_second=(len(tokens) - 1) / seconds if tokens[1:] else 0.0,
             peak_rss_bytes=peak_rss(), state_bytes=self._state.session.state_bytes,
-            phases=self._costs.phases, modules=self._costs.modules, notes=[*self._costs.notes, *self._grammar_notes()],
+            phases=self._costs.phases, modules=self._costs.modules,
+            notes=[*self._costs.notes, *self.grammars.take_notes(self._generation.guide)],
         )  # fmt: skip
-
-    def _grammar_notes(self) -> Iterator[str]:
-        while self.grammars.notes:
-            yield self.grammars.notes.pop()
-        if (guide := self._generation.guide) and guide.lost:
-            yield f"the grammar was followed to a point of the answer: {guide.lost}"

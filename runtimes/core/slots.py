@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgeglm.bundle import Bundle
 from edgeglm.errors import UsageError
 from edgeglm.manifest import Module
-from edgeglm.runtimes.core.session import Asked, DecoderSession
+from edgeglm.runtimes.core.session import Asked, DecoderSession, Sessions
 from edgeglm.runtimes.core.sessions import open_slots
 
 
@@ -58,3 +58,19 @@ class Slots(AbstractContextManager["Slots"]):
         slot = self._session.slot(index, capacity)
         slot.compute = lambda asked: self.compute(index, asked)
         return slot
+
+
+def single(sessions: Sessions, bundle: Bundle, threads: int, low_rss: bool) -> Callable[[Module, int], DecoderSession]:
+    """Return what opens a bundle's decoder for one sequence, with room for so many tokens.
+
+    Args:
+        sessions: Opens modules.
+        bundle: Whose hashes were checked.
+        threads: Of each operator.
+        low_rss: As of `edgeglm.runtimes.core.sessions.open_decoder`.
+    """
+
+    def load(module: Module, capacity: int) -> DecoderSession:
+        return sessions.open_decoder(bundle, module, threads, capacity, low_rss=low_rss)
+
+    return load

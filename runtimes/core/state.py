@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgeglm.bundle import Bundle
 from edgeglm.manifest import Module
 from edgeglm.runtimes.core.costs import Costs
@@ -30,6 +33,16 @@ class Beginning:
         return max(self.shared, self.chain.stop)
 
 
+@dataclass(frozen=True)
+class Aside:
+    """Keys and values of a sequence that is set aside: a copy, (tokens, row_bytes), and what a state says of it."""
+
+    rows: NDArray[np.uint8]
+    capacity: int
+    known: list[Key]
+    costs: Costs
+
+
 class DecoderState:
     """The decoder of a bundle, loaded when it is needed first, and what its keys and values are of.
 
@@ -41,7 +54,7 @@ class DecoderState:
 
     Attributes:
         session: The decoder, while it is loaded.
-        is_taken: Whether a request uses it.
+        taken_by: The request that uses it; None if it is free.
     """
 
     def __init__(
@@ -49,7 +62,7 @@ class DecoderState:
     ) -> None:
         self.bundle, self.costs, self.prefixes, self._load = bundle, costs, prefixes, load
         self.session: DecoderSession | None = None
-        self.is_taken = False
+        self.taken_by: object | None = None
         self._stay = ExitStack()
         self._known: list[Key] = []
 
@@ -95,6 +108,27 @@ class DecoderState:
         self._known = self._known[: self.session.length]
         return None
 
+    @property
+    def capacity(self) -> int:
+        """The number of tokens that its buffers have room for; 0 where the engine does not say."""
+        session = self.session  # which another thread, that only looks, may see gone
+        return session.state_bytes // session.row_bytes if session and session.row_bytes else 0
+
+    def set_aside(self) -> Aside:
+        """Free the state in the middle of an answer, between two steps, and return what the answer goes on from."""
+        assert self.session
+        self.taken_by = None
+        return Aside(self.session.read_rows(0, self.session.length), self.capacity, self._known, self.costs)
+
+    def bring_back(self, aside: Aside, owner: object) -> DecoderSession:
+        """Return the decoder with what was set aside in it, for the request that owns it."""
+        self.taken_by, self.costs = owner, aside.costs
+        session = self.prepare(aside.capacity, Beginning(0))
+        assert session
+        session.write_rows(0, aside.rows)
+        self._known = aside.known
+        return session
+
     def holds(self, keys: Sequence[Key]) -> None:
         """Note what keys and values there are of: the first of some tokens, as many as the decoder has."""
         self._known = list(keys[: self.session.length]) if self.session else []
@@ -118,19 +152,80 @@ class DecoderState:
 
 
 class States:
-    """States of which requests take one each while they run."""
+    """States of which requests take one each while they run, from one pool of keys and values.
 
-    def __init__(self, states: Sequence[DecoderState]) -> None:
-        self.states = states
+    Attributes:
+        room: Returns how many tokens all of them may have together; None without a budget.
+    """
 
-    def take(self, prompt: Prompt) -> DecoderState:
-        """Return the free state that holds the most of a prompt, with what a taken one holds of more."""
-        free = [state for state in self.states if not state.is_taken]
+    def __init__(self, states: Sequence[DecoderState], room: Callable[[], int | None]) -> None:
+        self.states, self.room = states, room
+        self._asides = list[Aside]()
+
+    @property
+    def taken(self) -> int:
+        """The number of tokens that requests have room for, with those that are set aside."""
+        asides = sum(len(aside.rows) for aside in self._asides)
+        return asides + sum(state.capacity for state in self.states if state.taken_by is not None)
+
+    @property
+    def held(self) -> int:
+        """The number of tokens that there are buffers for, also of requests that have ended."""
+        return sum(len(aside.rows) for aside in self._asides) + sum(state.capacity for state in self.states)
+
+    @property
+    def held_bytes(self) -> int:
+        """The bytes of those buffers."""
+        asides = sum(aside.rows.nbytes for aside in self._asides)
+        sessions = [state.session for state in self.states]
+        return asides + sum(session.state_bytes for session in sessions if session)
+
+    def has_room(self, capacity: int) -> bool:
+        """Return whether a request can take a state now, with room for so many tokens."""
+        return any(state.taken_by is None for state in self.states) and self._leaves(capacity)
+
+    def take(self, prompt: Prompt, owner: object, capacity: int) -> DecoderState:
+        """Return the free state that holds the most of a prompt, with what a taken one holds of more.
+
+        Args:
+            prompt: What is to be computed.
+            owner: Who takes the state.
+            capacity: Tokens that it will have.
+        """
+        free = [state for state in self.states if state.taken_by is None]
         best = max(free, key=lambda state: state.shared(prompt))
         most = max(self.states, key=lambda state: state.shared(prompt))
-        best.is_taken = True
+        self._fit(best, capacity)
+        best.taken_by = owner
         best.copy(most, prompt)
         return best
+
+    def set_aside(self, state: DecoderState) -> Aside | None:
+        """Free a state in the middle of an answer, if there is room for a copy."""
+        if not state.capacity or not state.session or not self._leaves(state.session.length):
+            return None
+        self.fit(state.session.length)
+        self._asides.append(aside := state.set_aside())
+        return aside
+
+    def bring_back(self, state: DecoderState, aside: Aside, owner: object) -> DecoderSession | None:
+        """Return the decoder with what was set aside in it, if its state is free and there is room."""
+        if state.taken_by is not None or not self._leaves(aside.capacity):
+            return None
+        self._fit(state, aside.capacity)
+        session = state.bring_back(aside, owner)
+        self.drop(aside)
+        return session
+
+    def drop(self, aside: Aside) -> None:
+        """Forget what was set aside."""
+        self._asides = [other for other in self._asides if other is not aside]
+
+    def fit(self, more: int = 0) -> None:
+        """Release buffers of requests that have ended until there is room for so many more tokens."""
+        free = [state for state in self.states if state.taken_by is None and state.capacity]
+        while free and (room := self.room()) is not None and self.held + more > room:
+            free.pop().release()
 
     def forget(self) -> None:
         """Forget all keys and values."""
@@ -142,3 +237,17 @@ class States:
         with ExitStack() as all_of_them:
             for state in self.states:
                 all_of_them.callback(state.release)
+
+    def _leaves(self, tokens: int) -> bool:
+        """Return whether requests leave room for so many tokens."""
+        room = self.room()
+        return room is None or self.taken + tokens <= room
+
+    def _fit(self, state: DecoderState, capacity: int) -> None:
+        """Release buffers until a free state may have so many tokens: its own at last."""
+        state.taken_by = self
+        self.fit(max(0, capacity - state.capacity))
+        state.taken_by = None
+        room = self.room()
+        if room is not None and self.held + max(0, capacity - state.capacity) > room:
+            state.release()

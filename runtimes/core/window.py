@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from edgeglm.errors import BudgetError
+from edgeglm.errors import BudgetError, UnsupportedError
 from edgeglm.manifest import Manifest
 from edgeglm.units import format_size
 
@@ -21,13 +23,21 @@ class Window:
         manifest: The bundle's, with its predicted peaks.
         context: As asked for; the bundle's most if None.
         max_ram: The budget in bytes, if there is one.
+        is_shared: Whether sequences are computed side by side, in one pool of keys and values.
 
     Raises:
         BudgetError: The context is longer than the bundle's, or the budget has no room for it.
+        UnsupportedError: There is a budget, and the bundle does not say what its sequences take.
     """
 
-    def __init__(self, manifest: Manifest, context: int | None, max_ram: int | None) -> None:
-        self._peaks, longest = manifest.predicted.device_peak_rss_bytes, manifest.model.max_positions
+    def __init__(
+        self, manifest: Manifest, context: int | None, max_ram: int | None, *, is_shared: bool = False
+    ) -> None:
+        longest, self._token_bytes = manifest.model.max_positions, 0
+        self._peaks: Mapping[int, int] = manifest.predicted.device_peak_rss_bytes
+        if is_shared and max_ram is not None:
+            base, self._token_bytes = _sequences(manifest)
+            self._peaks = {0: base, longest: base + self._token_bytes * longest}
         if context and context > longest:
             raise BudgetError(f"--context {context}", "is more than this bundle has", f"give at most {longest}")
         self.tokens, self._max_ram = context or longest, max_ram
@@ -48,8 +58,19 @@ class Window:
 
     @property
     def spare(self) -> int | None:
-        """Bytes of the budget beyond the predicted peak of a whole window, if there is a budget."""
-        return None if self._max_ram is None else max(0, self._max_ram - self._peak(self.tokens))
+        """Bytes of the budget beyond the predicted peak of a whole window and beyond a pool, if there is a budget."""
+        if self._max_ram is None or self._token_bytes:
+            return None if self._max_ram is None else 0
+        return max(0, self._max_ram - self._peak(self.tokens))
+
+    def peak(self, tokens: int = 0) -> int:
+        """Return the predicted peak in bytes with a whole window, or with more tokens in a pool."""
+        return self._peak(self.tokens) + self._token_bytes * max(0, tokens - self.tokens)
+
+    def room(self, budget: int) -> int:
+        """Return how many tokens all sequences together may have in a budget of bytes."""
+        beyond = (budget - self._peak(self.tokens)) // self._token_bytes if self._token_bytes else 0
+        return self.tokens + max(0, beyond)
 
     def check_pictures(self, count: int, nbytes: int) -> None:
         """Refuse more pictures in a prompt than the budget has room for; the prediction is of one.
@@ -77,6 +98,15 @@ class Window:
         """Return the predicted peak; between two predicted lengths, the line through both, which is never too low."""
         contexts = sorted(self._peaks)
         return round(float(np.interp(tokens, contexts, [self._peaks[context] for context in contexts])))
+
+
+def _sequences(manifest: Manifest) -> tuple[int, int]:
+    """Return the predicted peak without a token of any sequence, and what each token adds."""
+    made = next((module.slots for module in manifest.modules if module.slots), None)
+    if made is None or made.rss_bytes is None or made.token_rss_bytes is None:
+        why = "the bundle does not say what its sequences take"
+        raise UnsupportedError("--slots with --max-ram", why, "export it again, or leave one of them out")
+    return made.rss_bytes, made.token_rss_bytes
 
 
 def capacity_for(tokens: int, longest: int) -> int:

@@ -9,9 +9,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeglm.runtimes.core.answer import StopAnswer
 from edgeglm.runtimes.core.grammars import Choice
 from edgeglm.runtimes.core.prompt import Prompt
-from edgeglm.runtimes.core.runner import Runner, StopAnswer
+from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.sampling import Sampler, Sampling
 from edgeglm.runtimes.serve.errors import TOO_LONG, ApiError
 from edgeglm.runtimes.serve.text import OPEN, ReasoningSplitter, StopFilter
@@ -105,6 +106,7 @@ def answer(
     settings: Settings,
     emit: Emit,
     check: Callable[[], None],
+    pause: Callable[[], None],
 ) -> None:
     """Answer a prompt as often as asked, and emit the events.
 
@@ -113,7 +115,8 @@ def answer(
         prompt: As the runner reads it.
         settings: Of the request.
         emit: Takes each event.
-        check: Is called between steps, and raises where nobody waits any more.
+        check: Raises where nobody waits any more.
+        pause: Is called before each step, and lets others go first; raises as `check`.
 
     Raises:
         ApiError: The prompt leaves no room for an answer.
@@ -127,7 +130,7 @@ def answer(
         )
     emit(Started(length))
     for index in range(settings.count):
-        _Answer(runner, prompt, settings, index, emit, check).run(min(settings.limit or window, window - length))
+        _Answer(runner, prompt, settings, index, emit, check, pause).run(min(settings.limit or window, window - length))
 
 
 class _Answer:
@@ -141,9 +144,10 @@ class _Answer:
         index: int,
         emit: Emit,
         check: Callable[[], None],
+        pause: Callable[[], None],
     ) -> None:
         self.runner, self.prompt, self.settings, self.index = runner, prompt, settings, index
-        self.emit, self.check = emit, check
+        self.emit, self.check, self.pause = emit, check, pause
         decode = partial(runner.chat.tokenizer.decode, skip_special_tokens=False)
         self.sampler = ScoringSampler(settings.sampling, settings.seed + index, settings.top_logprobs, decode)
         self.stops = StopFilter(settings.stops)
@@ -162,7 +166,7 @@ class _Answer:
             sampling=self.sampler,
             grammar=self.settings.grammar,
             show=self._show,
-            pause=self.check,
+            pause=self.pause,
         )
         if not self.stops.stopped:
             self._emit(self.stops.finish())

@@ -18,11 +18,20 @@ from starlette.routing import Route
 
 from edgeglm.runtimes.serve.answers import Delta, Event, Made
 from edgeglm.runtimes.serve.bodies import JSON, Bodies, OneLength
-from edgeglm.runtimes.serve.completions import Work, chat_work, detokenize_work, text_work, tokenize_work, usage_chunk
-from edgeglm.runtimes.serve.engine import Engine, Job
+from edgeglm.runtimes.serve.completions import (
+    Work,
+    chat_work,
+    detokenize_work,
+    kind_of,
+    text_work,
+    tokenize_work,
+    usage_chunk,
+)
+from edgeglm.runtimes.serve.engine import Engine
 from edgeglm.runtimes.serve.errors import ApiError, to_api
-from edgeglm.runtimes.serve.metrics import Metrics
+from edgeglm.runtimes.serve.jobs import Job
 from edgeglm.runtimes.serve.responses import Completion, error_event
+from edgeglm.runtimes.serve.schedule import Kind
 from edgeglm.runtimes.serve.schema import (
     ChatRequest,
     Common,
@@ -54,7 +63,7 @@ class Service:
 
     def __init__(self, engine: Engine, keys: tuple[str, ...] = (), origins: Sequence[str] = ()) -> None:
         self.origins, self.bodies = tuple(origins), Bodies()
-        self.engine, self.keys, self.metrics = engine, [key.encode() for key in keys], Metrics(engine)
+        self.engine, self.keys, self.metrics = engine, [key.encode() for key in keys], engine.metrics
 
     def app(self) -> Starlette:
         """Return the application that a server runs."""
@@ -107,14 +116,12 @@ class Service:
     async def _chat(self, request: Request) -> Response:
         async with self.bodies.read(request, ChatRequest) as asked:
             check_chat(asked)
-            name, work = self._name(asked.model), chat_work(asked)
-            return await self._complete(request, asked, name=name, work=work, is_chat=True)
+            return await self._complete(request, asked, kind_of(asked.messages), work=chat_work(asked), is_chat=True)
 
     async def _text(self, request: Request) -> Response:
         async with self.bodies.read(request, TextRequest) as asked:
             check_text(asked)
-            name, work = self._name(asked.model), text_work(asked)
-            return await self._complete(request, asked, name=name, work=work, is_chat=False)
+            return await self._complete(request, asked, "text", work=text_work(asked), is_chat=False)
 
     async def _tokenize(self, request: Request) -> Response:
         async with self.bodies.read(request, TokenizeRequest) as asked:
@@ -127,11 +134,11 @@ class Service:
             return await self._single(request, self._name(asked.model), detokenize_work(asked))
 
     async def _models(self, request: Request) -> Response:
-        return _json({"object": "list", "data": [self._about(name) for name in self.engine.folders]})
+        return _json({"object": "list", "data": [self._about(name) for name in self.engine.bundles.folders]})
 
     async def _model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        if name not in self.engine.folders:
+        if name not in self.engine.bundles.folders:
             raise self._unknown(name)
         return _json(self._about(name))
 
@@ -139,8 +146,9 @@ class Service:
         return _json({"status": "ok"})
 
     async def _ready(self, request: Request) -> Response:
-        is_ready = self.engine.waiting < self.engine.most_waiting
-        return _json({"ready": is_ready, "waiting": self.engine.waiting}, 200 if is_ready else 503)
+        waiting = len(self.engine.waiting)
+        is_ready = waiting < self.engine.most_waiting
+        return _json({"ready": is_ready, "waiting": waiting}, 200 if is_ready else 503)
 
     async def _metrics(self, request: Request) -> Response:
         return Response(self.metrics.page(), media_type="text/plain; version=0.0.4")
@@ -151,12 +159,12 @@ class Service:
         return _error(ApiError(status, f"{request.url.path[:200]}: {why}"))
 
     def _about(self, name: str) -> dict[str, object]:
-        bundle = self.engine.bundles[name]
+        bundle = self.engine.bundles.described[name]
         created, model = int(bundle.folder.stat().st_mtime), bundle.manifest.model
         about = {"id": name, "object": "model", "created": created, "owned_by": "edgeglm"}
         return {
             **about,
-            "max_model_len": self.engine.windows[name],
+            "max_model_len": self.engine.bundles.windows[name],
             "modalities": ["text", "image"][: 1 + bool(model.vision)],
         }
 
@@ -166,7 +174,7 @@ class Service:
         Raises:
             ApiError: There are several, and none has the name.
         """
-        names = [*self.engine.folders]
+        names = [*self.engine.bundles.folders]
         if len(names) == 1:
             return names[0]
         if asked not in names:
@@ -174,12 +182,13 @@ class Service:
         return asked
 
     def _unknown(self, name: str | None) -> ApiError:
-        known = ", ".join(self.engine.folders)
+        known = ", ".join(self.engine.bundles.folders)
         return ApiError(404, f"no model {str(name)[:200]!r}; there is {known}", param="model", code="model_not_found")
 
-    async def _complete(self, request: Request, asked: Common, *, name: str, work: Work, is_chat: bool) -> Response:
+    async def _complete(self, request: Request, asked: Common, kind: Kind, *, work: Work, is_chat: bool) -> Response:
         """Answer a completion, at once or as a stream; a prompt that is refused is an error before any stream."""
-        job, began = self.engine.submit(name, work), time.monotonic()
+        name, began = self._name(asked.model), time.monotonic()
+        job = self.engine.submit(name, work, kind, asked.priority or "normal")
         completion = Completion(name, is_chat, usage_chunk=usage_chunk(asked))
         watch = asyncio.ensure_future(_until_gone(request))
         try:

@@ -13,12 +13,13 @@ from edgeglm.runtimes.core.prompt import Prompt, text_prompt
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.sampling import Sampling
 from edgeglm.runtimes.serve.answers import Made, Settings, answer
-from edgeglm.runtimes.serve.engine import Job
 from edgeglm.runtimes.serve.errors import TOO_LONG, ApiError
+from edgeglm.runtimes.serve.jobs import Job
+from edgeglm.runtimes.serve.schedule import Kind
 from edgeglm.runtimes.serve.schema import ChatRequest, Common, DetokenizeRequest, TextRequest, TokenizeRequest
 from edgeglm.runtimes.serve.tool_grammar import tool_grammar
 from edgeglm.runtimes.serve.tools import Tool, form_of, read_tools, template_text, with_calls
-from edgeglm.runtimes.text.messages import Message, normalize, texts
+from edgeglm.runtimes.text.messages import PICTURES, Message, normalize, texts
 
 Work = Callable[[Runner, Job], None]
 # What an agent's answer ends with. Clients take it for a part of the action, so it ends the answer before it is text.
@@ -29,6 +30,8 @@ SAMPLED = (
 )  # fmt: skip
 SEED_BITS = 32
 MAX_CHARACTERS = 64  # of a prompt for each token of the window
+# Types of a message's parts that are sound.
+SOUNDS = {"input_audio", "audio", "audio_url"}
 
 
 def chat_work(asked: ChatRequest) -> Work:
@@ -56,7 +59,7 @@ def chat_work(asked: ChatRequest) -> Work:
             tools=tools,
             form=form_of(template_text(runner.chat)),
         )
-        answer(runner, prompt, settings, job.emit, job.check)
+        answer(runner, prompt, settings, job.emit, job.check, job.between_steps)
 
     return work
 
@@ -71,7 +74,7 @@ def text_work(asked: TextRequest) -> Work:
         settings = replace(
             _settings(asked, runner), stops=asked.stops, limit=asked.max_tokens or 16, top_logprobs=asked.logprobs
         )
-        answer(runner, prompt, settings, job.emit, job.check)
+        answer(runner, prompt, settings, job.emit, job.check, job.between_steps)
 
     return work
 
@@ -152,6 +155,16 @@ def variables(asked: ChatRequest) -> dict[str, Any]:
     """Return what a chat template is told besides the conversation."""
     thinking = {} if asked.enable_thinking is None else {"enable_thinking": asked.enable_thinking}
     return {**thinking, **(asked.chat_template_kwargs or {})}
+
+
+def kind_of(messages: Sequence[Message]) -> Kind:
+    """Return what a client's messages hold beside text: sound before images."""
+    contents = [message.get("content") for message in messages if isinstance(message, Mapping)]
+    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, Mapping)]
+    names = {str(part.get("type") or next(iter(part), "")) for part in parts}
+    if names & SOUNDS:
+        return "speech"
+    return "vision" if names & {*PICTURES} else "text"
 
 
 def usage_chunk(asked: Common) -> bool:

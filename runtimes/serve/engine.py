@@ -1,6 +1,6 @@
-"""The engine's thread: requests wait until their bundle has a slot, and those that run share the decoder's steps.
+"""The engine's thread: requests are begun, displaced and brought back in their order, a step of the decoder at a time.
 
-A bundle without slots answers one request after the other.
+A bundle with slots computes a step of several requests together, one without slots a step of one request.
 """
 
 from __future__ import annotations
@@ -9,69 +9,24 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeglm.bundle import Bundle, load_bundle
 from edgeglm.errors import DamagedFileError
-from edgeglm.runtimes.core.heap import trim
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.session import Asked
-from edgeglm.runtimes.serve.answers import Event
+from edgeglm.runtimes.serve.bundles import Bundles, Loaded
 from edgeglm.runtimes.serve.errors import ApiError, to_api
+from edgeglm.runtimes.serve.jobs import Cancelled, Job
+from edgeglm.runtimes.serve.metrics import Metrics
+from edgeglm.runtimes.serve.schedule import AGE_SECONDS, WEIGHTS, Claim, Kind, Priority, Schedule
 from edgeglm.runtimes.serve.tasks import Result, Task, together
 
 RETRY_SECONDS = 2
 # How often the thread looks for bundles that nobody asks.
 TICK_SECONDS = 1.0
-
-
-class Cancelled(Exception):
-    """Nobody waits for the answer any more."""
-
-
-@dataclass
-class Job:
-    """A request on its way: its work on the engine's thread, and the events that come of it.
-
-    The last event is None, or what went wrong.
-    """
-
-    bundle: str
-    work: Callable[[Runner, Job], None]
-    loop: asyncio.AbstractEventLoop
-    events: asyncio.Queue[Event | ApiError | None] = field(default_factory=asyncio.Queue)
-    cancelled: bool = False
-
-    def emit(self, event: Event | ApiError | None) -> None:
-        """Hand an event over from the engine's thread."""
-        try:
-            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
-        except RuntimeError:  # the loop has closed: the server has ended
-            self.cancelled = True
-
-    def check(self) -> None:
-        """Raise where nobody waits any more.
-
-        Raises:
-            Cancelled: The client has gone.
-        """
-        if self.cancelled:
-            raise Cancelled
-
-
-@dataclass
-class _Loaded:
-    """A runner in memory, when it was asked last, and the requests that share its steps."""
-
-    runner: Runner
-    used: float
-    tasks: list[Task[Job]] = field(default_factory=list)
-    is_damaged: bool = False
 
 
 class Engine:
@@ -83,6 +38,8 @@ class Engine:
         waiting: The most requests that wait.
         idle: Seconds after which a bundle is released that nobody asks.
         max_ram: The budget in bytes for all of them together, if there is one.
+        weights: Of the kinds of requests.
+        now: Returns the time in seconds.
     """
 
     def __init__(
@@ -93,27 +50,26 @@ class Engine:
         waiting: int,
         idle: float,
         max_ram: int | None,
+        weights: Mapping[Kind, float] = WEIGHTS,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.folders, self.open_runner, self.idle, self.max_ram = dict(folders), open_runner, idle, max_ram
-        self.bundles: dict[str, Bundle] = {name: load_bundle(folder) for name, folder in self.folders.items()}
-        self.most_waiting = waiting
-        self.windows: dict[str, int] = {}  # tokens of prompt and answer, by bundle
-        self.running = 0
+        self.bundles, self.idle, self.now = Bundles(folders, open_runner, max_ram, now), idle, now
+        self.most_waiting, self.schedule = waiting, Schedule(weights)
         self._jobs: list[Job] = []
         self._changed, self._stops = threading.Condition(), False
-        self._current: Task[Job] | None = None
-        self._loaded: dict[str, _Loaded] = {}
+        self._current: Task | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.metrics = Metrics(self)
 
     @property
-    def waiting(self) -> int:
-        """The number of requests that wait."""
-        return len(self._jobs)
+    def waiting(self) -> list[Job]:
+        """The requests that wait."""
+        return [*self._jobs]
 
     @property
-    def loaded(self) -> list[str]:
-        """The bundles that are in memory."""
-        return [*self._loaded]
+    def running(self) -> list[Task]:
+        """The requests that have begun, also those that are set aside."""
+        return self.bundles.tasks
 
     def start(self) -> None:
         """Open every bundle once, so that one which cannot be run is an error now, and start the thread.
@@ -121,21 +77,31 @@ class Engine:
         Raises:
             EdgeglmError: As `Runner`.
         """
-        for name in self.folders:
-            self.windows[name] = self._take(name).runner.window.tokens
+        for name in self.bundles.folders:
+            self.bundles.take(name)
         self._thread.start()
 
-    def submit(self, bundle: str, work: Callable[[Runner, Job], None]) -> Job:
-        """Queue a request; must be called on the server's event loop.
+    def submit(
+        self, bundle: str, work: Callable[[Runner, Job], None], kind: Kind = "text", priority: Priority = "normal"
+    ) -> Job:
+        """Queue a request.
+
+        Args:
+            bundle: Its name.
+            work: Of the request, with the bundle's runner.
+            kind: Of the request.
+            priority: Of the request.
 
         Raises:
             ApiError: Too many wait already.
         """
-        job = Job(bundle, work, asyncio.get_running_loop())
+        job = Job(bundle, work, asyncio.get_running_loop(), Claim(kind, priority, self.now()))
         with self._changed:
             if len(self._jobs) >= self.most_waiting:
+                self.metrics.refused.inc()
                 why = f"{self.most_waiting} requests are waiting already; try again"
                 raise ApiError(429, why, code="queue_full", headers={"Retry-After": str(RETRY_SECONDS)})
+            self.schedule.enter(job.claim)
             self._jobs.append(job)
             self._changed.notify()
         return job
@@ -147,14 +113,13 @@ class Engine:
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join()
-        self._release(self.loaded)
+        self.bundles.release([*self.bundles.loaded])
 
     def _run(self) -> None:
         while True:
-            while job := self._next():
-                self._begin(job)
-            if self.running:
-                self._step()
+            while self._admit():
+                pass
+            if self._step():
                 continue
             with self._changed:
                 if not self._jobs and not self._stops:
@@ -163,103 +128,122 @@ class Engine:
                     return
             self._release_idle()
 
-    def _next(self) -> Job | None:
-        """Take the first of the waiting requests that may begin, and drop those for which nobody waits."""
-        with self._changed:
-            self._jobs = [job for job in self._jobs if not job.cancelled]
-            job = next((job for job in self._jobs if self._has_room(job.bundle)), None)
-            if job:
-                self._jobs.remove(job)
-            return job
+    def _admit(self) -> bool:
+        """Begin or bring back the first request that can go on, others displaced for it; False if there is none."""
+        now = self.now()
+        everyone: list[Job | Task] = [*self._live(), *(task for task in self.bundles.tasks if task.is_aside)]
+        for waiting in sorted(everyone, key=lambda one: self._order(one, now)):
+            if isinstance(waiting, Task):
+                if waiting.runner.bring_back():
+                    waiting.is_aside = False
+                    return True
+            elif self.bundles.has_room(waiting.bundle):
+                loaded = self.bundles.loaded.get(waiting.bundle)
+                if not loaded or len(loaded.active) < loaded.places or self._displace(loaded, waiting.claim, now):
+                    self._begin(waiting)
+                    return True
+            elif waiting.claim.waited(now) > AGE_SECONDS and self._active():
+                return False  # it waits for memory, which others would take again and again
+        return False
 
-    def _has_room(self, name: str) -> bool:
-        """Return whether a bundle has a free slot; one without slots, or not loaded, waits for all that runs."""
-        loaded = self._loaded.get(name)
-        if not self.running or not loaded or not loaded.runner.slots:
-            return not self.running
-        return len(loaded.tasks) < len(loaded.runner.slots.openers) and not loaded.is_damaged
+    def _live(self) -> list[Job]:
+        """Return the requests that wait, without those for which nobody waits any more."""
+        with self._changed:
+            gone = [job for job in self._jobs if job.cancelled]
+            self._jobs = [job for job in self._jobs if not job.cancelled]
+            for job in gone:
+                self.schedule.leave(job.claim)
+            return [*self._jobs]
+
+    def _active(self) -> list[Task]:
+        return [task for task in self.bundles.tasks if not task.is_aside and task.is_ready()]
+
+    def _order(self, one: Job | Task, now: float) -> tuple[int, float, int]:
+        return self.schedule.order((one.job if isinstance(one, Task) else one).claim, now)
 
     def _begin(self, job: Job) -> None:
-        """Begin a request: up to its first step, or up to its end where its bundle has no slots."""
-        self.running += 1
+        """Begin a request, up to its first step."""
+        with self._changed:
+            self._jobs.remove(job)
+        start = self.now()
+        self.metrics.begun(job.claim.priority, job.claim.kind, start - job.claim.since)
         try:
-            loaded = self._take(job.bundle)
-            if not loaded.runner.slots:
-                job.work(loaded.runner, job)
+            loaded = self.bundles.take(job.bundle)
         except Exception as error:
             self._end(job, error)
             return
+        if loaded.runner.slots:
+            loaded.runner.slots.compute = self._wait
+        task = Task(loaded.runner.beside(), job)
+        task.runner.wait = task.wait_for
         if not loaded.runner.slots:
-            self._end(job, None)
-            return
-        loaded.runner.slots.compute = self._wait
-        task = Task(partial(job.work, loaded.runner.beside(), job), job)
+            job.pause = task.stop
         loaded.tasks.append(task)
         self._resume(loaded, task)
+        self.schedule.serve([job.claim], start, self.now())
 
-    def _step(self) -> None:
-        """Compute what the requests of each bundle wait for, and go on with them."""
-        for loaded in [*self._loaded.values()]:
+    def _displace(self, loaded: Loaded, claim: Claim, now: float) -> bool:
+        """Set aside the last of the requests that have a place in a bundle, if the claim is above it."""
+        below = [task for task in loaded.active if task.job.claim.level(now) < claim.level(now)]
+        for task in sorted(below, key=lambda task: self._order(task, now), reverse=True):
+            if task.runner.set_aside():
+                task.is_aside = True
+                self.metrics.displaced.inc()
+                return True
+        return False
+
+    def _step(self) -> bool:
+        """Compute the next step of the bundle that is first in order, and go on with its requests; False if idle."""
+        for loaded in [*self.bundles.loaded.values()]:
             for task in [task for task in loaded.tasks if task.job.cancelled]:
                 self._resume(loaded, task, Cancelled())
-            tasks, results = together(loaded.tasks), dict[int, Result]()
-            if not tasks:
-                continue
-            assert loaded.runner.slots
-            try:
-                results.update(loaded.runner.slots.step({task.slot: task.asked for task in tasks if task.asked}))
-            except Exception as error:
-                results = dict.fromkeys((task.slot for task in tasks), error)
-            for task in tasks:
-                self._resume(loaded, task, results[task.slot])
+        start = self.now()
+        if not (active := self._active()):
+            return False
+        active.sort(key=lambda task: self._order(task, start))
+        loaded = self.bundles.loaded[active[0].job.bundle]
+        tasks = active[:1]
+        if active[0].asked:
+            tasks = together([task for task in active if task.job.bundle == active[0].job.bundle])
+        results, claims = self._compute(loaded, tasks), [task.job.claim for task in tasks]
+        for task in tasks:
+            self._resume(loaded, task, results.get(task.slot))
+        self.schedule.serve(claims, start, self.now())
+        return True
+
+    def _compute(self, loaded: Loaded, tasks: list[Task]) -> dict[int, Result]:
+        """Return what the requests wait for, by slot; those that ask for nothing compute their steps themselves."""
+        if not loaded.runner.slots or not tasks[0].asked:
+            return {}
+        try:
+            return {**loaded.runner.slots.step({task.slot: task.asked for task in tasks if task.asked})}
+        except Exception as error:
+            return dict.fromkeys((task.slot for task in tasks), error)
 
     def _wait(self, slot: int, asked: Asked) -> NDArray[np.float32]:
         """Let the request that runs wait for the step that computes what it asks for."""
         assert self._current
         return self._current.wait(slot, asked)
 
-    def _resume(self, loaded: _Loaded, task: Task[Job], result: Result = None) -> None:
+    def _resume(self, loaded: Loaded, task: Task, result: Result = None) -> None:
         self._current = task
         task.resume(result)
-        self._current, loaded.used = None, time.monotonic()
+        self._current, loaded.used = None, self.now()
         if task.is_over:
             loaded.tasks.remove(task)
             self._end(task.job, task.error)
+            task.forget()
 
     def _end(self, job: Job, error: Exception | None) -> None:
         """Tell a request's client that it has ended, and how."""
-        self.running -= 1
-        if isinstance(error, DamagedFileError) and (loaded := self._loaded.get(job.bundle)):
+        with self._changed:
+            self.schedule.leave(job.claim)
+        if isinstance(error, DamagedFileError) and (loaded := self.bundles.loaded.get(job.bundle)):
             loaded.is_damaged = True  # the next request opens the bundle anew
         if not isinstance(error, Cancelled):
             job.emit(to_api(error) if error else None)
 
-    def _take(self, name: str) -> _Loaded:
-        """Return a bundle, which is loaded if need be, others released for it."""
-        if name in self._loaded and self._loaded[name].is_damaged and not self._loaded[name].tasks:
-            self._release([name])
-        if name not in self._loaded:
-            self._make_room(name)
-            self._loaded[name] = _Loaded(self.open_runner(self.folders[name]), 0.0)
-        self._loaded[name].used = time.monotonic()
-        return self._loaded[name]
-
-    def _make_room(self, name: str) -> None:
-        """Release the bundles that were asked least recently until the predicted peaks fit the budget together."""
-        if self.max_ram is None:
-            return
-        while self._loaded and sum(map(self._peak, (name, *self._loaded))) > self.max_ram:
-            self._release([min(self._loaded, key=lambda loaded: self._loaded[loaded].used)])
-
-    def _peak(self, name: str) -> int:
-        return max(self.bundles[name].manifest.predicted.device_peak_rss_bytes.values())
-
     def _release_idle(self) -> None:
-        now = time.monotonic()
-        self._release([name for name, loaded in self._loaded.items() if now - loaded.used > self.idle])
-
-    def _release(self, names: list[str]) -> None:
-        for name in names:
-            self._loaded.pop(name).runner.close()
-        if names:
-            trim()
+        now = self.now()
+        idle = [name for name, loaded in self.bundles.loaded.items() if now - loaded.used > self.idle]
+        self.bundles.release(idle)

@@ -21,6 +21,7 @@ from edgeglm.runtimes.core.keep_options import add_keep_options, read_keep
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.serve.app import Service
 from edgeglm.runtimes.serve.engine import Engine
+from edgeglm.runtimes.serve.schedule import WEIGHTS
 from edgeglm.units import parse_size
 
 # Connections that wait to be accepted: a burst of clients is not turned away.
@@ -46,9 +47,6 @@ def serve(arguments: Sequence[str] | None = None, bundle: Path | None = None) ->
     keys = read_keys(options.api_key_file) if options.api_key_file else ()
     max_ram = parse_size(options.max_ram) if options.max_ram else None
     keep, grammar = read_keep(options.prefix, options.keep), read_grammar(options.grammar)
-    if options.slots > 1 and max_ram:
-        why = "sequences side by side take more memory than a bundle's prediction covers"
-        raise UsageError("--slots with --max-ram", why, "leave one of them out")
     make = partial(
         Runner,
         threads=options.threads,
@@ -67,7 +65,14 @@ def serve(arguments: Sequence[str] | None = None, bundle: Path | None = None) ->
         return runner
 
     with _listening(options.host, options.port) as listener:
-        engine = Engine(named(options.bundles), open_runner, waiting=options.queue, idle=options.idle, max_ram=max_ram)
+        engine = Engine(
+            named(options.bundles),
+            open_runner,
+            waiting=options.queue,
+            idle=options.idle,
+            max_ram=max_ram,
+            weights={**WEIGHTS, **options.shares},
+        )
         try:
             engine.start()
             interrupted = asyncio.run(_run(Service(engine, keys, options.cors), listener, options.drain))
@@ -94,7 +99,7 @@ async def _run(service: Service, listener: socket.socket, drain: int) -> bool:
         asyncio.get_running_loop().add_signal_handler(number, end, number)
     host, port, *_ = listener.getsockname()
     address = f"[{host}]" if ":" in host else host
-    print(f"serving {', '.join(service.engine.folders)} at http://{address}:{port}/v1", flush=True)
+    print(f"serving {', '.join(service.engine.bundles.folders)} at http://{address}:{port}/v1", flush=True)
     await server.serve(sockets=[listener])
     return came[:1] == [signal.SIGINT]
 
@@ -186,6 +191,14 @@ def _parser(bundle: Path | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--queue", type=_count, default=64, metavar="N", help="most requests that wait (default: 64)")
     parser.add_argument(
+        "--shares",
+        type=_shares,
+        default={},
+        metavar="KIND=SHARE,…",
+        help="shares of the engine's time while requests of several kinds wait (default: "
+        f"{','.join(f'{kind}={share:g}' for kind, share in WEIGHTS.items())})",
+    )
+    parser.add_argument(
         "--idle", type=_count, default=300, metavar="SECONDS", help="release a bundle not asked so long (default: 300)"
     )
     parser.add_argument(
@@ -205,6 +218,16 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
     return int(text)
+
+
+def _shares(text: str) -> dict[str, float]:
+    shares = dict[str, float]()
+    for part in text.split(","):
+        kind, _, share = part.partition("=")
+        if kind not in WEIGHTS or not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", share, re.ASCII) or not float(share):
+            raise argparse.ArgumentTypeError(f"{part!r} is no share, such as {next(iter(WEIGHTS))}=0.5")
+        shares[kind] = float(share)
+    return shares
 
 
 def _origin(text: str) -> str:

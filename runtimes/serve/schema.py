@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from edgeglm.runtimes.serve.errors import ApiError
+from edgeglm.runtimes.serve.schedule import Priority
 from edgeglm.runtimes.serve.tools import Tool, read_tools
 
 MAX_CHOICES, MAX_STOPS, MAX_TOP_LOGPROBS = 16, 16, 20
@@ -42,6 +43,7 @@ class Common(Struct, kw_only=True):
     stop: str | list[str] | None = None
     n: int | None = None
     logit_bias: dict[str, float] | None = None
+    priority: Priority | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:

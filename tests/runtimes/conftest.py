@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.extras import need_tflite
+
+CGROUPS = Path("/sys/fs/cgroup")
+# Returns a command as it runs in a control group of so many bytes.
+HardLimit = Callable[[int, list[str]], list[str]]
+
+
+@pytest.fixture
+def hard_limit() -> Iterator[HardLimit]:
+    """A new control group of memory, v2 or v1."""
+    root = CGROUPS / "memory" if (CGROUPS / "memory").is_dir() else CGROUPS
+    group = root / f"edgeglm-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    limits = [group / name for name in ("memory.max", "memory.limit_in_bytes") if (group / name).exists()]
+
+    def inside(budget: int, command: list[str]) -> list[str]:
+        limits[0].write_text(str(budget))
+        return ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh", *command]
+
+    try:
+        if not limits:
+            pytest.skip("the control groups here do not limit memory")
+        yield inside
+    finally:
+        group.rmdir()
 
 
 @pytest.fixture(scope="session")

@@ -7,16 +7,14 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 
+from tests.runtimes.conftest import HardLimit
 from tests.runtimes.demo import SCREEN
-
-CGROUPS = Path("/sys/fs/cgroup")
 
 
 def test_a_terminal_without_a_prompt_is_a_chat(exact: Path) -> None:
@@ -48,32 +46,12 @@ def test_a_plot_is_drawn_with_the_phases(exact: Path, tmp_path: Path) -> None:
     assert ">encode image</text>" in (tmp_path / "plot.svg").read_text()
 
 
-@pytest.fixture
-def hard_limit() -> Iterator[Path]:
-    """A new control group of memory, v2 or v1."""
-    root = CGROUPS / "memory" if (CGROUPS / "memory").is_dir() else CGROUPS
-    group = root / f"edgeglm-test-{os.getpid()}"
-    try:
-        group.mkdir()
-    except OSError as error:
-        pytest.skip(f"no control group can be made here: {error}")
-    try:
-        if not any((group / name).exists() for name in ("memory.max", "memory.limit_in_bytes")):
-            pytest.skip("the control groups here do not limit memory")
-        yield group
-    finally:
-        group.rmdir()
-
-
-def test_it_runs_inside_1_3_times_its_reported_peak_whatever_is_outside(exact: Path, hard_limit: Path) -> None:
+def test_it_runs_inside_1_3_times_its_reported_peak_whatever_is_outside(exact: Path, hard_limit: HardLimit) -> None:
     run = [sys.executable, "-m", "edgeglm.runtimes", str(exact), "--image", str(SCREEN), "--prompt", "Select OK"]
     free = json.loads(subprocess.run([*run, "--json"], capture_output=True, check=True).stdout)
-    limit = next(hard_limit / name for name in ("memory.max", "memory.limit_in_bytes") if (hard_limit / name).exists())
 
     def inside(budget: int) -> subprocess.CompletedProcess[str]:
-        limit.write_text(str(budget))
-        enter = f'echo $$ > {hard_limit}/cgroup.procs; exec "$@"'
-        return subprocess.run(["sh", "-c", enter, "sh", *run, "--json"], capture_output=True, text=True, check=False)
+        return subprocess.run(hard_limit(budget, [*run, "--json"]), capture_output=True, text=True, check=False)
 
     held = inside(int(1.3 * free["peak_rss_bytes"]))
     assert held.returncode == 0, held.stderr

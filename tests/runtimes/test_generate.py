@@ -18,11 +18,11 @@ from edgeglm.cli.main import main
 from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.export.samples.screenshots import read_samples
 from edgeglm.export.samples.shipped import DATA
-from edgeglm.runtimes.core.answer import Answer
+from edgeglm.runtimes.core.answer import Answer, StopAnswer
 from edgeglm.runtimes.core.drafts import Drafts
 from edgeglm.runtimes.core.grammars import Choice, GrammarText, read_grammar
 from edgeglm.runtimes.core.prompt import Prompt
-from edgeglm.runtimes.core.runner import Runner, StopAnswer
+from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.sampling import Sampler, Sampling
 from edgeglm.runtimes.serve.answers import ScoringSampler
 from tests.bundles import reseal

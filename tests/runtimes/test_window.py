@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from edgeglm.errors import BudgetError
+from edgeglm.errors import BudgetError, UnsupportedError
+from edgeglm.manifest import Manifest, Slots
 from edgeglm.runtimes.core.window import Window
 from tests.bundles import sample_manifest
 
@@ -57,3 +59,31 @@ def test_more_pictures_than_the_budget_has_room_for_are_refused() -> None:
     with pytest.raises(BudgetError, match="1GiB is too little for 3 images in one prompt; give at least "):
         window.check_pictures(3, 8 << 20)
     Window(sample_manifest(), None, None).check_pictures(100, GIB)
+
+
+def side_by_side(fixed: int | None, token: int | None) -> Manifest:
+    """A bundle that says what its sequences take."""
+    manifest = sample_manifest()
+    slots = Slots(file="decoder/slots.onnx", count=4, rss_bytes=fixed, token_rss_bytes=token)
+    modules = [
+        msgspec.structs.replace(module, slots=slots) if module.name == "decoder" else module
+        for module in manifest.modules
+    ]
+    return msgspec.structs.replace(manifest, modules=tuple(modules))
+
+
+def test_sequences_side_by_side_share_what_the_budget_leaves() -> None:
+    window = Window(side_by_side(GIB, 1 << 20), None, 3 * GIB, is_shared=True)
+    assert (window.tokens, window.room(3 * GIB), window.room(2 * GIB)) == (2048, 2048, 2048)
+    window = Window(side_by_side(GIB, 1 << 18), None, 3 * GIB, is_shared=True)
+    assert (window.tokens, window.room(3 * GIB)) == (4096, 8192)
+    assert (window.peak(), window.peak(8192)) == (2 * GIB, 3 * GIB)
+    assert window.spare == 0
+    with pytest.raises(BudgetError, match=r"1GiB is too little for this bundle; give at least 1\.\d+GiB"):
+        Window(side_by_side(GIB, 1 << 20), None, GIB, is_shared=True)
+
+
+def test_a_bundle_that_does_not_say_what_its_sequences_take_has_no_pool() -> None:
+    Window(side_by_side(None, None), None, None, is_shared=True)
+    with pytest.raises(UnsupportedError, match="export it again"):
+        Window(side_by_side(None, None), None, 3 * GIB, is_shared=True)

@@ -43,13 +43,19 @@ class Slot(Rows):
 
     Attributes:
         compute: Computes a step: at once and alone, unless whoever shares steps takes it over.
+        buffers: How often it had others.
     """
 
     max_last = MAX_LAST
 
     def __init__(self, state: Cache, heads: int, compute: Callable[[Asked], NDArray[np.float32]]) -> None:
         super().__init__(state, 1, heads)
-        self.cache, self.compute = state, compute
+        self.cache, self.compute, self.buffers = state, compute, 0
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for more tokens."""
+        self.buffers += capacity > self.capacity
+        super().reserve(capacity)
 
     def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64], last: int = 1) -> NDArray[np.float32]:
         """Return the logits of the last tokens, (last, vocabulary). Raises ValueError if they cannot be had."""
@@ -62,7 +68,7 @@ class Slot(Rows):
 
     def close(self) -> None:
         """Give the buffers back."""
-        self.length, self.capacity = 0, 1
+        self.length, self.capacity, self.buffers = 0, 1, self.buffers + 1
         self.cache.shrink()
 
 
@@ -81,7 +87,7 @@ class SlotDecoder:
         self._inputs = {name: value for name, value in inputs.items() if not name.startswith(CACHE)}
         self._slots = [self._empty(index) for index in range(count)]
         self._binding = self.session.io_binding()
-        self._idle = dict[int, int]()  # capacities of the slots that are bound without a token
+        self._idle = dict[int, int]()  # buffers of the slots that are bound without a token
 
     def slot(self, index: int, capacity: int) -> Slot:
         """Return one of the sequences, with room for `capacity` tokens."""
@@ -113,10 +119,10 @@ class SlotDecoder:
         """Bind what a step reads and writes of a slot; one without a token shows the graph a single row."""
         rows = self._slots[slot]
         if asked is None:
-            if self._idle.get(slot) != rows.capacity:  # another buffer
+            if self._idle.get(slot) != rows.buffers:
                 self._feeds(slot, np.empty((self._axes(slot), 1, 0), np.int64), 1, 0)
                 rows.cache.bind(self._binding, 0, 0, least=1)
-                self._idle[slot] = rows.capacity
+                self._idle[slot] = rows.buffers
             return
         self._idle.pop(slot, None)
         total = rows.length + asked.count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ SCREENS = ROOT / "export/demo/data/evaluation"
 
 
 @contextmanager
-def serving(*arguments: object) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Start a server on a free port; give its process and address, and end it."""
+def serving(
+    *arguments: object, within: Callable[[list[str]], list[str]] = list
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Start a server on a free port, by a command as `within` makes it; give its process and address, and end it."""
     command = [sys.executable, "-m", "edgeglm", "serve", *map(str, arguments), "--port", "0"]
-    with child(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+    with child(within(command), cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         line = process.stdout.readline().decode()
         assert line.startswith("serving "), line

@@ -19,7 +19,6 @@ from edgeglm.runtimes.serve.answers import Delta, Event, Finished, Started, Toke
 from edgeglm.runtimes.serve.completions import chat_work, variables
 from edgeglm.runtimes.serve.engine import Engine
 from edgeglm.runtimes.serve.errors import ApiError, to_api
-from edgeglm.runtimes.serve.metrics import Metrics
 from edgeglm.runtimes.serve.program import named, read_keys
 from edgeglm.runtimes.serve.responses import Completion
 from edgeglm.runtimes.serve.schema import ChatRequest, check_chat, decode
@@ -85,10 +84,10 @@ def test_bundles_share_one_budget(exact: Path, tmp_path: Path) -> None:
     peak = 200 << 20  # of one of them, and not of both
     open_runner = partial(Runner, max_ram=None)
     engine = Engine(named([exact, other]), open_runner, waiting=4, idle=60, max_ram=peak)
-    assert peak < 2 * min(map(engine._peak, engine.folders))
+    assert peak < 2 * min(map(engine.bundles.peak, engine.bundles.folders))
     engine.start()
     try:
-        assert engine.loaded == ["other"]
+        assert [*engine.bundles.loaded] == ["other"]
 
         async def ask(name: str) -> Sequence[object]:
             asked = decode(json.dumps({"messages": question("Select OK"), "max_tokens": 2}).encode(), ChatRequest)
@@ -98,11 +97,11 @@ def test_bundles_share_one_budget(exact: Path, tmp_path: Path) -> None:
             return events
 
         assert isinstance(asyncio.run(ask(exact.name))[0], Started)
-        assert engine.loaded == [exact.name]
-        assert b"edgeglm_bundles_loaded 1.0" in Metrics(engine).page()
+        assert [*engine.bundles.loaded] == [exact.name]
+        assert b"edgeglm_bundles_loaded 1.0" in engine.metrics.page()
     finally:
         engine.stop()
-    assert engine.loaded == []
+    assert engine.bundles.loaded == {}
 
 
 def test_keys_are_lines(tmp_path: Path) -> None:

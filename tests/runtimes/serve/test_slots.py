@@ -20,8 +20,6 @@ import pytest
 
 from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.runtimes.core.runner import Runner
-from edgeglm.runtimes.core.session import Asked
-from edgeglm.runtimes.serve.tasks import Task, together
 from tests.bundles import reseal
 from tests.runtimes.serve.conftest import question, serving
 
@@ -111,36 +109,3 @@ def test_what_cannot_be_served_side_by_side_says_so(exact: Path, tmp_path: Path)
     reseal(earlier, lambda manifest: [module.pop("slots", None) for module in manifest["modules"]])
     with pytest.raises(UnsupportedError, match="computes one sequence at a time"):
         Runner(earlier, slots=2)
-
-
-def task_of(count: int) -> Task[str]:
-    """A task that waits for a step of so many tokens."""
-    made: list[Task[str]] = []
-    step = Asked(np.zeros((1, count, 1), np.float32), np.zeros((1, 1, count), np.int64), 1)
-    made.append(Task(lambda: seen.append(made[0].wait(0, step)), "job"))
-    made[0].resume()
-    return made[0]
-
-
-seen: list[Any] = []
-
-
-def test_a_step_has_all_that_decode_and_one_piece_of_a_prompt() -> None:
-    tasks = [task_of(count) for count in (1, 256, 200, 5)]
-    assert [task.asked.count for task in together(tasks) if task.asked] == [1, 256, 5]
-    for task in tasks:
-        task.resume(np.zeros(1, np.float32))
-        assert task.is_over
-
-
-def test_a_task_goes_on_with_what_it_is_given() -> None:
-    task = task_of(1)
-    task.resume(np.full(1, 7, np.float32))
-    assert (task.is_over, task.error, float(seen[-1][0])) == (True, None, 7.0)
-
-
-def test_a_task_ends_with_the_error_that_it_is_given() -> None:
-    task = task_of(1)
-    task.resume(ValueError("no"))
-    assert task.is_over
-    assert str(task.error) == "no"

@@ -1,0 +1,134 @@
+"""Bundles that a server has in memory: each is loaded when it is asked, and released for others or when idle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from edgeglm.bundle import Bundle, load_bundle
+from edgeglm.runtimes.core.heap import trim
+from edgeglm.runtimes.core.runner import Runner
+from edgeglm.runtimes.serve.tasks import Task
+
+
+@dataclass
+class Loaded:
+    """A runner in memory, when it was asked last, and the requests that it answers.
+
+    Attributes:
+        is_damaged: Whether a file is another by now: the bundle is opened anew as soon as nothing runs.
+    """
+
+    runner: Runner
+    used: float
+    tasks: list[Task] = field(default_factory=list)
+    is_damaged: bool = False
+
+    @property
+    def places(self) -> int:
+        """The number of sequences that its decoder has."""
+        return len(self.runner.slots.openers) if self.runner.slots else 1
+
+    @property
+    def active(self) -> list[Task]:
+        """The requests that have a place."""
+        return [task for task in self.tasks if not task.is_aside]
+
+
+class Bundles:
+    """Bundles by the names that clients know.
+
+    Args:
+        folders: Of the bundles.
+        open_runner: Opens the runner of a folder.
+        max_ram: The budget in bytes for all of them together, if there is one.
+        now: Returns the time in seconds.
+
+    Attributes:
+        loaded: Those in memory.
+        windows: Tokens of prompt and answer, once a bundle was loaded.
+    """
+
+    def __init__(
+        self,
+        folders: Mapping[str, Path],
+        open_runner: Callable[[Path], Runner],
+        max_ram: int | None,
+        now: Callable[[], float],
+    ) -> None:
+        self.folders, self.open_runner, self.max_ram, self.now = dict(folders), open_runner, max_ram, now
+        self.described: dict[str, Bundle] = {name: load_bundle(folder) for name, folder in self.folders.items()}
+        self.windows: dict[str, int] = {}
+        self.loaded: dict[str, Loaded] = {}
+        self._peaks = dict[str, int]()  # with a whole window, of those that were loaded
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The requests that any of them answers."""
+        return [task for loaded in self.loaded.values() for task in loaded.tasks]
+
+    def pool(self) -> int:
+        """Return how many tokens all sequences may have; 0 without a budget."""
+        return sum(loaded.runner.states.room() or 0 for loaded in [*self.loaded.values()])
+
+    def taken(self) -> int:
+        """Return how many tokens requests have room for, with those that are set aside."""
+        return sum(loaded.runner.states.taken for loaded in [*self.loaded.values()])
+
+    def held(self) -> int:
+        """Return the bytes of all buffers of keys and values, also of requests that have ended."""
+        return sum(loaded.runner.states.held_bytes for loaded in [*self.loaded.values()])
+
+    def has_room(self, name: str) -> bool:
+        """Return whether a bundle is in memory, or could be without one that answers now."""
+        if name in self.loaded:
+            return not self.loaded[name].is_damaged or not self.loaded[name].tasks
+        busy = [other for other, loaded in self.loaded.items() if loaded.tasks]
+        return not busy or self.max_ram is None or self.peak(name) + sum(map(self.peak, busy)) <= self.max_ram
+
+    def take(self, name: str) -> Loaded:
+        """Return a bundle, which is loaded if need be, others released for it. Raises as `Runner`."""
+        if name in self.loaded and self.loaded[name].is_damaged and not self.loaded[name].tasks:
+            self.release([name])
+        if name not in self.loaded:
+            self._make_room(name)
+            runner = self.open_runner(self.folders[name])
+            runner.states.room = partial(self._room, name)
+            self.loaded[name], self.windows[name] = Loaded(runner, 0.0), runner.window.tokens
+            for loaded in self.loaded.values():
+                loaded.runner.states.fit()
+        self.loaded[name].used = self.now()
+        return self.loaded[name]
+
+    def peak(self, name: str) -> int:
+        """Return the predicted peak of a bundle in bytes: with a whole window, or with what its requests have."""
+        if loaded := self.loaded.get(name):
+            self._peaks[name] = loaded.runner.window.peak()
+            return loaded.runner.window.peak(loaded.runner.states.taken)
+        known = self.described[name].manifest.predicted.device_peak_rss_bytes
+        return self._peaks.get(name, max(known.values()))
+
+    def _room(self, name: str) -> int | None:
+        """Return how many tokens the requests of a bundle may have together beside the other bundles."""
+        loaded = self.loaded.get(name)
+        if self.max_ram is None or loaded is None:
+            return None
+        others = sum(self.peak(other) for other in [*self.loaded] if other != name)
+        return loaded.runner.window.room(self.max_ram - others)
+
+    def release(self, names: list[str]) -> None:
+        """Release some of them."""
+        for name in names:
+            self.loaded.pop(name).runner.close()
+        if names:
+            trim()
+
+    def _make_room(self, name: str) -> None:
+        """Release those that were asked least recently until the predicted peaks fit the budget together."""
+        while self.max_ram is not None and sum(map(self.peak, (name, *self.loaded))) > self.max_ram:
+            idle = [other for other, loaded in self.loaded.items() if not loaded.tasks]
+            if not idle:
+                return  # it is alone, and its window is what the budget has room for
+            self.release([min(idle, key=lambda other: self.loaded[other].used)])

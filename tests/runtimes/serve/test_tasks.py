@@ -1,0 +1,61 @@
+"""Requests that stop between steps: which steps go together, and how a request goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+pytest.importorskip("uvicorn", reason="needs the extra serve")
+
+from edgeglm.runtimes.core.runner import Runner
+from edgeglm.runtimes.core.session import Asked
+from edgeglm.runtimes.serve.jobs import Cancelled, Job
+from edgeglm.runtimes.serve.schedule import Claim
+from edgeglm.runtimes.serve.tasks import Task, together
+
+
+class Waiting:
+    """A task that waits for a step of so many tokens, and what it is given."""
+
+    def __init__(self, count: int) -> None:
+        self.seen: list[Any] = []
+        self.step = Asked(np.zeros((1, count, 1), np.float32), np.zeros((1, 1, count), np.int64), 1)
+        loop = cast(asyncio.AbstractEventLoop, None)  # no event is emitted
+        self.job = Job("bundle", self._work, loop, Claim("text", "normal", 0.0))
+        self.task = Task(cast(Runner, None), self.job)
+        self.task.resume()
+
+    def _work(self, runner: Runner, job: Job) -> None:
+        self.seen.append(self.task.wait(0, self.step))
+
+
+def test_a_step_has_all_that_decode_and_the_first_piece_of_a_prompt() -> None:
+    tasks = [Waiting(count).task for count in (1, 256, 200, 5)]
+    assert [task.asked.count for task in together(tasks) if task.asked] == [1, 256, 5]
+    assert [task.asked.count for task in together(tasks[::-1]) if task.asked] == [5, 200, 1]
+    for task in tasks:
+        task.resume(np.zeros(1, np.float32))
+        assert task.is_over
+
+
+def test_a_task_goes_on_with_what_it_is_given() -> None:
+    waiting = Waiting(1)
+    waiting.task.resume(np.full(1, 7, np.float32))
+    assert (waiting.task.is_over, waiting.task.error, float(waiting.seen[0][0])) == (True, None, 7.0)
+
+
+def test_a_task_ends_with_the_error_that_it_is_given() -> None:
+    waiting = Waiting(1)
+    waiting.task.resume(ValueError("no"))
+    assert waiting.task.is_over
+    assert str(waiting.task.error) == "no"
+
+
+def test_a_job_that_nobody_waits_for_ends_between_steps() -> None:
+    job = Waiting(1).job
+    job.pause = lambda: setattr(job, "cancelled", True)
+    with pytest.raises(Cancelled):
+        job.between_steps()
