@@ -113,6 +113,11 @@ def _kept(manifest: dict[str, object]) -> Mapping[str, object]:
     provenance.pop("versions")
     for name in CODE:
         files.pop(name, None)
+    modules = manifest["modules"]
+    assert isinstance(modules, list)
+    for slots in filter(None, (module.get("slots") for module in modules)):
+        for name in ("rss_bytes", "token_rss_bytes"):
+            slots.pop(name, None)
     return manifest
 
 

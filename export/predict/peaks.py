@@ -159,6 +159,11 @@ def slots_peak(modules: Sequence[ModuleSize], decoder: Decoder, slots: int) -> t
 
     The decoder is in memory while an image is encoded, with what its arena keeps of a piece of a prompt and of steps of
     all others.
+
+    Args:
+        modules: All of them.
+        decoder: Its sizes.
+        slots: The number of sequences.
     """
     (module,) = (module for module in modules if module.choice.is_decoder)
     encoders = [module for module in modules if not module.choice.is_decoder]
