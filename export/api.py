@@ -1,4 +1,4 @@
-"""Plan, export, validate and build as functions: what the command line, the ladder and the matrix call.
+"""Plan, export, compress, validate and build as functions: what the command line, the ladder and the matrix call.
 
     from edgeglm.export.api import ExportRequest, export
 
@@ -33,6 +33,8 @@ from edgeglm.export.predict.forecast import Forecast, forecast
 from edgeglm.export.prepare.types import Request
 from edgeglm.export.requests import (
     BuildRequest,
+    CompressRequest,
+    CompressResult,
     ExportRequest,
     ExportResult,
     PlanRequest,
@@ -49,6 +51,8 @@ from edgeglm.runtimes.engines.tensorrt.build import BuildResult, build_engines
 __all__ = [
     "BuildRequest",
     "BuildResult",
+    "CompressRequest",
+    "CompressResult",
     "ExportRequest",
     "ExportResult",
     "Forecast",
@@ -58,6 +62,7 @@ __all__ = [
     "ValidateRequest",
     "ValidateResult",
     "build",
+    "compress",
     "export",
     "plan",
     "validate",
@@ -95,6 +100,23 @@ def export(request: ExportRequest, show: Show = lambda progress: None) -> Export
         result = run(request, budget, lambda progress: show(replace(progress, rss_bytes=memory.rss_bytes)))
     seconds = time.monotonic() - start
     return msgspec.structs.replace(result, peak_rss_bytes=memory.peak_bytes, seconds=seconds)
+
+
+def compress(request: CompressRequest, show: Show = lambda progress: None) -> CompressResult:
+    """Write a smaller checkpoint.
+
+    Raises:
+        UsageError: The model, a rate, the samples or the folder is wrong.
+        UnsupportedError: The model, or a config of it with fewer heads, is not possible.
+        BudgetError: It does not fit the memory or the disk.
+        DamagedFileError: The checkpoint cannot be read.
+    """
+    from edgeglm.export.compress.compress import compress as made
+
+    start, budget = time.monotonic(), memory_budget(request.max_ram)
+    with MemorySampler() as memory:
+        result = made(request, budget, lambda progress: show(replace(progress, rss_bytes=memory.rss_bytes)))
+    return msgspec.structs.replace(result, peak_rss_bytes=memory.peak_bytes, seconds=time.monotonic() - start)
 
 
 def validate(request: ValidateRequest, show: Show = lambda progress: None) -> ValidateResult:

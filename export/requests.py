@@ -88,6 +88,26 @@ class ValidateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     masks: tuple[tuple[int, int, int, int], ...] = ()
 
 
+class CompressRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A smaller checkpoint to write.
+
+    Args:
+        output: Its folder, which is new.
+        model: As in `PlanRequest`.
+        prune: The share of the blocks' parameters that goes, or ``mlp=50%,heads=50%,layers=1``.
+        by: ``activations`` or ``l1``, what the importance of a channel, head or layer is taken from.
+        calibration: Samples or a text; None for the demo's own.
+        max_ram: Bytes that all processes may take together; None for 60% of what is available.
+    """
+
+    output: Path
+    model: str | None = None
+    prune: str
+    by: str = "activations"
+    calibration: Path | None = None
+    max_ram: int | None = None
+
+
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """TensorRT engines of a bundle to build.
 
@@ -192,3 +212,26 @@ def _remedy(metric: Metric) -> str:
     if metric.verdict == "fail":
         return "export it in a higher precision, or allow more with --accuracy-drop"
     return f"give about {metric.needed} samples"
+
+
+class CompressResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A smaller checkpoint that was written.
+
+    Args:
+        folder: Its folder.
+        parts: By module, what is left of it.
+        parameters: Of the original and of this one.
+        bytes: Of the original's weights and of these.
+        notes: What the user should know.
+        peak_rss_bytes: Of all processes, as measured; `max_ram` as allowed.
+        seconds: That it took.
+    """
+
+    folder: Path
+    parts: Mapping[str, Mapping[str, tuple[int, int]]]
+    parameters: tuple[int, int]
+    bytes: tuple[int, int]
+    notes: Sequence[str]
+    max_ram: int
+    peak_rss_bytes: int = 0
+    seconds: float = 0.0

@@ -24,7 +24,7 @@ LONG = set(
 # Modules that no test imports and no test file is named after, by name. Other tests run them.
 UNTESTED = set(
     """
-    accuracy_report adb awq budget building cases chat_request chat_worker checkpoint_options compile_worker
+    accuracy_report adb awq budget cases chat_request chat_worker checkpoint_options compile_worker
     compressed convert convert_task convert_worker converter device device_limits dialects disk execute explain
     fill formats glm gptq graph_bundle graph_plan graph_precision header header_checks matrix_cells
     observe output overflow precision progress reader remote restore run serve

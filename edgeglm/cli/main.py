@@ -20,6 +20,7 @@ COMMANDS = {
     "bench": "Measure a bundle's speed and memory on this machine.",
     "build": "Build the TensorRT engines of a bundle, on the device that runs them.",
     "burn-test": "Run a bundle on a device, and compare its answers with this machine's.",
+    "compress": "Make a smaller checkpoint: fewer channels, heads and layers.",
     "devices": "List the device profiles, or show every fact of one with its source.",
     "doctor": "Report what this machine has and what edgeglm can use of it.",
     "export": "Export a checkpoint to a bundle for a device.",
@@ -32,7 +33,14 @@ COMMANDS = {
     "verify": "Check every file of a bundle against its hash.",
 }
 # The extra that a command needs.
-EXTRAS = {"export": "export", "matrix": "export", "plan": "export", "serve": "serve", "validate": "export"}
+EXTRAS = {
+    "compress": "export",
+    "export": "export",
+    "matrix": "export",
+    "plan": "export",
+    "serve": "serve",
+    "validate": "export",
+}
 
 
 @dataclass

@@ -102,11 +102,7 @@ def observe(
         UnsupportedError: The model takes no pictures, and the samples are screens, or the other way round.
         UsageError: Something in the model is not finite on them.
     """
-    sees, screens = prepared.model.vision is not None, isinstance(examples[0], Sample)
-    if screens and not sees:
-        raise UnsupportedError("--calibration", f"{prepared.request.name} takes no images", "give a text")
-    if sees and not screens:
-        raise UnsupportedError("--calibration", f"{prepared.request.name} takes images", "give samples (.jsonl)")
+    check_examples(prepared, examples)
     source, prompts = replace(prepared.checkpoint, keep_pages=True), example_prompts(prepared, examples)
     choices = {module.choice.name: module.choice for module in prepared.modules}
     learner = Learner(choices, source, work / FEEDBACK if work else None, len(prompts), widest)
@@ -121,6 +117,15 @@ def observe(
     except ValueError as error:
         raise UsageError("--calibration", str(error), "check the model and the samples") from error
     return observed, learner.learned
+
+
+def check_examples(prepared: Prepared, examples: Sequence[Example]) -> None:
+    """Check that samples are what the model takes. Raises UnsupportedError."""
+    sees, screens = prepared.model.vision is not None, isinstance(examples[0], Sample)
+    if screens and not sees:
+        raise UnsupportedError("--calibration", f"{prepared.request.name} takes no images", "give a text")
+    if sees and not screens:
+        raise UnsupportedError("--calibration", f"{prepared.request.name} takes images", "give samples (.jsonl)")
 
 
 def calibrate(

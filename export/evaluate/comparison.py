@@ -8,6 +8,7 @@ from pathlib import Path
 from edgeglm.bundle import Bundle, load_bundle, verify_bundle
 from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.export.checkpoint.adapter import open_checkpoint
+from edgeglm.export.checkpoint.lineage import ORIGINAL, ORIGINAL_SHA256, check_original, find_original
 from edgeglm.export.checkpoint.locate import DEMO, DEMO_NAME, locate
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.evaluate.accuracy_report import Found, OnScreens, OnText, write_report
@@ -112,12 +113,14 @@ def _on_text(bundle: Bundle, original: Checkpoint, file: Path, request: Validate
 
 
 def _original(manifest: Manifest, reference: str | None, adapter: str | None) -> Checkpoint:
-    if reference is None and manifest.model.name != DEMO_NAME:
-        raise UsageError("--reference", f"is needed for {manifest.model.name}", "give the checkpoint it was made from")
+    if reference is None and not _is_of_demo(manifest):
+        remedy = "give the checkpoint it was made from"
+        raise UsageError("--reference", f"is needed for {manifest.model.name}", remedy)
     wanted = manifest.provenance.options.get("adapter_sha256")
     if wanted and adapter is None:
         raise UsageError("--adapter", "is needed: the bundle was exported with an adapter", "give its folder")
-    folder = DEMO if reference is None else locate(reference)[0]
+    folder = DEMO if reference is None else find_original(locate(reference)[0])
+    check_original(folder, manifest.provenance.options.get(ORIGINAL_SHA256))
     checkpoint = open_checkpoint(folder, None if adapter is None else locate(adapter)[0])
     if wanted and checkpoint.adapter_sha256 != wanted:
         raise UsageError(
@@ -127,10 +130,15 @@ def _original(manifest: Manifest, reference: str | None, adapter: str | None) ->
     return checkpoint
 
 
+def _is_of_demo(manifest: Manifest) -> bool:
+    """Return whether the original is the demo, which a model may have been compressed from."""
+    return manifest.provenance.options.get(ORIGINAL, manifest.model.name) == DEMO_NAME
+
+
 def _data(manifest: Manifest, data: Path | None) -> Path:
     if data is not None:
         return data
-    if manifest.model.name != DEMO_NAME:
+    if not _is_of_demo(manifest):
         why = f"is needed for {manifest.model.name}"
         raise UsageError("--data", why, f"give samples with targets ({SAMPLES}), or a text")
     return DEMO_DATA.evaluation

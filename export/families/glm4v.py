@@ -62,6 +62,7 @@ GLM4V = Family(
         prefix="model.language_model",
         # What the rotary embedding falls back to without a setting (transformers 5.23, Glm4vTextRotaryEmbedding).
         mrope_section=(8, 12, 12),
+        free_heads=False,
     ),
     (
         EncoderSpec(

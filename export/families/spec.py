@@ -44,6 +44,7 @@ class DecoderSpec:
         prefix: What the names of its weights begin with, and of the table's.
         head: The weight of a head that is not tied to the table.
         mrope_section: The sections of a multimodal rotary embedding that a config leaves out.
+        free_heads: Whether a config may state a head's size, and so another number of heads beside the same width.
     """
 
     block: str
@@ -53,6 +54,7 @@ class DecoderSpec:
     prefix: str = "model"
     head: str = "lm_head.weight"
     mrope_section: tuple[int, ...] = ()
+    free_heads: bool = True
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ import msgspec
 
 from edgeglm import manifest
 from edgeglm.errors import AccuracyError, UsageError
+from edgeglm.export.checkpoint.adapter import open_checkpoint
+from edgeglm.export.checkpoint.lineage import find_original
+from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.choose.precision import parse_precisions
 from edgeglm.export.evaluate.original.memory import BASE_BYTES, is_streamed, streamed_bytes, whole_bytes
 from edgeglm.export.pipeline.ladder import SENSITIVITY_SAMPLES, Ladder, worst
@@ -43,13 +46,20 @@ class Gate:
 
     def check_budget(self, opened: Opened) -> int:
         """Return the predicted peak of measuring the first bundle. Raises BudgetError if ``--max-ram`` is less."""
-        original, data, budget = opened.checkpoint, self.request.data, self.request.max_ram or 0
+        original, data, budget = _original(opened), self.request.data, self.request.max_ram or 0
         streamed = is_streamed(original, budget) or (data is not None and data.suffix != SAMPLES)
         whole = streamed_bytes(original) if streamed else whole_bytes(original)
         peak = max(whole, BASE_BYTES + loaded_bytes(opened))
         or_without = "; or leave --accuracy-drop out, and validate elsewhere"
         check_peak(peak, budget, f"to measure {self.name}", or_without)
         return peak
+
+
+def _original(opened: Opened) -> Checkpoint:
+    """Return the checkpoint, or the one that it was compressed from."""
+    folder = opened.checkpoint.folder
+    original = find_original(folder)
+    return opened.checkpoint if original == folder else open_checkpoint(original)
 
 
 def open_gate(

@@ -43,7 +43,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return status, captured.out, captured.err
 
 
-HOST_COMMANDS = {"export", "matrix", "plan", "validate"}
+HOST_COMMANDS = {"compress", "export", "matrix", "plan", "validate"}
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

@@ -1,0 +1,1 @@
+"""Make a smaller checkpoint of a checkpoint."""
