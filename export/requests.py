@@ -98,11 +98,21 @@ class CompressRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         by: ``activations`` or ``l1``, what the importance of a channel, head or layer is taken from.
         calibration: Samples or a text; None for the demo's own.
         max_ram: Bytes that all processes may take together; None for 60% of what is available.
+        distill: Samples (.jsonl) or a text that what is left learns on, from the original; None for none.
+        epochs: How often it sees them.
+        learning_rate: The highest one.
+        freeze: Modules that do not learn.
+        resume: Whether to go on from a partial checkpoint.
     """
 
     output: Path
     model: str | None = None
     prune: str
+    distill: Path | None = None
+    epochs: int = 3
+    learning_rate: float = 1e-4
+    freeze: tuple[str, ...] = ()
+    resume: bool = True
     by: str = "activations"
     calibration: Path | None = None
     max_ram: int | None = None
@@ -222,6 +232,7 @@ class CompressResult(msgspec.Struct, frozen=True, kw_only=True):
         parts: By module, what is left of it.
         parameters: Of the original and of this one.
         bytes: Of the original's weights and of these.
+        recovery: The held-out scores, before it and after each epoch.
         notes: What the user should know.
         peak_rss_bytes: Of all processes, as measured; `max_ram` as allowed.
         seconds: That it took.
@@ -231,6 +242,7 @@ class CompressResult(msgspec.Struct, frozen=True, kw_only=True):
     parts: Mapping[str, Mapping[str, tuple[int, int]]]
     parameters: tuple[int, int]
     bytes: tuple[int, int]
+    recovery: Sequence[float] = ()
     notes: Sequence[str]
     max_ram: int
     peak_rss_bytes: int = 0

@@ -41,6 +41,16 @@ from edgeglm.units import format_size
     metavar="FILE",
     help="Samples (.jsonl) or a text to measure activations on (default: the demo's, for the demo).",
 )
+@click.option(
+    "--distill",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Samples (.jsonl) or a text that what is left learns on, from the original.",
+)
+@click.option("--epochs", default=3, show_default=True, metavar="N", help="How often --distill sees every sample.")
+@click.option("--learning-rate", default=1e-4, show_default=True, metavar="RATE", help="The highest of --distill.")
+@click.option("--freeze", default="", metavar="MODULES", help="Modules that do not learn, such as vision,embedding.")
+@click.option("--no-resume", is_flag=True, help="Discard a partial recovery instead of resuming it.")
 @max_ram_option
 @json_option
 def command(
@@ -49,6 +59,11 @@ def command(
     prune: str,
     by: str,
     calibration: Path | None,
+    distill: Path | None,
+    epochs: int,
+    learning_rate: float,
+    freeze: str,
+    no_resume: bool,
     max_ram: str | None,
     as_json: bool,
 ) -> None:
@@ -57,7 +72,19 @@ def command(
     MODEL is a Hugging Face checkpoint directory, or org/name of one on the hub; without it, the demo.
     """
     budget = parse_budget(max_ram)
-    request = CompressRequest(model=model, output=out, prune=prune, by=by, calibration=calibration, max_ram=budget)
+    request = CompressRequest(
+        model=model,
+        output=out,
+        prune=prune,
+        by=by,
+        calibration=calibration,
+        max_ram=budget,
+        distill=distill,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        freeze=tuple(filter(None, freeze.split(","))),
+        resume=not no_resume,
+    )
     with Display(budget) as display:
         result = compress(request, display)
     for note in result.notes:
@@ -77,6 +104,7 @@ def _summary(result: CompressResult) -> dict[str, object]:
         },
         "parameters": {"before": result.parameters[0], "after": result.parameters[1]},
         "bytes": {"before": result.bytes[0], "after": result.bytes[1]},
+        "recovery": list(result.recovery),
         "peak_rss_bytes": result.peak_rss_bytes,
         "seconds": round(result.seconds, 3),
     }
@@ -88,6 +116,9 @@ def _lines(result: CompressResult) -> Iterator[str]:
         yield f"{module:<11}{said}"
     before, after = result.parameters
     yield f"parameters {after:,} of {before:,}, {format_size(result.bytes[1])} of {format_size(result.bytes[0])}"
+    if result.recovery:
+        first, *others = (f"{score:.3f}" for score in result.recovery)
+        yield f"recovery   held-out score {first} before, {', '.join(others)} after each epoch; the best is kept"
     peak, budget = format_size(result.peak_rss_bytes), format_size(result.max_ram)
     yield f"memory     peak {peak}, budget {budget}, {result.seconds:.1f} s"
     yield f"next       edgeglm export {result.folder} --target NAME"

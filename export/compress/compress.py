@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,18 +11,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 
 from edgeglm.devices.loader import load_profile
 from edgeglm.errors import UsageError
-from edgeglm.export.calibrate.calibrator import check_examples, examples_hash, read_calibration, samples_bytes
+from edgeglm.export.calibrate.calibrator import check_examples, examples_hash, samples_bytes
 from edgeglm.export.calibrate.observe import Observed
 from edgeglm.export.checkpoint.lineage import Lineage, Step, read_lineage, weights_key
 from edgeglm.export.checkpoint.locate import locate
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.compress.choose import Chosen, InfluenceWalk, Observer, choose_by_l1, choose_layers, removed
 from edgeglm.export.compress.cuts import cut_config, cut_tensors
+from edgeglm.export.compress.options import (
+    L1,
+    check_by,
+    check_output,
+    check_recovery,
+    hash_data,
+    read_examples,
+)
 from edgeglm.export.compress.parts import Part, find_parts
 from edgeglm.export.compress.rates import Left, parse_rates, plan_parts
 from edgeglm.export.compress.write import write_checkpoint
@@ -32,17 +41,15 @@ from edgeglm.export.prepare.types import Opened, Prepared, Request
 from edgeglm.export.prove.probes import Example, example_prompts
 from edgeglm.export.prove.reference import OriginalWeights
 from edgeglm.export.requests import CompressRequest, CompressResult, Progress, Show
-from edgeglm.export.samples.shipped import DEMO_DATA
 from edgeglm.export.trace.tracer import trace
 from edgeglm.export.write.disk import explained, lock_folder, make_folders, sync
 from edgeglm.roles import ModuleName
 
-ACTIVATIONS, L1 = "activations", "l1"
 # A profile whose limits bind nothing; no module is made.
 PROFILE = "cpu"
 # Arrays in fp64 and fp32 of a covariance while a matrix is refitted.
 COPIES = 5
-MODEL, WORK = "model", "work"
+NEW, MODEL, WORK, KEY = "new", "model", "work", "key"
 
 
 def compress(request: CompressRequest, budget: int, show: Show) -> CompressResult:
@@ -57,63 +64,86 @@ def compress(request: CompressRequest, budget: int, show: Show) -> CompressResul
         EdgeglmError: The model, a rate, the samples or the folder is wrong, or memory or disk is too short.
     """
     rates = parse_rates(request.prune)
-    if request.by not in (ACTIVATIONS, L1):
-        raise UsageError(f"--by {request.by}", "is no measure of importance", f"give {ACTIVATIONS} or {L1}")
+    check_by(request)
     source, name = locate(request.model)
-    _check_output(request.output, source)
+    check_output(request.output, source)
     opened = open_export(Request(source, name, load_profile(PROFILE), "fp32"))
     checkpoint = opened.checkpoint
-    examples = _examples(request, checkpoint, name)
+    examples = read_examples(request, checkpoint, name)
+    if request.distill:
+        check_recovery(request, checkpoint)
     show(Progress("tracing"))
     (traced,) = trace([opened.probe])
     prepared = Prepared(opened, traced.model, traced, (), {})
     plan = plan_parts(find_parts(checkpoint, traced.model), rates, checkpoint)
-    with _partial(request.output) as partial:
-        chosen, notes = _choose(request, prepared, plan, examples, partial / WORK, budget, show)
-        cuts = cut_tensors(checkpoint, plan, chosen)
-        lineage = _lineage(request, checkpoint, name, examples, chosen)
-        config = cut_config(checkpoint.config, plan)
-        show(Progress("writing", 0.0))
-        total = sum(cut.nbytes for cut in cuts)
-        with explained(request.output, request.output, total):
-            write_checkpoint(
-                partial / MODEL, cuts, checkpoint, config, lineage, lambda done: show(Progress("writing", done, total))
-            )
-            os.rename(partial / MODEL, request.output)
+    with _partial(request, _key(request, checkpoint, examples)) as partial:
+        notes, scores = list[str](), list[float]()
+        if not (partial / MODEL).exists():
+            notes = _prune(request, prepared, plan, examples, partial, budget, show)
+        smaller = Checkpoint.open(partial / MODEL)
+        made = partial / MODEL
+        if request.distill:
+            from edgeglm.export.compress.recover import SAVED, recover
+
+            def tell(stage: str, done: float) -> None:
+                show(Progress(stage, done))
+
+            scores = recover(request, checkpoint, made, partial / WORK, budget, tell)
+            made = partial / WORK / SAVED
+        with explained(request.output, request.output):
+            os.rename(made, request.output)
             sync(request.output.absolute().parent)
     return CompressResult(
         folder=request.output,
         parts={part.module: _counts(part, left) for part, left in plan.items()},
-        parameters=(checkpoint.parameters, sum(math.prod(cut.shape) for cut in cuts)),
-        bytes=(checkpoint.total_bytes, total),
+        parameters=(checkpoint.parameters, smaller.parameters),
+        bytes=(checkpoint.total_bytes, smaller.total_bytes),
+        recovery=scores,
         notes=notes,
         max_ram=budget,
     )
 
 
-def _check_output(output: Path, source: Path) -> None:
-    with explained(output, output):
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise UsageError(output, "exists already", "give a new folder")
-        if os.path.realpath(output).startswith(os.path.realpath(source) + os.sep):
-            raise UsageError(output, "lies in the checkpoint's own folder", "give another folder")
+def _prune(
+    request: CompressRequest,
+    prepared: Prepared,
+    plan: Mapping[Part, Left],
+    examples: Sequence[Example],
+    partial: Path,
+    budget: int,
+    show: Show,
+) -> list[str]:
+    """Write the smaller checkpoint into the partial folder; return notes."""
+    checkpoint = prepared.checkpoint
+    chosen, notes = _choose(request, prepared, plan, examples, partial / WORK, budget, show)
+    cuts = cut_tensors(checkpoint, plan, chosen)
+    lineage = _lineage(request, checkpoint, prepared.request.name, examples, chosen)
+    total = sum(cut.nbytes for cut in cuts)
+
+    def tell(done: float) -> None:
+        show(Progress("writing", done, total))
+
+    with explained(request.output, request.output, total):
+        write_checkpoint(partial / NEW, cuts, checkpoint, cut_config(checkpoint.config, plan), lineage, tell)
+        os.rename(partial / NEW, partial / MODEL)
+        sync(partial)
+    for file in chosen.fitted.values():
+        file.unlink()
+    return notes
 
 
-def _examples(request: CompressRequest, checkpoint: Checkpoint, name: str) -> Sequence[Example]:
-    if request.by == L1:
-        if request.calibration:
-            raise UsageError("--calibration", "is not read by l1, which looks at weights alone", "leave it out")
-        return []
-    file = request.calibration or (DEMO_DATA.calibration if request.model is None else None)
-    if file is None:
-        why = f"is needed: the importance of channels is measured on what {name} reads"
-        raise UsageError("--calibration", why, "give samples (.jsonl) or a text, or choose --by l1")
-    return read_calibration(file, checkpoint.folder)[0]
+def _key(request: CompressRequest, checkpoint: Checkpoint, examples: Sequence[Example]) -> str:
+    """Hash all that determines the smaller checkpoint."""
+    data = [] if request.distill is None else [hash_data(request.distill)]
+    asked = msgspec.structs.replace(request, output=Path(), max_ram=None, resume=True)
+    said = (asked, weights_key(checkpoint), examples_hash(examples), data)
+    return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
 @contextmanager
-def _partial(output: Path) -> Iterator[Path]:
-    """Yield a locked, empty folder beside the output, gone afterwards; what a killed run left is removed."""
+def _partial(request: CompressRequest, key: str) -> Iterator[Path]:
+    """Yield a locked folder beside the output, gone afterwards; a recovery that ended early is gone on with."""
+    output = request.output
     partial = output.absolute().with_name(f"{output.name}.partial")
     with explained(output, output):
         make_folders(partial.parent)
@@ -121,15 +151,29 @@ def _partial(output: Path) -> Iterator[Path]:
         if lock is None:
             raise UsageError(output, "is being written by another process", "wait for it, or give another folder")
         try:
-            for name in (MODEL, WORK):
-                shutil.rmtree(partial / name, ignore_errors=True)
-            (partial / WORK).mkdir()
+            _clear(partial, key, resume=request.resume)
             if output.exists():
                 output.rmdir()
             yield partial
-        finally:
+        except BaseException:
+            if request.distill is None or not (partial / MODEL).exists():
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        else:
             shutil.rmtree(partial, ignore_errors=True)
+        finally:
             os.close(lock)
+
+
+def _clear(partial: Path, key: str, *, resume: bool) -> None:
+    """Remove what an earlier run left, unless it was to make the same."""
+    known = (partial / KEY).read_text() if (partial / KEY).is_file() else ""
+    shutil.rmtree(partial / NEW, ignore_errors=True)
+    if known != key or not resume:
+        for name in (MODEL, WORK):
+            shutil.rmtree(partial / name, ignore_errors=True)
+    (partial / WORK).mkdir(exist_ok=True)
+    (partial / KEY).write_text(key)
 
 
 def _choose(
@@ -205,7 +249,14 @@ def _lineage(
     request: CompressRequest, checkpoint: Checkpoint, name: str, examples: Sequence[Example], chosen: Chosen
 ) -> Lineage:
     before = read_lineage(checkpoint.folder)
-    asked = {"prune": request.prune, "by": request.by}
+    asked: dict[str, Any] = {"prune": request.prune, "by": request.by}
+    if request.distill:
+        asked |= {
+            "distill_sha256": hash_data(request.distill),
+            "epochs": request.epochs,
+            "learning_rate": request.learning_rate,
+            "freeze": list(request.freeze),
+        }
     kept: dict[str, dict[str, Any]] = {
         "layers": dict[str, Any](chosen.layers.items()),
         "units": {reader: units.tolist() for reader, units in chosen.units.items()},

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +78,14 @@ def write_checkpoint(
     """
     folder.mkdir()
     write_weights(folder / SINGLE, cuts, checkpoint, show)
-    for file in _copied(checkpoint.folder):
-        shutil.copyfile(file, folder / file.name)
+    copy_small_files(checkpoint.folder, folder)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / LINEAGE).write_bytes(msgspec.json.format(msgspec.json.encode(lineage)) + b"\n")
     sync(folder)
 
 
-def _copied(folder: Path) -> Iterable[Path]:
+def copy_small_files(folder: Path, target: Path) -> None:
+    """Copy what lies beside the weights and is not about them. Raises OSError."""
     for file in sorted(folder.iterdir()):
         if file.is_file() and file.suffix in COPIED and not file.name.startswith(".") and file.name not in NOT_COPIED:
-            yield file
+            shutil.copyfile(file, target / file.name)

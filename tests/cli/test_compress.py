@@ -16,7 +16,8 @@ from edgeglm.bundle import read_manifest
 from edgeglm.cli.main import main
 from edgeglm.export.checkpoint.lineage import LINEAGE
 from edgeglm.export.checkpoint.locate import DEMO
-from tests.cli.commands import check_failure, left_of, run, start
+from edgeglm.export.samples.shipped import DATA
+from tests.cli.commands import check_failure, end, left_of, run, start
 from tests.export.tiny import SHAPES, save
 
 Capture = pytest.CaptureFixture[str]
@@ -130,3 +131,28 @@ def test_a_killed_run_leaves_no_checkpoint_and_the_next_one_is_whole(
     assert lineage["original"] == "tiny"
     assert lineage["place"] == str(tiny)
     assert [step["command"]["prune"] for step in lineage["steps"]] == ["40%", "layers=1"]
+
+
+@pytest.mark.slow
+def test_a_killed_recovery_goes_on_to_a_checkpoint_that_exports(tmp_path: Path, capsys: Capture) -> None:
+    lines = (DATA / "calibration.jsonl").read_text().splitlines(keepends=True)[:32]
+    data, target = tmp_path / "samples.jsonl", tmp_path / "out"
+    data.write_text("".join(lines))
+    shutil.copytree(DATA / "calibration", tmp_path / "calibration")
+    options = ("-o", target, "--prune", "mlp=20%", "--by", "l1", "--distill", data, "--epochs", "1")
+    process, work = start("compress", *options), tmp_path / "out.partial" / "work"
+    try:
+        while process.poll() is None and not (work / "state.pt").exists():
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.communicate()
+    assert not target.exists()
+    status, out, _ = end(start("compress", *options, "--json"))
+    assert status == 0
+    assert left_of(target) == ["out"]
+    recovery = json.loads(out)["recovery"]
+    assert len(recovery) == 2
+    assert all(0 < score <= 1 for score in recovery)
+    assert json.loads((target / LINEAGE).read_text())["original"] == "edgeglm-demo"
+    assert run(capsys, "plan", target, "--target", "cpu", "--precision", "int8")[0] == 0

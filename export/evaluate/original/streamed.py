@@ -58,7 +58,7 @@ def streamed_answers(
     drafts = {index: list(tokens) for index, tokens in enumerate(drafter.draft(samples, [()] * len(samples)))}
     while drafts:
         asked, decided = [samples[index] for index in drafts], dict[int, list[int]]()
-        drafted = (_drafted(prompts, *pair, mrope=mrope) for pair in zip(asked, drafts.values(), strict=True))
+        drafted = (as_drafted(prompts, *pair, mrope=mrope) for pair in zip(asked, drafts.values(), strict=True))
         for (index, draft), likeliest in zip(drafts.items(), verdicts(original, drafted), strict=True):
             tokens, whole = corrected(draft, likeliest, drafter.ends)
             (answers if whole else decided)[index] = tokens
@@ -103,6 +103,17 @@ class Drafted:
 
 def verdicts(original: Original, drafted: Iterable[Drafted]) -> Iterator[list[int]]:
     """Yield for each draft the original's likeliest tokens, in as many passes as memory asks for."""
+    for decoder, states, question in judged(original, drafted):
+        yield decoder.judge(states, question.draft)[1].tolist()
+
+
+def judged(original: Original, drafted: Iterable[Drafted]) -> Iterator[tuple[StreamedDecoder, Tensor, Drafted]]:
+    """Yield each draft with the last hidden states (n, hidden) that predict its tokens, and the decoder.
+
+    Args:
+        original: The checkpoint.
+        drafted: As many as memory asks for pass through it together.
+    """
     for batch in _batches(drafted, lambda question: len(question.prompt.tokens), TOKENS):
         features = list(_features(original, batch))  # of all, so that the tower is gone when the decoder comes
         decoder = StreamedDecoder(original)
@@ -111,7 +122,7 @@ def verdicts(original: Original, drafted: Iterable[Drafted]) -> Iterator[list[in
             question.prompt.place(states[0].numpy(), [feature.numpy()])
         decoder.run(hidden, [question.prompt.positions for question in batch])
         for states, question in zip(hidden, batch, strict=True):
-            yield decoder.judge(states[0, -len(question.draft) :], question.draft)[1].tolist()
+            yield decoder, states[0, -len(question.draft) :], question
         del decoder
 
 
@@ -124,7 +135,15 @@ def _features(original: Original, drafted: Sequence[Drafted]) -> Iterator[Tensor
         yield from found.split([stop - start for question in batch for start, stop in question.prompt.spans])
 
 
-def _drafted(prompts: Prompts, sample: Sample, draft: Sequence[int], *, mrope: bool) -> Drafted:
+def as_drafted(prompts: Prompts, sample: Sample, draft: Sequence[int], *, mrope: bool) -> Drafted:
+    """Return a screen's question with the draft of its answer.
+
+    Args:
+        prompts: The original's.
+        sample: The screen.
+        draft: Tokens.
+        mrope: Whether positions count time, row and column.
+    """
     inputs: Any = prompts.encode([sample.image], [sample.messages])
     tokens, grid = inputs["input_ids"][0].tolist(), inputs["image_grid_thw"]
     rows, columns = (grid[0, 1:] // prompts.processor.merge_size).tolist()

@@ -1,0 +1,82 @@
+"""Options of a compression, checked before anything is made."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeglm.digest import hash_range
+from edgeglm.errors import UsageError
+from edgeglm.export.calibrate.calibrator import read_calibration
+from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.families.registry import family_of
+from edgeglm.export.prove.probes import Example
+from edgeglm.export.requests import CompressRequest
+from edgeglm.export.samples.shipped import DEMO_DATA
+from edgeglm.export.write.disk import explained
+from edgeglm.files import opened
+from edgeglm.suggest import nearest_name
+
+ACTIVATIONS, L1 = "activations", "l1"
+
+
+def check_by(request: CompressRequest) -> None:
+    """Check the measure of importance. Raises UsageError."""
+    if request.by not in (ACTIVATIONS, L1):
+        raise UsageError(f"--by {request.by}", "is no measure of importance", f"give {ACTIVATIONS} or {L1}")
+
+
+def check_output(output: Path, source: Path) -> None:
+    """Check that a checkpoint may be written there, beside its source. Raises UsageError."""
+    with explained(output, output):
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise UsageError(output, "exists already", "give a new folder")
+        if os.path.realpath(output).startswith(os.path.realpath(source) + os.sep):
+            raise UsageError(output, "lies in the checkpoint's own folder", "give another folder")
+
+
+def read_examples(request: CompressRequest, checkpoint: Checkpoint, name: str) -> Sequence[Example]:
+    """Return the samples that importance is measured on; none for L1.
+
+    Args:
+        request: What is asked for.
+        checkpoint: The original.
+        name: Its name.
+
+    Raises:
+        UsageError: They are missing, too few, or not wanted.
+    """
+    if request.by == L1:
+        if request.calibration:
+            raise UsageError("--calibration", "is not read by l1, which looks at weights alone", "leave it out")
+        return []
+    file = request.calibration or (DEMO_DATA.calibration if request.model is None else None)
+    if file is None:
+        why = f"is needed: the importance of channels is measured on what {name} reads"
+        raise UsageError("--calibration", why, "give samples (.jsonl) or a text, or choose --by l1")
+    return read_calibration(file, checkpoint.folder)[0]
+
+
+def check_recovery(request: CompressRequest, original: Checkpoint) -> None:
+    """Check the names of ``--freeze``, and the numbers of the recovery. Raises UsageError."""
+    names = family_of(original.config).modules(original.config)
+    for name in request.freeze:
+        if name not in names:
+            raise UsageError(f"--freeze {name}", "is not a module of the model", nearest_name(name, names))
+    if set(request.freeze) == set(names):
+        raise UsageError("--freeze", "leaves nothing to learn", "name fewer modules")
+    if request.epochs < 1:
+        raise UsageError(f"--epochs {request.epochs}", "is none", "give 1 or more")
+    if not (math.isfinite(request.learning_rate) and 0 < request.learning_rate <= 1):
+        raise UsageError(f"--learning-rate {request.learning_rate}", "is no rate", "give one such as 1e-4")
+
+
+def hash_data(file: Path) -> str:
+    """Hash a file of samples or text. Raises UsageError."""
+    with opened(file, "give samples (.jsonl) or a text in UTF-8") as stream:
+        digest = hashlib.sha256()
+        hash_range(digest, stream.fileno(), 0, os.fstat(stream.fileno()).st_size)
+        return digest.hexdigest()

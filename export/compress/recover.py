@@ -1,0 +1,91 @@
+"""Recover a smaller checkpoint: the teacher's logits first, then the student, then a checkpoint of what it learned."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from edgeglm.export.checkpoint.lineage import LINEAGE
+from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.compress.lessons import read_lessons
+from edgeglm.export.compress.student import Settings, Student
+from edgeglm.export.compress.teacher import Teacher
+from edgeglm.export.compress.write import copy_small_files
+from edgeglm.export.evaluate.original.decoder import parts_of
+from edgeglm.export.evaluate.original.memory import BASE_BYTES, streamed_bytes
+from edgeglm.export.evaluate.original.whole import Prompts
+from edgeglm.export.predict.peaks import check_peak
+from edgeglm.export.requests import CompressRequest
+from edgeglm.export.write.disk import explained, sync
+
+# Bytes of a weight that learns: itself, its gradient, and two moments.
+LEARNING = 16
+# Below this width the conversions of bf16 take longer than its products save: 1.2 times the time of fp32 on the demo.
+WIDE = 1024
+# The folder of the recovered checkpoint.
+SAVED = "saved"
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def recover(
+    request: CompressRequest,
+    original: Checkpoint,
+    folder: Path,
+    work: Path,
+    budget: int,
+    show: Callable[[str, float], None],
+) -> list[float]:
+    """Have a smaller checkpoint learn from its original, and write what it learned to ``work/saved``.
+
+    Args:
+        request: What is asked for.
+        original: The teacher.
+        folder: The smaller checkpoint.
+        work: Where logits and state are kept.
+        budget: Bytes of memory.
+        show: Is told the stage and which share is done.
+
+    Returns:
+        The scores of the held-out lessons, before the recovery and after each epoch.
+
+    Raises:
+        EdgeglmError: The samples or an option is wrong, or memory or disk is too short.
+        OSError: A file cannot be written.
+    """
+    assert request.distill is not None
+    smaller = Checkpoint.open(folder)
+    learning = BASE_BYTES + LEARNING * smaller.parameters
+    check_peak(max(learning, streamed_bytes(original)), budget, f"to recover {request.output}")
+    prompts = Prompts.load(original.folder)
+    lessons = read_lessons(request.distill, prompts, original.folder)
+    config, family, _ = parts_of(original.config)
+    decoder = family.describe(config, None).decoder
+    teacher = Teacher(work / "teacher.bin", decoder.vocabulary, [*lessons.taught, *lessons.held])
+    with explained(request.output, work, teacher.nbytes):
+        teacher.store(original, prompts, lambda done: show("the original answers", done))
+    bf16 = decoder.hidden >= WIDE and torch.cpu._is_avx512_bf16_supported()
+    settings = Settings(request.epochs, request.learning_rate, request.freeze, learning > budget / 2, bf16)
+    student = Student(folder, work, lessons, teacher, settings, show)
+    with explained(request.output, work):
+        history = student.learn()
+        _write(student, smaller)
+    return history.scores
+
+
+def _write(student: Student, smaller: Checkpoint) -> None:
+    """Write the student as transformers saves it, in the dtype that it had, with the files beside it."""
+    saved = student.work / SAVED
+    shutil.rmtree(saved, ignore_errors=True)
+    names = {tensor.dtype for tensor in smaller.tensors.values()}
+    dtype = DTYPES[names.pop()] if len(names) == 1 else torch.float32
+    student.model.to(dtype).save_pretrained(saved)
+    copy_small_files(smaller.folder, saved)
+    shutil.copyfile(smaller.folder / LINEAGE, saved / LINEAGE)
+    for file in saved.iterdir():
+        with open(file, "rb") as written:
+            os.fsync(written.fileno())
+    sync(saved)

@@ -1,0 +1,270 @@
+"""A smaller checkpoint learns from the teacher's stored logits: soft targets beside the right tokens.
+
+State is kept on the disk, so that a killed run goes on; the student of the best held-out score is what remains.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
+
+from edgeglm.errors import UsageError
+from edgeglm.export.compress.lessons import Encoded, Lesson, Lessons, collate, encode, labels, pieces
+from edgeglm.export.compress.teacher import TEMPERATURE, Records, Teacher
+from edgeglm.export.evaluate.original.whole import Prompts, WholeOriginal
+from edgeglm.export.evaluate.tasks.success import succeeds
+from edgeglm.export.families.building import reference_config
+from edgeglm.export.families.registry import module_of
+from edgeglm.export.write.disk import sync
+
+# The share of the loss that the soft targets have.
+WEIGHT = 0.7
+# Lessons of a step, and tokens that are in memory together.
+BATCH, TOKENS = 16, 4096
+WARM = 0.05
+CLIP, DECAY = 1.0, 0.01
+# Evaluations without a better score after which it ends.
+PATIENCE = 4
+SAVE_SECONDS = 60.0
+STATE, BEST = "state.pt", "best.pt"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a recovery.
+
+    Args:
+        epochs: How often every lesson is seen.
+        rate: The highest learning rate.
+        freeze: Modules whose weights stay.
+        checkpointing: Whether activations of a block are computed again instead of kept.
+        bf16: Whether products are computed in it.
+    """
+
+    epochs: int
+    rate: float
+    freeze: tuple[str, ...] = ()
+    checkpointing: bool = False
+    bf16: bool = False
+
+
+@dataclass
+class History:
+    """The course of a recovery.
+
+    Args:
+        step: Steps that are done.
+        scores: Of the held-out lessons, before it and after each epoch.
+        best: The index of the best of them.
+    """
+
+    step: int = 0
+    scores: list[float] = field(default_factory=list)
+    best: int = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last scores were no better."""
+        return len(self.scores) - 1 - self.best >= PATIENCE
+
+
+def distillation_loss(logits: Tensor, records: Records, right: Tensor) -> Tensor:
+    """Return the loss of places, their mean.
+
+    Args:
+        logits: (n, vocabulary) of the student.
+        records: n of the teacher.
+        right: (n) tokens.
+    """
+    log_probabilities = (logits / TEMPERATURE).log_softmax(-1)
+    mine = log_probabilities.gather(1, torch.from_numpy(records["ids"].astype(np.int64)))
+    others = torch.log1p(-mine.exp().sum(1, keepdim=True).clamp(max=1 - 1e-6))
+    wanted = np.concatenate([records["logits"] / np.float32(TEMPERATURE), records["rest"][:, None]], 1)
+    soft = F.kl_div(torch.cat([mine, others], 1), torch.from_numpy(wanted).softmax(-1), reduction="batchmean")
+    return WEIGHT * TEMPERATURE**2 * soft + (1 - WEIGHT) * F.cross_entropy(logits, right)
+
+
+class Student:
+    """A student and its lessons.
+
+    Args:
+        folder: The smaller checkpoint.
+        work: Where its state is kept.
+        lessons: Its lessons.
+        teacher: Their logits.
+        settings: How it learns.
+        show: Is told the stage and which share is done.
+
+    Raises:
+        UsageError: Nothing would be left to learn.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        work: Path,
+        lessons: Lessons,
+        teacher: Teacher,
+        settings: Settings,
+        show: Callable[[str, float], None],
+    ) -> None:
+        disable_progress_bar()
+        config = reference_config(folder)
+        self.model: Any = getattr(transformers, config.architectures[0]).from_pretrained(
+            folder, config=config, dtype=torch.float32
+        )
+        self.folder, self.work, self.lessons, self.teacher = folder, work, lessons, teacher
+        self.settings, self.show, self.prompts = settings, show, Prompts.load(folder)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(module_of(name) not in settings.freeze)
+        learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if not learning:
+            raise UsageError("--freeze", "leaves nothing to learn", "name fewer modules")
+        if settings.checkpointing:
+            self.model.activation_checkpointing_enable()
+        self.optimizer = torch.optim.AdamW(learning, lr=settings.rate, weight_decay=DECAY)
+        self.history, self.saved = History(), time.monotonic()
+
+    @property
+    def per_epoch(self) -> int:
+        """The steps of an epoch."""
+        return -(-len(self.lessons.taught) // BATCH)
+
+    @property
+    def steps(self) -> int:
+        """The steps of all epochs."""
+        return self.settings.epochs * self.per_epoch
+
+    def learn(self) -> History:
+        """Go on from the state on the disk to the end, and leave the model with the best score. Raises OSError."""
+        self._load()
+        if not self.history.scores:
+            self._evaluate()
+        started, before = time.monotonic(), self.history.step
+        try:
+            while self.history.step < self.steps and not self.history.is_over:
+                loss = self.step()
+                spent = (time.monotonic() - started) / (self.history.step - before)
+                self._tell(loss, spent * (self.steps - self.history.step))
+                if self.history.step % self.per_epoch == 0:
+                    self._evaluate()
+                elif time.monotonic() - self.saved > SAVE_SECONDS:
+                    self._save()
+        except KeyboardInterrupt:
+            self._save()
+            raise
+        self.model.load_state_dict(torch.load(self.work / BEST, weights_only=True))
+        return self.history
+
+    def step(self) -> float:
+        """Learn from the next batch; return its loss."""
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.rate * self._schedule()
+        batch, total = self.batch(self.history.step), 0.0
+        count = sum(lesson.predicted for lesson in batch)
+        for piece in pieces([encode(self.prompts, lesson) for lesson in batch], TOKENS):
+            loss = self.loss(piece) * (sum(encoded.lesson.predicted for encoded in piece) / count)
+            loss.backward()
+            total += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.history.step += 1
+        return total
+
+    def batch(self, step: int) -> list[Lesson]:
+        """Return the lessons of a step: every epoch has an order of its own."""
+        epoch, index = divmod(step, self.per_epoch)
+        order = np.random.default_rng((20, epoch)).permutation(len(self.lessons.taught))
+        return [self.lessons.taught[number] for number in order[index * BATCH : (index + 1) * BATCH]]
+
+    def _schedule(self) -> float:
+        warm = max(1, int(WARM * self.steps))
+        step = self.history.step + 1
+        return min(step / warm, 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps))) + 0.01)
+
+    def loss(self, encoded: Sequence[Encoded]) -> Tensor:
+        """Return the loss of lessons."""
+        records = self.teacher.records([lesson.lesson for lesson in encoded])
+        return distillation_loss(self._logits(encoded), records, self._right(encoded))
+
+    def _logits(self, encoded: Sequence[Encoded]) -> Tensor:
+        taught = collate(self.prompts, encoded)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bf16):
+            hidden = self.model.model(**taught.inputs, use_cache=False).last_hidden_state
+            logits: Tensor = self.model.lm_head(hidden[taught.places[0], taught.places[1]])
+        return logits.float()
+
+    @torch.inference_mode()
+    def score(self) -> float:
+        """Return the score of the held-out lessons: the share of right answers, or minus the loss of a token."""
+        self.model.eval()
+        held = self.lessons.held
+        if held[0].sample is None:
+            windows = pieces([encode(self.prompts, lesson) for lesson in held], TOKENS)
+            losses = [F.cross_entropy(self._logits(piece), self._right(piece)) for piece in windows]
+            return -float(torch.stack(losses).mean())
+        samples = [lesson.sample for lesson in held if lesson.sample]
+        settings = self.model.generation_config
+        agent = WholeOriginal(self.model, self.prompts)
+        self.model.generation_config = agent.settings
+        answers = list(agent.answer([sample.image for sample in samples], [sample.messages for sample in samples]))
+        self.model.generation_config = settings
+        return float(np.mean([succeeds(sample.expected, text) for sample, text in zip(samples, answers, strict=True)]))
+
+    def _right(self, encoded: Sequence[Encoded]) -> Tensor:
+        lessons = [lesson.lesson for lesson in encoded]
+        return labels(lessons, self.teacher.records(lessons)["ids"][:, 0])
+
+    def _evaluate(self) -> None:
+        self.show("judging held-out samples", self.history.step / self.steps)
+        self.history.scores.append(self.score())
+        if len(self.history.scores) == 1 or self.history.scores[-1] > self.history.scores[self.history.best]:
+            self.history.best = len(self.history.scores) - 1
+            _write(self.work / BEST, self.model.state_dict())
+        self._save()
+
+    def _tell(self, loss: float, left: float) -> None:
+        said = f"recovering: loss {loss:.3f}, held out {self.history.scores[-1]:.3f}, {left / 60:.0f} min left"
+        self.show(said, self.history.step / self.steps)
+
+    def _save(self) -> None:
+        history = {"step": self.history.step, "scores": self.history.scores, "best": self.history.best}
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "history": history}
+        _write(self.work / STATE, state)
+        self.saved = time.monotonic()
+
+    def _load(self) -> None:
+        with suppress(FileNotFoundError):
+            state: Mapping[str, Any] = torch.load(self.work / STATE, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.history = History(**state["history"])
+
+
+def _write(file: Path, state: Mapping[str, Any]) -> None:
+    """Write a state that is whole or not there. Raises OSError."""
+    partial = file.with_suffix(".partial")
+    try:
+        with open(partial, "wb") as output:
+            torch.save(state, output)
+            output.flush()
+            os.fsync(output.fileno())
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise (error.__cause__ if isinstance(error.__cause__, OSError) else OSError(str(error))) from error
+    os.replace(partial, file)
+    sync(file.parent)
