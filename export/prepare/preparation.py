@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from edgeglm import manifest
 from edgeglm.engines import DIALECTS, ENGINES, Dialect
-from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
-from edgeglm.export.chat.compare import compare
+from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.export.checkpoint.adapter import open_checkpoint
-from edgeglm.export.checkpoint.files import shown
-from edgeglm.export.checkpoint.generation import KNOWN, SILENT, read_generation
 from edgeglm.export.checkpoint.processor import ImageProcessor, read_processor
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.checkpoint.sidecar_keys import unheard
-from edgeglm.export.checkpoint.sidecars import open_chat, picture_note
 from edgeglm.export.choose.device_limits import check_limits
 from edgeglm.export.choose.formats import with_formats
 from edgeglm.export.choose.picture import Picture, choose_picture
 from edgeglm.export.choose.precision import choose, npu_note
-from edgeglm.export.families.keys import unknown_keys
-from edgeglm.export.families.registry import FAMILIES, encoder_specs, family_of, image_config, image_key
-from edgeglm.export.families.rope import read_positions
+from edgeglm.export.families.registry import FAMILIES, family_of, image_config
 from edgeglm.export.graph.assemble import check_weights
 from edgeglm.export.model import Choice, Grid
 from edgeglm.export.prepare.header_checks import check_counts
+from edgeglm.export.prepare.intake import check_config, choose_context, key_notes, read_conversation
 from edgeglm.export.prepare.module import is_position, prepare_module
-from edgeglm.export.prepare.release import released
 from edgeglm.export.prepare.shipped_assets import shipped_assets
 from edgeglm.export.prepare.types import (
     Calibration,
@@ -49,14 +41,10 @@ SIDECARS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
     "preprocessor_config.json", "processor_config.json", "generation_config.json",
 )  # fmt: skip
-# Rotary tables inside a graph have a row for each position, so a context without bound would be a file without bound.
-MAX_CONTEXT = 32768
 # The most patches that the original is computed for.
 PROBE_PATCHES = 1024
 STATIC = "int8-static"
 RUNNER = "run.pyz"
-# Of a config, how many keys that say nothing a note names.
-MAX_KEYS = 12
 
 
 def open_export(request: Request, *, headers_only: bool = False) -> Opened:
@@ -67,7 +55,7 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     """
     checkpoint = open_checkpoint(request.folder, request.adapter, headers_only=headers_only)
     checkpoint.check_architecture(FAMILIES)
-    _check_config(checkpoint)
+    check_config(checkpoint)
     check_counts(checkpoint)
     family = family_of(checkpoint.config)
     names, vision = family.modules(checkpoint.config), image_config(checkpoint.config)
@@ -80,10 +68,10 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
                 raise UnsupportedError(f"--precision {request.precision}", why, "choose int8")
     check_limits(choices, request.profile)
     choices = with_formats(choices, request.profile, request.format, checkpoint.tensors.values())
-    context, config = _context(request, checkpoint), checkpoint.config_json
+    context, config = choose_context(request, checkpoint), checkpoint.config_json
     if vision is None and request.image_sizes:
         raise UsageError("--image-size", "the model takes no images", "leave it out")
-    processor, notes, pictures = None, [*checkpoint.notes, *_unknown(checkpoint), *unheard(checkpoint)], list[Picture]()
+    processor, notes, pictures = None, [*checkpoint.notes, *key_notes(checkpoint)], list[Picture]()
     if vision is not None:
         processor, said = read_processor(checkpoint, vision)
         pictures = _pictures(request, vision, processor, context)
@@ -96,30 +84,10 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     }
     whole = any(choice.is_image and choice.is_converted for choice in choices)
     probe = TraceRequest(config, "portable", context, grid if whole else _probe_grid(grid))
-    generation, told = _talk(checkpoint, context)
+    generation, told = read_conversation(checkpoint, context)
     notes += [*told, *(note for choice in choices if (note := npu_note(choice, request.precision)))]
     shapes = tuple(_shape(choices, requests, probe, grid) for grid in more if grid)
     return Opened(request, checkpoint, choices, context, requests, probe, processor, generation, tuple(notes), shapes)
-
-
-@released
-def _talk(checkpoint: Checkpoint, context: int) -> tuple[manifest.Generation, list[str]]:
-    """Open tokenizer and chat template, and compare prompts; returns how answers are generated, and notes.
-
-    Raises:
-        UnsupportedError, DamagedFileError: No prompt can be made of them, or one has other tokens than in transformers.
-    """
-    chat, notes = open_chat(checkpoint), list[str]()
-    if chat is None:
-        notes.append(f"{checkpoint.folder} has no tokenizer.json: its bundle can be measured, but takes no text")
-    elif chat.template is None:
-        notes.append(f"{checkpoint.folder} has no chat template: its bundle completes a text, and does not converse")
-    else:
-        sees = image_key(checkpoint.config) is not None
-        note = picture_note(chat, checkpoint)
-        notes += filter(None, [note, compare(chat, sees=sees, images=note is None)])
-    generation, said = read_generation(checkpoint, context, chat.tokenizer if chat else None)
-    return generation, [*notes, *said]
 
 
 def prepare(opened: Opened, calibration: Calibration | None = None) -> Prepared:
@@ -170,20 +138,6 @@ def _probe_grid(grid: Grid | None) -> Grid | None:
     return min(grid[0], 16), min(grid[1], 16)
 
 
-def _unknown(checkpoint: Checkpoint) -> Iterator[str]:
-    """Yield notes on the keys of config.json that are not honoured."""
-    if unknown := unknown_keys(checkpoint.config, KNOWN | SILENT):
-        names, more = ", ".join(map(shown, unknown[:MAX_KEYS])), len(unknown) - MAX_KEYS
-        names += f" and {more} more" if more > 0 else ""
-        yield f"config.json: transformers' class for the model does not know {names}, and neither does edgeglm"
-
-
-def _check_config(checkpoint: Checkpoint) -> None:
-    for part in ("text_config", *(encoder.config for encoder in encoder_specs())):
-        if not isinstance(checkpoint.config.get(part, {}), dict):
-            raise DamagedFileError(checkpoint.folder / "config.json", f"its {part} is no object", "download it again")
-
-
 def _pictures(request: Request, vision: Mapping[str, Any], processor: ImageProcessor, context: int) -> list[Picture]:
     """Return a picture for each size that was asked for; else the usual one."""
     limit, pictures = request.profile.limits.image_pixels, []
@@ -206,17 +160,6 @@ def _shape(
         raise UnsupportedError("--image-size", why, "give it once, or vision=fp16 or another precision of the CPU")
     traced = requests[choice.dialect, choice.half]
     return replace(traced, grid=grid), replace(probe, grid=_probe_grid(grid))
-
-
-def _context(request: Request, checkpoint: Checkpoint) -> int:
-    text = checkpoint.config.get("text_config", checkpoint.config)
-    positions = read_positions(text, checkpoint.folder / "config.json", family_of(checkpoint.config).decoder.positions)
-    if request.context is not None and request.context > positions.most:
-        why = f"the model has {positions.most} positions"
-        if positions.varying:
-            why += f", beyond which its {positions.varying} rotary embedding turns with the prompt's length"
-        raise UnsupportedError(f"--context {request.context}", why, f"give at most {positions.most}")
-    return request.context or min(positions.most, MAX_CONTEXT)
 
 
 def _sidecar(checkpoint: Checkpoint, name: str) -> bytes | None:

@@ -1,0 +1,72 @@
+"""Take in what a checkpoint says beside its weights: its config, its context, its conversation, and notes on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from edgeglm import manifest
+from edgeglm.errors import DamagedFileError, UnsupportedError
+from edgeglm.export.chat.compare import compare
+from edgeglm.export.checkpoint.files import shown
+from edgeglm.export.checkpoint.generation import KNOWN, SILENT, read_generation
+from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.checkpoint.sidecar_keys import unheard
+from edgeglm.export.checkpoint.sidecars import open_chat, picture_note
+from edgeglm.export.families.keys import unknown_keys
+from edgeglm.export.families.registry import encoder_specs, family_of, image_key
+from edgeglm.export.families.rope import read_positions
+from edgeglm.export.prepare.release import released
+from edgeglm.export.prepare.types import Request
+
+# Rotary tables inside a graph have a row for each position, so a context without bound would be a file without bound.
+MAX_CONTEXT = 32768
+# Of a config, how many keys that say nothing a note names.
+MAX_KEYS = 12
+
+
+def check_config(checkpoint: Checkpoint) -> None:
+    """Raise DamagedFileError where a part of config.json is no object."""
+    for part in ("text_config", *(encoder.config for encoder in encoder_specs())):
+        if not isinstance(checkpoint.config.get(part, {}), dict):
+            raise DamagedFileError(checkpoint.folder / "config.json", f"its {part} is no object", "download it again")
+
+
+def key_notes(checkpoint: Checkpoint) -> Iterator[str]:
+    """Yield notes on the keys of config.json and of the sidecars that are not honoured."""
+    if unknown := unknown_keys(checkpoint.config, KNOWN | SILENT):
+        names, more = ", ".join(map(shown, unknown[:MAX_KEYS])), len(unknown) - MAX_KEYS
+        names += f" and {more} more" if more > 0 else ""
+        yield f"config.json: transformers' class for the model does not know {names}, and neither does edgeglm"
+    yield from unheard(checkpoint)
+
+
+def choose_context(request: Request, checkpoint: Checkpoint) -> int:
+    """Return the positions of the bundle. Raises UnsupportedError where more are asked for than the model has."""
+    text = checkpoint.config.get("text_config", checkpoint.config)
+    positions = read_positions(text, checkpoint.folder / "config.json", family_of(checkpoint.config).decoder.positions)
+    if request.context is not None and request.context > positions.most:
+        why = f"the model has {positions.most} positions"
+        if positions.varying:
+            why += f", beyond which its {positions.varying} rotary embedding turns with the prompt's length"
+        raise UnsupportedError(f"--context {request.context}", why, f"give at most {positions.most}")
+    return request.context or min(positions.most, MAX_CONTEXT)
+
+
+@released
+def read_conversation(checkpoint: Checkpoint, context: int) -> tuple[manifest.Generation, list[str]]:
+    """Open tokenizer and chat template, and compare prompts; returns how answers are generated, and notes.
+
+    Raises:
+        UnsupportedError, DamagedFileError: No prompt can be made of them, or one has other tokens than in transformers.
+    """
+    chat, notes = open_chat(checkpoint), list[str]()
+    if chat is None:
+        notes.append(f"{checkpoint.folder} has no tokenizer.json: its bundle can be measured, but takes no text")
+    elif chat.template is None:
+        notes.append(f"{checkpoint.folder} has no chat template: its bundle completes a text, and does not converse")
+    else:
+        sees = image_key(checkpoint.config) is not None
+        note = picture_note(chat, checkpoint)
+        notes += filter(None, [note, compare(chat, sees=sees, images=note is None)])
+    generation, said = read_generation(checkpoint, context, chat.tokenizer if chat else None)
+    return generation, [*notes, *said]
