@@ -148,7 +148,9 @@ class Module(HasRole, Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     computed in floating point. ``tried`` has the errors of the
     precisions between which the export chose, against the module in fp32. ``tflite`` may have several files, in the
     order of their names.
-    ``max_relative_error`` is against the unquantized module, None where it was not measured.
+    ``max_relative_error`` is against the unquantized module, None where it was not measured. ``products`` has the mean
+    relative errors of its matrix products on a calibration: with weights rounded plainly (``plain``), with scales moved
+    between them (``equalized``), with rounding errors fed back too (``fed_back``).
     """
 
     name: ModuleName
@@ -158,6 +160,7 @@ class Module(HasRole, Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     parts: dict[Text, Text] = {}
     fp32_values: tuple[Text, ...] = ()
     tried: dict[Text, Annotated[float, Meta(ge=0)]] = {}
+    products: dict[Text, Annotated[float, Meta(ge=0)]] = {}
     placement: Placement
     engine: EngineName | None = None
     dialect: Dialect | None = None

@@ -94,6 +94,14 @@ def _parts(module: Module) -> Iterator[str]:
         yield f"{module.name}, {precision}: {', '.join(parts)}"
 
 
+def _errors(module: Module) -> Iterator[str]:
+    """Yield the errors of the precisions that were tried, and of products on the calibration."""
+    for title, errors in (("tried", module.tried), ("products", module.products)):
+        if errors:
+            said = (f"{name.replace('_', ' ')} {error:.2g}" for name, error in errors.items())
+            yield f"{title}: {', '.join(said)}"
+
+
 def _natural(part: str) -> tuple[str, int]:
     """Return a sort key that puts layer.2 before layer.10."""
     name, _, number = part.partition(".")
@@ -113,8 +121,7 @@ def _lines(manifest: Manifest | GraphManifest) -> Iterator[str]:
     yield from module_table(manifest)
     for module in manifest.modules:
         yield from _parts(module)
-        if module.tried:
-            yield f"{module.name}, tried: {', '.join(f'{name} {error:.2g}' for name, error in module.tried.items())}"
+        yield from (f"{module.name}, {line}" for line in _errors(module))
     yield ""
     if isinstance(manifest, Manifest):
         predicted = manifest.predicted

@@ -53,6 +53,7 @@ def _summary(result: Forecast) -> dict[str, object]:
         "target": result.target,
         "context": result.context,
         "export_peak_rss_bytes": result.export_peak_rss_bytes,
+        "calibration_disk_bytes": result.calibration_disk_bytes,
         "bundle_bytes": result.chosen.bundle_bytes,
         "device_peak_rss_bytes": result.chosen.device_peak_rss_bytes,
         "blockers": [asdict(blocker) for blocker in result.blockers],
@@ -67,6 +68,8 @@ def _lines(result: Forecast) -> Iterator[str]:
     length = f" at {result.context} tokens" if result.context else ""  # a graph has none
     yield f"{result.model} on {result.target}: {'fits' if result.fits else 'does not fit'}{length}"
     yield f"export peak  {format_size(result.export_peak_rss_bytes)}"
+    if result.calibration_disk_bytes:
+        yield f"with --calibration  {format_size(result.calibration_disk_bytes)} of temporary disk"
     yield ""
     lengths = sorted(result.chosen.device_peak_rss_bytes)
     rows = [

@@ -140,7 +140,7 @@ def calibrate(
         widest: Most input channels of a matrix that has it.
     """
     observed, learned = observe(prepared, examples, work, widest)
-    ranges = {name: least_squares(seen) for name, seen in observed.histograms.items()}
+    ranges = {name: least_squares(seen) for name, seen in observed.histograms.items()} | learned.ranges
     screens = [example for example in examples if isinstance(example, Sample)]
     return Calibration(
         examples_hash(examples),
@@ -149,6 +149,7 @@ def calibrate(
         screens,
         divisors=learned.divisors,
         widest=widest if work else 0,
+        errors=tuple(learned.errors.values()),
         notes=tuple(learned.notes()),
     )
 

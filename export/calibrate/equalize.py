@@ -14,11 +14,13 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeglm.engines import DIALECTS, Dialect
+from edgeglm.export.calibrate.attention_heads import find_heads
+from edgeglm.export.calibrate.histogram import Histogram, Range, least_squares
 from edgeglm.export.model import Rows
 from edgeglm.export.quantize.feedback import Inputs
 from edgeglm.export.quantize.rounded import round_activations
 from edgeglm.export.quantize.rounding import DAMPING, Floats
-from edgeglm.export.quantize.schemes import Scheme
+from edgeglm.export.quantize.schemes import Int8Static, Scheme
 from edgeglm.export.quantize.storage import dequantize, encode
 
 # How much of a channel's size moves into the weights: the rest of the way evens out the weights' own columns.
@@ -40,23 +42,41 @@ class Rescaled:
 
 @dataclass(frozen=True)
 class Pair:
-    """A value between weights: the rows that make it, and the matrices that alone read it."""
+    """A value between weights: the rows that make it, and the matrices that alone read it.
+
+    Behind attention ``shared`` query heads of ``size`` channels read the value head that the rows make.
+    """
 
     makers: tuple[Rescaled, ...]
     readers: tuple[str, ...]
+    shared: int = 1
+    size: int = 1
 
     @property
     def tensors(self) -> tuple[str, ...]:
         """The names of all of them."""
         return (*(maker.tensor for maker in self.makers), *self.readers)
 
+    def heads(self, channels: Floats) -> Floats:
+        """Return what the readers' channels [K] are as value heads, those that share one, and channels of a head."""
+        return channels.reshape(-1, self.shared, self.size)
+
+    def tie(self, channels: Floats) -> Floats:
+        """Return the largest of the channels [K] that share a row, for each of them."""
+        heads = self.heads(channels)
+        return np.broadcast_to(heads.max(1, keepdims=True), heads.shape).reshape(-1)
+
 
 @dataclass(frozen=True)
 class Trial:
-    """A factor [K] of a pair, or none, and the squared error of the readers' outputs relative to those."""
+    """A factor [K] of a pair, or none, and the squared error of the readers' outputs relative to those.
+
+    ``range_`` is that of the divided inputs, where their step is fixed.
+    """
 
     factor: Floats | None
     error: float
+    range_: Range | None = None
 
 
 def find_pairs(graph: ir.Graph) -> Iterator[Pair]:
@@ -67,8 +87,14 @@ def find_pairs(graph: ir.Graph) -> Iterator[Pair]:
         readers = [use.node for use in value.uses()]
         if value in outputs or not readers or any(reader.op_type != "Linear" for reader in readers):
             continue
-        if makers := _norm(node) if node.op_type in ("RMSNorm", "LayerNorm") else _product(node):
-            yield Pair(makers, tuple(f"{name}.weight" for reader in readers for name in _names(reader)))
+        names = tuple(f"{name}.weight" for reader in readers for name in _names(reader))
+        if node.op_type == "Reshape" and (heads := find_heads(node)):
+            channels = readers[0].attributes["columns"].as_int()
+            yield Pair(
+                _rows(heads.linear, heads.start, heads.stop), names, channels // (heads.stop - heads.start), heads.size
+            )
+        elif makers := _norm(node) if node.op_type in ("RMSNorm", "LayerNorm") else _product(node):
+            yield Pair(makers, names)
 
 
 def _names(node: ir.Node) -> Sequence[str]:
@@ -103,32 +129,39 @@ def _linear(value: ir.Value) -> tuple[Rescaled, ...]:
             return ()
     if node.op_type != "Linear" or node.attributes["split_rotary"].as_int() or not isinstance(size, int):
         return ()
+    return _rows(node, start, start + size)
+
+
+def _rows(node: ir.Node, start: int, stop: int) -> tuple[Rescaled, ...]:
     (name,), bias = _names(node), node.attributes["bias"].as_int()
-    return tuple(Rescaled(f"{name}.{suffix}", start, start + size) for suffix in ("weight", *["bias"] * bool(bias)))
+    return tuple(Rescaled(f"{name}.{suffix}", start, stop) for suffix in ("weight", *["bias"] * bool(bias)))
 
 
 def choose_factor(
-    readers: Sequence[str], tokens: Floats, energy: Floats, source: Rows, scheme: Scheme, dialect: Dialect
+    pair: Pair, tokens: Floats, energy: Floats, source: Rows, scheme: Scheme, dialect: Dialect
 ) -> tuple[Trial, Trial]:
     """Return the trial without a factor, and the one of the least error.
 
     Args:
-        readers: The matrices.
-        tokens: [n, K] inputs of theirs.
+        pair: Whose factor.
+        tokens: [n, K] inputs of the readers.
         energy: [K], mean squares of all inputs.
         source: The original's weights.
         scheme: What they are rounded to.
         dialect: Whose operators round the activations.
     """
-    rows = np.concatenate([_sample(source, name) for name in readers])
-    rows = rows[: len(rows) // 2 * 2]  # INT4 of one dialect packs rows in pairs
-    plain = Trial(None, _error(rows, tokens, energy, None, scheme, dialect))
-    largest = np.abs(rows).max(0)
-    trials = [plain]
-    for exponent in EXPONENTS:
-        factor = _factor(energy, largest, exponent)
-        trials.append(Trial(factor, _error(rows, tokens, energy, factor, scheme, dialect)))
-    return plain, min(trials, key=lambda trial: trial.error)
+    rows = sample_rows(pair.readers, source)
+    plain = try_inputs(rows, tokens, Inputs(energy), scheme, dialect)
+    loudest, largest = pair.tie(energy), pair.tie(np.abs(rows).max(0))
+    factors = [_factor(loudest, largest, exponent) for exponent in EXPONENTS]
+    trials = [try_inputs(rows, tokens, Inputs.divided(energy, factor), scheme, dialect) for factor in factors]
+    return plain, min([plain, *trials], key=lambda trial: trial.error)
+
+
+def sample_rows(names: Sequence[str], source: Rows) -> Floats:
+    """Return some rows of matrices that read the same value: [n, K]."""
+    rows = np.concatenate([_sample(source, name) for name in names])
+    return rows[: len(rows) // 2 * 2]  # INT4 of one dialect packs rows in pairs
 
 
 def _sample(source: Rows, name: str) -> Floats:
@@ -149,14 +182,26 @@ def _factor(energy: Floats, largest: Floats, exponent: float) -> Floats:
     return factor
 
 
-def _error(
-    rows: Floats, tokens: Floats, energy: Floats, factor: Floats | None, scheme: Scheme, dialect: Dialect
-) -> float:
-    """Return the squared error of the products, of weights and activations as the engine has them."""
-    inputs = Inputs.divided(energy, factor)
-    stored = encode(scheme, dialect, rows, inputs=inputs)
-    rounded = dequantize(scheme, dialect, stored, rows.shape[1])
-    x = tokens if factor is None else tokens / factor
-    x = round_activations(x, scheme) if DIALECTS[dialect].contrib else x
+def try_inputs(rows: Floats, tokens: Floats, inputs: Inputs, scheme: Scheme, dialect: Dialect) -> Trial:
+    """Return the error of the products, of weights and activations as the engine has them.
+
+    A fixed range is found on one half of the tokens, and judged on the other.
+
+    Args:
+        rows: [n, K] of the matrices.
+        tokens: [m, K] that they are multiplied by.
+        inputs: By what the rows are rounded.
+        scheme: The precision.
+        dialect: The engine's.
+    """
+    x, range_ = tokens if inputs.factor is None else tokens / inputs.factor, None
     want = tokens @ rows.T
-    return float(np.square(x @ rounded.T - want, dtype=np.float64).sum() / max(float(np.square(want).sum()), 1e-30))
+    if isinstance(scheme, Int8Static):
+        seen = Histogram()
+        seen.add(x[::2])
+        range_ = least_squares(seen)
+        scheme, x, want = Int8Static(*range_), x[1::2], want[1::2]
+    rounded = dequantize(scheme, dialect, encode(scheme, dialect, rows, inputs=inputs), rows.shape[1])
+    x = round_activations(x, scheme) if DIALECTS[dialect].contrib else x
+    error = np.square(x @ rounded.T - want, dtype=np.float64).sum() / max(float(np.square(want).sum()), 1e-30)
+    return Trial(inputs.factor, float(error), range_)

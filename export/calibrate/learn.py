@@ -5,20 +5,21 @@ Memory holds the covariances of one segment; what feeds errors back lies in a fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from edgeglm.export.calibrate.equalize import Pair, Trial, choose_factor, find_pairs
+from edgeglm.export.calibrate.equalize import Pair, choose_factor, find_pairs, sample_rows, try_inputs
+from edgeglm.export.calibrate.histogram import Range
 from edgeglm.export.model import Choice, Rows
-from edgeglm.export.prepare.preparation import STATIC
 from edgeglm.export.quantize.feedback import Feedback, Inputs, make_tile, save_tiles, tile_slices
 from edgeglm.export.quantize.kept import is_kept
+from edgeglm.export.quantize.product_errors import ProductErrors, mean_errors
 from edgeglm.export.quantize.rounding import Floats
-from edgeglm.export.quantize.schemes import Blocked, Int8, Scheme, parse_scheme
+from edgeglm.export.quantize.schemes import Blocked, Int8, Int8Static, Scheme, parse_scheme
 from edgeglm.roles import ModuleName
 
 # Tokens of a value that factors are tried on.
@@ -72,24 +73,27 @@ class Learned:
     Args:
         inputs: By matrix.
         divisors: By tensor whose rows are divided.
-        errors: By matrix that a factor was tried for, squared and relative: plainly rounded, and with it.
+        ranges: By matrix whose inputs are divided, and have a fixed range.
+        errors: By the first of the matrices that read a value.
         left: Matrices that the budget has no room to feed errors back in, one of those that read a value.
     """
 
     inputs: dict[str, Inputs] = field(default_factory=dict)
     divisors: dict[str, Floats] = field(default_factory=dict)
-    errors: dict[str, tuple[float, float]] = field(default_factory=dict)
+    ranges: dict[str, Range] = field(default_factory=dict)
+    errors: dict[str, ProductErrors] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
 
     def notes(self) -> Iterator[str]:
-        """Yield how many values are rescaled and what that gains, and which matrices have no feedback."""
-        gains = [best / plain for plain, best in self.errors.values() if best < plain]
-        if gains:
-            share = round(100 * float(np.mean(gains)))
-            yield f"calibration: {len(gains)} values are rescaled, and what reads them errs {share}% as much, squared"
+        """Yield what the calibration gains by module, and which matrices have no feedback."""
+        for module in dict.fromkeys(error.module for error in self.errors.values()):
+            found = mean_errors(error for error in self.errors.values() if error.module == module)
+            said = {"plain": "rounded plainly", "equalized": "with scales moved", "fed_back": "with errors fed back"}
+            means = ", ".join(f"{mean:.2g} {said[kind]}" for kind, mean in found.items())
+            yield f"calibration: relative error of the {module}'s products: {means}"
         if self.left:
-            also = f" and what reads the inputs of {len(self.left) - 1} more" if len(self.left) > 1 else ""
-            yield f"--max-ram has no room for error feedback of {self.left[0]}{also}: they are rounded one by one"
+            more = f" and {len(self.left) - 1} others" if len(self.left) > 1 else ""
+            yield f"--max-ram has no room to feed rounding errors back for the inputs of {self.left[0]}{more}"
 
 
 class Learner:
@@ -116,15 +120,20 @@ class Learner:
 
     def begin(self, module: ModuleName, part: str, graph: ir.Graph) -> None:
         """Start with a segment."""
-        self.choice = self.choices[module]
+        self.choice, self.part = self.choices[module], part
         self.scheme = _rounded_by(self.choice, part)
-        found = find_pairs(graph) if self.scheme and STATIC not in self.choice.precisions else ()
+        found = find_pairs(graph) if self.scheme else ()
         self.pairs = [pair for pair in found if not any(self._is_kept(name) for name in pair.tensors)]
         self.values, self.tokens = {}, {}
         for node in graph if self.scheme else ():
             if node.op_type == "Linear" and node.inputs[0] is not None:
                 names = [f"{name}.weight" for name in node.attributes["weights"].as_strings()]
                 self.values |= {name: f"{node.inputs[0].name}" for name in names if not self._is_kept(name)}
+
+    @property
+    def has_feedback(self) -> bool:
+        """Whether the segment's matrices feed errors back, where there is room: those in INT4."""
+        return isinstance(self.scheme, Blocked) and self.scheme.bits == 4
 
     def _is_kept(self, name: str) -> bool:
         return self.scheme is not None and is_kept(self.source.find(name), self.scheme, self.choice.dialect)
@@ -136,51 +145,51 @@ class Learner:
             return
         if value not in self.tokens:
             fits = self.file is not None and tokens.shape[1] <= self.widest
-            covariance = isinstance(self.scheme, Blocked) and self.scheme.bits == 4
-            if covariance and not fits:
+            if self.has_feedback and not fits:
                 self.learned.left.append(weight)
-            self.tokens[value] = Tokens(tokens.shape[1], self.prompts, covariance=covariance and fits)
+            self.tokens[value] = Tokens(tokens.shape[1], self.prompts, covariance=self.has_feedback and fits)
         self.tokens[value].add(tokens)
 
     def end(self) -> None:
         """Learn from what was seen in the segment. Raises OSError."""
-        factors = {
-            pair.readers[0]: self._try(pair) for pair in self.pairs if self.values[pair.readers[0]] in self.tokens
-        }
-        known: dict[str, Inputs] = {}
-        for weight, value in self.values.items():
-            if value not in self.tokens:
-                continue
-            if value not in known:
-                factor = factors[weight].factor if weight in factors else None
-                known[value] = self._inputs(self.tokens[value], factor)
-            self.learned.inputs[weight] = known[value]
+        pairs = {self.values[pair.readers[0]]: pair for pair in self.pairs}
+        for value, seen in self.tokens.items():
+            names = [name for name in self.values if self.values[name] == value]
+            self.learned.inputs |= dict.fromkeys(names, self._learn(names, seen, pairs.get(value)))
         self.values, self.tokens, self.pairs = {}, {}, []
 
-    def _try(self, pair: Pair) -> Trial:
-        seen = self.tokens[self.values[pair.readers[0]]]
+    def _learn(self, names: Sequence[str], seen: Tokens, pair: Pair | None) -> Inputs:
+        """Learn what matrices that read the same value are rounded by."""
         assert self.scheme is not None
-        kept, energy = np.concatenate(seen.kept), seen.mean_squares
-        plain, best = choose_factor(pair.readers, kept, energy, self.source, self.scheme, self.choice.dialect)
-        self.learned.errors[pair.readers[0]] = (plain.error, best.error)
-        if best.factor is not None:
+        kept, energy, dialect = np.concatenate(seen.kept), seen.mean_squares, self.choice.dialect
+        rows = sample_rows(names, self.source)
+        if pair:
+            plain, best = choose_factor(pair, kept, energy, self.source, self.scheme, dialect)
+        else:
+            plain = best = try_inputs(rows, kept, Inputs(energy), self.scheme, dialect)
+        if pair and best.factor is not None:
             self._divide(pair, best.factor)
-        return best
+            self.learned.ranges |= dict.fromkeys(names, best.range_) if best.range_ else {}
+        inputs, error = Inputs.divided(energy, best.factor), best.error
+        if seen.sums and self.file:
+            inputs = replace(inputs, feedback=seen.feedback(self.file, best.factor))
+            error = try_inputs(rows, kept, inputs, self.scheme, dialect).error
+        roots = [float(np.sqrt(square)) for square in (plain.error, best.error, error)]
+        precision = self.choice.precision_of(self.part)
+        self.learned.errors[names[0]] = ProductErrors(self.choice.name, self.part, precision, *roots)
+        return inputs
 
     def _divide(self, pair: Pair, factor: Floats) -> None:
+        of_rows = pair.heads(factor)[:, 0].reshape(-1)
         for maker in pair.makers:
             rows = self.source.find(maker.tensor).shape[0]
             divisor = self.learned.divisors.setdefault(maker.tensor, np.ones(rows, np.float32))
-            divisor[maker.start : maker.stop] *= factor
-
-    def _inputs(self, tokens: Tokens, factor: Floats | None) -> Inputs:
-        inputs = Inputs.divided(tokens.mean_squares, factor)
-        return replace(inputs, feedback=tokens.feedback(self.file, factor)) if tokens.sums and self.file else inputs
+            divisor[maker.start : maker.stop] *= of_rows
 
 
 def _rounded_by(choice: Choice, part: str) -> Scheme | None:
-    """Return the scheme of a segment, where edgeglm rounds its matrices and their activations stay as they are."""
+    """Return the scheme of a segment, where edgeglm itself rounds its matrices."""
     if choice.is_converted or choice.kind.integers:
         return None
     scheme = parse_scheme(choice.precision_of(part))
-    return scheme if isinstance(scheme, Blocked | Int8) else None
+    return scheme if isinstance(scheme, Blocked | Int8 | Int8Static) else None

@@ -190,6 +190,7 @@ def _export_module(
         _describe_shape(shape, prove_shape(prepared, shape, probe, writer, output)) for shape, probe in probes
     )
     described = _describe(module, error, compiled, proof.wide, shapes)
+    described = msgspec.structs.replace(described, products=prepared.product_errors(module.choice))
     if not module.slots:
         return described
     fixed, token = predict_slots(prepared, SLOTS)

@@ -14,7 +14,7 @@ from edgeglm.export.pipeline.export import export
 from edgeglm.export.pipeline.gate import Gate, nothing_passed
 from edgeglm.export.pipeline.ladder import Ladder, Means, Measure, workplace
 from edgeglm.export.predict.forecast import check_budget, export_peak, predict
-from edgeglm.export.predict.learning import int4_widths, learning_bytes
+from edgeglm.export.predict.learning import check_disk, int4_widths, learning_bytes
 from edgeglm.export.prepare.preparation import STATIC, open_export, prepare
 from edgeglm.export.prepare.types import Calibration, Opened, Request
 from edgeglm.export.prove.probes import Example
@@ -126,8 +126,9 @@ class Job:
         request, opened, found = self.request, open_export(self.request), None
         if self.samples:
             traced = prepare(opened)
-            show(Progress("calibrating"))
             work, widest = leave.enter_context(scratch_folder("calibration")), self._widest(opened)
+            check_disk(traced, widest, work)
+            show(Progress("calibrating"))
             found = calibrate(traced, self.samples, work, widest)
         for step in calibrate_steps(opened.choices):
             show(Progress("calibrating for the NPU"))

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from edgeglm import manifest
 from edgeglm.devices.loader import load_profile, profile_names
 from edgeglm.devices.profile import Profile
+from edgeglm.export.calibrate.calibrator import MOST
 from edgeglm.export.checkpoint.recognize import missing_weight
 from edgeglm.export.choose.device_limits import needs_more_opset
 from edgeglm.export.choose.precision import choose
 from edgeglm.export.families.registry import family_of, image_config, module_of
 from edgeglm.export.model import Choice, Stored
 from edgeglm.export.predict import peaks as plan
+from edgeglm.export.predict.learning import feedback_bytes
 from edgeglm.export.prepare.header_checks import part_of
 from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Opened, Prepared, PreparedModule, Request
@@ -56,7 +58,10 @@ class Option:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The answer of ``edgeglm plan``, about a model by its name on a target with so many usable bytes of memory."""
+    """The answer of ``edgeglm plan``, about a model by its name on a target with so many usable bytes of memory.
+
+    ``calibration_disk_bytes`` are temporary, of an export with ``--calibration``.
+    """
 
     model: str
     target: str
@@ -69,6 +74,7 @@ class Forecast:
     blockers: tuple[Blocker, ...]
     notes: tuple[str, ...]
     recommended: str | None
+    calibration_disk_bytes: int = 0
 
 
 def export_peak(opened: Opened, *, workers: int, traced: bool) -> int:
@@ -207,7 +213,7 @@ def forecast(request: Request) -> Forecast:
     peak = export_peak(prepared.opened, workers=WORKERS, traced=True)
     return Forecast(
         request.name, profile.name, usable, chosen.fits, context, peak, chosen, options, tuple(blockers), tuple(notes),
-        recommended,
+        recommended, feedback_bytes(prepared, MOST),
     )  # fmt: skip
 
 

@@ -1,19 +1,23 @@
-"""Predict the memory that a calibration learns in, and leave out what the budget has no room for."""
+"""Predict the memory and the disk that a calibration learns in, and leave out what the budget has no room for."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
-from edgeglm.export.calibrate.learn import TRIED
+from edgeglm.export.calibrate.learn import TRIED, Learner
 from edgeglm.export.families.registry import module_of
+from edgeglm.export.graph.assemble import segments, stack_of
 from edgeglm.export.model import Choice
 from edgeglm.export.prepare.header_checks import part_of
-from edgeglm.export.prepare.types import Opened
-from edgeglm.export.quantize.feedback import GROUP, TILE, tile_slices
+from edgeglm.export.prepare.types import Opened, Prepared
+from edgeglm.export.quantize.feedback import GROUP, TILE, tile_bytes, tile_slices
 from edgeglm.export.quantize.kept import is_kept
 from edgeglm.export.quantize.schemes import Blocked, parse_scheme
 from edgeglm.export.quantize.stream import CHUNK_BYTES, WORKERS
+from edgeglm.export.write.disk import check_free
+from edgeglm.units import format_size
 
 # Arrays of a tile in fp64 while it is turned into what feeds errors back.
 COPIES = 6
@@ -38,6 +42,32 @@ def learning_bytes(opened: Opened, widest: int) -> int:
     making = COPIES * 8 * largest * largest
     encoding = WORKERS * (CHUNK_BYTES + CHUNK_BYTES // 4 + 6 * largest * largest + 8 * largest * GROUP)
     return max(max(parts.values(), default=0) + making, encoding if largest else 0)
+
+
+def feedback_bytes(prepared: Prepared, widest: int) -> int:
+    """Return the bytes of the file that a calibration keeps what errors are fed back by in, as long as it is needed.
+
+    Args:
+        prepared: The export.
+        widest: Most input channels of a matrix that has feedback.
+    """
+    source, total = prepared.checkpoint, 0
+    learner = Learner({choice.name: choice for choice in prepared.opened.choices}, source, None, 1, widest)
+    for module in (choice.name for choice in prepared.opened.choices if choice.is_image or choice.is_decoder):
+        for part, model in segments(stack_of(module, prepared.probe), "portable"):
+            learner.begin(module, part, model.graph)
+            values = {value: math.prod(source.find(name).shape[1:]) for name, value in learner.values.items()}
+            widths = [columns for columns in values.values() if learner.has_feedback and columns <= widest]
+            total += sum(tile_bytes(tile.stop - tile.start) for columns in widths for tile in tile_slices(columns))
+    return total
+
+
+def check_disk(prepared: Prepared, widest: int, folder: Path) -> None:
+    """Raise BudgetError where the disk of a folder has no room for `feedback_bytes`."""
+    need = feedback_bytes(prepared, widest)
+    check_free(
+        folder, need, "--calibration", f"set TMPDIR to a folder with {format_size(need)}, or give no --calibration"
+    )
 
 
 def _matrices(opened: Opened) -> Iterator[tuple[str, int]]:

@@ -24,6 +24,7 @@ from edgeglm.export.graph.check import Violation
 from edgeglm.export.model import Choice, Grid, Model, Stored
 from edgeglm.export.quantize.feedback import Inputs
 from edgeglm.export.quantize.kept import describe_kept
+from edgeglm.export.quantize.product_errors import ProductErrors, mean_errors
 from edgeglm.export.quantize.qdq import Range
 from edgeglm.export.quantize.stream import Piece
 from edgeglm.export.samples.screenshots import Sample
@@ -61,7 +62,7 @@ class Calibration:
 
     ``divisors`` are what rows of a tensor are divided by, so that the matrices that read them have smaller inputs
     (`calibrate.equalize`). INT4 matrices of up to ``widest`` input channels feed errors back; ``notes`` say what was
-    found.
+    found, and ``errors`` what that gains.
 
     ``values`` are ranges of everything that flows through a module for an NPU, by its graph's names: by bits, since
     8 of them want a narrower one than 16. ``candidates`` are the errors that its precisions were found to have, and
@@ -77,6 +78,7 @@ class Calibration:
     divisors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     widest: int = 0
     notes: tuple[str, ...] = ()
+    errors: tuple[ProductErrors, ...] = ()
     shown: Sequence[tuple[Arrays, Arrays]] = ()
 
 
@@ -225,6 +227,12 @@ class Prepared:
             stored = ((name, job.stored.scheme) for job in module.jobs for name in job.stored.names)
             if line := describe_kept(module.choice, ((self.checkpoint.find(name), scheme) for name, scheme in stored)):
                 yield line
+
+    def product_errors(self, choice: Choice) -> dict[str, float]:
+        """Return what a calibration measured of a module's parts, in the precisions that they have."""
+        errors = self.calibration.errors if self.calibration else ()
+        own = (error for error in errors if error.module == choice.name)
+        return mean_errors(error for error in own if error.precision == choice.precision_of(error.part))
 
     @property
     def bundle_bytes(self) -> int:

@@ -35,8 +35,13 @@ class Kept:
 
 
 def is_kept(weight: object, scheme: Scheme, dialect: Dialect) -> bool:
-    """Return whether a weight of a checkpoint keeps its codes in a scheme. Raises DamagedFileError."""
-    return isinstance(weight, Matrix) and why_rounded(weight, scheme, dialect) == ""
+    """Return whether a weight of a checkpoint keeps its codes in a scheme; what cannot be read does not."""
+    if not isinstance(weight, Matrix):
+        return False
+    try:
+        return why_rounded(weight, scheme, dialect) == ""
+    except DamagedFileError:  # in a plan from the headers; else its rows cannot be read either
+        return False
 
 
 def why_rounded(matrix: Matrix, scheme: Scheme, dialect: Dialect) -> str | None:

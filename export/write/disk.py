@@ -32,6 +32,14 @@ def explained(what: Path, place: int | Path, need: int = 0) -> Iterator[None]:
         raise UsageError(what, why, "give a folder on a writable disk") from error
 
 
+def check_free(folder: Path, need: int, what: str, remedy: str) -> None:
+    """Raise BudgetError where fewer bytes are free on a folder's disk than `what` needs for a while."""
+    free = _free(folder)
+    if need > free:
+        why = f"needs {format_size(need)} of temporary disk where {format_size(free)} is free in {folder}"
+        raise BudgetError(what, why, remedy)
+
+
 def make_folders(folder: Path) -> list[Path]:
     """Make a folder and what it lies in; those that were not there are returned, the outermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()][::-1]

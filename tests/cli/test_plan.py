@@ -16,14 +16,15 @@ pytest.importorskip("transformers")
 from benchmarks import random_checkpoint
 from edgeglm.bundle import read_manifest
 from edgeglm.devices.loader import PROFILES
+from edgeglm.units import format_size
 from tests.cli.commands import check_failure, run
 from tests.cli.damage import MATRIX, edit
 from tests.export.tiny import SHAPES, save
 
 Capture = pytest.CaptureFixture[str]
 KEYS = [
-    "fits", "target", "context", "export_peak_rss_bytes", "bundle_bytes", "device_peak_rss_bytes", "blockers",
-    "precisions", "notes", "recommended",
+    "fits", "target", "context", "export_peak_rss_bytes", "calibration_disk_bytes", "bundle_bytes",
+    "device_peak_rss_bytes", "blockers", "precisions", "notes", "recommended",
 ]  # fmt: skip
 
 
@@ -108,6 +109,15 @@ def test_the_text_is_a_table_of_precisions(tiny: Path, capsys: Capture) -> None:
     assert [row.split()[0] for row in rows[1:6]] == ["int8", "fp32", "fp16", "int8", "int4"]
     assert all(row.endswith("yes") for row in rows[1:6])
     assert rows[-1] == "recommended  int8"
+
+
+def test_int4_needs_temporary_disk_to_be_calibrated(tiny: Path, capsys: Capture) -> None:
+    needed = plan(capsys, tiny, "--target", "cpu", "--precision", "int4")["calibration_disk_bytes"]
+    assert needed > 3 * 2 * 96 * 96  # of each layer the covariance of one value at least, in fp16
+    status, out, _ = run(capsys, "plan", tiny, "--target", "cpu", "--precision", "int4")
+    assert status == 0
+    assert f"with --calibration  {format_size(needed)} of temporary disk" in out.splitlines()
+    assert plan(capsys, tiny, "--target", "cpu", "--precision", "int8")["calibration_disk_bytes"] == 0
 
 
 def test_a_smaller_precision_is_recommended_where_only_it_fits(tiny: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -13,17 +13,19 @@ import numpy as np
 
 from edgeglm.devices.loader import load_profile
 from edgeglm.engines import Dialect
-from edgeglm.export.calibrate.calibrator import observe, read_screens
-from edgeglm.export.calibrate.equalize import choose_factor, find_pairs
+from edgeglm.export.calibrate.attention_heads import find_heads
+from edgeglm.export.calibrate.calibrator import FEEDBACK, MOST, observe, read_screens
+from edgeglm.export.calibrate.equalize import Pair, choose_factor, find_pairs
 from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.graph.assemble import segments, stack_of
+from edgeglm.export.predict.learning import feedback_bytes
 from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Prepared, Request
 from edgeglm.export.prove.probes import Prompt, prompt_inputs
 from edgeglm.export.prove.reference import OriginalWeights, Segment
 from edgeglm.export.prove.values import feeds, passed_on, relative_error
 from edgeglm.export.quantize.rounding import Floats
-from edgeglm.export.quantize.schemes import Int4, Int8, Scheme
+from edgeglm.export.quantize.schemes import Int4, Int8, Int8Static, Scheme
 from edgeglm.export.samples.shipped import DATA
 from edgeglm.roles import DECODER
 
@@ -48,18 +50,28 @@ def test_sandwich_norms_and_a_fused_gate_are_told_apart(prepared: Prepared) -> N
     attention = tuple(f"self_attn.{name}_proj.weight" for name in "qkv")
     assert pairs_of(prepared, "decoder", "layer.0") == {
         attention: ("input_layernorm.weight[0:256]",),
+        ("self_attn.o_proj.weight",): ("self_attn.v_proj.weight[0:64]", "self_attn.v_proj.bias[0:64]"),
         ("mlp.gate_up_proj.weight",): ("post_attention_layernorm.weight[0:256]",),
         ("mlp.down_proj.weight",): ("mlp.gate_up_proj.weight[640:1280]",),
     }
     assert pairs_of(prepared, "decoder", "back") == {("lm_head.weight",): ("model.language_model.norm.weight[0:256]",)}
     assert pairs_of(prepared, "vision", "layer.0") == {
         ("attn.qkv.weight",): ("norm1.weight[0:160]",),
+        ("attn.proj.weight",): ("attn.qkv.weight[320:480]",),
         ("mlp.gate_proj.weight", "mlp.up_proj.weight"): ("norm2.weight[0:160]",),
         ("mlp.down_proj.weight",): ("mlp.up_proj.weight[0:256]",),
     }
     assert pairs_of(prepared, "vision", "back") == {
         ("model.visual.merger.down_proj.weight",): ("model.visual.merger.up_proj.weight[0:512]",)
     }
+
+
+def test_one_value_of_a_block_is_what_attention_mixes(prepared: Prepared) -> None:
+    for module, size, start, stop in (("decoder", 32, 0, 64), ("vision", 32, 320, 480)):
+        parts = segments(stack_of(module, prepared.probe), "portable")  # type: ignore[arg-type]
+        graph = next(model for name, model in parts if name == "layer.0").graph
+        known = filter(None, (find_heads(node) for node in graph if node.op_type == "Reshape"))
+        assert {(heads.size, heads.start, heads.stop) for heads in known} == {(size, start, stop)}
 
 
 class Forced:
@@ -74,7 +86,8 @@ class Forced:
             for pair in find_pairs(model.graph):
                 size = pair.makers[0].stop - pair.makers[0].start
                 factor = np.exp2(random.integers(0, 7, size)).astype(np.float32)
-                self.columns |= dict.fromkeys(pair.readers, factor)
+                heads = np.repeat(factor.reshape(-1, 1, pair.size), pair.shared, axis=1)
+                self.columns |= dict.fromkeys(pair.readers, heads.reshape(-1))
                 for maker in pair.makers:
                     rows = self.rows.setdefault(maker.tensor, np.ones(self.source.find(maker.tensor).shape[0], "f4"))
                     rows[maker.start : maker.stop] = factor
@@ -93,13 +106,16 @@ def test_what_the_decoder_computes_does_not_change(prepared: Prepared) -> None:
         [prepared.checkpoint.rows(prepared.model.decoder.embedding, token, token + 1) for token in prompt.tokens]
     )
     forced, found = Forced(prepared), []
-    assert len(forced.columns) == 4 * 5 + 1
+    assert len(forced.columns) == 4 * 6 + 1
     for weights in (OriginalWeights(prepared.checkpoint), forced):
         values = prompt_inputs(prepared, prompt, rows)
         for _, model in segments(stack_of(DECODER, prepared.probe), "portable"):
             values.update(passed_on(Segment(model, weights).run(feeds(model.graph.inputs, values))))
         found.append(values["logits"])
     assert relative_error(found[1], found[0]) < 1e-6
+
+
+ONE = Pair((), ("w",))
 
 
 class OneMatrix:
@@ -124,8 +140,8 @@ def test_outlier_channels_move_into_the_weights(scheme: Scheme, dialect: Dialect
     loud[random.permutation(320)[:60]] = 64
     tokens, weight = tokens * loud, weight / loud
     energy = np.square(tokens).mean(0)
-    plain, best = choose_factor(["w"], tokens, energy, OneMatrix(weight), scheme, dialect)  # type: ignore[arg-type]
-    even, _ = choose_factor(["w"], tokens / loud, energy / loud**2, OneMatrix(weight * loud), scheme, dialect)  # type: ignore[arg-type]
+    plain, best = choose_factor(ONE, tokens, energy, OneMatrix(weight), scheme, dialect)  # type: ignore[arg-type]
+    even, _ = choose_factor(ONE, tokens / loud, energy / loud**2, OneMatrix(weight * loud), scheme, dialect)  # type: ignore[arg-type]
     assert plain.error > 1.5 * even.error
     assert best.error < 1.1 * even.error
     assert best.factor is not None
@@ -133,13 +149,38 @@ def test_outlier_channels_move_into_the_weights(scheme: Scheme, dialect: Dialect
     assert best.factor.min() == 1
 
 
+def test_a_fixed_range_is_of_the_divided_inputs() -> None:
+    random = np.random.default_rng(5)
+    tokens, weight = (random.standard_normal(shape).astype(np.float32) for shape in ((256, 64), (128, 64)))
+    tokens[:, :4] *= 64
+    energy = np.square(tokens).mean(0)
+    plain, best = choose_factor(ONE, tokens, energy, OneMatrix(weight), Int8Static(), "ort")  # type: ignore[arg-type]
+    assert best.error < 0.5 * plain.error
+    assert plain.range_ is not None
+    assert best.range_ is not None
+    assert best.factor is not None
+    assert best.range_[1] < plain.range_[1] / 4
+
+
+def test_heads_that_share_values_share_a_factor() -> None:
+    random = np.random.default_rng(6)
+    tokens, weight = (random.standard_normal(shape).astype(np.float32) for shape in ((256, 64), (128, 64)))
+    tokens[:, 5] *= 64  # of the first of two heads of 32 channels
+    pair = Pair((), ("w",), shared=2, size=32)
+    _, best = choose_factor(pair, tokens, np.square(tokens).mean(0), OneMatrix(weight), Int8(), "ort")  # type: ignore[arg-type]
+    assert best.factor is not None
+    first, second = best.factor.reshape(2, 32)
+    assert np.array_equal(first, second)
+    assert first[5] > first[6]
+
+
 def test_a_channel_that_was_never_seen_gets_a_bounded_factor() -> None:
     weight, tokens = np.ones((8, 64), np.float32), np.zeros((4, 64), np.float32)
-    plain, best = choose_factor(["w"], tokens, np.zeros(64, np.float32), OneMatrix(weight), Int4(), "ort")  # type: ignore[arg-type]
+    plain, best = choose_factor(ONE, tokens, np.zeros(64, np.float32), OneMatrix(weight), Int4(), "ort")  # type: ignore[arg-type]
     assert plain.error == best.error == 0
     assert best.factor is None
     tokens[:, 0] = 1e6
-    _, best = choose_factor(["w"], tokens, np.square(tokens).mean(0), OneMatrix(weight), Int4(), "ort")  # type: ignore[arg-type]
+    _, best = choose_factor(ONE, tokens, np.square(tokens).mean(0), OneMatrix(weight), Int4(), "ort")  # type: ignore[arg-type]
     assert best.factor is None or best.factor.max() <= 2**20
 
 
@@ -152,9 +193,14 @@ def test_a_walk_learns_what_every_int4_matrix_needs(prepared: Prepared, tmp_path
     q, k = (learned.inputs[f"model.language_model.layers.0.self_attn.{name}_proj.weight"] for name in "qk")
     assert q is k
     assert not learned.left
+    assert (tmp_path / FEEDBACK).stat().st_size == feedback_bytes(prepared, MOST)
+    (tmp_path / FEEDBACK).unlink()
     _, learned = observe(prepared, samples, tmp_path, 256)
+    assert (tmp_path / FEEDBACK).stat().st_size == feedback_bytes(prepared, 256) < feedback_bytes(prepared, MOST)
     wide = learned.inputs["model.language_model.layers.0.mlp.down_proj.weight"]
     assert wide.feedback is None
     assert "model.language_model.layers.0.mlp.down_proj.weight" in learned.left
     (*_, note) = learned.notes()
-    assert "--max-ram has no room for error feedback of model.visual.patch_embed.proj.weight and" in note
+    assert (
+        "no room to feed rounding errors back for the inputs of model.visual.patch_embed.proj.weight and 6 oth" in note
+    )
