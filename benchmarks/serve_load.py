@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.serve_load BUNDLE`` starts ``edgeglm serve`` on a free port of this machine, and makes 10,000
 requests, or ``--requests``, over 64 connections. Other options are the server's, such as ``--slots 4``. Of 20 requests
-nine have an answer that is known: four are texts as tokens and back, two are answers held to a schema of their own, and
-three are questions, whose answers are compared with those that a runner gives alone. Two more read a stream slowly, two
+ten have an answer that is known: five are texts as tokens and back, three are answers held to schemas of their own, and
+two are questions, whose answers are compared with those that a runner gives alone. One more reads a stream slowly, two
 cut the connection, and seven are among those of `benchmarks/hostile.py`. It prints how requests ended, and the
 server's resident memory after each tenth of them. It ends with exit code 1 if an answer was wrong, a request failed,
 or memory grew by more than 2% behind the first tenth.
@@ -43,8 +43,8 @@ TIMEOUT = 600
 ERROR = {"message", "type", "param", "code"}
 # Of 20 requests, in the order in which they are made.
 KINDS = (
-    "tokens", "hostile", "question", "cut", "hostile", "schema", "slow", "tokens", "hostile", "question",
-    "hostile", "tokens", "cut", "hostile", "schema", "slow", "hostile", "tokens", "question", "hostile",
+    "tokens", "hostile", "question", "cut", "hostile", "schema", "slow", "tokens", "hostile", "schema",
+    "hostile", "tokens", "cut", "hostile", "schema", "tokens", "hostile", "question", "tokens", "hostile",
 )  # fmt: skip
 # Of so many hostile requests one is of many megabytes.
 LARGE = 100

@@ -47,7 +47,16 @@ class ApiError(Exception):
 
 
 def to_api(error: BaseException) -> ApiError:
-    """Return what a client is told of an error; what is the server's own fault goes to stderr in full."""
+    """Return what a client is told of an error; what is the server's own fault goes to stderr in full.
+
+    Its trace is cut off: the frames hold the request, which would stay until the next search for garbage.
+    """
+    told = _told(error)
+    told.__traceback__ = told.__context__ = told.__cause__ = None
+    return told
+
+
+def _told(error: BaseException) -> ApiError:
     if isinstance(error, ApiError):
         return error
     known = explain(error)
