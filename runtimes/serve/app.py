@@ -30,6 +30,7 @@ from edgeglm.runtimes.serve.completions import (
 from edgeglm.runtimes.serve.engine import Engine
 from edgeglm.runtimes.serve.errors import ApiError, to_api
 from edgeglm.runtimes.serve.jobs import Job
+from edgeglm.runtimes.serve.media import Media
 from edgeglm.runtimes.serve.responses import Completion, error_event
 from edgeglm.runtimes.serve.schedule import Kind
 from edgeglm.runtimes.serve.schema import (
@@ -59,10 +60,14 @@ class Service:
         engine: Of the bundles.
         keys: Of which a client must have one; none is asked for if there are none.
         origins: Of the pages that a browser lets ask; ``*`` is any.
+        media: Hosts from which images are fetched, as `Media` says.
     """
 
-    def __init__(self, engine: Engine, keys: tuple[str, ...] = (), origins: Sequence[str] = ()) -> None:
+    def __init__(
+        self, engine: Engine, keys: tuple[str, ...] = (), origins: Sequence[str] = (), media: Sequence[str] = ()
+    ) -> None:
         self.origins, self.bodies = tuple(origins), Bodies()
+        self.media = Media(media, self.bodies)
         self.engine, self.keys, self.metrics = engine, [key.encode() for key in keys], engine.metrics
 
     def app(self) -> Starlette:
@@ -114,7 +119,7 @@ class Service:
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
 
     async def _chat(self, request: Request) -> Response:
-        async with self.bodies.read(request, ChatRequest) as asked:
+        async with self.bodies.read(request, ChatRequest) as asked, self.media.fetched(asked.messages):
             check_chat(asked)
             return await self._complete(request, asked, kind_of(asked.messages), work=chat_work(asked), is_chat=True)
 
@@ -124,7 +129,7 @@ class Service:
             return await self._complete(request, asked, "text", work=text_work(asked), is_chat=False)
 
     async def _tokenize(self, request: Request) -> Response:
-        async with self.bodies.read(request, TokenizeRequest) as asked:
+        async with self.bodies.read(request, TokenizeRequest) as asked, self.media.fetched(asked.messages):
             if (asked.prompt is None) == (asked.messages is None):
                 raise ApiError(400, "give either prompt or messages", param="prompt")
             return await self._single(request, self._name(asked.model), tokenize_work(asked))

@@ -75,7 +75,8 @@ def serve(arguments: Sequence[str] | None = None, bundle: Path | None = None) ->
         )
         try:
             engine.start()
-            interrupted = asyncio.run(_run(Service(engine, keys, options.cors), listener, options.drain))
+            service = Service(engine, keys, options.cors, options.allowed_media_domains)
+            interrupted = asyncio.run(_run(service, listener, options.drain))
         finally:
             engine.stop()
     if interrupted:
@@ -182,6 +183,10 @@ def _parser(bundle: Path | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--cors", action="append", default=[], type=_origin, metavar="ORIGIN", help="a page that browsers let ask, or *"
     )
+    parser.add_argument(
+        "--allowed-media-domains", action="append", default=[], type=_host, metavar="HOST",
+        help="a host from which images are fetched, or * for any public one (default: nothing is fetched)",
+    )  # fmt: skip
     parser.add_argument("--max-ram", metavar="SIZE", help="budget of all bundles together, such as 500MiB")
     parser.add_argument("--context", type=_count, metavar="N", help="maximum length of prompt and answer together")
     parser.add_argument("--threads", type=_count, metavar="N", help="engine threads (default: all cores)")
@@ -228,6 +233,12 @@ def _shares(text: str) -> dict[str, float]:
             raise argparse.ArgumentTypeError(f"{part!r} is no share, such as {next(iter(WEIGHTS))}=0.5")
         shares[kind] = float(share)
     return shares
+
+
+def _host(text: str) -> str:
+    if text != "*" and not re.fullmatch(r"[0-9A-Za-z.:_-]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no host, such as images.example.com, nor *")
+    return text
 
 
 def _origin(text: str) -> str:
