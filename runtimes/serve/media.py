@@ -154,7 +154,7 @@ def _resolve(split: SplitResult, hosts: frozenset[str]) -> tuple[str, int]:
     host, port = str(split.hostname), split.port or SCHEMES[split.scheme]
     if host not in hosts and ANY not in hosts:
         raise MediaError("is from a host that --allowed-media-domains does not name")
-    addresses = [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    addresses = [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     if host not in hosts and not all(map(is_public, addresses)):
         raise MediaError("is from a host whose addresses are not public")
     return addresses[0], port
@@ -186,7 +186,7 @@ class _Pinned(http.client.HTTPConnection):
 
     def connect(self) -> None:
         """Connect."""
-        self.sock = socket.create_connection(self.address, self.timeout)
+        self.opened = self.sock = socket.create_connection(self.address, self.timeout)
         if self.is_secure:
             self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
         self.opened = self.sock
