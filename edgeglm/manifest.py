@@ -237,13 +237,17 @@ class Metric(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Rung(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A precision that was tried; ``refused`` is why its export failed before it could be measured."""
+    """A precision that was tried; ``refused`` is why its export failed before it could be measured.
+
+    ``figures`` has what a search measured: ``answer_ms`` or ``peak_rss_bytes``.
+    """
 
     precision: Text
     bundle_bytes: Natural
     passed: bool
     metrics: tuple[Metric, ...] = ()
     refused: Text | None = None
+    figures: dict[Text, Annotated[float, Meta(ge=0)]] = {}
 
 
 class Measured(Struct, frozen=True, forbid_unknown_fields=True):

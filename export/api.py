@@ -1,4 +1,4 @@
-"""Plan, export, compress, validate and build as functions: what the command line, the ladder and the matrix call.
+"""Plan, export, search, compress, validate and build as functions: what the command line, ladder and matrix call.
 
     from edgeglm.export.api import ExportRequest, export
 
@@ -20,6 +20,7 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import msgspec
 
@@ -39,6 +40,7 @@ from edgeglm.export.requests import (
     ExportResult,
     PlanRequest,
     Progress,
+    SearchRequest,
     Show,
     ValidateRequest,
     ValidateResult,
@@ -59,12 +61,14 @@ __all__ = [
     "Metric",
     "PlanRequest",
     "Progress",
+    "SearchRequest",
     "ValidateRequest",
     "ValidateResult",
     "build",
     "compress",
     "export",
     "plan",
+    "search",
     "validate",
 ]
 
@@ -119,6 +123,17 @@ def compress(request: CompressRequest, show: Show = lambda progress: None) -> Co
     return msgspec.structs.replace(result, peak_rss_bytes=memory.peak_bytes, seconds=time.monotonic() - start)
 
 
+def search(request: SearchRequest, show: Show = lambda progress: None) -> ExportResult:
+    """Write the best bundle that passes ``accuracy_drop``; raises as `export`, and UsageError for a study of others."""
+    if request.accuracy_drop is None:
+        raise UsageError("search", "takes a drop that bundles may have", "give --accuracy-drop")
+    if request.model is not None and _is_graph(request.model):
+        raise UsageError(request.model, "is a graph: a search is of checkpoints", "export it with --max-error")
+    if find_spec("optuna") is None:
+        raise UsageError("search", "Optuna is not installed", "pip install 'edgeglm[search]'")
+    return export(request, show)
+
+
 def validate(request: ValidateRequest, show: Show = lambda progress: None) -> ValidateResult:
     """Compare a bundle with its original on its task; `ValidateResult.check` raises where it lost too much.
 
@@ -165,6 +180,10 @@ def _export_checkpoint(request: ExportRequest, budget: int, show: Show) -> Expor
     samples, held_out = read_calibration(calibration, opened.folder) if calibration else ([], [])
     gate = None if allowed is None else open_gate(opened, allowed, calibration, samples, budget)
     job = Job(opened, folder, samples, held_out, gate, budget)
+    if isinstance(request, SearchRequest) and gate:
+        from edgeglm.export.pipeline.search import searching
+
+        job = searching(job, request)
     expected = job.expected()
     notes, rungs = job.run(show, resume=request.resume)
     return ExportResult(bundle=folder, notes=notes, rungs=rungs, predicted_peak_rss_bytes=expected, max_ram=budget)

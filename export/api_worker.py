@@ -7,12 +7,14 @@ from collections.abc import Callable
 from edgeglm.export import api
 from edgeglm.worker import serve
 
-Request = api.PlanRequest | api.ExportRequest | api.ValidateRequest | api.BuildRequest
+Request = api.PlanRequest | api.ExportRequest | api.SearchRequest | api.ValidateRequest | api.BuildRequest
 Result = api.Forecast | api.ExportResult | api.ValidateResult | api.BuildResult
 
 
 def answer(request: Request, show: Callable[[float], None]) -> Result:
     """Return the result of a request."""
+    if isinstance(request, api.SearchRequest):
+        return api.search(request)
     if isinstance(request, api.ExportRequest):
         return api.export(request)
     if isinstance(request, api.ValidateRequest):

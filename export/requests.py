@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -60,6 +61,21 @@ class ExportRequest(PlanRequest, frozen=True, kw_only=True, tag=True):
     max_error: float | None = None
     calibration: Path | None = None
     resume: bool = True
+
+
+class SearchRequest(ExportRequest, frozen=True, kw_only=True, tag=True):
+    """A bundle to search for: the best that passes ``accuracy_drop``, whose precision is found.
+
+    Args:
+        goal: What is to be least: ``size`` of the bundle, ``latency`` of an answer or ``memory`` of a run, on this
+            machine.
+        trials: Bundles that are measured at most.
+        study: The file that the search goes on from; None for the bundle's name with ``.study``.
+    """
+
+    goal: Literal["size", "latency", "memory"] = "size"
+    trials: int = 20
+    study: Path | None = None
 
 
 class ValidateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):

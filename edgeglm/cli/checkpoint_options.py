@@ -1,4 +1,4 @@
-"""The arguments that `export` and `plan` share."""
+"""The arguments that `export`, `plan` and `search` share."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def checkpoint_options(function: F) -> F:
     """Add MODEL, --target and what decides how the modules are made."""
+    precision = click.option(
+        "--precision",
+        default="auto",
+        metavar="SPEC",
+        help="auto (the profile's), fp32, fp16, int8, int4, or by module: decoder=int4,vision=fp16.",
+    )
+    return model_options(precision(function))
+
+
+def model_options(function: F) -> F:
+    """Add MODEL, --target and what decides how the modules are made, but for the precision."""
     for decorator in (
         click.option(
             "--image-size",
@@ -27,12 +38,6 @@ def checkpoint_options(function: F) -> F:
         ),
         click.option("--adapter", metavar="DIR", help="A LoRA adapter of peft to merge into the weights."),
         click.option("--context", type=click.IntRange(min=1), metavar="N", help="Maximum context length in tokens."),
-        click.option(
-            "--precision",
-            default="auto",
-            metavar="SPEC",
-            help="auto (the profile's), fp32, fp16, int8, int4, or by module: decoder=int4,vision=fp16.",
-        ),
         click.option("--target", required=True, metavar="NAME", help="Device profile: a name or the path of a file."),
         click.argument("model", required=False),
     ):

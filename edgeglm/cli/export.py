@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import click
 import msgspec
@@ -21,6 +23,8 @@ from edgeglm.export.pipeline.gate import brief
 from edgeglm.export.pipeline.job import NothingPassed
 from edgeglm.manifest import GraphManifest, Rung
 from edgeglm.units import format_size, parse_percent
+
+T = TypeVar("T", bound=ExportRequest)
 
 
 @click.command("export")
@@ -80,11 +84,23 @@ def command(
         calibration=calibration,
         resume=not no_resume,
     )
+    print_result(run_export(request, export, as_json=as_json), as_json=as_json)
+
+
+def run_export(
+    request: T, function: Callable[[T, Callable[[Progress], None]], ExportResult], *, as_json: bool
+) -> ExportResult:
+    """Run an export or a search, and show how far it is; what was tried is printed where nothing passes."""
     try:
-        result = _export(request)
+        with Display(request.max_ram or 0) as display:
+            return function(request, partial(_show, display))
     except NothingPassed as error:
         _print_failure(error.rungs, as_json=as_json)
         raise
+
+
+def print_result(result: ExportResult, *, as_json: bool) -> None:
+    """Print what was written, and notes on stderr."""
     for note in (*map(str, result.fixes), *result.notes):
         click.echo(printable(f"note: {note}"), err=True)
     if as_json:
@@ -96,17 +112,12 @@ def command(
         click.echo(f"edgeglm: memory: {why}; please report it", err=True)
 
 
-def _export(request: ExportRequest) -> ExportResult:
-    with Display(request.max_ram or 0) as display:
-
-        def show(progress: Progress) -> None:
-            if progress.rung:
-                rung = progress.rung
-                display.line(f"{'passes' if rung.passed else 'fails'}: {brief(rung.precision)}")
-            else:
-                display(progress)
-
-        return export(request, show)
+def _show(display: Display, progress: Progress) -> None:
+    if progress.rung:
+        rung = progress.rung
+        display.line(f"{'passes' if rung.passed else 'fails'}: {brief(rung.precision)}")
+    else:
+        display(progress)
 
 
 def _print_failure(rungs: Sequence[Rung], *, as_json: bool) -> None:

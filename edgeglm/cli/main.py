@@ -28,6 +28,7 @@ COMMANDS = {
     "matrix": "Try models on targets in every precision and format, and write a table of what works.",
     "plan": "Predict the export's memory and whether the bundle fits the device.",
     "run": "Answer a prompt from a bundle, and report time and memory.",
+    "search": "Search for the best bundle whose accuracy drop is within a limit.",
     "serve": "Serve bundles to OpenAI-compatible clients.",
     "validate": "Compare a bundle with the original on its task; fail if accuracy drops too far.",
     "verify": "Check every file of a bundle against its hash.",
@@ -38,6 +39,7 @@ EXTRAS = {
     "export": "export",
     "matrix": "export",
     "plan": "export",
+    "search": "export,search",
     "serve": "serve",
     "validate": "export",
 }

@@ -35,13 +35,17 @@ class Gate:
     request: ValidateRequest
     samples: Sequence[Example]
 
-    def metrics(self, bundle: Path) -> tuple[manifest.Metric, ...]:
+    def metrics(self, bundle: Path, limit: int | None = None) -> tuple[manifest.Metric, ...]:
         """Return all metrics of a bundle, whether they pass or not; torch never comes into this process.
+
+        Args:
+            bundle: Its folder.
+            limit: Samples to measure on; None for all.
 
         Raises:
             EdgeglmError: It cannot be validated.
         """
-        task = msgspec.structs.replace(self.request, bundle=bundle)
+        task = msgspec.structs.replace(self.request, bundle=bundle, limit=limit)
         return tuple(metric.sealed for metric in VALIDATOR.run(task, "validate").metrics)
 
     def check_budget(self, opened: Opened) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +48,7 @@ class Job:
         held_out: What the bundle's self-test is made of.
         gate: Measures bundles, if a drop is stated.
         budget: Bytes of memory.
+        climber: Makes what finds the precision that passes: a ladder, or a search.
     """
 
     request: Request
@@ -56,6 +57,7 @@ class Job:
     held_out: Sequence[Example]
     gate: Gate | None
     budget: int
+    climber: Callable[[Request, Means], Ladder] = Ladder
 
     def expected(self) -> int:
         """Return the predicted peak. Raises an error where the job can be seen to fail, as above the budget."""
@@ -136,7 +138,7 @@ class Job:
         return request, found
 
     def _climb(self, request: Request, means: Means) -> Ladder:
-        ladder = Ladder(request, means)
+        ladder = self.climber(request, means)
         ladder.climb()
         if not ladder.best:
             raise NothingPassed(nothing_passed(self.folder, ladder), ladder.rungs)

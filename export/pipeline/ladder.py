@@ -182,8 +182,11 @@ class Ladder:
             )
         except AccuracyError as error:
             return manifest.Rung(precision, size, passed=False, refused=f"{error.what}: {error.why}")
-        metrics = self.means.measure(folder)
+        metrics = self._measured(folder)
         return manifest.Rung(precision, size, all(metric.passed for metric in metrics), metrics)
+
+    def _measured(self, folder: Path) -> tuple[manifest.Metric, ...]:
+        return self.means.measure(folder)
 
 
 def excess(metric: manifest.Metric) -> float:

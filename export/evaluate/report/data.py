@@ -64,12 +64,13 @@ class Memory:
 
 @dataclass(frozen=True)
 class Rung:
-    """A precision that an export tried: the bundle's size and its drops, or why there was none."""
+    """A precision that an export tried: the bundle's size, its drops and figures, or why there was none."""
 
     precision: str
     nbytes: int
     metrics: tuple[Metric, ...] = ()
     refused: str | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -111,7 +112,8 @@ class Report:
         if measured is UNSET:
             return cls(manifest, module_bytes, original_bytes)
         rungs = (
-            Rung(rung.precision, rung.bundle_bytes, _metrics(rung.metrics), rung.refused) for rung in measured.ladder
+            Rung(rung.precision, rung.bundle_bytes, _metrics(rung.metrics), rung.refused, rung.figures)
+            for rung in measured.ladder
         )
         return cls(
             manifest,

@@ -62,23 +62,46 @@ def sensitivity(divergences: Mapping[str, float]) -> str:
 
 
 def ladder(rungs: Sequence[Rung]) -> str:
-    """Plot size against loss: a numbered dot for each rung that was measured."""
+    """Plot what was to be least against loss: a numbered dot for each rung that was measured, and the Pareto front."""
+    measured = {number: rung for number, rung in enumerate(rungs, start=1) if rung.refused is None}
+    title, figure = _figure(list(measured.values()))
 
     def draw(axes: Axes) -> None:
-        for number, rung in enumerate(rungs, start=1):
-            if rung.refused is not None:
-                continue
-            size, colour = rung.nbytes / 2**20, COLOURS["pass" if rung.passed else "fail"]
-            axes.plot([size], [rung.worst], "o", color=colour, markersize=7)
-            axes.annotate(f"{number}", (size, rung.worst), (6, 5), textcoords="offset points", color=INK)
+        front = pareto([(figure(rung), rung.worst) for rung in measured.values()])
+        axes.step(*zip(*front, strict=True), where="post", color=ACCENT, linewidth=1, zorder=0)
+        for number, rung in measured.items():
+            place = figure(rung), rung.worst
+            axes.plot(
+                *([value] for value in place), "o", color=COLOURS["pass" if rung.passed else "fail"], markersize=7
+            )
+            axes.annotate(f"{number}", place, (6, 5), textcoords="offset points", color=INK)
         axes.axhline(1, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
         axes.grid(color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.margins(0.12, 0.18)
-        axes.set_xlabel("size of the bundle, MiB")
+        axes.set_xlabel(title)
         axes.set_ylabel("worst drop / limit")
 
     return _svg("ladder", 3.4, draw)
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points that no other one is below in both, from the left."""
+    front: list[tuple[float, float]] = []
+    for point in sorted(points):
+        if not front or point[1] < front[-1][1]:
+            front.append(point)
+    return front
+
+
+def _figure(rungs: Sequence[Rung]) -> tuple[str, Callable[[Rung], float]]:
+    """Return what the axis is called, and the figure of a rung: of a search for speed or memory, or the size."""
+    goal = {name for rung in rungs for name in rung.figures}
+    if "answer_ms" in goal:
+        return "time of an answer, ms", lambda rung: rung.figures["answer_ms"]
+    if "peak_rss_bytes" in goal:
+        return "peak resident memory, MiB", lambda rung: rung.figures["peak_rss_bytes"] / 2**20
+    return "size of the bundle, MiB", lambda rung: rung.nbytes / 2**20
 
 
 def _rows(axes: Axes, labels: Sequence[str]) -> None:

@@ -1,0 +1,63 @@
+"""``edgeglm search``: a bundle that passes comes of it, its attempts are remembered, and bad input is one line."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("optuna")
+
+from edgeglm.bundle import read_manifest
+from tests.cli.commands import check_failure, run
+from tests.cli.test_validate_text import WORDS, write_tokenizer
+from tests.export.tiny import SHAPES, save
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_a_text_model_is_searched_for_memory(tmp_path: Path, capsys: Capture) -> None:
+    """Two attempts with their figures; the study is gone on from for another folder, and nothing is tried again."""
+    model, text = tmp_path / "model", tmp_path / "text.txt"
+    save(SHAPES["glm4"], model)
+    write_tokenizer(model / "tokenizer.json")
+    draw = random.Random(0)
+    text.write_text("\n".join(" ".join(draw.choices(WORDS, k=12)) for _ in range(64)), encoding="utf-8")
+    options = ["--target", "cpu", "--accuracy-drop", "40%", "--calibration", text, "--for", "memory", "--trials", 2]
+    study = ["--study", tmp_path / "study", "--json"]
+
+    status, out, err = run(capsys, "search", model, *options, "-o", tmp_path / "one", *study)
+    assert status == 0, err
+    ladder = json.loads(out)["ladder"]
+    assert len(ladder) == 2
+    assert all(rung["figures"]["peak_rss_bytes"] > 1e6 for rung in ladder)
+    assert any(rung["passed"] for rung in ladder)
+
+    status, out, err = run(capsys, "search", model, *options, "-o", tmp_path / "two", *study)
+    assert status == 0, err
+    assert json.loads(out)["ladder"] == ladder
+    one, two = (read_manifest(tmp_path / name) for name in ("one", "two"))
+    assert one.measured == two.measured
+    assert [file.sha256 for name, file in one.files.items() if name.startswith("decoder")] == [
+        file.sha256 for name, file in two.files.items() if name.startswith("decoder")
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "one", "study", "text.txt", "two"]
+    other = ["--target", "cpu", "--accuracy-drop", "30%", "--calibration", text]
+    done = run(capsys, "search", model, *other, "-o", tmp_path / "three", *study)
+    check_failure(done, 2, "is a study of another model, device, limit, goal, or of other samples")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--target", "cpu", "--accuracy-drop", "1%", "--trials", "0"], "trials"),
+        (["--target", "cpu", "--accuracy-drop", "1%", "--for", "speed"], "speed"),
+        (["model.onnx", "--target", "cpu", "--accuracy-drop", "1%"], "model.onnx is a graph"),
+    ],
+)
+def test_what_is_asked_wrong_is_one_line(arguments: list[str], text: str, capsys: Capture) -> None:
+    check_failure(run(capsys, "search", *arguments), 2, text.partition(" ")[0])

@@ -1,0 +1,117 @@
+"""A search, on the demo, with the recorded errors of what was emitted as its metric."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("optuna")
+
+from optuna.trial import TrialState
+
+from edgeglm.bundle import load_bundle, read_manifest, verify_bundle
+from edgeglm.devices.loader import load_profile
+from edgeglm.errors import DamagedFileError, UsageError
+from edgeglm.export.checkpoint.locate import DEMO, DEMO_NAME
+from edgeglm.export.pipeline.ladder import Means, workplace
+from edgeglm.export.pipeline.search import Aim, Knobs, Search, open_study
+from edgeglm.export.prepare.types import Request
+from edgeglm.export.samples.screenshots import read_samples
+from edgeglm.export.samples.shipped import DATA, DEMO_DATA
+from tests.export.pipeline.test_ladder import errors_within
+
+REQUEST = Request(DEMO, DEMO_NAME, load_profile("cpu"), "int4", shipped=DEMO_DATA)
+LIMIT = 0.1
+
+
+def search(folder: Path, trials: int, identity: str = "one") -> Search:
+    """Run a search in a folder; returns it."""
+    aim = Aim("size", trials, folder / "study", identity, None, lambda _: {})
+    with workplace(folder / "bundle") as work:
+        samples = list(read_samples(DATA / "calibration.jsonl", 1))
+        means = Means(work, samples, None, errors_within(LIMIT), lambda _: None, lambda _: None, lambda _: None)
+        found = Search(REQUEST, means, aim=aim)
+        found.climb()
+        for kept in work.iterdir():
+            verify_bundle(load_bundle(kept))
+            made, best = read_manifest(kept), found.best
+            assert best  # which alone is kept
+            assert made.bundle_bytes - made.files["report.html"].bytes == best.bundle_bytes
+    return found
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Search]:
+    folder = tmp_path_factory.mktemp("search")
+    return folder, search(folder, 6)
+
+
+def test_the_smallest_that_passes_is_the_best(searched: tuple[Path, Search]) -> None:
+    _, found = searched
+    assert len(found.rungs) == 6
+    passing = [rung for rung in found.rungs if rung.passed]
+    assert found.best == min(passing, key=lambda rung: rung.bundle_bytes)
+    assert not found.rungs[0].passed  # all in INT4
+    assert len({rung.precision for rung in found.rungs}) == 6
+    # What cannot be the smallest any more was not measured.
+    sizes = [rung.bundle_bytes for rung in found.rungs]
+    for number in range(1, 6):
+        before = [rung.bundle_bytes for rung in found.rungs[:number] if rung.passed]
+        assert not before or sizes[number] < min(before)
+
+
+def test_it_goes_on_where_it_was_killed(searched: tuple[Path, Search]) -> None:
+    """With the same attempts, and with the one that was under way."""
+    folder, found = searched
+    study = open_study(folder / "study", "one")
+    knobs = study.trials[0].distributions
+    left = study.ask(knobs)
+    again = search(folder, 6)
+    assert again.rungs == found.rungs
+    assert again.precision == found.precision
+    trials = open_study(folder / "study", "one").trials
+    assert trials[left.number].state == TrialState.FAIL
+    waiting = [trial.system_attrs["fixed_params"] for trial in trials if trial.state == TrialState.WAITING]
+    assert waiting == [left.params]
+
+
+def test_a_study_of_others_is_refused(searched: tuple[Path, Search]) -> None:
+    folder, _ = searched
+    with pytest.raises(UsageError, match="is a study of another model, device, limit, goal, or of other samples"):
+        open_study(folder / "study", "two")
+
+
+@pytest.mark.parametrize("content", [b"no study\n", b"{}\n", b"[1]\n", b"\xff\xfe"])
+def test_what_is_no_study_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "study").write_bytes(content)
+    with pytest.raises(DamagedFileError, match="is no study"):
+        open_study(tmp_path / "study", "one")
+
+
+def test_no_lock_outlives_its_process(tmp_path: Path) -> None:
+    code = f"""
+import os, pathlib
+from edgeglm.export.pipeline.search import Lock
+Lock(pathlib.Path({str(tmp_path / "study")!r})).acquire()
+os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    open_study(tmp_path / "study", "one")
+    assert [path.name for path in tmp_path.iterdir()] == ["study"]
+
+
+def test_knobs_are_precisions_and_counts_of_raised_parts() -> None:
+    parts = {"embedding": "fp16", "vision": "a16w8", "decoder.layer.0": "int4", "decoder.back": "int4"}
+    knobs = Knobs.of(parts, ["decoder.back", "decoder.layer.0"], lambda precision: precision != "decoder=int8")
+    assert knobs.steps == {"embedding": ["int8", "fp16"], "decoder": ["int4", "int8-block", "fp16"]}
+    chosen = {"embedding": "int8", "decoder": "int4", "decoder.raised": 1}
+    assert knobs.parts(chosen) == {
+        "vision": "a16w8", "embedding": "int8", "decoder.back": "int8-block", "decoder.layer.0": "int4",
+    }  # fmt: skip
+    assert [first["decoder.raised"] for first in knobs.first()] == [0, 1, 2]
