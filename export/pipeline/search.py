@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any, Literal, cast
 
 import msgspec
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -27,16 +26,14 @@ from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.calibrate.calibrator import examples_hash
 from edgeglm.export.evaluate.speed import MEASURER, SpeedRequest
 from edgeglm.export.pipeline.job import Job
-from edgeglm.export.pipeline.ladder import Ladder, Measure, Precisions, excess, precisions, spell, worst
+from edgeglm.export.pipeline.knobs import STEPS, Knobs
+from edgeglm.export.pipeline.ladder import Ladder, Measure, excess, precisions, spell, worst
 from edgeglm.export.prepare.preparation import open_export
 from edgeglm.export.prepare.types import Opened, Prepared
-from edgeglm.export.quantize.schemes import HIGHER
 from edgeglm.export.requests import SearchRequest
 from edgeglm.manifest import Metric, Rung
 
 Goal = Literal["size", "latency", "memory"]
-# Steps of a module's parts, from the smallest.
-STEPS, EMBEDDING = ("int4", "int8", "int8-block", "fp16"), ("int8", "fp16")
 # Knobs are asked for so many times as often as a bundle is measured, before the search ends early.
 ASKED = 50
 SEED, NAME = 0, "edgeglm"
@@ -249,63 +246,3 @@ class Search(Ladder):
                 study.enqueue_trial(trial.params, skip_if_exists=False)
             elif trial.state == TrialState.COMPLETE:
                 self.rungs.append(msgspec.json.decode(trial.user_attrs["rung"], type=Rung))
-
-
-@dataclass(frozen=True)
-class Knobs:
-    """The choices that a study makes.
-
-    Args:
-        steps: The precisions that a module can have, from the smallest.
-        order: The parts of a module, the most sensitive first; none of an embedding.
-        fixed: The precision of what is not chosen.
-    """
-
-    steps: Mapping[str, Sequence[str]]
-    order: Mapping[str, Sequence[str]]
-    fixed: Precisions
-
-    @classmethod
-    def of(cls, parts: Precisions, order: Sequence[str], is_possible: Callable[[str], bool]) -> Knobs:
-        """Return the knobs of modules.
-
-        Args:
-            parts: The precision of all parts, each in the smallest.
-            order: Those that can take a step up, the most sensitive first.
-            is_possible: Whether a ``--precision`` has a place on the device.
-        """
-        steps, named = dict[str, Sequence[str]](), dict[str, Sequence[str]]()
-        for module in dict.fromkeys(part.partition(".")[0] for part in parts):
-            named[module] = [part for part in order if part.startswith(f"{module}.")]
-            tried = STEPS if named[module] else EMBEDDING if module == "embedding" else ()
-            possible = [name for name in tried if is_possible(f"{module}={name}")]
-            if possible:
-                steps[module] = possible
-        fixed = {part: name for part, name in parts.items() if part.partition(".")[0] not in steps}
-        return cls(steps, named, fixed)
-
-    @property
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """The knobs, as Optuna has them."""
-        found: dict[str, BaseDistribution] = {}
-        for module, names in self.steps.items():
-            found[module] = CategoricalDistribution(names)
-            if self.order[module]:
-                found[f"{module}.raised"] = IntDistribution(0, len(self.order[module]))
-        return found
-
-    def first(self) -> Iterator[dict[str, object]]:
-        """Yield what is tried first: all in its smallest, then half of the parts raised, then all of them."""
-        smallest = {module: names[0] for module, names in self.steps.items()}
-        for raised in (0.0, 0.5, 1.0):
-            counts = {f"{module}.raised": int(raised * len(self.order[module])) for module in self.steps}
-            yield {**smallest, **{name: count for name, count in counts.items() if name in self.distributions}}
-
-    def parts(self, chosen: Mapping[str, Any]) -> Precisions:
-        """Return the precision of each part."""
-        parts = dict(self.fixed)
-        for module in self.steps:
-            base, order = chosen[module], self.order[module]
-            raised = set(order[: chosen.get(f"{module}.raised", 0)])
-            parts |= {part: HIGHER.get(base, base) if part in raised else base for part in order} or {module: base}
-        return parts

@@ -20,7 +20,7 @@ from edgeglm.devices.loader import load_profile
 from edgeglm.errors import DamagedFileError, UsageError
 from edgeglm.export.checkpoint.locate import DEMO, DEMO_NAME
 from edgeglm.export.pipeline.ladder import Means, workplace
-from edgeglm.export.pipeline.search import Aim, Knobs, Search, open_study
+from edgeglm.export.pipeline.search import Aim, Search, open_study
 from edgeglm.export.prepare.types import Request
 from edgeglm.export.samples.screenshots import read_samples
 from edgeglm.export.samples.shipped import DATA, DEMO_DATA
@@ -104,14 +104,3 @@ os.kill(os.getpid(), 9)
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
     open_study(tmp_path / "study", "one")
     assert [path.name for path in tmp_path.iterdir()] == ["study"]
-
-
-def test_knobs_are_precisions_and_counts_of_raised_parts() -> None:
-    parts = {"embedding": "fp16", "vision": "a16w8", "decoder.layer.0": "int4", "decoder.back": "int4"}
-    knobs = Knobs.of(parts, ["decoder.back", "decoder.layer.0"], lambda precision: precision != "decoder=int8")
-    assert knobs.steps == {"embedding": ["int8", "fp16"], "decoder": ["int4", "int8-block", "fp16"]}
-    chosen = {"embedding": "int8", "decoder": "int4", "decoder.raised": 1}
-    assert knobs.parts(chosen) == {
-        "vision": "a16w8", "embedding": "int8", "decoder.back": "int8-block", "decoder.layer.0": "int4",
-    }  # fmt: skip
-    assert [first["decoder.raised"] for first in knobs.first()] == [0, 1, 2]
