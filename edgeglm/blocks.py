@@ -5,6 +5,8 @@ believed: before its bytes are used, its checksum over name, head and bytes is c
 that is damaged, cut off, another's, or that another user could have written, is removed. A block appears whole or not
 at all. Where the folder cannot be used or is full, nothing is kept, and nothing fails.
 
+A bundle may ship blocks too (`read_block`): its manifest says whose they are.
+
 If a block leaves no room for the next one, those go that were used least recently.
 """
 
@@ -45,17 +47,34 @@ def block_name(head: bytes) -> str:
     return hashlib.sha256(head).hexdigest()
 
 
+def read_block(file: Path, head: bytes) -> Block | None:
+    """Return the block of a bundle's file, whose hash was checked; None where it has another head.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return _checked(file, head, private=False)
+
+
+def read_head(file: Path) -> bytes:
+    """Return the head of the block in a bundle's file, whose hash was checked. Raises OSError."""
+    with open(os.open(file, READ_ONLY), "rb") as opened:
+        opened.seek(_SUM)
+        return opened.read(int.from_bytes(opened.read(_LENGTH), "little"))
+
+
 class Blocks:
-    """The blocks of the user's store.
+    """The blocks of the user's store, or of a folder.
 
     Args:
         max_bytes: That all of them together may take on the disk.
+        folder: That they are in; the store's if None.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, folder: Path | None = None) -> None:
         self.max_bytes = max_bytes
         root = cache_folder()
-        self.folder = root / KIND if root else None
+        self.folder = folder or (root / KIND if root else None)
 
     def find(self, head: bytes) -> Block | None:
         """Return a block whose bytes are those that were written; None where there is none."""
@@ -141,12 +160,14 @@ def _pieces(name: str, head: bytes, data: memoryview) -> tuple[bytes, bytes, mem
     return digest.digest(), padded, data
 
 
-def _checked(file: Path, head: bytes) -> Block | None:
+def _checked(file: Path, head: bytes, *, private: bool = True) -> Block | None:
     """Return a block; None where its file is not what was written. Raises OSError if it cannot be read."""
     descriptor = os.open(file, READ_ONLY)
     try:
         status, start = os.fstat(descriptor), _start(head)
-        if not (stat.S_ISREG(status.st_mode) and store.is_private(status) and status.st_size > start):
+        if not (stat.S_ISREG(status.st_mode) and status.st_size > start):
+            return None
+        if private and not store.is_private(status):
             return None
         front = os.pread(descriptor, start, 0)
         digest = hashlib.sha256(file.name.encode() + front[_SUM:])

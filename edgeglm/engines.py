@@ -57,6 +57,7 @@ class Engine:
         fallback: The engine that runs its modules where it is not there; None where no other reads them.
         half: Whether it computes fp16 as it is; one that widens it drops the roundings.
         norms_as_operators: Whether it computes norms wrong that are not one operator each.
+        gives_state: Whether keys and values can be read and written.
         shapes: Whether a module may have several graphs over one file of weights.
         builds: Whether its modules are built on the device.
         toolchain: Whether a profile says for which version, in ``toolchain.NAME``.
@@ -75,6 +76,7 @@ class Engine:
     fallback: EngineName | None = None
     half: bool = False
     norms_as_operators: bool = False
+    gives_state: bool = False
     shapes: bool = False
     builds: bool = False
     toolchain: bool = False
@@ -104,7 +106,9 @@ DIALECTS: dict[Dialect, GraphKind] = {
 ENGINES: dict[EngineName, Engine] = {
     engine.name: engine
     for engine in (
-        Engine("ort", "ONNX Runtime", "cpu", "onnx", "ort", "onnxruntime", ("onnxruntime",), shapes=True),
+        Engine(
+            "ort", "ONNX Runtime", "cpu", "onnx", "ort", "onnxruntime", ("onnxruntime",), gives_state=True, shapes=True
+        ),
         Engine(
             "qnn", "QNN HTP", "npu", "onnx", "qdq", "onnxruntime-qnn", ("onnxruntime_qnn",),
             fallback="ort", norms_as_operators=True, toolchain=True, loaded=1.1,

@@ -157,7 +157,10 @@ def _opened(request: PlanRequest, profile: Profile, folder: Path, name: str) -> 
     sizes = tuple(dict.fromkeys(request.image_sizes))
     adapter = None if request.adapter is None else locate(request.adapter)[0]
     shipped = DEMO_DATA if request.model is None else None
-    return Request(folder, name, profile, request.precision, request.context, sizes, shipped, adapter=adapter)
+    return Request(
+        folder, name, profile, request.precision, request.context, sizes, shipped, adapter=adapter,
+        prefixes=request.prefixes,
+    )  # fmt: skip
 
 
 def _export_checkpoint(request: ExportRequest, budget: int, show: Show) -> ExportResult:
@@ -238,6 +241,7 @@ def _for_checkpoints(request: PlanRequest) -> dict[str, bool]:
         "--context": request.context is not None,
         "--image-size": bool(request.image_sizes),
         "--adapter": request.adapter is not None,
+        "--prefix": bool(request.prefixes),
     }
 
 

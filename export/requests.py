@@ -30,6 +30,7 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         context: Tokens of a conversation at most; None for the profile's and the model's.
         image_sizes: Pictures that the vision module takes, each (width, height) in pixels.
         adapter: The folder of a LoRA adapter that is merged into the weights.
+        prefixes: Files of messages that prompts begin with, whose state the bundle ships.
     """
 
     target: str
@@ -38,6 +39,7 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     context: int | None = None
     image_sizes: tuple[Size, ...] = ()
     adapter: str | None = None
+    prefixes: tuple[Path, ...] = ()
 
 
 class ExportRequest(PlanRequest, frozen=True, kw_only=True, tag=True):

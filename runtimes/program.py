@@ -86,7 +86,11 @@ def _converse(runner: Runner, options: argparse.Namespace) -> Answer | None:
     given = {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}
     sampling = replace(Sampling.of(runner.bundle.manifest.generation), **given)
     conversation = Conversation(
-        runner, prefix=runner.prefix, max_new_tokens=options.max_new_tokens, sampling=sampling, seed=options.seed
+        runner,
+        prefix=runner.prefixes.messages,
+        max_new_tokens=options.max_new_tokens,
+        sampling=sampling,
+        seed=options.seed,
     )
     if options.prompt is not None:
         answer = conversation.ask(options.prompt, options.image, _hide if options.json else _show)

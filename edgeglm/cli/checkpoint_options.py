@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -35,6 +36,14 @@ def model_options(function: F) -> F:
             multiple=True,
             metavar="WxH",
             help="Image size of the vision module in pixels, such as 504x1008; once for each shape.",
+        ),
+        click.option(
+            "--prefix",
+            "prefixes",
+            type=click.Path(path_type=Path),
+            multiple=True,
+            metavar="FILE",
+            help="A system prompt as text, or messages as .json, whose state the bundle ships; once for each.",
         ),
         click.option("--adapter", metavar="DIR", help="A LoRA adapter of peft to merge into the weights."),
         click.option("--context", type=click.IntRange(min=1), metavar="N", help="Maximum context length in tokens."),

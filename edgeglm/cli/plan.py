@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -23,6 +24,7 @@ def command(
     precision: str,
     context: int | None,
     image_size: tuple[str, ...],
+    prefixes: tuple[Path, ...],
     adapter: str | None,
     as_json: bool,
 ) -> None:
@@ -39,6 +41,7 @@ def command(
             context=context,
             image_sizes=image_sizes(image_size),
             adapter=adapter,
+            prefixes=prefixes,
         )
     )
     if as_json:

@@ -21,6 +21,7 @@ from edgeglm.export.evaluate.report.data import Report as PageData
 from edgeglm.export.evaluate.report.page import render
 from edgeglm.export.graph.slots import SLOTS
 from edgeglm.export.model import Stored
+from edgeglm.export.pipeline.prefix import ship_prefixes
 from edgeglm.export.pipeline.self_test import UNSURE, own_assets
 from edgeglm.export.predict.forecast import predict_slots
 from edgeglm.export.prepare.identity import Unchanged, identify, is_source_of, job_name
@@ -63,6 +64,7 @@ def export(  # noqa: PLR0913 (until requests are frozen dataclasses)
     reuse: Reuse | None = None,
     measured: manifest.Measured | None = None,
     carry_test: bool = True,
+    ships: bool = True,
     held_out: Sequence[Example] = (),
 ) -> tuple[manifest.Manifest, tuple[str, ...]]:
     """Write the bundle; returns its manifest and what the user should know.
@@ -76,6 +78,7 @@ def export(  # noqa: PLR0913 (until requests are frozen dataclasses)
         reuse: What earlier exports have stored alike is copied from them; it learns what this one has.
         measured: What the manifest says of the bundle's accuracy.
         carry_test: Whether it gets a self-test, which costs a pass over the original.
+        ships: Whether it gets the state behind the prefixes that were asked for.
         held_out: What the self-test is made of.
 
     Raises:
@@ -118,6 +121,8 @@ def export(  # noqa: PLR0913 (until requests are frozen dataclasses)
         if measured:
             made = msgspec.structs.replace(made, measured=measured)
         writer.small("report.html", _page(prepared, made, writer).encode())
+        if ships and prepared.request.prefixes:
+            made = ship_prefixes(made, writer, prepared.request.prefixes)
         path = writer.finish(made)
     if reuse:
         for module in ours:

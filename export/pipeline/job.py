@@ -13,8 +13,10 @@ from edgeglm.export.pipeline.export import Progress as Written
 from edgeglm.export.pipeline.export import export
 from edgeglm.export.pipeline.gate import Gate, nothing_passed
 from edgeglm.export.pipeline.ladder import Ladder, Means, Measure, workplace
-from edgeglm.export.predict.forecast import check_budget, export_peak, predict
+from edgeglm.export.predict.forecast import check_budget, export_peak, predict, prefix_peak
 from edgeglm.export.predict.learning import check_disk, int4_widths, learning_bytes
+from edgeglm.export.predict.peaks import check_peak
+from edgeglm.export.prepare.prefix import prefix_lengths
 from edgeglm.export.prepare.preparation import STATIC, open_export, prepare
 from edgeglm.export.prepare.types import Calibration, Opened, Request
 from edgeglm.export.prove.probes import Example
@@ -67,7 +69,8 @@ class Job:
         if not self.samples and any(STATIC in choice.precisions for choice in opened.choices):
             why = f"{STATIC} takes ranges of activations"
             raise UsageError(f"--precision {self.request.precision}", why, "give samples by --calibration FILE")
-        return max(self._check(opened), self.gate.check_budget(opened) if self.gate else 0)
+        gate = self.gate.check_budget(opened) if self.gate else 0
+        return max(self._check(opened), gate, self._check_prefixes(opened))
 
     def run(self, show: Show, *, resume: bool) -> tuple[Sequence[str], Sequence[Rung]]:
         """Write the bundle; returns notes for the user, and the precisions that were tried.
@@ -111,6 +114,13 @@ class Job:
 
     def _check(self, opened: Opened) -> int:
         return check_budget(opened, self.budget, self._fed(opened) + self._learning(opened, self._widest(opened)))
+
+    def _check_prefixes(self, opened: Opened) -> int:
+        """Return the predicted peak while prefixes are computed; which takes the blocks' traces."""
+        lengths = prefix_lengths(opened)
+        peak = prefix_peak(prepare(opened), lengths) if lengths else 0
+        check_peak(peak, self.budget, "to compute --prefix", "; or leave it out")
+        return peak
 
     def _fed(self, opened: Opened) -> int:
         return samples_bytes(opened, self.samples or (self.gate.samples if self.gate else []))

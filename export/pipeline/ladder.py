@@ -178,8 +178,9 @@ class Ladder:
         precision, size = spell(precisions(prepared)), prepared.bundle_bytes
         try:
             export(
-                prepared, folder, predict(prepared), self.means.report, resume=False, reuse=self.reuse, carry_test=False
-            )
+                prepared, folder, predict(prepared), self.means.report, resume=False, reuse=self.reuse,
+                carry_test=False, ships=False,
+            )  # fmt: skip
         except AccuracyError as error:
             return manifest.Rung(precision, size, passed=False, refused=f"{error.what}: {error.why}")
         metrics = self._measured(folder)

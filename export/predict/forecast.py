@@ -18,6 +18,7 @@ from edgeglm.export.model import Choice, Stored
 from edgeglm.export.predict import peaks as plan
 from edgeglm.export.predict.learning import feedback_bytes
 from edgeglm.export.prepare.header_checks import part_of
+from edgeglm.export.prepare.prefix import prefix_lengths
 from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Opened, Prepared, PreparedModule, Request
 from edgeglm.export.prove.prover import ENGINE_BYTES
@@ -152,6 +153,11 @@ def predict_slots(prepared: Prepared, slots: int) -> tuple[int, int]:
     return plan.slots_peak(module_sizes(prepared), prepared.model.decoder, slots)
 
 
+def prefix_peak(prepared: Prepared, lengths: Sequence[int]) -> int:
+    """Return the peak while the state behind prefixes of so many tokens is computed; 0 where there is none."""
+    return plan.prefix_peak(module_sizes(prepared), prepared.model.decoder, max(lengths)) if lengths else 0
+
+
 def module_sizes(prepared: Prepared) -> list[plan.ModuleSize]:
     """Return what the predictions take of the modules."""
     return [_size(prepared, module) for module in prepared.modules]
@@ -194,12 +200,12 @@ def forecast(request: Request) -> Forecast:
     """
     prepared = prepare(open_export(request, headers_only=True))
     profile, usable = request.profile, int(request.profile.memory.usable.value)
-    context = min(request.context or USUAL_CONTEXT, prepared.opened.context)
-    chosen = _option(request.precision, prepared, context, usable)
+    context, lengths = min(request.context or USUAL_CONTEXT, prepared.opened.context), prefix_lengths(prepared.opened)
+    chosen = _option(request.precision, prepared, context, usable, lengths)
     others = {
         name: prepare(open_export(replace(request, precision=name), headers_only=True)) for name in ("fp32", *OFFERED)
     }
-    options = tuple(_option(name, option, context, usable) for name, option in others.items())
+    options = tuple(_option(name, option, context, usable, lengths) for name, option in others.items())
     notes, blockers = list(prepared.notes), []
     npu = _npu_note(profile)
     if npu and chosen.fits:
@@ -210,7 +216,7 @@ def forecast(request: Request) -> Forecast:
         blockers.append(_memory_blocker(prepared, others, context))
     fitting = [option.precision for option in options if option.fits and option.precision in OFFERED]
     recommended = request.precision if chosen.fits else fitting[0] if fitting else None
-    peak = export_peak(prepared.opened, workers=WORKERS, traced=True)
+    peak = max(export_peak(prepared.opened, workers=WORKERS, traced=True), prefix_peak(prepared, lengths))
     return Forecast(
         request.name, profile.name, usable, chosen.fits, context, peak, chosen, options, tuple(blockers), tuple(notes),
         recommended, feedback_bytes(prepared, MOST),
@@ -236,12 +242,13 @@ def _size(prepared: Prepared, module: PreparedModule) -> plan.ModuleSize:
     return plan.ModuleSize(module.choice, weights, module.layout.nbytes, factor, tokens, wide, state, pixels, inputs)
 
 
-def _option(precision: str, prepared: Prepared, context: int, usable: int) -> Option:
+def _option(precision: str, prepared: Prepared, context: int, usable: int, lengths: Sequence[int]) -> Option:
     sizes, decoder = module_sizes(prepared), prepared.model.decoder
     peaks = plan.by_context(sizes, decoder, prepared.opened.context)
     compiled = sum(int(plan.COMPILED_FACTOR * size.nbytes) for size in sizes if size.choice.kind.integers)
+    shipped = sum(plan.prefix_bytes(decoder, length) for length in lengths)
     fits = plan.device_peak(sizes, decoder, context) <= usable
-    return Option(precision, prepared.bundle_bytes + compiled, peaks, fits)
+    return Option(precision, prepared.bundle_bytes + compiled + shipped, peaks, fits)
 
 
 def _npu_note(profile: Profile) -> tuple[str, str] | None:

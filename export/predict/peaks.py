@@ -14,6 +14,7 @@ from edgeglm.errors import BudgetError
 from edgeglm.export.model import Choice, Decoder, Stored
 from edgeglm.roles import DECODER, ModuleName
 from edgeglm.runtimes.core.generate import PREFILL_CHUNK
+from edgeglm.runtimes.core.prefixes import TOKENS
 from edgeglm.runtimes.core.session import MAX_LAST
 from edgeglm.runtimes.core.window import LEAST_PIECE, SCORES_BYTES
 from edgeglm.units import format_size
@@ -51,6 +52,8 @@ SCORES = 3
 # The mask of a pass: as it is made, and as the engine is given it.
 MASKS = 2
 CONTEXTS = (1024, 4096, 8192)
+# The head of a block of keys and values, which names a bundle's files and the block's tokens.
+HEAD_BYTES = 4 << 10
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,16 @@ def slots_peak(modules: Sequence[ModuleSize], decoder: Decoder, slots: int) -> t
     return process + max(module.largest, kept + max(encoding, loading)), kv_bytes(
         decoder, 1
     ) + 4 * decoder.hidden + least
+
+
+def prefix_bytes(decoder: Decoder, tokens: int) -> int:
+    """Return what the state behind a prefix of so many tokens takes in a bundle."""
+    return kv_bytes(decoder, tokens) + -(-tokens // TOKENS) * HEAD_BYTES
+
+
+def prefix_peak(modules: Sequence[ModuleSize], decoder: Decoder, tokens: int) -> int:
+    """Return the peak of an export while a worker computes the state behind a prefix of so many tokens."""
+    return EXPORT_BYTES + device_peak(modules, decoder, tokens)
 
 
 def decoder_width(decoder: Decoder) -> int:

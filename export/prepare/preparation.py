@@ -87,7 +87,10 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     generation, told = read_conversation(checkpoint, context)
     notes += [*told, *(note for choice in choices if (note := npu_note(choice, request.precision)))]
     shapes = tuple(_shape(choices, requests, probe, grid) for grid in more if grid)
-    return Opened(request, checkpoint, choices, context, requests, probe, processor, generation, tuple(notes), shapes)
+    tokens = max((picture.tokens for picture in pictures), default=0)
+    return Opened(
+        request, checkpoint, choices, context, requests, probe, processor, generation, tuple(notes), shapes, tokens
+    )
 
 
 def prepare(opened: Opened, calibration: Calibration | None = None) -> Prepared:

@@ -54,6 +54,7 @@ class Request:
     shipped: Shipped | None = None
     format: str = USUAL_FORMAT
     adapter: Path | None = None
+    prefixes: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Opened:
 
     `requests` are the traces that its modules need, by dialect and whether in half precision; `probe` is the one that
     the original is computed with. `shapes` are those two for each further grid of a picture, the vision module's alone.
-    `processor` prepares the pictures, where there are any.
+    `processor` prepares the pictures, where there are any, and `image_tokens` is what the largest of them takes.
     """
 
     request: Request
@@ -158,6 +159,7 @@ class Opened:
     generation: manifest.Generation
     notes: tuple[str, ...]
     shapes: tuple[tuple[TraceRequest, TraceRequest], ...] = ()
+    image_tokens: int = 0
 
     @property
     def probes(self) -> list[TraceRequest]:

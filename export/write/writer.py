@@ -171,11 +171,17 @@ class BundleWriter:
             if unsynced >= BATCH_BYTES or time.monotonic() - self._committed_at >= BATCH_SECONDS:
                 self._commit()
 
-    def finish(self, manifest: Sealed) -> Path:
-        """Write the manifest with the hashes of all files, and put the bundle in its place, whose path is returned."""
+    def seal(self, manifest: Sealed) -> Path:
+        """Write the manifest of all files so far; returns the folder, which can be opened as a bundle."""
         self._commit()
+        self._small.pop(MANIFEST, None)
         files = {relative: output.entry() for relative, output in self._outputs.items()} | self._small
         self.small(MANIFEST, msgspec.structs.replace(manifest, files=files).to_bytes())
+        return self._bundle
+
+    def finish(self, manifest: Sealed) -> Path:
+        """Write the manifest with the hashes of all files, and put the bundle in its place, whose path is returned."""
+        self.seal(manifest)
         with explained(self.target, self._partial):
             sync_tree(self._bundle)
             if is_bundle(check_target(self.target)):
@@ -305,7 +311,10 @@ def _size(path: Path) -> int | None:
 
 
 def _keep_only(folder: Path, files: Container[Path]) -> None:
-    for directory, _, names in os.walk(folder):
+    for directory, _, names in os.walk(folder, topdown=False):
         for path in (Path(directory, name) for name in names):
             if path not in files:
                 path.unlink()
+        if Path(directory) != folder:
+            with suppress(OSError):
+                os.rmdir(directory)  # only where it is empty

@@ -22,7 +22,7 @@ class Costs:
 
     Attributes:
         modules: Those that were in memory at any time of the request.
-        notes: What became of the pictures that the user may not expect.
+        notes: What became of pictures and prefixes that the user may not expect.
     """
 
     def __init__(self) -> None:
@@ -37,6 +37,11 @@ class Costs:
         self._fresh = False
         self.modules = [module for module in self.modules if module.unloaded is None]
         self.notes = []
+
+    def note(self, text: str) -> None:
+        """Add what the user should know, once a request."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     @property
     def phases(self) -> list[Phase]:

@@ -42,7 +42,7 @@ class Features:
     def add(self, picture: Picture, features: NDArray[np.float32]) -> None:
         """Remember what was computed, and have `keep` write it."""
         self._remember(picture, features)
-        if self.prefixes.is_on:
+        if self.prefixes.keeps:
             self._unkept[picture.key] = features
 
     def keep(self) -> None:
@@ -68,10 +68,10 @@ class Features:
         if not self.prefixes.is_on:
             return None
         head, tokens = self._head(picture.key), _tokens(picture.vision)
-        block = self.prefixes.blocks.find(head)
+        block = self.prefixes.block(head)
         if block is None or len(block.file) - block.start != 4 * tokens * self.hidden:
             return None
-        self.prefixes.blocks.use([head])
+        self.prefixes.used([head])
         stored = np.frombuffer(block.file, np.float32, offset=block.start)
         return stored.reshape(tokens, self.hidden).copy()
 

@@ -3,21 +3,25 @@
 They are blocks of 256 tokens, and a last one that ends with the prefix. A block's head names the block before it, its
 own tokens and pictures, and everything else that keys and values depend on: the module's files, engines and versions,
 the processor. So prompts that begin alike share blocks, and what differs anywhere before a block is another block.
+
+Blocks are in the user's store, and in a bundle that was exported with a prefix, where they are looked for first.
 """
 
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from edgeglm.blocks import Block, Blocks, block_name
+from edgeglm.blocks import Block, Blocks, block_name, read_block, read_head
 from edgeglm.bundle import Bundle
 from edgeglm.errors import EdgeglmError
 from edgeglm.machine import read_machine
@@ -28,16 +32,21 @@ from edgeglm.runtimes.text.messages import Message, message, normalize
 
 TOKENS = 256  # of a block
 LEADING = ("system", "developer")  # roles of messages that other prompts begin with too
-# What stands behind a prefix where it ends is sought: a text that no prompt goes on with.
-ANOTHER = message("user", "\u2042 \u2042")
+# What stands behind a prefix where it ends is sought: texts that no prompt goes on with, and that begin differently.
+ANOTHER, OTHER = message("user", "\u2042 \u2042"), message("user", "Q?")
+FOLDER = "prefix"  # of a bundle
 
 
 @dataclass(frozen=True)
 class Keep:
-    """Settings of what a runner keeps for later ones: up to `max_bytes`, and `messages` that prompts begin with."""
+    """Settings of what a runner keeps for later ones: up to `max_bytes`, and `messages` that prompts begin with.
+
+    An export keeps it in a `folder` of the bundle; else it is in the user's store.
+    """
 
     max_bytes: int
     messages: Sequence[Message] = ()
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -53,17 +62,23 @@ class Chain:
 
 
 class Prefixes:
-    """The prefixes of one bundle in the user's store.
+    """The prefixes of one bundle, in it and in the user's store.
 
     Args:
         bundle: Whose hashes were checked.
         keep: How much of them is kept.
+
+    Attributes:
+        keeps: Whether they are kept, and found in the store.
+        is_on: Whether they are looked for.
     """
 
     def __init__(self, bundle: Bundle, keep: Keep) -> None:
-        self.bundle, self.blocks = bundle, Blocks(keep.max_bytes)
+        self.bundle, self.blocks = bundle, Blocks(keep.max_bytes, keep.folder)
         self.messages = normalize(keep.messages)
-        self.is_on = keep.max_bytes > 0
+        self.keeps = keep.max_bytes > 0
+        self.shipped = [name for name in bundle.manifest.files if name.startswith(f"{FOLDER}/")]
+        self.is_on = self.keeps or bool(self.shipped)
         self._last: tuple[object, list[Key]] = (None, [])
         self._failed: set[bytes] = set()  # heads of blocks that could not be kept
 
@@ -110,29 +125,69 @@ class Prefixes:
         if not self.is_on:
             return Chain(found)
         for start, stop, head in self._heads(keys, len(keys) - 1, kept):
-            block = self.blocks.find(head) if stop > known else None
+            block = self.block(head) if stop > known else None
             if block is None and stop > known:
                 break
             heads.append(head)
             if block:
                 found.append((start, stop, block))
-        self.blocks.use(heads if found else [])
+        self.used(heads if found else [])
         return Chain(found)
+
+    def block(self, head: bytes) -> Block | None:
+        """Return a block of the bundle, else of the store.
+
+        Raises:
+            DamagedFileError: A file of the bundle has changed.
+        """
+        if (name := f"{FOLDER}/{block_name(head)}") in self.bundle.manifest.files:
+            with self.bundle.opening(FOLDER), suppress(OSError):
+                if block := read_block(self.bundle.path(name), head):
+                    return block
+        return self.blocks.find(head) if self.keeps else None
+
+    def used(self, heads: Sequence[bytes]) -> None:
+        """Note that blocks were used just now."""
+        if self.keeps:
+            self.blocks.use(heads)
+
+    @cached_property
+    def foreign(self) -> str | None:
+        """What is to be said of blocks in the bundle that are not believed here, since they were computed elsewhere."""
+        if not self.shipped or self._elsewhere == self.identity:
+            return None
+        there, here = place_of(self._elsewhere), place_of(self.identity)
+        return f"the bundle's prefix was computed by {there}, and here is {here}: it is computed again"
+
+    def is_foreign(self, keys: Sequence[Key], kept: int) -> bool:
+        """Return whether the bundle has the prefix of a prompt, but computed elsewhere."""
+        if self.foreign is None:
+            return False
+        first = next(self._heads(keys, len(keys) - 1, kept, self._elsewhere), None)
+        return first is not None and f"{FOLDER}/{block_name(first[2])}" in self.bundle.manifest.files
+
+    @cached_property
+    def _elsewhere(self) -> bytes:
+        """The identity that the blocks in the bundle have."""
+        return read_head(self.bundle.path(self.shipped[0])).partition(b"\n")[0]
 
     def refuse(self) -> None:
         """Find and keep nothing any more: the blocks are not the rows of this engine."""
-        self.is_on = False
+        self.is_on = self.keeps = False
 
     def unkept(self, prompt: Prompt) -> list[tuple[int, int, bytes]]:
         """Return bounds and heads of the blocks that `keep` would write."""
-        if not self.is_on:
+        if not self.keeps:
             return []
         blocks = self._heads(prompt.keys(), prompt.kept, prompt.kept)
-        return [block for block in blocks if block[2] not in self._failed and not self.blocks.has(block[2])]
+        return [block for block in blocks if block[2] not in self._failed and not self._has(block[2])]
+
+    def _has(self, head: bytes) -> bool:
+        return f"{FOLDER}/{block_name(head)}" in self.bundle.manifest.files or self.blocks.has(head)
 
     def use(self, prompt: Prompt) -> None:
         """Note that the blocks of a prompt were used just now."""
-        if self.is_on and prompt.kept:
+        if self.keeps and prompt.kept:
             self.blocks.use([head for _, _, head in self._heads(prompt.keys(), prompt.kept, prompt.kept)])
 
     def keep(self, decoder: DecoderSession, prompt: Prompt) -> None:
@@ -147,7 +202,9 @@ class Prefixes:
                 break
         self.blocks.use(heads)  # written the first one first, and used the other way round
 
-    def _heads(self, keys: Sequence[Key], longest: int, kept: int) -> Iterator[tuple[int, int, bytes]]:
+    def _heads(
+        self, keys: Sequence[Key], longest: int, kept: int, identity: bytes | None = None
+    ) -> Iterator[tuple[int, int, bytes]]:
         """Yield bounds and head of each block of up to `longest` tokens; one may end with the first `kept`."""
         parent = b""
         for start in range(0, longest, TOKENS):
@@ -156,7 +213,7 @@ class Prefixes:
                 stop = kept
             if not start < stop <= longest:
                 return
-            head = _head(self.identity, parent, keys[start:stop])
+            head = _head(identity or self.identity, parent, keys[start:stop])
             yield start, stop, head
             if stop % TOKENS:
                 return
@@ -171,6 +228,7 @@ def restore(decoder: DecoderSession, chain: Chain) -> bool:
             return False
         decoder.truncate(start)
         decoder.write_rows(start, rows.reshape(stop - start, decoder.row_bytes))
+        block.file.madvise(mmap.MADV_DONTNEED)  # whose pages would count until the last block is copied
     return True
 
 
@@ -186,6 +244,14 @@ def describe(bundle: Bundle) -> bytes:
         "processor": [machine.architecture, machine.int8_kernels, *machine.cpu_features],
     }
     return msgspec.json.encode(facts, order="sorted")
+
+
+def place_of(identity: bytes) -> str:
+    """Return what computed the blocks of an identity that `describe` wrote: engines with versions, and processor."""
+    facts = msgspec.json.decode(identity)
+    architecture, kernels, *_ = facts["processor"]
+    engines = ", ".join(dict.fromkeys(facts["engines"].values()))
+    return f"{engines} on {architecture} ({kernels})"
 
 
 def _head(identity: bytes, parent: bytes, keys: Sequence[Key]) -> bytes:

@@ -23,7 +23,7 @@ from edgeglm.runtimes.core.generate import Generation, Lead, Wish
 from edgeglm.runtimes.core.grammars import Choice, Grammars
 from edgeglm.runtimes.core.heap import bound_heap
 from edgeglm.runtimes.core.pictures import PictureEncoder
-from edgeglm.runtimes.core.prefixes import ANOTHER, Keep, Prefixes
+from edgeglm.runtimes.core.prefixes import OTHER, Keep, Prefixes
 from edgeglm.runtimes.core.prompt import Key, Prompt, read_prompt
 from edgeglm.runtimes.core.sampling import Sampler, Sampling
 from edgeglm.runtimes.core.session import Sessions
@@ -54,6 +54,7 @@ class Runner(AbstractContextManager["Runner"]):
 
     Attributes:
         drafts: Of answers; None for none.
+        prefixes: What prompts begin with, in the bundle and in the store.
         resources: What is to be undone when the runner closes: last in, first out, each once, and an error in one keeps
             no other from being undone.
 
@@ -82,13 +83,13 @@ class Runner(AbstractContextManager["Runner"]):
             self.drafts: Drafts | None = Drafts()
             self.rows = EmbeddingRows(self.bundle)
             self.bundle.check("tokenizer")  # which is read by now
-        self._prefixes = Prefixes(self.bundle, keep or Keep(0))
+        self.prefixes = Prefixes(self.bundle, keep or Keep(0))
         self._pictures = PictureEncoder(
-            self.bundle, self.window, self._costs, self.sessions, self.threads, self.max_ram, self._prefixes, masks
+            self.bundle, self.window, self._costs, self.sessions, self.threads, self.max_ram, self.prefixes, masks
         )
         self.slots = self.resources.enter_context(Slots(self.bundle, self.threads, slots)) if slots > 1 else None
         opens = self.slots.openers if self.slots else [single(sessions, self.bundle, self.threads, low_rss)]
-        states = [DecoderState(self.bundle, self._costs, self._prefixes, load) for load in opens]
+        states = [DecoderState(self.bundle, self._costs, self.prefixes, load) for load in opens]
         self.states = States(states, lambda: None if max_ram is None else self.window.room(max_ram))
         self.wait: Callable[[Callable[[], bool]], object] = lambda is_ready: None
         self._aside: Aside | None = None
@@ -134,7 +135,7 @@ class Runner(AbstractContextManager["Runner"]):
             read_prompt, self.chat, self.model, shapes=shapes, tools=tools, variables=variables,
             digest=self._pictures.digest,
         )  # fmt: skip
-        return self._prefixes.marked(read(messages), messages, read, (tools, variables) if tools else None)
+        return self.prefixes.marked(read(messages), messages, read, (tools, variables) if tools else None)
 
     def answer(
         self,
@@ -180,11 +181,13 @@ class Runner(AbstractContextManager["Runner"]):
         yield from self._complete(prompt, Wish(sampler, limit, ends, self.grammars.find(grammar)))
         self._keep(prompt)
 
-    def warm(self) -> None:
-        """Prefill, or restore, the messages that prompts begin with, if there are any. Raises as `answer`."""
-        if self._prefixes.messages:
-            prompt = self.prompt([*self._prefixes.messages, ANOTHER])
-            list(self.complete(prompt, Sampler(Sampling()), 1, ()))
+    def warm(self) -> Prompt | None:
+        """Prefill, or restore, the messages that prompts begin with, and return the prompt. Raises as `answer`."""
+        if not self.prefixes.messages:
+            return None
+        prompt = self.prompt([*self.prefixes.messages, OTHER])
+        list(self.complete(prompt, Sampler(Sampling()), 1, ()))
+        return prompt
 
     def encode(self, prompts: Sequence[Prompt]) -> None:
         """Encode the pictures of several prompts at once, so that the vision module is loaded once for all of them.
@@ -198,11 +201,6 @@ class Runner(AbstractContextManager["Runner"]):
     def forget(self) -> None:
         """Forget the keys and values of earlier prompts: the next one is prefilled from its beginning."""
         self.states.forget()
-
-    @property
-    def prefix(self) -> list[Message]:
-        """The messages that prompts begin with, as `keep` says."""
-        return [*self._prefixes.messages]
 
     @property
     def ends(self) -> set[int]:

@@ -71,7 +71,11 @@ class DecoderState:
         keys = prompt.keys()
         shared = shared_length(self._known, keys)
         with self.costs.phase("find prefix") if self.prefixes.is_on else nullcontext():
-            return Beginning(shared, self.prefixes.find(keys, prompt.kept, shared))
+            chain = self.prefixes.find(keys, prompt.kept, shared)
+        beginning = Beginning(shared, chain)
+        if not beginning.tokens and self.prefixes.is_foreign(keys, prompt.kept):
+            self.costs.note(str(self.prefixes.foreign))
+        return beginning
 
     def shared(self, prompt: Prompt) -> int:
         """Return how many tokens of a prompt it holds."""

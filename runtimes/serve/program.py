@@ -7,6 +7,7 @@ import asyncio
 import re
 import signal
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -62,6 +63,8 @@ def serve(arguments: Sequence[str] | None = None, bundle: Path | None = None) ->
         runner.grammars.default = grammar
         runner.grammars.find(None)  # a wrong one is an error of the start
         runner.warm()
+        if runner.prefixes.foreign:
+            print(f"edgeglm: {runner.bundle.folder.name}: {runner.prefixes.foreign}", file=sys.stderr)
         return runner
 
     with _listening(options.host, options.port) as listener:

@@ -176,7 +176,7 @@ def test_a_prefix_longer_than_the_context_is_a_line(exact: Path, states: Path) -
 
 def test_a_template_that_wants_another_message_next_keeps_nothing(exact: Path, states: Path) -> None:
     with Runner(exact, keep=Keep(64 * MIB, system())) as runner:
-        conversation = Conversation(runner, prefix=runner.prefix, max_new_tokens=2)
+        conversation = Conversation(runner, prefix=runner.prefixes.messages, max_new_tokens=2)
         answers = [conversation.ask(text, SCREEN) for text in ("Select OK", "Go back")]
     assert answers[1].prefilled_tokens < answers[1].prompt_tokens / 2
     assert len(list(states.iterdir())) == 4  # the system prompt's and the image's, and not the first turn's
