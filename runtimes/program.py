@@ -85,13 +85,8 @@ def _converse(runner: Runner, options: argparse.Namespace) -> Answer | None:
     """Return one answer; or a chat, of which the last."""
     given = {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}
     sampling = replace(Sampling.of(runner.bundle.manifest.generation), **given)
-    conversation = Conversation(
-        runner,
-        prefix=runner.prefixes.messages,
-        max_new_tokens=options.max_new_tokens,
-        sampling=sampling,
-        seed=options.seed,
-    )
+    begun, limit = runner.prefixes.messages, options.max_new_tokens
+    conversation = Conversation(runner, prefix=begun, max_new_tokens=limit, sampling=sampling, seed=options.seed)
     if options.prompt is not None:
         answer = conversation.ask(options.prompt, options.image, _hide if options.json else _show)
         print(end="" if options.json else "\n\n")
