@@ -15,8 +15,9 @@ pytest.importorskip("transformers")
 
 from edgeglm.blocks import KIND
 from edgeglm.bundle import read_manifest
-from edgeglm.errors import DamagedFileError
+from edgeglm.errors import BudgetError, DamagedFileError
 from edgeglm.export.api import ExportRequest, PlanRequest, export, plan
+from edgeglm.export.pipeline import prefix_worker
 from edgeglm.machine import read_machine
 from edgeglm.runtimes.core import prefixes
 from edgeglm.runtimes.core.answer import Answer
@@ -176,6 +177,14 @@ def test_the_plan_knows_what_ships(shipping: Path, files: tuple[Path, ...], caps
     assert bare.chosen.device_peak_rss_bytes == longer.chosen.device_peak_rss_bytes
     done = run(capsys, "plan", "--target", "cpu", "--precision", "int8", "--prefix", files[0], "--json")
     assert json.loads(done[1])["bundle_bytes"] == one.chosen.bundle_bytes
+
+
+def test_a_disk_without_room_for_the_state_is_a_line(
+    shipping: Path, files: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefix_worker, "NO_LIMIT", 1000)
+    with pytest.raises(BudgetError, match="has no room on the disk"):
+        prefix_worker.compute(prefix_worker.Task(without(shipping, tmp_path / "plain"), files[:1]), lambda _: None)
 
 
 @pytest.mark.parametrize(
