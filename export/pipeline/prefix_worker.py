@@ -42,7 +42,7 @@ def compute(task: Task, show: Callable[[float], None]) -> Shipped:
         for index, file in enumerate(task.prefixes):
             runner.prefixes.messages = normalize(read_prefix(file))
             prompt = runner.warm()
-            if prompt is None or runner.prefixes.unkept(prompt):
+            if prompt is None or runner.prefixes.missing(prompt):
                 raise BudgetError(f"--prefix {file}", "its state has no room on the disk", "free some, and try again")
             tokens.append(prompt.kept)
             show((index + 1) / len(task.prefixes))

@@ -140,9 +140,9 @@ class Prefixes:
         Raises:
             DamagedFileError: A file of the bundle has changed.
         """
-        if (name := f"{FOLDER}/{block_name(head)}") in self.bundle.manifest.files:
+        if self._is_shipped(head):
             with self.bundle.opening(FOLDER), suppress(OSError):
-                if block := read_block(self.bundle.path(name), head):
+                if block := read_block(self.bundle.path(f"{FOLDER}/{block_name(head)}"), head):
                     return block
         return self.blocks.find(head) if self.keeps else None
 
@@ -153,7 +153,7 @@ class Prefixes:
 
     @cached_property
     def foreign(self) -> str | None:
-        """What is to be said of blocks in the bundle that are not believed here, since they were computed elsewhere."""
+        """The note on blocks in the bundle that are not believed here, since they were computed elsewhere, if any are."""
         if not self.shipped or self._elsewhere == self.identity:
             return None
         there, here = place_of(self._elsewhere), place_of(self.identity)
@@ -164,7 +164,7 @@ class Prefixes:
         if self.foreign is None:
             return False
         first = next(self._heads(keys, len(keys) - 1, kept, self._elsewhere), None)
-        return first is not None and f"{FOLDER}/{block_name(first[2])}" in self.bundle.manifest.files
+        return first is not None and self._is_shipped(first[2])
 
     @cached_property
     def _elsewhere(self) -> bytes:
@@ -177,13 +177,15 @@ class Prefixes:
 
     def unkept(self, prompt: Prompt) -> list[tuple[int, int, bytes]]:
         """Return bounds and heads of the blocks that `keep` would write."""
-        if not self.keeps:
-            return []
-        blocks = self._heads(prompt.keys(), prompt.kept, prompt.kept)
-        return [block for block in blocks if block[2] not in self._failed and not self._has(block[2])]
+        return [block for block in self.missing(prompt) if block[2] not in self._failed] if self.keeps else []
 
-    def _has(self, head: bytes) -> bool:
-        return f"{FOLDER}/{block_name(head)}" in self.bundle.manifest.files or self.blocks.has(head)
+    def missing(self, prompt: Prompt) -> list[tuple[int, int, bytes]]:
+        """Return bounds and heads of the blocks of what other prompts begin with too, that are not kept."""
+        heads = self._heads(prompt.keys(), prompt.kept, prompt.kept)
+        return [block for block in heads if not (self._is_shipped(block[2]) or self.blocks.has(block[2]))]
+
+    def _is_shipped(self, head: bytes) -> bool:
+        return f"{FOLDER}/{block_name(head)}" in self.bundle.manifest.files
 
     def use(self, prompt: Prompt) -> None:
         """Note that the blocks of a prompt were used just now."""
