@@ -153,7 +153,7 @@ class Prefixes:
 
     @cached_property
     def foreign(self) -> str | None:
-        """The note on blocks in the bundle that are not believed here, since they were computed elsewhere, if any are."""
+        """The note on blocks in the bundle that are not believed here, since they were computed elsewhere; or None."""
         if not self.shipped or self._elsewhere == self.identity:
             return None
         there, here = place_of(self._elsewhere), place_of(self.identity)
