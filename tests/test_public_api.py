@@ -13,7 +13,7 @@ import edgeglm
 SHARED = {
     "edgeglm.actions": {"Action", "parse_action", "write_action"},
     "edgeglm.cache": {"cache_folder"},
-    "edgeglm.blocks": {"Block", "Blocks", "block_name"},
+    "edgeglm.blocks": {"Block", "Blocks", "block_name", "read_block", "read_head"},
     "edgeglm.bundle": {
         "Bundle",
         "Damage",

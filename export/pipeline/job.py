@@ -13,9 +13,9 @@ from edgeglm.export.pipeline.export import Progress as Written
 from edgeglm.export.pipeline.export import export
 from edgeglm.export.pipeline.gate import Gate, nothing_passed
 from edgeglm.export.pipeline.ladder import Ladder, Means, Measure, workplace
-from edgeglm.export.predict.forecast import check_budget, export_peak, predict, prefix_peak
+from edgeglm.export.predict.forecast import check_budget, export_peak, module_sizes, predict
 from edgeglm.export.predict.learning import check_disk, int4_widths, learning_bytes
-from edgeglm.export.predict.peaks import check_peak
+from edgeglm.export.predict.peaks import check_peak, prefix_peak
 from edgeglm.export.prepare.prefix import prefix_lengths
 from edgeglm.export.prepare.preparation import STATIC, open_export, prepare
 from edgeglm.export.prepare.types import Calibration, Opened, Request
@@ -117,8 +117,10 @@ class Job:
 
     def _check_prefixes(self, opened: Opened) -> int:
         """Return the predicted peak while prefixes are computed; which takes the blocks' traces."""
-        lengths = prefix_lengths(opened)
-        peak = prefix_peak(prepare(opened), lengths) if lengths else 0
+        if not (lengths := prefix_lengths(opened)):
+            return 0
+        prepared = prepare(opened)
+        peak = prefix_peak(module_sizes(prepared), prepared.model.decoder, lengths)
         check_peak(peak, self.budget, "to compute --prefix", "; or leave it out")
         return peak
 

@@ -153,11 +153,6 @@ def predict_slots(prepared: Prepared, slots: int) -> tuple[int, int]:
     return plan.slots_peak(module_sizes(prepared), prepared.model.decoder, slots)
 
 
-def prefix_peak(prepared: Prepared, lengths: Sequence[int]) -> int:
-    """Return the peak while the state behind prefixes of so many tokens is computed; 0 where there is none."""
-    return plan.prefix_peak(module_sizes(prepared), prepared.model.decoder, max(lengths)) if lengths else 0
-
-
 def module_sizes(prepared: Prepared) -> list[plan.ModuleSize]:
     """Return what the predictions take of the modules."""
     return [_size(prepared, module) for module in prepared.modules]
@@ -216,7 +211,8 @@ def forecast(request: Request) -> Forecast:
         blockers.append(_memory_blocker(prepared, others, context))
     fitting = [option.precision for option in options if option.fits and option.precision in OFFERED]
     recommended = request.precision if chosen.fits else fitting[0] if fitting else None
-    peak = max(export_peak(prepared.opened, workers=WORKERS, traced=True), prefix_peak(prepared, lengths))
+    computed = plan.prefix_peak(module_sizes(prepared), prepared.model.decoder, lengths)
+    peak = max(export_peak(prepared.opened, workers=WORKERS, traced=True), computed)
     return Forecast(
         request.name, profile.name, usable, chosen.fits, context, peak, chosen, options, tuple(blockers), tuple(notes),
         recommended, feedback_bytes(prepared, MOST),

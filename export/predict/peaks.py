@@ -186,9 +186,9 @@ def prefix_bytes(decoder: Decoder, tokens: int) -> int:
     return kv_bytes(decoder, tokens) + -(-tokens // TOKENS) * HEAD_BYTES
 
 
-def prefix_peak(modules: Sequence[ModuleSize], decoder: Decoder, tokens: int) -> int:
-    """Return the peak of an export while a worker computes the state behind a prefix of so many tokens."""
-    return EXPORT_BYTES + device_peak(modules, decoder, tokens)
+def prefix_peak(modules: Sequence[ModuleSize], decoder: Decoder, lengths: Sequence[int]) -> int:
+    """Return the peak of an export while a worker computes prefixes of so many tokens; 0 where there are none."""
+    return EXPORT_BYTES + device_peak(modules, decoder, max(lengths)) if lengths else 0
 
 
 def decoder_width(decoder: Decoder) -> int:
