@@ -21,9 +21,9 @@ from edgeglm.export.evaluate.report.data import Report as PageData
 from edgeglm.export.evaluate.report.page import render
 from edgeglm.export.graph.slots import SLOTS
 from edgeglm.export.model import Stored
-from edgeglm.export.pipeline.prefix import ship_prefixes
 from edgeglm.export.pipeline.self_test import UNSURE, own_assets
 from edgeglm.export.predict.forecast import predict_slots
+from edgeglm.export.prefix.ship import ship_prefixes
 from edgeglm.export.prepare.identity import Unchanged, identify, is_source_of, job_name
 from edgeglm.export.prepare.module import serialize
 from edgeglm.export.prepare.types import Prepared, PreparedModule

@@ -16,7 +16,7 @@ from edgeglm.export.pipeline.ladder import Ladder, Means, Measure, workplace
 from edgeglm.export.predict.forecast import check_budget, export_peak, module_sizes, predict
 from edgeglm.export.predict.learning import check_disk, int4_widths, learning_bytes
 from edgeglm.export.predict.peaks import check_peak, prefix_peak
-from edgeglm.export.prepare.prefix import prefix_lengths
+from edgeglm.export.prefix.lengths import prefix_lengths
 from edgeglm.export.prepare.preparation import STATIC, open_export, prepare
 from edgeglm.export.prepare.types import Calibration, Opened, Request
 from edgeglm.export.prove.probes import Example

@@ -17,8 +17,8 @@ from edgeglm.export.families.registry import family_of, image_config, module_of
 from edgeglm.export.model import Choice, Stored
 from edgeglm.export.predict import peaks as plan
 from edgeglm.export.predict.learning import feedback_bytes
+from edgeglm.export.prefix.lengths import prefix_lengths
 from edgeglm.export.prepare.header_checks import part_of
-from edgeglm.export.prepare.prefix import prefix_lengths
 from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Opened, Prepared, PreparedModule, Request
 from edgeglm.export.prove.prover import ENGINE_BYTES

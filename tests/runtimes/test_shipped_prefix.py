@@ -17,7 +17,7 @@ from edgeglm.blocks import KIND
 from edgeglm.bundle import read_manifest
 from edgeglm.errors import BudgetError, DamagedFileError
 from edgeglm.export.api import ExportRequest, PlanRequest, export, plan
-from edgeglm.export.pipeline import prefix_worker
+from edgeglm.export.prefix import ship_worker
 from edgeglm.machine import read_machine
 from edgeglm.runtimes.core import prefixes
 from edgeglm.runtimes.core.answer import Answer
@@ -182,9 +182,9 @@ def test_the_plan_knows_what_ships(shipping: Path, files: tuple[Path, ...], caps
 def test_a_disk_without_room_for_the_state_is_a_line(
     shipping: Path, files: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefix_worker, "NO_LIMIT", 1000)
+    monkeypatch.setattr(ship_worker, "NO_LIMIT", 1000)
     with pytest.raises(BudgetError, match="has no room on the disk"):
-        prefix_worker.compute(prefix_worker.Task(without(shipping, tmp_path / "plain"), files[:1]), lambda _: None)
+        ship_worker.compute(ship_worker.Task(without(shipping, tmp_path / "plain"), files[:1]), lambda _: None)
 
 
 @pytest.mark.parametrize(

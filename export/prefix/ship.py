@@ -7,14 +7,14 @@ from pathlib import Path
 
 import msgspec
 
-from edgeglm.export.pipeline.prefix_worker import Shipped, Task
+from edgeglm.export.prefix.ship_worker import Shipped, Task
 from edgeglm.export.prepare.preparation import RUNNER
 from edgeglm.export.write.writer import BundleWriter
 from edgeglm.manifest import Manifest
 from edgeglm.runtimes.core.prefixes import FOLDER
 from edgeglm.worker import Worker
 
-WORKER = Worker("edgeglm.export.pipeline.prefix_worker", Shipped, "the computation of a prefix")
+WORKER = Worker("edgeglm.export.prefix.ship_worker", Shipped, "the computation of a prefix")
 
 
 def ship_prefixes(made: Manifest, writer: BundleWriter, prefixes: Sequence[Path]) -> Manifest:

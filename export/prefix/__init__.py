@@ -1,0 +1,1 @@
+"""State behind prefixes that a bundle ships."""
