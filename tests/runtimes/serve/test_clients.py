@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import json
 import re
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,15 @@ pytest.importorskip("uvicorn", reason="needs the extra serve")
 pytest.importorskip("openai")
 pytest.importorskip("langchain_openai")
 
+import httpx
 import openai
 from langchain_openai import ChatOpenAI
+from PIL import Image
 
+from edgeglm.actions import Action
+from edgeglm.export.demo.client import read_action, split_answer
+from edgeglm.export.demo.episodes import Conversation
+from edgeglm.export.demo.prompts import client_prompt
 from edgeglm.runtimes.core.runner import Runner
 from tests.runtimes.serve.conftest import SCREENS, question
 
@@ -38,6 +45,8 @@ def test_an_answer_is_the_runners_up_to_what_ends_it(client: Any, exact: Path) -
         plain = runner.answer(question("Select OK", 1)).text
     assert plain == f"{SELECT_OK}</answer>"
     assert done.choices[0].message.content == SELECT_OK
+    # As Open-AutoGLM's client parses it: to the end of the text.
+    assert read_action(split_answer(SELECT_OK)[1]) == Action("Tap", {"element": (269, 512)})
     assert done.choices[0].finish_reason == "stop"
     assert done.usage.total_tokens == done.usage.prompt_tokens + done.usage.completion_tokens
     assert done.object == "chat.completion"
@@ -187,27 +196,56 @@ def test_langchain_works_unchanged(address: str) -> None:
     assert asyncio.run(stream()) == SELECT_OK
 
 
-def test_an_agents_loop_in_its_exact_wire_form(client: Any) -> None:
-    """Screens come as PNG of the phone's size, old ones are taken out, answers go back wrapped; all fields are sent."""
-    history: list[dict[str, Any]] = [{"role": "system", "content": "Today is 2026-11-28.\nYou operate a phone."}]
-    shared = []
-    for screen in (1, 2):
-        history += question('Select OK\n\n{"current_app": "System Home"}', screen)
-        stream = client.chat.completions.create(
-            messages=history, model="autoglm-phone-9b", max_tokens=3000, temperature=0.0, top_p=0.85,
-            frequency_penalty=0.2, extra_body={}, stream=True, stream_options={"include_usage": True},
-        )  # fmt: skip
-        text = ""
-        for chunk in stream:
-            text += (chunk.choices[0].delta.content or "") if chunk.choices else ""
-            shared += [chunk.usage.prompt_tokens_details.cached_tokens] if chunk.usage else []
-        assert "</answer>" not in text
-        if match := re.search(r"do\(action=.*", text, re.DOTALL):  # as the client parses it: to the end of the text
-            ast.parse(match[0].strip(), mode="eval")
-        history[-1]["content"] = [part for part in history[-1]["content"] if part["type"] == "text"]
-        history.append({"role": "assistant", "content": f"<think></think><answer>{text}</answer>"})
-    assert shared[1] > 0
-    assert SCREENS.is_dir()
+def tokens_so_far(address: str) -> dict[str, float]:
+    """Return the tokens that the server has counted, by kind."""
+    with urllib.request.urlopen(address.replace("/v1", "/metrics"), timeout=60) as response:
+        lines = response.read().decode().splitlines()
+    pattern = re.compile(r'edgeglm_tokens_total\{kind="(\w+)"\} (\S+)')
+    return {match[1]: float(match[2]) for line in lines if (match := pattern.match(line))}
+
+
+def test_open_autoglms_check_before_its_start_passes(client: Any) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    done = client.chat.completions.create(
+        model="autoglm-phone-9b", messages=messages, max_tokens=5, temperature=0.0, stream=False
+    )
+    assert done.choices
+
+
+def test_open_autoglms_loop_in_its_exact_wire_form(address: str) -> None:
+    """Its fields, a system prompt of its structure and length, whole screens as PNG, history without pictures."""
+    sent: list[httpx.Request] = []
+    with openai.DefaultHttpxClient(event_hooks={"request": [sent.append]}) as http_client:
+        agent = openai.OpenAI(base_url=address, api_key="EMPTY", http_client=http_client, max_retries=0)
+        system = client_prompt("en", date(2026, 11, 29))
+        loop = Conversation(agent, "autoglm-phone-9b", system, "Select OK")
+        shares = []
+        for screen, app in ((1, ""), (2, "Settings"), (3, "Settings")):
+            before = tokens_so_far(address)
+            with Image.open(SCREENS / f"{screen:04d}.webp") as image:
+                reply = loop.ask(image.convert("RGBA").resize((1080, 2400)), app)
+            thought, action = split_answer(reply.content)
+            assert "</answer>" not in reply.content
+            assert (thought + action).strip()  # which the demo of today was not trained to make sense of
+            assert loop.messages[-1]["content"] == f"<think>{thought}</think><answer>{action}</answer>"
+            spent = {kind: count - before[kind] for kind, count in tokens_so_far(address).items()}
+            shares.append(spent["cached"] / spent["prompt"])
+    assert min(shares[1:]) > 0.75  # the system prompt and all turns but the last
+    bodies = [json.loads(request.content) for request in sent]
+    assert [request.headers["authorization"] for request in sent] == ["Bearer EMPTY"] * 3
+    for number, body in enumerate(bodies):
+        assert {name: value for name, value in body.items() if name != "messages"} == {
+            "model": "autoglm-phone-9b", "stream": True, "max_tokens": 3000, "temperature": 0.0, "top_p": 0.85,
+            "frequency_penalty": 0.2,
+        }  # fmt: skip
+        first, *turns, last = body["messages"]
+        assert first == {"role": "system", "content": system}
+        assert [message["role"] for message in turns] == ["user", "assistant"] * number
+        assert all([part["type"] for part in message["content"]] == ["text"] for message in turns[::2])
+        assert last["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
+        head = "** Screen Info **" if number else "Select OK"
+        app = "Settings" if number else "System Home"
+        assert last["content"][1] == {"type": "text", "text": f'{head}\n\n{{"current_app": "{app}"}}'}
 
 
 def test_an_answer_is_json_of_the_schema_that_is_asked_for(client: Any) -> None:
