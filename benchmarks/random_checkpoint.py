@@ -290,7 +290,7 @@ def _split(shapes: Shapes, shard_bytes: int) -> dict[str, Shapes]:
 
 def _write_shard(file: Path, shapes: Shapes, seed: int) -> None:
     with file.open("wb") as out:
-        out.write(_header(shapes))
+        out.write(header(shapes))
         for name, shape in shapes.items():
             for chunk in _values(name, shape, seed):
                 out.write(chunk.data)
@@ -300,13 +300,14 @@ def _write_shard(file: Path, shapes: Shapes, seed: int) -> None:
         os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _header(shapes: Shapes) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def header(shapes: Shapes) -> bytes:
+    """The beginning of a safetensors file; a plan reads no more of it."""
+    members: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
         begin, end = end, end + _nbytes(shape)
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
+        members[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(members, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 

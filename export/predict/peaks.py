@@ -151,8 +151,11 @@ def _streaming(module: ModuleSize, workers: int) -> int:
 
 def device_peak(modules: Sequence[ModuleSize], decoder: Decoder, context: int) -> int:
     """Return the peak memory of running a bundle with `context` tokens; modules are in memory one after the other."""
-    state = kv_bytes(decoder, context) + _attention_bytes(decoder, context) + 4 * decoder.hidden * context
-    peaks = [_device_peak(module, state if module.choice.is_decoder else 0) for module in modules]
+    beside = attention_bytes(decoder, context) + 4 * decoder.hidden * context
+    peaks = [
+        _device_peak(module, state_bytes(module.choice, decoder, context) + beside if module.choice.is_decoder else 0)
+        for module in modules
+    ]
     seen = PICTURE_BYTES if any(module.choice.is_image for module in modules) else 0
     return _runner_bytes(decoder) + seen + max(*peaks, int((LOADING - 1) * _words_bytes(decoder)))
 
@@ -201,7 +204,17 @@ def kv_bytes(decoder: Decoder, context: int) -> int:
     return 2 * 4 * decoder.layers * decoder.kv_heads * decoder.head_dim * context
 
 
-def _attention_bytes(decoder: Decoder, context: int) -> int:
+def state_bytes(choice: Choice, decoder: Decoder, context: int) -> int:
+    """Return the bytes of a session's buffers of keys and values for so many tokens.
+
+    A graph of ONNX's own operators joins them with the new ones in each step, so each tensor has two buffers. In half
+    precision both are fp16.
+    """
+    buffers = 2 if choice.kind.is_plain else 1
+    return buffers * kv_bytes(decoder, context) // (2 if choice.half else 1)
+
+
+def attention_bytes(decoder: Decoder, context: int) -> int:
     """Return the bytes of scores and mask of the largest pass, whose tokens `piece_for` has bounded."""
     tokens = min(PREFILL_CHUNK, context)
     row = 4 * decoder.heads * context

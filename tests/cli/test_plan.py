@@ -140,8 +140,8 @@ def test_a_smaller_precision_is_recommended_where_only_it_fits(tiny: Path, tmp_p
 def test_nine_billion_parameters_do_not_fit_eight_gigabytes(tmp_path: Path, capsys: Capture) -> None:
     config = random_checkpoint.shape_config("autoglm-phone-9b")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    header = random_checkpoint._header(random_checkpoint.weight_shapes(config))
-    (tmp_path / "model.safetensors").write_bytes(header)
+    headed = random_checkpoint.header(random_checkpoint.weight_shapes(config))
+    (tmp_path / "model.safetensors").write_bytes(headed)
     result = plan(capsys, tmp_path, "--target", "qcs6490")
     assert result["fits"] is False
     assert result["recommended"] is None
