@@ -205,11 +205,8 @@ def kv_bytes(decoder: Decoder, context: int) -> int:
 
 
 def state_bytes(choice: Choice, decoder: Decoder, context: int) -> int:
-    """Return the bytes of a session's buffers of keys and values for so many tokens.
-
-    A graph of ONNX's own operators joins them with the new ones in each step, so each tensor has two buffers. In half
-    precision both are fp16.
-    """
+    """Return the bytes of a session's buffers of keys and values for so many tokens."""
+    # Plain operators join them with the new ones in each step, into another buffer; in half precision both are fp16.
     buffers = 2 if choice.kind.is_plain else 1
     return buffers * kv_bytes(decoder, context) // (2 if choice.half else 1)
 
