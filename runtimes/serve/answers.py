@@ -96,7 +96,12 @@ class Made:
     fields: dict[str, object]
 
 
-Event = Started | Delta | Finished | Made
+@dataclass(frozen=True)
+class Beat:
+    """A sign of life of a stream, which is no part of an answer."""
+
+
+Event = Started | Delta | Finished | Made | Beat
 Emit = Callable[[Event], None]
 
 

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from edgeglm.runtimes.serve.answers import Delta, Event, Made
+from edgeglm.runtimes.serve.answers import Beat, Delta, Event, Made
 from edgeglm.runtimes.serve.bodies import JSON, Bodies, OneLength
 from edgeglm.runtimes.serve.completions import (
     Work,
@@ -211,18 +211,15 @@ class Service:
 
     async def _stream(self, job: Job, completion: Completion, began: float) -> AsyncIterator[bytes]:
         """Yield the chunks of a stream; when its client goes away, nothing is left to do for it."""
+        beat = asyncio.ensure_future(_beat(job))  # a timeout for each token would cost a task for each
         try:
-            while True:
-                try:
-                    event = await asyncio.wait_for(job.events.get(), SILENCE_SECONDS)
-                except asyncio.TimeoutError:  # another class than TimeoutError on Python 3.10
+            while (event := await job.events.get()) is not None:
+                if isinstance(event, Beat):
                     yield KEEP_ALIVE
                     continue
                 if isinstance(event, ApiError):
                     yield error_event(event.body())
                     return
-                if event is None:
-                    break
                 if began and isinstance(event, Delta):
                     self.metrics.first.observe(time.monotonic() - began)
                     began = 0.0
@@ -231,6 +228,7 @@ class Service:
             for chunk in completion.end():
                 yield chunk
         finally:
+            beat.cancel()
             job.cancelled = True
             self._count(completion)
 
@@ -247,6 +245,13 @@ class Service:
 
     def _count(self, completion: Completion) -> None:
         self.metrics.spent(completion.prompt_tokens, completion.cached_tokens, completion.generated_tokens)
+
+
+async def _beat(job: Job) -> None:
+    """Give a stream a sign of life again and again."""
+    while True:
+        await asyncio.sleep(SILENCE_SECONDS)
+        job.events.put_nowait(Beat())
 
 
 async def _next(job: Job, watch: asyncio.Future[None]) -> Event | None:

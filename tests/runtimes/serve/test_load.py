@@ -21,7 +21,7 @@ from starlette.types import Message
 from benchmarks.hostile import Attack, attacks, fields, large_attacks, posted
 from benchmarks.serve_load import Load, check, known_answers
 from edgeglm.runtimes.core.runner import Runner
-from edgeglm.runtimes.serve import bodies
+from edgeglm.runtimes.serve import app, bodies
 from edgeglm.runtimes.serve.app import Service
 from edgeglm.runtimes.serve.bodies import Bodies
 from edgeglm.runtimes.serve.engine import Engine
@@ -79,9 +79,34 @@ def request(data: bytes, headers: dict[str, str] | None = None) -> Request:
     return Request({"type": "http", "method": "POST", "path": "/", "headers": raw}, receive)
 
 
+def test_a_stream_has_signs_of_life_beside_its_answer(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "SILENCE_SECONDS", 0.005)
+    engine = Engine(named([exact]), Runner, waiting=1, idle=60, max_ram=None)
+    body = json.dumps({"prompt": "a b", "max_tokens": 40, "temperature": 1.5, "seed": 1, "stream": True}).encode()
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def stream() -> None:
+        came = asyncio.Queue[Message]()
+        came.put_nowait({"type": "http.request", "body": body, "more_body": False})
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+        await Service(engine).app()(scope, came.get, send)
+
+    engine.start()
+    try:
+        asyncio.run(stream())
+    finally:
+        engine.stop()
+    data = b"".join(message.get("body", b"") for message in sent)
+    assert app.KEEP_ALIVE in data
+    assert data.endswith(b"data: [DONE]\n\n")
+
+
 @pytest.mark.parametrize("path", ["/health", "/v1/models", "/nothing"])
 def test_a_length_with_chunks_is_refused_at_every_address(exact: Path, path: str) -> None:
-    app = Service(Engine(named([exact]), Runner, waiting=1, idle=1, max_ram=None)).app()
+    service = Service(Engine(named([exact]), Runner, waiting=1, idle=1, max_ram=None))
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -91,7 +116,8 @@ def test_a_length_with_chunks_is_refused_at_every_address(exact: Path, path: str
         return {"type": "http.request", "body": b"", "more_body": False}
 
     headers = [(b"content-length", b"4"), (b"transfer-encoding", b"chunked")]
-    asyncio.run(app({"type": "http", "method": "GET", "path": path, "headers": headers}, receive, send))
+    scope = {"type": "http", "method": "GET", "path": path, "headers": headers}
+    asyncio.run(service.app()(scope, receive, send))
     assert sent[0]["status"] == 400
     assert (b"connection", b"close") in sent[0]["headers"]
 
