@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -16,10 +17,13 @@ pytest.importorskip("transformers")
 from benchmarks import random_checkpoint
 from edgeglm.bundle import read_manifest
 from edgeglm.devices.loader import PROFILES
+from edgeglm.export import api
+from edgeglm.manifest import Manifest
 from edgeglm.units import format_size
 from tests.cli.commands import check_failure, run
 from tests.cli.damage import MATRIX, edit
 from tests.export.tiny import SHAPES, save
+from tests.runtimes.demo import demo_bundle
 
 Capture = pytest.CaptureFixture[str]
 KEYS = [
@@ -53,10 +57,7 @@ def plan(capsys: Capture, *arguments: object) -> dict[str, Any]:
     return result
 
 
-def check_against_export(capsys: Capture, target: Path, *arguments: object) -> None:
-    said = plan(capsys, *arguments)
-    assert run(capsys, "export", *arguments, "-o", target)[0] == 0
-    made = read_manifest(target)
+def check(said: dict[str, Any], made: Manifest) -> None:
     assert said["target"] == made.profile.name
     assert said["bundle_bytes"] == made.bundle_bytes - made.files["report.html"].bytes
     peaks = {int(context): size for context, size in said["device_peak_rss_bytes"].items()}
@@ -69,13 +70,15 @@ MIXED = "int4,decoder.layer.1=int8-block,decoder.back=fp16"
 
 @pytest.mark.parametrize("precision", ["auto", "fp32", "fp16", "int8", "int8-block", "int4", "embedding=int8", MIXED])
 def test_the_bundle_is_as_large_as_the_plan_says(precision: str, tiny: Path, tmp_path: Path, capsys: Capture) -> None:
-    check_against_export(capsys, tmp_path / "bundle", tiny, "--target", "cpu", "--precision", precision)
+    arguments = (tiny, "--target", "cpu", "--precision", precision)
+    assert run(capsys, "export", *arguments, "-o", tmp_path / "bundle")[0] == 0
+    check(plan(capsys, *arguments), read_manifest(tmp_path / "bundle"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["cpu", "jetson"])
 def test_the_demo_is_as_large_as_the_plan_says(target: str, tmp_path: Path, capsys: Capture) -> None:
-    check_against_export(capsys, tmp_path / "bundle", "--target", target)
+    check(plan(capsys, "--target", target), read_manifest(demo_bundle(tmp_path / "bundle", target, "auto")))
 
 
 def test_json_of_a_model_that_fits(tiny: Path, capsys: Capture) -> None:
@@ -137,7 +140,10 @@ def test_a_smaller_precision_is_recommended_where_only_it_fits(tiny: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_nine_billion_parameters_do_not_fit_eight_gigabytes(tmp_path: Path, capsys: Capture) -> None:
+def test_nine_billion_parameters_do_not_fit_eight_gigabytes(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeglm.cli.plan.plan", functools.cache(api.plan))  # both forms are of one result
     config = random_checkpoint.shape_config("autoglm-phone-9b")
     (tmp_path / "config.json").write_text(json.dumps(config))
     headed = random_checkpoint.header(random_checkpoint.weight_shapes(config))

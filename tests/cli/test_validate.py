@@ -17,22 +17,21 @@ from safetensors.torch import load_file, save_file
 from edgeglm.cli.main import main
 from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.samples.shipped import DATA
+from tests.runtimes.demo import demo_bundle
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo") / "bundle"
-    assert main(["export", "--target", "cpu", "--precision", "fp32", "-o", str(folder)]) == 0
-    return folder
+    return demo_bundle(tmp_path_factory.mktemp("demo") / "bundle", "cpu", "fp32")
 
 
 @pytest.mark.slow
 def test_a_bundle_in_fp32_loses_nothing(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    assert main(["validate", str(demo), "--limit", "64", "--accuracy-drop", "12%", "--json"]) == 0
+    assert main(["validate", str(demo), "--limit", "24", "--accuracy-drop", "20%", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["passed"] is True
-    assert (result["bundle"], result["samples"]) == (str(demo), 64)
+    assert (result["bundle"], result["samples"]) == (str(demo), 24)
     names = [metric["name"] for metric in result["metrics"]]
     assert names == ["action_type", "step_success", "tap_hit", "median_tap_error"]
     for metric in result["metrics"]:
@@ -66,7 +65,7 @@ def test_a_model_that_lost_its_task_fails(tmp_path: Path, capsys: pytest.Capture
     weights[name] = torch.zeros_like(weights[name])
     save_file(weights, spoilt / "model.safetensors", {"format": "pt"})
     assert main(["export", str(spoilt), "--target", "cpu", "--precision", "fp32", "-o", str(tmp_path / "b")]) == 0
-    arguments = ["validate", str(tmp_path / "b"), "--limit", "64"]
+    arguments = ["validate", str(tmp_path / "b"), "--limit", "24"]
     assert main(arguments) == 2
     assert "--reference: is needed for spoilt; give the checkpoint it was made from" in capsys.readouterr().err
     data = ["--reference", str(DEMO), "--data", str(DATA / "evaluation.jsonl")]

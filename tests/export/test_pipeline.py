@@ -21,10 +21,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgeglm import manifest
-from edgeglm.bundle import Bundle, load_bundle, verify_bundle
+from edgeglm.bundle import Bundle, load_bundle, read_manifest, verify_bundle
 from edgeglm.devices.loader import load_profile
 from edgeglm.errors import AccuracyError
-from edgeglm.export.checkpoint.locate import DEMO, DEMO_NAME
+from edgeglm.export.checkpoint.locate import DEMO_NAME
 from edgeglm.export.pipeline.export import export
 from edgeglm.export.predict.forecast import predict
 from edgeglm.export.prepare.preparation import open_export, prepare
@@ -38,6 +38,7 @@ from edgeglm.runtimes.engines.ort.options import open_session
 from edgeglm.runtimes.inputs.image import merged_grid
 from edgeglm.runtimes.inputs.positions import prompt_positions
 from tests.export.tiny import SHAPES, save
+from tests.runtimes.demo import demo_bundle
 
 LIMIT = 1e-5
 
@@ -142,7 +143,7 @@ ERRORS = {"fp32": (0, 1e-5), "fp16": (0, 4e-3), "int8": (1e-3, 0.08), "int8-bloc
 def test_the_recorded_error_grows_as_the_precision_falls(target: str, tmp_path: Path) -> None:
     """On the demo's screens; run by the engine, and computed from what is stored, which must tell the same story."""
     for precision, (low, high) in ERRORS.items():
-        run = make(DEMO, target, precision, tmp_path / "run", demo=True)
+        run = read_manifest(demo_bundle(tmp_path / precision, target, precision))
         for module in run.modules[1:]:
             assert module.max_relative_error is not None
             assert low <= module.max_relative_error <= high, (precision, module.name)

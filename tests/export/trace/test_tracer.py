@@ -43,19 +43,14 @@ def test_a_trace_holds_no_weights_whatever_the_size(tmp_path: Path, monkeypatch:
     assert sum(file.stat().st_size for file in (tmp_path / "cache/edgeglm/traces").iterdir()) < 100_000
 
 
-def test_the_second_time_it_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_read_from_the_cache_or_if_damaged_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     request = TraceRequest(configure(tmp_path / "model"), "portable", 64, half=True)
     (first,) = trace([request])
     assert {value.dtype for value in first.stacks["decoder"].block.graph.outputs} == {ir.DataType.FLOAT16}
-    monkeypatch.setattr("edgeglm.export.trace.tracer._run", lambda *_: pytest.fail("traced again"))
-    assert ir.to_proto(trace([request])[0].stacks["decoder"].block) == ir.to_proto(first.stacks["decoder"].block)
-
-
-def test_a_damaged_trace_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    request = TraceRequest(configure(tmp_path / "model"), "portable", 64)
-    (first,) = trace([request])
+    with monkeypatch.context() as context:
+        context.setattr("edgeglm.export.trace.tracer._run", lambda *_: pytest.fail("traced again"))
+        assert ir.to_proto(trace([request])[0].stacks["decoder"].block) == ir.to_proto(first.stacks["decoder"].block)
     (file,) = (tmp_path / "cache/edgeglm/traces").iterdir()
     whole = file.read_bytes()
     for damaged in (whole[:100], whole.replace(b"self_attn", b"self_attm"), b""):
