@@ -1,4 +1,4 @@
-"""What a calibration gains on the demo: INT4 with scales moved and errors fed back, and three ranges for static INT8.
+"""What a calibration gains on the demo: scales moved and errors fed back in INT4, ranges and scales of static INT8.
 
 ``python -m benchmarks.calibration WORK_DIR`` from the repository's root prints two tables, for the demo and for a copy
 of it with outlier channels (``--outliers FACTOR``). Both are calibrated on the demo's calibration set. The first is
@@ -67,7 +67,7 @@ def rounded(prepared: Prepared, found: Calibration) -> None:
         after = [logits for _, logits in Walk(prepared, prompts, weights, {}).logits()]
         pairs = list(zip(original, after, strict=True))
         errors, damage = [relative_error(q, p) for p, q in pairs], [divergence(p, q) for p, q in pairs]
-        print(f"{name:<9}  {np.mean(errors):.4f}  {np.mean(damage):.5f}  {np.median(damage):.5f}")
+        print(f"{name:<9}  {np.mean(errors):.4f}  {np.mean(damage):.5f}  {np.median(damage):.5f}", flush=True)
 
 
 def static(model: Path, work: Path) -> None:
@@ -78,8 +78,9 @@ def static(model: Path, work: Path) -> None:
     print("INT8           VISION  DECODER")
     print(f"{'dynamic':<13}  {errors(request(model, 'int8'), None, work)}")
     for name in RANGES:
-        calibration = replace(found, ranges=ranges(seen, name))
-        print(f"{name:<13}  {errors(prepared.request, calibration, work)}")
+        calibration = replace(found, inputs={}, divisors={}, ranges=ranges(seen, name))
+        print(f"{name:<13}  {errors(prepared.request, calibration, work)}", flush=True)
+    print(f"{'equalized':<13}  {errors(prepared.request, found, work)}", flush=True)
 
 
 def ranges(seen: Mapping[str, Histogram], method: str) -> dict[str, Range]:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from edgeglm.engines import DIALECTS, Dialect
 from edgeglm.export.calibrate.attention_heads import find_heads
-from edgeglm.export.calibrate.histogram import Histogram, Range, least_squares
+from edgeglm.export.calibrate.histogram import Histogram, Range, least_squares, min_max
 from edgeglm.export.model import Rows
 from edgeglm.export.quantize.feedback import Inputs
 from edgeglm.export.quantize.rounded import round_activations
@@ -27,6 +27,8 @@ from edgeglm.export.quantize.storage import dequantize, encode
 EXPONENTS = (0.25, 0.5, 0.75, 1.0)
 # A factor is within so many powers of two of the others' mean: a channel that calibration never showed may come.
 REACH = 10
+# Of the squared error without a factor, what a fixed range must leave less than: few tokens give it.
+CLEARLY = 0.5
 # Rows of a matrix that are rounded to try a factor, in runs.
 RUNS, RUN = 4, 64
 
@@ -155,7 +157,8 @@ def choose_factor(
     loudest, largest = pair.tie(energy), pair.tie(np.abs(rows).max(0))
     factors = [_factor(loudest, largest, exponent) for exponent in EXPONENTS]
     trials = [try_inputs(rows, tokens, Inputs.divided(energy, factor), scheme, dialect) for factor in factors]
-    return plain, min([plain, *trials], key=lambda trial: trial.error)
+    best = min(trials, key=lambda trial: trial.error)
+    return plain, best if best.error < plain.error * (CLEARLY if best.range_ else 1) else plain
 
 
 def sample_rows(names: Sequence[str], source: Rows) -> Floats:
@@ -185,7 +188,7 @@ def _factor(energy: Floats, largest: Floats, exponent: float) -> Floats:
 def try_inputs(rows: Floats, tokens: Floats, inputs: Inputs, scheme: Scheme, dialect: Dialect) -> Trial:
     """Return the error of the products, of weights and activations as the engine has them.
 
-    A fixed range is found on one half of the tokens, and judged on the other.
+    A fixed range is the one of least error on the tokens; of divided inputs it holds all, since others may come.
 
     Args:
         rows: [n, K] of the matrices.
@@ -198,9 +201,9 @@ def try_inputs(rows: Floats, tokens: Floats, inputs: Inputs, scheme: Scheme, dia
     want = tokens @ rows.T
     if isinstance(scheme, Int8Static):
         seen = Histogram()
-        seen.add(x[::2])
-        range_ = least_squares(seen)
-        scheme, x, want = Int8Static(*range_), x[1::2], want[1::2]
+        seen.add(x)
+        range_ = least_squares(seen) if inputs.factor is None else min_max(seen)
+        scheme = Int8Static(*range_)
     rounded = dequantize(scheme, dialect, encode(scheme, dialect, rows, inputs=inputs), rows.shape[1])
     x = round_activations(x, scheme) if DIALECTS[dialect].contrib else x
     error = np.square(x @ rounded.T - want, dtype=np.float64).sum() / max(float(np.square(want).sum()), 1e-30)

@@ -33,6 +33,7 @@ class Tokens:
         self.tiles = tile_slices(columns)
         self.sums = [self._zeros(tile) for tile in self.tiles] if covariance else []
         self.energy = np.zeros(columns)
+        self.low, self.high = np.zeros(columns, np.float32), np.zeros(columns, np.float32)
         self.kept: list[Floats] = []
         self.count, self.share = 0, max(1, TRIED // prompts)
 
@@ -47,6 +48,7 @@ class Tokens:
             np.add(total, part.T @ part, out=total)
         self.energy += np.square(tokens, dtype=np.float64).sum(0)
         self.count += len(tokens)
+        self.low, self.high = np.minimum(self.low, tokens.min(0)), np.maximum(self.high, tokens.max(0))
         spread = np.linspace(0, len(tokens) - 1, min(self.share, len(tokens))).astype(int)
         self.kept.append(tokens[spread])
 
@@ -169,7 +171,8 @@ class Learner:
             plain = best = try_inputs(rows, kept, Inputs(energy), self.scheme, dialect)
         if pair and best.factor is not None:
             self._divide(pair, best.factor)
-            self.learned.ranges |= dict.fromkeys(names, best.range_) if best.range_ else {}
+            whole = float((seen.low / best.factor).min()), float((seen.high / best.factor).max())
+            self.learned.ranges |= dict.fromkeys(names, whole) if best.range_ else {}
         inputs, error = Inputs.divided(energy, best.factor), best.error
         if seen.sums and self.file:
             inputs = replace(inputs, feedback=seen.feedback(self.file, best.factor))
