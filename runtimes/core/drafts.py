@@ -57,6 +57,10 @@ class Drafts:
         self._earlier: deque[list[int]] = deque(maxlen=ANSWERS)
         self.chances = {length: Chance() for length in range(1, LONGEST + 1)}
 
+    def clear(self) -> None:
+        """Forget the earlier answers."""
+        self._earlier.clear()
+
     def begin(self, prompt: Sequence[int], limit: int) -> Lookup:
         """Begin an answer of up to `limit` tokens."""
         earlier = [token for answer in self._earlier for token in answer][-TOKENS:]

@@ -45,6 +45,10 @@ class Features:
         if self.prefixes.keeps:
             self._unkept[picture.key] = features
 
+    def clear(self) -> None:
+        """Forget the features in memory."""
+        self._last.clear()
+
     def keep(self) -> None:
         """Write to the store what is not in it."""
         for key, features in self._unkept.items():

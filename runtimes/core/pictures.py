@@ -91,6 +91,10 @@ class PictureEncoder:
             self._features.add(picture, features)
         return [encoded[picture.key] for picture in pictures]
 
+    def clear(self) -> None:
+        """Forget what was encoded and is in memory."""
+        self._features.clear()
+
     def keep(self) -> None:
         """Keep in the store what was encoded."""
         if not self._features.is_kept:

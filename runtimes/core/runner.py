@@ -84,7 +84,7 @@ class Runner(AbstractContextManager["Runner"]):
             self.rows = EmbeddingRows(self.bundle)
             self.bundle.check("tokenizer")  # which is read by now
         self.prefixes = Prefixes(self.bundle, keep or Keep(0))
-        self._pictures = PictureEncoder(
+        self.pictures = PictureEncoder(
             self.bundle, self.window, self._costs, self.sessions, self.threads, self.max_ram, self.prefixes, masks
         )
         self.slots = self.resources.enter_context(Slots(self.bundle, self.threads, slots)) if slots > 1 else None
@@ -93,6 +93,7 @@ class Runner(AbstractContextManager["Runner"]):
         self.states = States(states, lambda: None if max_ram is None else self.window.room(max_ram))
         self.wait: Callable[[Callable[[], bool]], object] = lambda is_ready: None
         self._aside: Aside | None = None
+        self.user: str | None = None  # the session that a request is of
         self._state = self.states.states[0]
         self.resources.callback(self.states.release)
 
@@ -107,7 +108,7 @@ class Runner(AbstractContextManager["Runner"]):
         """Return a runner of the same bundle for one request, which may be answered while others are."""
         runner = copy(self)
         runner._costs = Costs()
-        runner._pictures = self._pictures.beside(runner._costs)
+        runner.pictures = self.pictures.beside(runner._costs)
         return runner
 
     def set_aside(self) -> bool:
@@ -133,7 +134,7 @@ class Runner(AbstractContextManager["Runner"]):
         shapes = self.bundle.shapes
         read = partial(
             read_prompt, self.chat, self.model, shapes=shapes, tools=tools, variables=variables,
-            digest=self._pictures.digest,
+            digest=self.pictures.digest,
         )  # fmt: skip
         return self.prefixes.marked(read(messages), messages, read, (tools, variables) if tools else None)
 
@@ -196,7 +197,7 @@ class Runner(AbstractContextManager["Runner"]):
         """
         self._costs.begin()
         self._state.release()  # which makes room
-        self._pictures.hold([picture for prompt in prompts for picture in prompt.pictures])
+        self.pictures.hold([picture for prompt in prompts for picture in prompt.pictures])
 
     def forget(self) -> None:
         """Forget the keys and values of earlier prompts: the next one is prefilled from its beginning."""
@@ -230,7 +231,7 @@ class Runner(AbstractContextManager["Runner"]):
             beginning = self._state.begin(prompt)
         start = beginning.tokens
         hidden = self.rows.gather(prompt.tokens[start:])
-        prompt.place(hidden, self._pictures.features(prompt.unseen(start)), start)
+        prompt.place(hidden, self.pictures.features(prompt.unseen(start)), start)
         decoder = self._state.prepare(capacity, beginning)
         if decoder is None:
             return False
@@ -242,7 +243,7 @@ class Runner(AbstractContextManager["Runner"]):
     def _keep(self, prompt: Prompt) -> None:
         """Keep in the store what later runners may begin with."""
         self._state.keep(prompt)
-        self._pictures.keep()
+        self.pictures.keep()
 
     def _generate(self, generation: Generation, state: list[Key]) -> Generator[int]:
         """Yield tokens, and note in the end what the decoder's state holds: `state`, and what was yielded of them."""
@@ -260,7 +261,7 @@ class Runner(AbstractContextManager["Runner"]):
         finally:
             if self._state.taken_by is self:
                 generation.decoder.truncate(len(state))
-                self._state.holds(state)
+                self._state.holds(state, self.user)
                 self._state.taken_by = None
             elif self._aside:
                 self.states.drop(self._aside)

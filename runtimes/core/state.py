@@ -55,6 +55,7 @@ class DecoderState:
     Attributes:
         session: The decoder, while it is loaded.
         taken_by: The request that uses it; None if it is free.
+        user: The session whose answer it holds, if that had one.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class DecoderState:
         self.bundle, self.costs, self.prefixes, self._load = bundle, costs, prefixes, load
         self.session: DecoderSession | None = None
         self.taken_by: object | None = None
+        self.user: str | None = None
         self._stay = ExitStack()
         self._known: list[Key] = []
 
@@ -133,8 +135,9 @@ class DecoderState:
         self._known = aside.known
         return session
 
-    def holds(self, keys: Sequence[Key]) -> None:
-        """Note what keys and values there are of: the first of some tokens, as many as the decoder has."""
+    def holds(self, keys: Sequence[Key], user: str | None = None) -> None:
+        """Note what keys and values there are of: the first of some tokens, as many as the decoder has; and whose."""
+        self.user = user
         self._known = list(keys[: self.session.length]) if self.session else []
 
     def keep(self, prompt: Prompt) -> None:
@@ -151,7 +154,7 @@ class DecoderState:
 
     def release(self) -> None:
         """Unload the decoder."""
-        self.session, self._known = None, []
+        self.session, self.user, self._known = None, None, []
         self._stay.close()
 
 
@@ -230,6 +233,17 @@ class States:
         free = [state for state in self.states if state.taken_by is None and state.capacity]
         while free and (room := self.room()) is not None and self.held + more > room:
             free.pop().release()
+
+    def open(self) -> None:
+        """Load the decoder, unless it is loaded. Raises as the engine does."""
+        if self.states[0].session is None:
+            self.states[0].prepare(1, Beginning(0))
+
+    def leave(self, user: str) -> None:
+        """Release the buffers that hold an answer to a session."""
+        for state in self.states:
+            if state.user == user and state.taken_by is None:
+                state.release()
 
     def forget(self) -> None:
         """Forget all keys and values."""

@@ -48,6 +48,8 @@ KEEP_ALIVE, SILENCE_SECONDS = b": working\n\n", 15
 SSE = "text/event-stream"
 # A proxy that collects a stream would take the point out of it.
 NO_CACHE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+# Header with the id of a user's session, before the field `user`.
+SESSION = "x-session-id"
 # What may be asked without a key.
 OPEN = ("/health", "/ready")
 Handler = Callable[[Request], Awaitable[Response]]
@@ -87,9 +89,11 @@ class Service:
         }
         routes = [Route(path, self._guarded(path, handler), methods=["POST"]) for path, handler in posts.items()]
         routes += [Route(path, self._guarded(path, handler), methods=["GET"]) for path, handler in gets.items()]
+        ends = "/v1/sessions/{name:path}"
+        routes.append(Route(ends, self._guarded(ends, self._end_session), methods=["DELETE"]))
         handlers = {404: self._not_found, 405: self._not_found}
         shared = Middleware(
-            CORSMiddleware, allow_origins=self.origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+            CORSMiddleware, allow_origins=self.origins, allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"],
             expose_headers=["Retry-After"],
         )  # fmt: skip
         middleware = [Middleware(OneLength), *([shared] if self.origins else [])]
@@ -147,6 +151,12 @@ class Service:
             raise self._unknown(name)
         return _json(self._about(name))
 
+    async def _end_session(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if not self.engine.end_session(name):
+            raise ApiError(404, f"no session {name[:200]!r}; it may have ended by itself", code="session_not_found")
+        return _json({"id": name, "object": "session", "deleted": True})
+
     async def _health(self, request: Request) -> Response:
         return _json({"status": "ok"})
 
@@ -193,7 +203,8 @@ class Service:
     async def _complete(self, request: Request, asked: Common, kind: Kind, *, work: Work, is_chat: bool) -> Response:
         """Answer a completion, at once or as a stream; a prompt that is refused is an error before any stream."""
         name, began = self._name(asked.model), time.monotonic()
-        job = self.engine.submit(name, work, kind, asked.priority or "normal")
+        session = request.headers.get(SESSION, asked.user) or None
+        job = self.engine.submit(name, work, kind, asked.priority or "normal", session)
         completion = Completion(name, is_chat, usage_chunk=usage_chunk(asked))
         watch = asyncio.ensure_future(_until_gone(request))
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 from edgeglm.bundle import Bundle, load_bundle
 from edgeglm.runtimes.core.heap import trim
 from edgeglm.runtimes.core.runner import Runner
+from edgeglm.runtimes.serve.release import Hooks, Idle, Uses
 from edgeglm.runtimes.serve.tasks import Task
 
 
@@ -18,12 +21,14 @@ class Loaded:
     """A runner in memory, when it was asked last, and the requests that it answers.
 
     Attributes:
+        hooks: What is undone when it is released.
         is_damaged: Whether a file is another by now: the bundle is opened anew as soon as nothing runs.
     """
 
     runner: Runner
     used: float
     tasks: list[Task] = field(default_factory=list)
+    hooks: Hooks = field(default_factory=Hooks)
     is_damaged: bool = False
 
     @property
@@ -36,6 +41,14 @@ class Loaded:
         """The requests that have a place."""
         return [task for task in self.tasks if not task.is_aside]
 
+    def leave(self, user: str) -> None:
+        """Release the buffers of answers to a session, and forget all images and earlier answers."""
+        self.runner.states.leave(user)
+        self.runner.pictures.clear()
+        if self.runner.drafts:
+            self.runner.drafts.clear()
+        trim()
+
 
 class Bundles:
     """Bundles by the names that clients know.
@@ -44,10 +57,13 @@ class Bundles:
         folders: Of the bundles.
         open_runner: Opens the runner of a folder.
         max_ram: The budget in bytes for all of them together, if there is one.
+        idle: How long things are held.
         now: Returns the time in seconds.
 
     Attributes:
         loaded: Those in memory.
+        uses: How often each is asked.
+        released: Counts of what was released, by reason, and of errors in that.
         windows: Tokens of prompt and answer, once a bundle was loaded.
     """
 
@@ -56,10 +72,13 @@ class Bundles:
         folders: Mapping[str, Path],
         open_runner: Callable[[Path], Runner],
         max_ram: int | None,
+        idle: Idle,
         now: Callable[[], float],
     ) -> None:
         self.folders, self.open_runner, self.max_ram, self.now = dict(folders), open_runner, max_ram, now
         self.described: dict[str, Bundle] = {name: load_bundle(folder) for name, folder in self.folders.items()}
+        self.uses = {name: Uses(idle) for name in self.folders}
+        self.released = Counter[str]()
         self.windows: dict[str, int] = {}
         self.loaded: dict[str, Loaded] = {}
         self._peaks = dict[str, int]()  # with a whole window, of those that were loaded
@@ -91,12 +110,15 @@ class Bundles:
     def take(self, name: str) -> Loaded:
         """Return a bundle, which is loaded if need be, others released for it. Raises as `Runner`."""
         if name in self.loaded and self.loaded[name].is_damaged and not self.loaded[name].tasks:
-            self.release([name])
+            self.release([name], "damage")
         if name not in self.loaded:
             self._make_room(name)
             runner = self.open_runner(self.folders[name])
             runner.states.room = partial(self._room, name)
             self.loaded[name], self.windows[name] = Loaded(runner, 0.0), runner.window.tokens
+            self.loaded[name].hooks.add(trim)
+            self.loaded[name].hooks.add(gc.collect)  # sessions of an engine refer to each other
+            self.loaded[name].hooks.add(runner.close)
             for loaded in self.loaded.values():
                 loaded.runner.states.fit()
         self.loaded[name].used = self.now()
@@ -118,12 +140,11 @@ class Bundles:
         others = sum(self.peak(other) for other in [*self.loaded] if other != name)
         return loaded.runner.window.room(self.max_ram - others)
 
-    def release(self, names: list[str]) -> None:
-        """Release some of them."""
-        for name in names:
-            self.loaded.pop(name).runner.close()
-        if names:
-            trim()
+    def release(self, names: Iterable[str], reason: str) -> None:
+        """Release some of them; what fails in one keeps no other in memory."""
+        for name in [*names]:
+            self.released["error"] += self.loaded.pop(name).hooks.run()
+            self.released[reason] += 1
 
     def _make_room(self, name: str) -> None:
         """Release those that were asked least recently until the predicted peaks fit the budget together."""
@@ -131,4 +152,4 @@ class Bundles:
             idle = [other for other, loaded in self.loaded.items() if not loaded.tasks]
             if not idle:
                 return  # it is alone, and its window is what the budget has room for
-            self.release([min(idle, key=lambda other: self.loaded[other].used)])
+            self.release([min(idle, key=lambda other: self.loaded[other].used)], "room")

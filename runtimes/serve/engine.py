@@ -6,6 +6,7 @@ A bundle with slots computes a step of several requests together, one without sl
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,17 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeglm.errors import DamagedFileError
+from edgeglm.runtimes.core.heap import trim
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.session import Asked
 from edgeglm.runtimes.serve.bundles import Bundles, Loaded
 from edgeglm.runtimes.serve.errors import ApiError, to_api
 from edgeglm.runtimes.serve.jobs import Cancelled, Job
 from edgeglm.runtimes.serve.metrics import Metrics
+from edgeglm.runtimes.serve.release import Idle, Rounds, Sessions
 from edgeglm.runtimes.serve.schedule import AGE_SECONDS, WEIGHTS, Claim, Kind, Priority, Schedule
 from edgeglm.runtimes.serve.tasks import Result, Task, together
 
 RETRY_SECONDS = 2
-# How often the thread looks for bundles that nobody asks.
+# How often the thread looks for what nobody asks.
 TICK_SECONDS = 1.0
 
 
@@ -36,7 +39,7 @@ class Engine:
         folders: Of the bundles, by the names that clients know.
         open_runner: Opens the runner of a folder.
         waiting: The most requests that wait.
-        idle: Seconds after which a bundle is released that nobody asks.
+        idle: How long things are held that nobody asks for.
         max_ram: The budget in bytes for all of them together, if there is one.
         weights: Of the kinds of requests.
         now: Returns the time in seconds.
@@ -48,12 +51,14 @@ class Engine:
         open_runner: Callable[[Path], Runner],
         *,
         waiting: int,
-        idle: float,
+        idle: Idle,
         max_ram: int | None,
         weights: Mapping[Kind, float] = WEIGHTS,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.bundles, self.idle, self.now = Bundles(folders, open_runner, max_ram, now), idle, now
+        self.bundles, self.now = Bundles(folders, open_runner, max_ram, idle, now), now
+        self.sessions, self.rounds = Sessions(idle.session), Rounds(idle)
+        self._ended, self._looked = set[str](), -TICK_SECONDS
         self.most_waiting, self.schedule = waiting, Schedule(weights)
         self._jobs: list[Job] = []
         self._changed, self._stops = threading.Condition(), False
@@ -72,17 +77,22 @@ class Engine:
         return self.bundles.tasks
 
     def start(self) -> None:
-        """Open every bundle once, so that one which cannot be run is an error now, and start the thread.
+        """Open every bundle and its decoder, so that one which cannot be run is an error now, and start the thread.
 
         Raises:
             EdgeglmError: As `Runner`.
         """
         for name in self.bundles.folders:
-            self.bundles.take(name)
+            self.bundles.take(name).runner.states.open()
         self._thread.start()
 
     def submit(
-        self, bundle: str, work: Callable[[Runner, Job], None], kind: Kind = "text", priority: Priority = "normal"
+        self,
+        bundle: str,
+        work: Callable[[Runner, Job], None],
+        kind: Kind = "text",
+        priority: Priority = "normal",
+        session: str | None = None,
     ) -> Job:
         """Queue a request.
 
@@ -91,11 +101,12 @@ class Engine:
             work: Of the request, with the bundle's runner.
             kind: Of the request.
             priority: Of the request.
+            session: The user's session that it is of.
 
         Raises:
             ApiError: Too many wait already.
         """
-        job = Job(bundle, work, asyncio.get_running_loop(), Claim(kind, priority, self.now()))
+        job = Job(bundle, work, asyncio.get_running_loop(), Claim(kind, priority, self.now()), session)
         with self._changed:
             if len(self._jobs) >= self.most_waiting:
                 self.metrics.refused.inc()
@@ -103,8 +114,21 @@ class Engine:
                 raise ApiError(429, why, code="queue_full", headers={"Retry-After": str(RETRY_SECONDS)})
             self.schedule.enter(job.claim)
             self._jobs.append(job)
+            self.bundles.uses[bundle].asked(self.now())
+            if session is not None:
+                self.sessions.use(session, bundle, self.now())
             self._changed.notify()
         return job
+
+    def end_session(self, session: str) -> bool:
+        """Have what a session left behind released, once its requests have ended; return whether there is one."""
+        with self._changed:
+            known = session in self.sessions
+            if known:
+                self._ended.add(session)
+                self._looked = -TICK_SECONDS
+                self._changed.notify()
+            return known
 
     def stop(self) -> None:
         """Release everything once the running requests have ended."""
@@ -113,12 +137,14 @@ class Engine:
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join()
-        self.bundles.release([*self.bundles.loaded])
+        self.bundles.release(self.bundles.loaded, "end")
 
     def _run(self) -> None:
         while True:
             while self._admit():
                 pass
+            if self.now() - self._looked >= TICK_SECONDS:
+                self.release()
             if self._step():
                 continue
             with self._changed:
@@ -126,7 +152,6 @@ class Engine:
                     self._changed.wait(TICK_SECONDS)
                 if not self._jobs and self._stops:
                     return
-            self._release_idle()
 
     def _admit(self) -> bool:
         """Begin or bring back the first request that can go on, others displaced for it; False if there is none."""
@@ -175,7 +200,7 @@ class Engine:
         if loaded.runner.slots:
             loaded.runner.slots.compute = self._wait
         task = Task(loaded.runner.beside(), job)
-        task.runner.wait = task.wait_for
+        task.runner.wait, task.runner.user = task.wait_for, job.session
         if not loaded.runner.slots:
             job.pause = task.stop
         loaded.tasks.append(task)
@@ -236,14 +261,34 @@ class Engine:
 
     def _end(self, job: Job, error: Exception | None) -> None:
         """Tell a request's client that it has ended, and how."""
-        with self._changed:
-            self.schedule.leave(job.claim)
+        self.schedule.leave(job.claim)
+        self.rounds.ended()
         if isinstance(error, DamagedFileError) and (loaded := self.bundles.loaded.get(job.bundle)):
             loaded.is_damaged = True  # the next request opens the bundle anew
         if not isinstance(error, Cancelled):
             job.emit(to_api(error) if error else None)
 
-    def _release_idle(self) -> None:
-        now = self.now()
-        idle = [name for name, loaded in self.bundles.loaded.items() if now - loaded.used > self.idle]
-        self.bundles.release(idle)
+    def release(self) -> None:
+        """Release, on the engine's thread, what nobody has asked for long enough, and what ended sessions left."""
+        now = self._looked = self.now()
+        with self._changed:
+            running = {job.session for job in self._jobs} | {task.job.session for task in self.running}
+            over = {*self._ended, *self.sessions.over(now)} - running
+            left = [(session, self.sessions.end(session)) for session in over]
+            self._ended -= over
+            waited = {job.bundle for job in self._jobs}
+        for session, names in left:
+            self.bundles.released["session"] += 1
+            for name in names & self.bundles.loaded.keys():
+                self.bundles.loaded[name].leave(session)
+        idle = [name for name in self.bundles.loaded.keys() - waited if self._is_idle(name, now)]
+        self.bundles.release(idle, "idle")
+        if self.rounds.is_due(now):
+            self.bundles.released["round"] += 1
+            gc.collect()
+            trim()
+
+    def _is_idle(self, name: str, now: float) -> bool:
+        loaded = self.bundles.loaded[name]
+        held = bool(loaded.tasks) or self.sessions.hold(name)
+        return not held and now - loaded.used > self.bundles.uses[name].seconds

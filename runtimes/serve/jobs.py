@@ -24,6 +24,7 @@ class Job:
 
     Attributes:
         claim: Its place among the others.
+        session: The user's session that it is of, if its client says so.
         pause: Lets others go first between two steps.
         cancelled: Whether nobody waits for it.
     """
@@ -32,6 +33,7 @@ class Job:
     work: Callable[[Runner, Job], None]
     loop: asyncio.AbstractEventLoop
     claim: Claim
+    session: str | None = None
     events: asyncio.Queue[Event | ApiError | None] = field(default_factory=asyncio.Queue)
     pause: Callable[[], object] = lambda: None
     cancelled: bool = False

@@ -13,6 +13,7 @@ from edgeglm.runtimes.serve.schedule import WEIGHTS, Kind, Priority
 if TYPE_CHECKING:
     from edgeglm.runtimes.serve.engine import Engine
 
+REASONS = ("idle", "room", "session", "damage", "round", "error")
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
@@ -35,6 +36,11 @@ class Metrics:
             "edgeglm_displaced", "Times that a request was set aside for one above it.", registry=self.registry
         )
         self.refused = Counter("edgeglm_refused", "Requests that found the queue full.", registry=self.registry)
+        self.released = Counter(
+            "edgeglm_released", "Bundles and sessions that were released, rounds of cleaning up, and errors in them.",
+            ["reason"], registry=self.registry,
+        )  # fmt: skip
+        self._told = Count[str]()
         self.queue = Gauge("edgeglm_queue", "Requests that wait, by kind.", ["kind"], registry=self.registry)
         gauges = {
             "edgeglm_requests_waiting": ("Requests that wait for the engine.", lambda: len(engine.waiting)),
@@ -45,6 +51,7 @@ class Metrics:
             "edgeglm_pool_tokens": ("Tokens that all sequences may have.", engine.bundles.pool),
             "edgeglm_pool_taken_tokens": ("Tokens that requests have room for.", engine.bundles.taken),
             "edgeglm_pool_held_bytes": ("Buffers of keys and values.", engine.bundles.held),
+            "edgeglm_sessions": ("Users' sessions.", lambda: len(engine.sessions)),
             "edgeglm_bundles_loaded": ("Bundles in memory.", lambda: len(engine.bundles.loaded)),
             "edgeglm_resident_bytes": ("Resident memory of the process.", current_rss),
             "edgeglm_resident_peak_bytes": ("Its peak.", peak_rss),
@@ -70,4 +77,8 @@ class Metrics:
         waiting = Count(job.claim.kind for job in self.engine.waiting)
         for kind in WEIGHTS:
             self.queue.labels(kind).set(waiting[kind])
+        released = Count(self.engine.bundles.released)
+        for reason in REASONS:
+            self.released.labels(reason).inc(released[reason] - self._told[reason])
+        self._told = released
         return generate_latest(self.registry)

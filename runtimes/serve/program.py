@@ -8,7 +8,7 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from edgeglm.runtimes.core.keep_options import add_keep_options, read_keep
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.serve.app import Service
 from edgeglm.runtimes.serve.engine import Engine
+from edgeglm.runtimes.serve.release import Idle
 from edgeglm.runtimes.serve.schedule import WEIGHTS
 from edgeglm.units import parse_size
 
@@ -200,14 +201,19 @@ def _parser(bundle: Path | None) -> argparse.ArgumentParser:
     parser.add_argument("--queue", type=_count, default=64, metavar="N", help="most requests that wait (default: 64)")
     parser.add_argument(
         "--shares",
-        type=_shares,
+        type=partial(_pairs, WEIGHTS),
         default={},
         metavar="KIND=SHARE,…",
         help="shares of the engine's time while requests of several kinds wait (default: "
         f"{','.join(f'{kind}={share:g}' for kind, share in WEIGHTS.items())})",
     )
     parser.add_argument(
-        "--idle", type=_count, default=300, metavar="SECONDS", help="release a bundle not asked so long (default: 300)"
+        "--idle",
+        type=_idle,
+        default=Idle(),
+        metavar="SECONDS|often=S,rare=S,session=S",
+        help="release a bundle that nobody asks, by how often it was asked, and users' sessions (default: "
+        "often=30,rare=5,session=300)",
     )
     parser.add_argument(
         "--drain", type=_count, default=30, metavar="SECONDS", help="time to finish on SIGTERM (default: 30)"
@@ -228,14 +234,20 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _shares(text: str) -> dict[str, float]:
-    shares = dict[str, float]()
+def _idle(text: str) -> Idle:
+    times = ("often", "rare", "session")
+    return Idle(**_pairs(times, text if "=" in text else ",".join(f"{name}={text}" for name in times)))
+
+
+def _pairs(names: Collection[str], text: str) -> dict[str, float]:
+    pairs = dict[str, float]()
     for part in text.split(","):
-        kind, _, share = part.partition("=")
-        if kind not in WEIGHTS or not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", share, re.ASCII) or not float(share):
-            raise argparse.ArgumentTypeError(f"{part!r} is no share, such as {next(iter(WEIGHTS))}=0.5")
-        shares[kind] = float(share)
-    return shares
+        name, _, number = part.partition("=")
+        if name not in names or not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", number, re.ASCII) or not float(number):
+            known = ", ".join(f"{name}=…" for name in names)
+            raise argparse.ArgumentTypeError(f"{part!r} is none of {known}, with a number above 0")
+        pairs[name] = float(number)
+    return pairs
 
 
 def _host(text: str) -> str:

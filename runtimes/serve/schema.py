@@ -44,6 +44,7 @@ class Common(Struct, kw_only=True):
     n: int | None = None
     logit_bias: dict[str, float] | None = None
     priority: Priority | None = None
+    user: str | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:

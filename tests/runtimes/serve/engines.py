@@ -19,6 +19,7 @@ from edgeglm.runtimes.serve.engine import Engine
 from edgeglm.runtimes.serve.errors import ApiError
 from edgeglm.runtimes.serve.jobs import Job
 from edgeglm.runtimes.serve.program import named
+from edgeglm.runtimes.serve.release import Idle
 from edgeglm.runtimes.serve.schema import ChatRequest, decode
 from tests.runtimes.serve.conftest import question
 
@@ -35,7 +36,7 @@ def running(*bundles: Path, slots: int = 1, max_ram: int | None = None, **option
         runner.grammars.default = "off"
         return runner
 
-    options = {"waiting": 16, "idle": 60, **options}
+    options = {"waiting": 16, "idle": Idle(60, 60, 60), **options}
     engine = Engine(named(bundles), open_runner, max_ram=max_ram, **options)
     try:
         engine.start()

@@ -27,6 +27,7 @@ from edgeglm.runtimes.serve.bodies import Bodies
 from edgeglm.runtimes.serve.engine import Engine
 from edgeglm.runtimes.serve.errors import ApiError
 from edgeglm.runtimes.serve.program import named
+from edgeglm.runtimes.serve.release import Idle
 from edgeglm.runtimes.serve.schema import DetokenizeRequest
 from tests.runtimes.serve.conftest import serving
 
@@ -81,7 +82,7 @@ def request(data: bytes, headers: dict[str, str] | None = None) -> Request:
 
 def test_a_stream_has_signs_of_life_beside_its_answer(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "SILENCE_SECONDS", 0.005)
-    engine = Engine(named([exact]), Runner, waiting=1, idle=60, max_ram=None)
+    engine = Engine(named([exact]), Runner, waiting=1, idle=Idle(), max_ram=None)
     body = json.dumps({"prompt": "a b", "max_tokens": 40, "temperature": 1.5, "seed": 1, "stream": True}).encode()
     sent: list[Message] = []
 
@@ -106,7 +107,7 @@ def test_a_stream_has_signs_of_life_beside_its_answer(exact: Path, monkeypatch: 
 
 @pytest.mark.parametrize("path", ["/health", "/v1/models", "/nothing"])
 def test_a_length_with_chunks_is_refused_at_every_address(exact: Path, path: str) -> None:
-    service = Service(Engine(named([exact]), Runner, waiting=1, idle=1, max_ram=None))
+    service = Service(Engine(named([exact]), Runner, waiting=1, idle=Idle(), max_ram=None))
     sent: list[Message] = []
 
     async def send(message: Message) -> None:

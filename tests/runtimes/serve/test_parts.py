@@ -20,6 +20,7 @@ from edgeglm.runtimes.serve.completions import chat_work, variables
 from edgeglm.runtimes.serve.engine import Engine
 from edgeglm.runtimes.serve.errors import ApiError, to_api
 from edgeglm.runtimes.serve.program import named, read_keys
+from edgeglm.runtimes.serve.release import Idle
 from edgeglm.runtimes.serve.responses import Completion
 from edgeglm.runtimes.serve.schema import ChatRequest, check_chat, decode
 from tests.runtimes.serve.conftest import question
@@ -83,7 +84,7 @@ def test_bundles_share_one_budget(exact: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(exact, tmp_path / "other"))
     peak = 200 << 20  # of one of them, and not of both
     open_runner = partial(Runner, max_ram=None)
-    engine = Engine(named([exact, other]), open_runner, waiting=4, idle=60, max_ram=peak)
+    engine = Engine(named([exact, other]), open_runner, waiting=4, idle=Idle(), max_ram=peak)
     assert peak < 2 * min(map(engine.bundles.peak, engine.bundles.folders))
     engine.start()
     try:
