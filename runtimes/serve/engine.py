@@ -208,8 +208,8 @@ class Engine:
         self.schedule.serve([job.claim], start, self.now())
 
     def _displace(self, loaded: Loaded, claim: Claim, now: float) -> bool:
-        """Set aside the last of the requests that have a place in a bundle, if the claim is above it."""
-        below = [task for task in loaded.active if task.job.claim.level(now) < claim.level(now)]
+        """Set aside the last of the requests that have a place in a bundle and that the claim displaces."""
+        below = [task for task in loaded.active if claim.displaces(task.job.claim, now)]
         for task in sorted(below, key=lambda task: self._order(task, now), reverse=True):
             if task.runner.set_aside():
                 task.is_aside = True

@@ -17,9 +17,9 @@ Kind = Literal["speech", "vision", "text"]
 Priority = Literal["low", "normal", "high"]
 WEIGHTS: Mapping[Kind, float] = {"speech": 0.5, "vision": 0.3, "text": 0.2}
 LEVELS: tuple[Priority, ...] = ("low", "normal", "high")
-# Seconds of waiting that raise a request by a priority, and how many of them a second of service takes back: so one
-# that others overtake without end gets an eleventh of the time, and whoever is above it waits for a step at most.
-AGE_SECONDS, PAID_BACK = 10.0, 10.0
+# Seconds of waiting that raise a request by a priority, and how many of them a second of service takes back: one that
+# others overtake without end has a turn of half a second every ten.
+AGE_SECONDS, PAID_BACK = 10.0, 20.0
 
 
 @dataclass(eq=False)
@@ -33,7 +33,8 @@ class Claim:
 
     Attributes:
         number: Of its arrival, once it has entered a schedule.
-        aged: Seconds that it had waited by then and that were not paid back.
+        aged: Seconds that it had waited by then and that were not paid back: no more than raise it to the top.
+        raised: By how many priorities it is raised until all of them are.
     """
 
     kind: Kind
@@ -41,6 +42,12 @@ class Claim:
     since: float
     number: int = 0
     aged: float = 0.0
+    raised: int = 0
+
+    @property
+    def base(self) -> int:
+        """The place of its priority in LEVELS."""
+        return LEVELS.index(self.priority)
 
     def waited(self, now: float) -> float:
         """Return the seconds of waiting that count."""
@@ -48,7 +55,19 @@ class Claim:
 
     def level(self, now: float) -> int:
         """Return its place in LEVELS, raised by what it has waited."""
-        return min(LEVELS.index(self.priority) + int(self.waited(now) // AGE_SECONDS), len(LEVELS) - 1)
+        raised = max(self.raised, int(self.waited(now) // AGE_SECONDS))
+        return min(self.base + raised, len(LEVELS) - 1)
+
+    def serve(self, start: float, end: float) -> None:
+        """Note that it was served from start to end, in seconds."""
+        most = AGE_SECONDS * (len(LEVELS) - 1 - self.base)
+        self.raised = self.level(start) - self.base
+        self.aged = max(0.0, min(most, self.waited(start)) - PAID_BACK * (end - start))
+        self.raised, self.since = self.raised if self.aged else 0, end
+
+    def displaces(self, other: Claim, now: float) -> bool:
+        """Return whether it takes another one's place: that of a lower priority, unless it has waited for its turn."""
+        return self.base > other.base and self.level(now) > other.level(now)
 
 
 class Schedule:
@@ -86,8 +105,7 @@ class Schedule:
         for claim in served:
             with self._lock:
                 self._passes[claim.kind] += (end - start) / len(served) / self.weights[claim.kind]
-            claim.aged = max(0.0, claim.waited(start) - PAID_BACK * (end - start))
-            claim.since = end
+            claim.serve(start, end)
 
     def order(self, claim: Claim, now: float) -> tuple[int, float, int]:
         """Return a key by which the claim that is to be served first is the least."""

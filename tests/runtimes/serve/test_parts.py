@@ -16,7 +16,7 @@ pytest.importorskip("uvicorn", reason="needs the extra serve")
 from edgeglm.errors import BudgetError, DamagedFileError, UsageError
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.serve.answers import Delta, Event, Finished, Started, TokenScore
-from edgeglm.runtimes.serve.completions import chat_work, variables
+from edgeglm.runtimes.serve.completions import chat_work, kind_of, variables
 from edgeglm.runtimes.serve.engine import Engine
 from edgeglm.runtimes.serve.errors import ApiError, to_api
 from edgeglm.runtimes.serve.program import named, read_keys
@@ -34,10 +34,27 @@ def test_an_unknown_field_is_ignored_and_a_wrong_one_is_named() -> None:
         (b'{"messages": [], "seed": "x"}', "seed"),
         (b"{}", "messages"),
         (b'{"messages": [1]}', "messages"),
+        (b'{"messages": [], "priority": "urgent"}', "priority"),
+        (b'{"messages": [], "user": 1}', "user"),
     ):
         with pytest.raises(ApiError) as caught:
             decode(body, ChatRequest)
         assert (caught.value.status, caught.value.param) == (400, field)
+
+
+@pytest.mark.parametrize(
+    ("parts", "kind"),
+    [
+        ("Select OK", "text"),
+        ([{"type": "text", "text": "image_url"}], "text"),
+        ([{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "data:"}}], "vision"),
+        ([{"image": "x"}], "vision"),
+        ([{"type": "image"}, {"type": "input_audio"}], "speech"),
+        ([1, None, {}], "text"),
+    ],
+)
+def test_the_kind_of_a_request_is_what_its_messages_hold(parts: object, kind: str) -> None:
+    assert kind_of([{"role": "system", "content": "x"}, {"role": "user", "content": parts}]) == kind
 
 
 def test_a_template_is_told_of_thinking_in_either_form() -> None:

@@ -193,7 +193,7 @@ def test_memory_after_a_release_is_that_before_the_first_request(exact: Path, sl
         for screen in range(1, 4):
             ask(url, screen)
         deadline = time.monotonic() + 30
-        while metric(url, "edgeglm_bundles_loaded"):
+        while not metric(url, 'edgeglm_released_total{reason="idle"}'):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert metric(url, "edgeglm_resident_bytes") <= 1.05 * before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 
 import pytest
 
@@ -73,24 +72,32 @@ def test_a_higher_priority_goes_first_whatever_its_kind_has_had(line: Line) -> N
     assert {line.serve(0.01) for _ in range(100)} == {high}
 
 
-def overtaken(line: Line, priority: Priority) -> tuple[Claim, Callable[[], None]]:
-    """A claim, and what brings a new one of high priority each second."""
-    claim, others = line.come("text", priority), list[Claim]()
-
-    def step() -> None:
-        others.append(line.come("text", "high"))
-        if (served := line.serve(0.5)) is not claim:
-            line.go(served)
-
-    return claim, step
-
-
 @pytest.mark.parametrize(("priority", "levels"), [("normal", 1), ("low", 2)])
 def test_nobody_starves_under_requests_above_it(line: Line, priority: Priority, levels: int) -> None:
-    claim, step = overtaken(line, priority)
-    while not line.served[claim]:
-        step()
-    assert levels * AGE_SECONDS <= line.time <= levels * AGE_SECONDS + 1
-    for _ in range(1000):
-        step()
-    assert line.served[claim] / 1000 == pytest.approx(1 / (1 + PAID_BACK), rel=0.2)
+    """A claim that a new one of high priority overtakes every half a second."""
+    claim, first, turns = line.come("text", priority), 0.0, 0
+    for _ in range(2000):
+        high = line.come("text", "high")
+        while (served := line.serve(0.1)) is claim:
+            first = first or line.time
+            turns += 1
+        assert served is high
+        line.serve(0.4)
+        line.go(high)
+    assert first == pytest.approx(levels * AGE_SECONDS, abs=1)
+    assert turns * 0.1 / line.time == pytest.approx(1 / (1 + PAID_BACK), rel=0.2)
+
+
+def test_a_claim_takes_the_place_of_a_lower_one_unless_that_has_waited_for_its_turn(line: Line) -> None:
+    normal, low, high = line.come(), line.come("text", "low"), line.come("text", "high")
+    assert high.displaces(low, 0.0)
+    assert normal.displaces(low, 0.0)
+    assert not low.displaces(normal, 0.0)
+    assert not normal.displaces(high, 0.0)
+    later = 100 * AGE_SECONDS
+    assert not line.come().displaces(normal, later)  # equals do not, however long one has waited
+    assert not high.displaces(normal, later)
+    line.schedule.serve([normal], later, later + 0.9 * AGE_SECONDS / PAID_BACK)
+    assert not high.displaces(normal, normal.since)
+    line.schedule.serve([normal], normal.since, normal.since + 0.2 * AGE_SECONDS / PAID_BACK)
+    assert high.displaces(normal, normal.since)
