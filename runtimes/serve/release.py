@@ -1,4 +1,4 @@
-"""When what a server holds is given back: by how often it is asked, by whose it is, and in which order."""
+"""Release what a server holds: by how often it is asked, by whose it is, and in which order."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Idle:
 
 
 class Hooks:
-    """What is to be undone: last in, first out, each once; an error in one keeps no other from being undone."""
+    """Functions that undo things: last in, first out, each once; an error in one keeps no other from being called."""
 
     def __init__(self) -> None:
         self._hooks = list[Callable[[], object]]()
@@ -72,7 +72,7 @@ class Uses:
 
     @property
     def seconds(self) -> float:
-        """How long the bundle is held after its last request, or before its first one."""
+        """Seconds for which the bundle is held after its last request, or before its first one."""
         if not self._times:
             return self.idle.session
         often = len(self._times) == OFTEN and self._times[-1] - self._times[0] <= OFTEN_SECONDS
