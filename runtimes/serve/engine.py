@@ -10,6 +10,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from edgeglm.runtimes.serve.jobs import Cancelled, Job
 from edgeglm.runtimes.serve.metrics import Metrics
 from edgeglm.runtimes.serve.release import Idle, Rounds, Sessions
 from edgeglm.runtimes.serve.schedule import AGE_SECONDS, WEIGHTS, Claim, Kind, Priority, Schedule
-from edgeglm.runtimes.serve.tasks import Result, Task, together
+from edgeglm.runtimes.serve.tasks import Result, Task, compute, together
 
 RETRY_SECONDS = 2
 # How often the thread looks for what nobody asks.
@@ -202,7 +203,7 @@ class Engine:
         task = Task(loaded.runner.beside(), job)
         task.runner.wait, task.runner.user = task.wait_for, job.session
         if not loaded.runner.slots:
-            job.pause = task.stop
+            job.pause = partial(self._pause, task)
         loaded.tasks.append(task)
         self._resume(loaded, task)
         self.schedule.serve([job.claim], start, self.now())
@@ -230,25 +231,28 @@ class Engine:
         tasks = active[:1]
         if active[0].asked:
             tasks = together([task for task in active if task.job.bundle == active[0].job.bundle])
-        results, claims = self._compute(loaded, tasks), [task.job.claim for task in tasks]
+        results, claims = compute(loaded.runner, tasks), [task.job.claim for task in tasks]
         for task in tasks:
             self._resume(loaded, task, results.get(task.slot))
         self.schedule.serve(claims, start, self.now())
         return True
 
-    def _compute(self, loaded: Loaded, tasks: list[Task]) -> dict[int, Result]:
-        """Return what the requests wait for, by slot; those that ask for nothing compute their steps themselves."""
-        if not loaded.runner.slots or not tasks[0].asked:
-            return {}
-        try:
-            return {**loaded.runner.slots.step({task.slot: task.asked for task in tasks if task.asked})}
-        except Exception as error:
-            return dict.fromkeys((task.slot for task in tasks), error)
-
     def _wait(self, slot: int, asked: Asked) -> NDArray[np.float32]:
-        """Let the request that runs wait for the step that computes what it asks for."""
+        """Let the request that runs wait for the step that computes what it asks for; alone it computes it itself."""
         assert self._current
+        slots = self.bundles.loaded[self._current.job.bundle].runner.slots
+        if slots and self._is_alone(self._current):
+            return slots.step({slot: asked})[slot]
         return self._current.wait(slot, asked)
+
+    def _pause(self, task: Task) -> None:
+        if not self._is_alone(task):
+            task.stop()
+
+    def _is_alone(self, task: Task) -> bool:
+        """Return, on a request's own thread, whether nothing else is to be done: two threads need not take turns."""
+        looked = self.now() - self._looked < TICK_SECONDS
+        return looked and not self._jobs and self.bundles.tasks == [task]
 
     def _resume(self, loaded: Loaded, task: Task, result: Result = None) -> None:
         self._current = task

@@ -101,3 +101,13 @@ def together(tasks: Sequence[Task]) -> list[Task]:
     """
     pieces = [task for task in tasks if task.asked and task.asked.count > MAX_LAST]
     return [task for task in tasks if task.asked and task not in pieces[1:]]
+
+
+def compute(runner: Runner, tasks: Sequence[Task]) -> dict[int, Result]:
+    """Return what requests wait for, by slot; those that ask for nothing compute their steps themselves."""
+    if not runner.slots or not tasks[0].asked:
+        return {}
+    try:
+        return {**runner.slots.step({task.slot: task.asked for task in tasks if task.asked})}
+    except Exception as error:
+        return dict.fromkeys((task.slot for task in tasks), error)
