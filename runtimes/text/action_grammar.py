@@ -1,8 +1,9 @@
 """Grammar of a phone agent's answers (docs/actions.md), in Lark as llguidance takes it.
 
 It holds an answer to one action in the spelling of Open-AutoGLM's prompts, and to nothing that would change which
-action that is: thought and texts are free, and a text may hold quotes, line breaks and actions. An answer without tags
-ends with an action, and is free before and behind it.
+action that is: the thought is free, and so is what is typed or said at the end, which may hold quotes and actions.
+Other texts are strings of Python's, since the client parses them. An answer without tags ends with an action, and is
+free before and behind it.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ from collections.abc import Container
 
 _NUMBER = "([0-9]|[1-9][0-9]{1,2}|1000)"
 _POINT = rf"\[{_NUMBER},{_NUMBER}\]"
-# As the client reads it, a text may hold anything: the last quote before the bracket ends it.
+# As the client reads it, what is typed or said at the end may hold anything: the last quote before the bracket ends it.
 _TEXT = '"(?s:.*)"'
-_MESSAGE = f"(, message={_TEXT})?"
-_DURATION = rf"(, duration=({_TEXT}|[0-9]+(\.[0-9]+)?))?"
+# All others go through Python's parser there.
+_STRING = r'"([^"\\\x00]|\\["\\nrt])*"'
+_MESSAGE = f"(, message={_STRING})?"
+_DURATION = rf"(, duration=({_STRING}|[0-9]+(\.[0-9]+)?))?"
 _DO = "|".join(
     (
         f'(Tap|Double Tap|Long Press)", element={_POINT}{_MESSAGE}',
         f'Swipe", start={_POINT}, end={_POINT}',
         f'(Type|Type_Name)", text={_TEXT}',
-        f'Launch", app={_TEXT}',
+        f'Launch", app={_STRING}',
         f'Wait"{_DURATION}',
         f'(Take_over|Note|Interact|Back|Home)"{_MESSAGE}',
-        f'Call_API", instruction={_TEXT}',
+        f'Call_API", instruction={_STRING}',
     )
 )
 # One expression: of terminals that begin with one another the lexer takes the longest, and an action would be cut.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 
@@ -88,6 +89,26 @@ def test_every_action_of_the_language_is_inside(kind: str) -> None:
     }
     action = 'finish(message="done")' if kind == "finish" else f'do(action="{kind}"{arguments.get(kind, "")})'
     assert walk(ACTION, [*TOKENIZER.encode(f"<think>x</think><answer>{action}</answer>"), END])[0]
+
+
+@pytest.mark.parametrize(
+    ("action", "is_inside"),
+    [
+        ('do(action="Launch", app="a \\"b\\" c")', True),
+        ('do(action="Note", message="a\nb\tc\\\\")', True),
+        ('do(action="Launch", app="a "b" c")', False),
+        ('do(action="Wait", duration="2 seconds", duration="2 seconds")', False),
+        ('do(action="Note", message="a\\xb")', False),
+        ('do(action="Call_API", instruction="a\\")', False),
+    ],
+)
+def test_what_the_clients_parser_refuses_is_outside(action: str, is_inside: bool) -> None:
+    """Open-AutoGLM escapes line breaks and tabs, and then reads all but Type and finish as Python."""
+    try:
+        ast.parse(action.replace("\n", "\\n").replace("\t", "\\t"), mode="eval")
+    except SyntaxError:
+        assert not is_inside
+    assert walk(ACTION, [*TOKENIZER.encode(f"<think>x</think><answer>{action}</answer>"), END])[0] == is_inside
 
 
 @pytest.mark.parametrize(
