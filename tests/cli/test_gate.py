@@ -23,6 +23,8 @@ from tests.cli.commands import check_failure, left_of, run
 from tests.export.outliers import inject_outliers
 
 Capture = pytest.CaptureFixture[str]
+# Of few screens nothing less is sure; INT4 loses more than that of a model with outliers.
+LIMIT = "40%"
 METRICS = ["action_type", "step_success", "tap_hit", "median_tap_error"]
 
 
@@ -69,22 +71,29 @@ def few(file: Path, count: int) -> None:
         (file.parent / picture).write_bytes((DATA / picture).read_bytes())
 
 
-def with_outliers(model: Path) -> None:
+@pytest.fixture(scope="module")
+def outliers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The demo with outlier channels, and the screens on which both tests measure it."""
+    folder = tmp_path_factory.mktemp("outliers")
+    model, data = folder / "model", folder / "few.jsonl"
     model.mkdir()
     for file in DEMO.iterdir():
         (model / file.name).write_bytes(file.read_bytes())
     state = {name: value.float() for name, value in load_file(DEMO / "model.safetensors").items()}
     save_file(inject_outliers(state, channels=96), model / "model.safetensors", {"format": "pt"})
+    few(data, 16)
+    return model, data
 
 
 @pytest.mark.slow
-def test_outliers_that_move_into_the_weights_leave_int4_as_it_is(tmp_path: Path, capsys: Capture) -> None:
+def test_outliers_that_move_into_the_weights_leave_int4_as_it_is(
+    outliers: tuple[Path, Path], tmp_path: Path, capsys: Capture
+) -> None:
     """Few screens, and so a generous limit; docs/benchmarks.md has all of them and 2%."""
-    model, target, data = tmp_path / "model", tmp_path / "bundle", tmp_path / "few.jsonl"
-    with_outliers(model)
-    few(data, 48)
+    target = tmp_path / "bundle"
+    model, data = outliers
     common = ["--target", "cpu", "--precision", "int4", "--calibration", data, "-o", target, "--json"]
-    status, out, _ = run(capsys, "export", model, *common, "--accuracy-drop", "20%")
+    status, out, _ = run(capsys, "export", model, *common, "--accuracy-drop", LIMIT)
     assert status == 0
     (rung,) = json.loads(out)["ladder"]
     assert rung["passed"] is True
@@ -93,15 +102,14 @@ def test_outliers_that_move_into_the_weights_leave_int4_as_it_is(tmp_path: Path,
 
 @pytest.mark.slow
 def test_outliers_spoil_int4_and_a_mixed_bundle_comes_of_it(
-    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    outliers: tuple[Path, Path], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without factors, as where no value can be rescaled."""
     monkeypatch.setattr(equalize, "EXPONENTS", ())
-    model, target, data = tmp_path / "model", tmp_path / "bundle", tmp_path / "few.jsonl"
-    with_outliers(model)
-    few(data, 48)
+    target = tmp_path / "bundle"
+    model, data = outliers
     common = ["--target", "cpu", "--precision", "int4", "--calibration", data, "-o", target, "--json"]
-    status, out, _ = run(capsys, "export", model, *common, "--accuracy-drop", "20%")
+    status, out, _ = run(capsys, "export", model, *common, "--accuracy-drop", LIMIT)
     assert status == 0
     result = json.loads(out)
     first, *others = result["ladder"]
@@ -116,7 +124,7 @@ def test_outliers_spoil_int4_and_a_mixed_bundle_comes_of_it(
     assert isinstance(made.measured, Measured)
     assert made.measured.metrics == tuple(made.measured.ladder[result["ladder"].index(best)].metrics)
     assert left_of(target) == ["bundle"]
-    arguments = ["--accuracy-drop", "20%", "--reference", model, "--data", data]
+    arguments = ["--accuracy-drop", LIMIT, "--reference", model, "--data", data]
     assert run(capsys, "validate", target, *arguments)[0] == 0
 
 

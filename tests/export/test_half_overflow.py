@@ -211,10 +211,10 @@ def test_a_resumed_export_has_the_same_bytes(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("family", ["glm4", "glm"])
 def test_tensorrt_for_rtx_builds_what_is_rescaled(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs pip install 'edgeglm[tensorrt]'")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write(family, "[gMASK]", tmp_path / "model")
     made, _ = make(tmp_path / "model", tmp_path / "bundle")
     assert made.modules[1].fp32_values
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # of the engine, not of traces
     bundle = load_bundle(tmp_path / "bundle")
     decoder = bundle.module("decoder")
     assert decoder is not None

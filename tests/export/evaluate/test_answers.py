@@ -27,6 +27,7 @@ from edgeglm.export.evaluate.original.whole import MAX_NEW_TOKENS
 from edgeglm.export.samples.screenshots import Sample, read_samples
 from edgeglm.export.samples.shipped import DATA
 from edgeglm.runtimes.core.runner import Runner
+from tests.runtimes.demo import demo_bundle
 
 ENOUGH = 1 << 40  # bytes of memory, in which the original is a whole
 
@@ -43,9 +44,7 @@ def original() -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    target = tmp_path_factory.mktemp("fp32") / "bundle"
-    assert main(["export", "--target", "cpu", "--precision", "fp32", "-o", str(target)]) == 0
-    return load_bundle(target)
+    return load_bundle(demo_bundle(tmp_path_factory.mktemp("fp32") / "bundle", "cpu", "fp32"))
 
 
 def tokens(bundle: Bundle, samples: Sequence[Sample], begun: Sequence[Sequence[int]] | None = None) -> list[list[int]]:
