@@ -161,7 +161,7 @@ def test_samples_that_do_not_fit_are_one_line(
     ("options", "status", "why"),
     [
         ("", 2, "--precision int8: takes ranges of activations; give a .npz file"),
-        ("--precision int4", 2, "int4: is not available for ONNX graphs"),
+        ("--precision int2", 2, "int2: is not available for ONNX graphs"),
         ("--precision fp32 --context 5", 2, "--context: is only for checkpoints"),
         ("--precision fp32 --accuracy-drop 2%", 2, "--accuracy-drop: is only for checkpoints"),
         ("--precision fp32 --max-ram 100MiB", 5, "100MiB is too little for .*; it takes at least"),

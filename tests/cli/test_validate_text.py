@@ -39,7 +39,7 @@ def write_tokenizer(file: Path) -> None:
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("text") / "text.txt"
     draw = random.Random(0)
-    file.write_text("\n".join(" ".join(draw.choices(WORDS, k=12)) for _ in range(40)), encoding="utf-8")
+    file.write_text("\n".join(" ".join(draw.choices(WORDS, k=12)) for _ in range(64)), encoding="utf-8")
     return file
 
 
