@@ -126,9 +126,12 @@ class MemorySampler:
             self._sample()
 
     def _sample(self) -> None:
-        total = 0
-        for pid in _tree(os.getpid()):
+        total, own = 0, os.getpid()
+        program = _program(own)
+        for pid in _tree(own):
             with suppress(OSError):  # it has ended
+                if pid != own and _program(pid) == program:
+                    continue  # a fork of ours that has not begun its program: its pages are ours, counted already
                 status = _status(pid)
                 total += _bytes(CURRENT, status)
                 self.process_peaks[pid] = max(_bytes(PEAK, status), self.process_peaks.get(pid, 0))
@@ -156,6 +159,11 @@ def peak_rss(pid: int | None = None) -> int:
 
 def _status(pid: int) -> bytes:
     with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+        return file.read()
+
+
+def _program(pid: int) -> bytes:
+    with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
         return file.read()
 
 

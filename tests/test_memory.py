@@ -19,6 +19,19 @@ MIB = 1 << 20
 HOLD = "import sys; held = bytearray({size} << 20); print(flush=True); sys.stdin.read()"
 GRANDCHILD = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {HOLD.format(size=100)!r}])"
 
+FORK = """
+import os, time
+from edgeglm.memory import MemorySampler, peak_rss
+held = bytearray(64 << 20)
+with MemorySampler(0.01) as sampler:
+    child = os.fork()
+    if not child:
+        time.sleep(0.3)
+        os._exit(0)
+    os.waitpid(child, 0)
+print(sampler.peak_bytes - peak_rss())
+"""
+
 
 def touched(size: int) -> mmap.mmap:
     """Anonymous memory that closing gives back at once."""
@@ -69,6 +82,12 @@ def test_a_peak_between_two_samples_is_the_kernels() -> None:
         touched(peak_rss() - current_rss() + 50 * MIB).close()
         assert sampler.rss_bytes < peak_rss() - 40 * MIB
     assert sampler.peak_bytes >= peak_rss() - MIB
+
+
+def test_a_fork_that_has_not_begun_its_program_is_counted_once() -> None:
+    """Each program is started by one, which shares all pages with us for a moment."""
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 8 * MIB
 
 
 def test_the_sampler_ends_with_its_block() -> None:
