@@ -75,6 +75,8 @@ class Server(NamedTuple):
                         chunk = json.loads(line[6:])
                         times += [time.monotonic()] * bool(chunk["choices"])
                         told = (chunk.get("usage") or {}).get("completion_tokens", told)
+        if len(times) < 2:
+            raise RuntimeError("the text came as a whole: take a bundle whose tokens are whole characters")
         return Stream(begun, times[0], times[-1], told or len(times))
 
     def cpu(self) -> float:

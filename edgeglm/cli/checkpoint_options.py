@@ -16,6 +16,13 @@ from edgeglm.export.choose.picture import parse_image_size
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+calibration_option = click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Samples (.jsonl) or a text to calibrate with (default: the demo's, for the demo).",
+)
+
 
 def checkpoint_options(function: F) -> F:
     """Add MODEL, --target and what decides how the modules are made."""

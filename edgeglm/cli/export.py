@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from edgeglm.cli.budget import max_ram_option, parse_budget
-from edgeglm.cli.checkpoint_options import checkpoint_options, image_sizes
+from edgeglm.cli.checkpoint_options import calibration_option, checkpoint_options, image_sizes
 from edgeglm.cli.gate import describe_ladder, ladder_table
 from edgeglm.cli.inspect import describe_modules, module_table
 from edgeglm.cli.output import json_option, print_json
@@ -40,12 +40,7 @@ T = TypeVar("T", bound=ExportRequest)
 @max_ram_option
 @click.option("--accuracy-drop", metavar="PCT", help="Maximum accuracy drop; raises precision until the bundle passes.")
 @click.option("--max-error", metavar="PCT", help="Maximum error of an ONNX graph's output (default: below 50%).")
-@click.option(
-    "--calibration",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Samples (.jsonl) or a text to calibrate with (default: the demo's, for the demo).",
-)
+@calibration_option
 @click.option("--no-resume", is_flag=True, help="Discard a partial bundle instead of resuming it.")
 @json_option
 def command(

@@ -8,7 +8,7 @@ from typing import Literal
 import click
 
 from edgeglm.cli.budget import max_ram_option, parse_budget
-from edgeglm.cli.checkpoint_options import image_sizes, model_options
+from edgeglm.cli.checkpoint_options import calibration_option, image_sizes, model_options
 from edgeglm.cli.export import print_result, run_export
 from edgeglm.cli.output import json_option
 from edgeglm.export.api import SearchRequest, search
@@ -29,12 +29,7 @@ from edgeglm.units import parse_percent
 @click.option(
     "--trials", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="Bundles measured at most."
 )
-@click.option(
-    "--calibration",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Samples (.jsonl) or a text to calibrate with (default: the demo's, for the demo).",
-)
+@calibration_option
 @click.option(
     "--study",
     type=click.Path(path_type=Path),

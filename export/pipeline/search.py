@@ -54,7 +54,7 @@ class Aim:
         trials: Bundles that are measured at most.
         study: The file that the study is kept in.
         identity: Of the model, the device, the samples and the limit: a study of others is refused.
-        early: Measures a bundle on few samples; None where there are no more.
+        early: Measures a bundle on few samples; None to measure on all at once.
         figures: Measures a bundle by goal; a search for size does without.
     """
 
@@ -137,7 +137,10 @@ def searching(job: Job, request: SearchRequest) -> Job:
 
 
 def _identity(opened: Opened, job: Job, request: SearchRequest) -> str:
-    """Return a hash of what a study is of: the weights by their sizes and ends, the device, samples, limit and goal."""
+    """Return a hash of what a study is of: the weights by their sizes and ends, the device, samples, limit and goal.
+
+    Unlike `edgeglm.export.prepare.identity`, which tells files of one machine apart, it is the same for a copy.
+    """
     digest = hashlib.sha256()
     folder = opened.checkpoint.folder
     for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
@@ -146,7 +149,7 @@ def _identity(opened: Opened, job: Job, request: SearchRequest) -> str:
             digest.update(f"{file.name}\0{size}\0".encode() + source.read(END))
             source.seek(max(0, size - END))
             digest.update(source.read(END))
-    options = (request.goal, request.accuracy_drop, request.context, request.image_sizes, request.format)
+    options = (request.goal, request.accuracy_drop, request.context, request.image_sizes, request.prefixes)
     digest.update(repr((job.request.profile, opened.checkpoint.adapter_sha256, options)).encode())
     digest.update(examples_hash(job.samples).encode())
     return digest.hexdigest()
@@ -224,10 +227,11 @@ class Search(Ladder):
         return msgspec.structs.replace(rung, figures={FIGURES[self.aim.goal]: round(figure, 1)})
 
     def _measured(self, folder: Path) -> tuple[Metric, ...]:
-        """Return the metrics of few samples where these say that it fails, else those of all."""
+        """Return the metrics of few samples where these say that it fails, or are all, else those of all."""
         if self.aim.early:
             metrics = self.aim.early(folder)
-            if any(metric.drop_interval[0] > metric.limit for metric in metrics):
+            are_all = max(metric.samples for metric in metrics) < EARLY
+            if are_all or any(metric.drop_interval[0] > metric.limit for metric in metrics):
                 return metrics
         return self.means.measure(folder)
 
