@@ -82,7 +82,8 @@ def widen(prepared: Path, quantize: Quantize, operators: Sequence[str], task: Ta
     found = search(names, error_of, lambda error: error < task.limit, min(GOAL, task.limit))
     quantize(output, found.wide)
     wide, blamed = (tuple(f"{name} ({kinds[name]})" for name in names) for names in (found.wide, found.blamed[:NAMED]))
-    return Made(wide=wide, blamed=blamed, before=two_digits(found.before))
+    before = two_digits(found.before) if np.isfinite(found.before) else 0.0
+    return Made(wide=wide, blamed=blamed, before=before)
 
 
 def _kept(
