@@ -128,8 +128,8 @@ class Helper(nn.Module):
 
     def pointer_loss(self, pointers: Tensor) -> Tensor:
         """Score whether the decoder knows the target's patch at the beginning of the answer and of the action."""
-        image, spot, row, column = pointers.unbind(1)
-        rows, columns = self.pointer(self.hidden[image, spot]).float().split([ROWS + 1, COLUMNS + 1], dim=-1)
+        spot, row, column = pointers.unbind(1)
+        rows, columns = self.pointer(self.hidden[0, spot]).float().split([ROWS + 1, COLUMNS + 1], dim=-1)
         return 0.5 * (F.cross_entropy(rows, row) + F.cross_entropy(columns, column))
 
 
@@ -151,28 +151,29 @@ def losses(model: Glm4vForConditionalGeneration, helper: Helper, batch: Batch, l
 
 
 def read(model: Glm4vForConditionalGeneration, batch: Batch, learns_prompt: bool) -> tuple[Tensor, Tensor]:
-    """Return the image tokens (B, IMAGE_TOKENS, hidden) and the decoder's last hidden state (B, L, hidden)."""
+    """Return the image tokens (B, IMAGE_TOKENS, hidden) and the decoder's last hidden state (L, hidden)."""
     image_tokens = encode_images(model.model.visual, to_patches(batch.pictures.pixels))
     text = model.model.language_model
-    row, position, picture = batch.images.unbind(1)
-    places = row[:, None], position[:, None] + torch.arange(IMAGE_TOKENS, device=position.device)
+    position, picture = batch.images.unbind(1)
+    places = position[:, None] + torch.arange(IMAGE_TOKENS, device=position.device)
     embedded = text.embed_tokens(batch.tokens)
-    embedded = embedded.index_put(places, image_tokens[picture].to(embedded.dtype))
+    embedded = embedded.index_put((places,), image_tokens[picture].to(embedded.dtype))
     with torch.set_grad_enabled(learns_prompt and torch.is_grad_enabled()):
         cache = _read_system(model, batch)
-    hidden = torch.zeros((), dtype=torch.bfloat16).masked_fill(~batch.mask(), NOWHERE)[:, None]
+    zero = torch.zeros((), dtype=torch.bfloat16, device=position.device)
     text.config._attn_implementation = FOLDED
     try:
         output = text(
-            inputs_embeds=embedded,
-            position_ids=batch.positions,
-            attention_mask=hidden,
+            inputs_embeds=embedded[None],
+            position_ids=batch.positions[:, None],
+            attention_mask=zero.view(1, 1, 1, 1),  # four dimensions are taken as they are: `masks` say who sees whom
             past_key_values=cache,
             use_cache=True,
+            masks=[zero.masked_fill(~mask, NOWHERE) for mask in batch.masks()],
         )
     finally:
         text.config._attn_implementation = "sdpa"
-    return image_tokens, output.last_hidden_state
+    return image_tokens, output.last_hidden_state[0]
 
 
 def _fold(
@@ -182,29 +183,35 @@ def _fold(
     value: Tensor,
     attention_mask: Tensor,
     scaling: float,
+    masks: list[Tensor],
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Attend with the query heads of a key head as rows of one product: its gradient is that of two products.
+    """Attend in each group by itself, with the query heads of a key head as rows of one product.
 
-    query (B, heads, L, D), key and value (B, key heads, S + L, D), attention_mask (B, 1, L, S + L); returns
-    (B, L, heads, D).
+    So no group pays for another's length, and the scores of one fit into the cache. query (1, heads, L, D), key and value
+    (1, key heads, S + L, D), masks (N, S + N) or (N, N) of each group; returns (1, L, heads, D).
     """
-    batch, heads, length, width = query.shape
-    rows = (query * scaling).to(value.dtype).reshape(batch, key.shape[1], -1, width)
-    scores = (rows @ key.to(value.dtype).transpose(-1, -2)).view(batch, heads, length, -1)
-    mixed = (scores + attention_mask).softmax(-1).view(*rows.shape[:3], -1) @ value
-    return mixed.view(batch, heads, length, width).transpose(1, 2), None
+    lengths, shared = [len(mask) for mask in masks], key.shape[2] - query.shape[2]
+    queries = (query[0] * scaling).to(value.dtype).split(lengths, 1)
+    system, *keys = key[0].to(value.dtype).split([shared, *lengths], 1)
+    prefix, *values = value[0].split([shared, *lengths], 1)
+    mixed = []
+    for rows, near, seen, mask in zip(queries, keys, values, masks, strict=True):
+        if mask.shape[1] > len(mask):
+            near, seen = torch.cat([system, near], 1), torch.cat([prefix, seen], 1)
+        scores = rows.reshape(len(near), -1, rows.shape[-1]) @ near.transpose(1, 2)
+        weights = (scores.view(len(rows), len(mask), -1) + mask).softmax(-1)
+        mixed.append((weights.view(scores.shape) @ seen).view(rows.shape))
+    return torch.cat(mixed, 1).transpose(0, 1)[None], None
 
 
 ALL_ATTENTION_FUNCTIONS.register(FOLDED, _fold)
 
 
 def _read_system(model: Glm4vForConditionalGeneration, batch: Batch) -> DynamicCache:
-    """Return the keys and values of the system prompt, computed once and shared by the batch's sequences."""
+    """Return the keys and values of the system prompt, computed once and shared by the batch's groups."""
     positions = torch.arange(len(batch.system), device=batch.system.device).expand(3, 1, -1)
     text = model.model.language_model
     alone = text(inputs_embeds=text.embed_tokens(batch.system[None]), position_ids=positions, use_cache=True)
-    shared, count = DynamicCache(), len(batch.tokens)
-    for index, layer in enumerate(alone.past_key_values.layers):
-        shared.update(layer.keys.expand(count, -1, -1, -1), layer.values.expand(count, -1, -1, -1), index)
-    return shared
+    cache: DynamicCache = alone.past_key_values
+    return cache

@@ -1,4 +1,4 @@
-"""Questions packed behind pictures: many in a sequence, each of which sees what its conversation has and no more.
+"""Questions packed behind pictures: many in one sequence, each of which sees what its conversation has and no more.
 
 A question's tokens, positions and logits are those of the conversation alone, as the chat template writes it.
 """
@@ -21,20 +21,18 @@ from edgeglm.export.demo.screens import Box
 from edgeglm.export.demo.steps import Step
 
 IGNORE = -100
-BUCKET = 32  # sequence lengths are multiples of it: every new shape costs time and memory in the CPU kernels
+BUCKET = 32  # lengths of groups are multiples of it: every new shape costs time and memory in the CPU kernels
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B sequences of length L with questions about pictures, and the system prompt of length S that they share.
+    """A sequence of L tokens with G groups of questions about pictures, and the system prompt that groups share.
 
-    Sequences are as long as the longest conversation, since attention costs the square of their length.
-
-    system (S) int64, padded, and is_system (S) bool of its own tokens; tokens, labels (B, L) int64; positions (3, B, L)
-    int64; group (B, L) int64: tokens of one group may see each other, if their segment (B, L) is the same or 0, and
-    those of negative groups nothing; has_system (B, L) bool: who sees the system prompt; images (I, 3) int64: sequence,
-    position and picture of each image's tokens; pointers (P, 4) int64: sequence, position, patch row and patch column
-    that it must know, (ROWS, COLUMNS) where there is nothing to tap.
+    system (S) int64, padded, and is_system (S) bool of its own tokens; tokens, labels (L) int64; positions (3, L) int64;
+    lengths (G) int64: of each group in the sequence, its padding included; has_system (G) bool: which see the system
+    prompt; segment (L) int64: within a group tokens see each other if their segment is the same or 0, and padding's is
+    negative; images (I, 2) int64: position and picture of each image's tokens; pointers (P, 3) int64: position, patch row
+    and patch column that it must know, (ROWS, COLUMNS) where there is nothing to tap.
     """
 
     pictures: Pictures
@@ -42,9 +40,9 @@ class Batch:
     is_system: Tensor
     tokens: Tensor
     labels: Tensor
-    group: Tensor
-    segment: Tensor
+    lengths: Tensor
     has_system: Tensor
+    segment: Tensor
     positions: Tensor
     images: Tensor
     pointers: Tensor
@@ -53,15 +51,15 @@ class Batch:
         """Return it on a device."""
         return Batch(**{name: value.to(device) for name, value in vars(self).items()})
 
-    def mask(self) -> Tensor:
-        """Return who sees whom, (B, L, S + L) bool: causal, and within a question's conversation."""
-        length = self.tokens.shape[1]
-        mine, theirs = self.segment[:, :, None], self.segment[:, None, :]
-        is_one = (self.group[:, :, None] == self.group[:, None, :]) & ((theirs == 0) | (mine == theirs))
-        causal = torch.ones(length, length, dtype=torch.bool, device=mine.device).tril()
-        own = torch.eye(length, dtype=torch.bool, device=mine.device)  # padding must attend to something
-        prefix = self.has_system[:, :, None] & self.is_system
-        return torch.cat([prefix, (causal & is_one & (self.group >= 0)[:, None]) | own], dim=2)
+    def masks(self) -> list[Tensor]:
+        """Return who sees whom in each group of length N: (N, S + N) bool behind the system prompt, else (N, N)."""
+        return [
+            self._mask(*group) for group in zip(self.segment.split(self.lengths.tolist()), self.has_system, strict=True)
+        ]
+
+    def _mask(self, segment: Tensor, has_system: Tensor) -> Tensor:
+        mask = ((segment[:, None] == segment) | (segment == 0)).tril()  # padding comes last: nothing else sees it
+        return torch.cat([self.is_system.expand(len(segment), -1), mask], 1) if has_system else mask
 
 
 @dataclass(frozen=True)
@@ -133,11 +131,7 @@ class Packer:
         """
         prefix = [*self.start, *self.role("system", system)]
         groups = [group for picture, row in enumerate(rows) for group in self._groups(picture, row, answers)]
-        length = _padded(max(group.length for group in groups))
-        lines = _fill(groups, length)
-        writer = _Writer(self, (len(lines), length), len(prefix))
-        for number, line in enumerate(lines):
-            writer.write(number, line)
+        writer = _Writer(self, groups, len(prefix))
         padded = np.full(_padded(len(prefix)), self.pad)
         padded[: len(prefix)] = prefix
         return writer.batch(pictures, torch.from_numpy(padded), torch.arange(len(padded)) < len(prefix))
@@ -182,49 +176,49 @@ class Packer:
 
 
 class _Writer:
-    """Arrays of a batch that groups are written into."""
+    """Arrays of a batch that groups are written into, one behind another."""
 
-    def __init__(self, packer: Packer, shape: tuple[int, int], prefix: int) -> None:
+    def __init__(self, packer: Packer, groups: Sequence[_Group], prefix: int) -> None:
         self.packer, self.prefix = packer, prefix
-        self.tokens, self.labels = np.full(shape, packer.pad), np.full(shape, IGNORE)
-        self.group, self.segment = np.full(shape, -1), np.zeros(shape, dtype=np.int64)
-        self.has_system, self.positions = np.zeros(shape, dtype=bool), np.zeros((3, *shape), dtype=np.int64)
-        self.picture = 0  # of the group that is written
-        self.images: list[tuple[int, int, int]] = []
-        self.pointers: list[tuple[int, int, int, int]] = []
+        self.lengths, self.has_system = (
+            [_padded(group.length) for group in groups],
+            [group.has_system for group in groups],
+        )
+        length = sum(self.lengths)
+        self.tokens, self.labels = np.full(length, packer.pad), np.full(length, IGNORE)
+        self.segment, self.positions = np.full(length, -1), np.zeros((3, length), dtype=np.int64)
+        self.images: list[tuple[int, int]] = []
+        self.pointers: list[tuple[int, int, int]] = []
+        for group, stop in zip(groups, np.cumsum(self.lengths), strict=True):
+            self._write(group, int(stop) - _padded(group.length))
 
-    def write(self, row: int, groups: Sequence[_Group]) -> None:
-        """Write groups one behind another into a sequence."""
-        at = 0
-        for number, group in enumerate(groups):
-            stop = at + group.length
-            self.group[row, at:stop], self.has_system[row, at:stop] = number, group.has_system
-            self.picture = group.picture
-            after = self._put(row, at, group.trunk, self.prefix if group.has_system else 0)
-            at += len(group.trunk)
-            for segment, branch in enumerate(group.branches, start=1):
-                self.segment[row, at : at + len(branch.tokens)] = segment
-                self._put(row, at, branch.tokens, after)
-                self._ask(row, at, branch)
-                at += len(branch.tokens)
+    def _write(self, group: _Group, at: int) -> None:
+        after = self._put(group, at, group.trunk, self.prefix if group.has_system else 0)
+        self.segment[at : at + len(group.trunk)] = 0
+        at += len(group.trunk)
+        for segment, branch in enumerate(group.branches, start=1):
+            self.segment[at : at + len(branch.tokens)] = segment
+            self._put(group, at, branch.tokens, after)
+            self._ask(at, branch)
+            at += len(branch.tokens)
 
-    def _put(self, row: int, at: int, tokens: list[int], start: int) -> int:
+    def _put(self, group: _Group, at: int, tokens: list[int], start: int) -> int:
         stop = at + len(tokens)
-        self.tokens[row, at:stop] = tokens
-        self.positions[:, row, at:stop], after = self.packer.positions(tokens, start)
+        self.tokens[at:stop] = tokens
+        self.positions[:, at:stop], after = self.packer.positions(tokens, start)
         if self.packer.image in tokens:
-            self.images.append((row, at + tokens.index(self.packer.image), self.picture))
+            self.images.append((at + tokens.index(self.packer.image), group.picture))
         return after
 
-    def _ask(self, row: int, at: int, branch: _Branch) -> None:
+    def _ask(self, at: int, branch: _Branch) -> None:
         """Note what must be answered, and the places at which the target's patch must be known."""
         first, answer = at + branch.first, branch.tokens[branch.first :]
-        self.labels[row, first - 1 : first - 1 + len(answer)] = answer
+        self.labels[first - 1 : first - 1 + len(answer)] = answer
         spots = [first - 2, first - 1]
         if answer:
             action = first + answer.index(self.packer.answer)
             spots += [action, action + 1]
-        self.pointers += [(row, spot, *patch_of(branch.box)) for spot in spots]
+        self.pointers += [(spot, *patch_of(branch.box)) for spot in spots]
 
     def batch(self, pictures: Pictures, system: Tensor, is_system: Tensor) -> Batch:
         """Return all of it."""
@@ -234,27 +228,13 @@ class _Writer:
             is_system=is_system,
             tokens=torch.from_numpy(self.tokens),
             labels=torch.from_numpy(self.labels),
-            group=torch.from_numpy(self.group),
+            lengths=torch.tensor(self.lengths),
+            has_system=torch.tensor(self.has_system),
             segment=torch.from_numpy(self.segment),
-            has_system=torch.from_numpy(self.has_system),
             positions=torch.from_numpy(self.positions),
-            images=torch.tensor(self.images, dtype=torch.int64).reshape(-1, 3),
-            pointers=torch.tensor(self.pointers, dtype=torch.int64).reshape(-1, 4),
+            images=torch.tensor(self.images, dtype=torch.int64).reshape(-1, 2),
+            pointers=torch.tensor(self.pointers, dtype=torch.int64).reshape(-1, 3),
         )
-
-
-def _fill(groups: Sequence[_Group], length: int) -> list[list[_Group]]:
-    """Return the groups in as few sequences of a length as come of it: the longest first, each where it fits first."""
-    lines: list[list[_Group]] = []
-    room: list[int] = []
-    for group in sorted(groups, key=lambda group: -group.length):
-        place = next((place for place, left in enumerate(room) if left >= group.length), len(lines))
-        if place == len(lines):
-            lines.append([])
-            room.append(length)
-        lines[place].append(group)
-        room[place] -= group.length
-    return lines
 
 
 def _padded(length: int) -> int:
