@@ -186,23 +186,26 @@ def _fold(
     masks: list[Tensor],
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Attend in each group by itself, with the query heads of a key head as rows of one product.
+    """Attend in each group by itself: none pays for another's length, and the scores of one fit into the cache.
 
-    So no group pays for another's length, and the scores of one fit into the cache. query (1, heads, L, D), key and value
-    (1, key heads, S + L, D), masks (N, S + N) or (N, N) of each group; returns (1, L, heads, D).
+    query (1, heads, L, D), key and value (1, key heads, S + L, D), masks (N, S + N) or (N, N) of each group; returns
+    (1, L, heads, D).
     """
     lengths, shared = [len(mask) for mask in masks], key.shape[2] - query.shape[2]
     queries = (query[0] * scaling).to(value.dtype).split(lengths, 1)
-    system, *keys = key[0].to(value.dtype).split([shared, *lengths], 1)
-    prefix, *values = value[0].split([shared, *lengths], 1)
+    keys, values = (x[0].to(value.dtype).split([shared, *lengths], 1) for x in (key, value))
     mixed = []
-    for rows, near, seen, mask in zip(queries, keys, values, masks, strict=True):
-        if mask.shape[1] > len(mask):
-            near, seen = torch.cat([system, near], 1), torch.cat([prefix, seen], 1)
-        scores = rows.reshape(len(near), -1, rows.shape[-1]) @ near.transpose(1, 2)
-        weights = (scores.view(len(rows), len(mask), -1) + mask).softmax(-1)
-        mixed.append((weights.view(scores.shape) @ seen).view(rows.shape))
+    for number, (rows, mask) in enumerate(zip(queries, masks, strict=True), start=1):
+        seen = (0, number) if mask.shape[1] > len(mask) else (number,)
+        mixed.append(_mix(rows, torch.cat([keys[i] for i in seen], 1), torch.cat([values[i] for i in seen], 1), mask))
     return torch.cat(mixed, 1).transpose(0, 1)[None], None
+
+
+def _mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Attend (heads, N, D) to (key heads, M, D), with the query heads of a key head as rows of one product."""
+    scores = query.reshape(len(key), -1, query.shape[-1]) @ key.transpose(1, 2)
+    weights = (scores.view(len(query), *mask.shape) + mask).softmax(-1)
+    return (weights.view(scores.shape) @ value).view(query.shape)
 
 
 ALL_ATTENTION_FUNCTIONS.register(FOLDED, _fold)

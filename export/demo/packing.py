@@ -28,11 +28,11 @@ BUCKET = 32  # lengths of groups are multiples of it: every new shape costs time
 class Batch:
     """A sequence of L tokens with G groups of questions about pictures, and the system prompt that groups share.
 
-    system (S) int64, padded, and is_system (S) bool of its own tokens; tokens, labels (L) int64; positions (3, L) int64;
-    lengths (G) int64: of each group in the sequence, its padding included; has_system (G) bool: which see the system
-    prompt; segment (L) int64: within a group tokens see each other if their segment is the same or 0, and padding's is
-    negative; images (I, 2) int64: position and picture of each image's tokens; pointers (P, 3) int64: position, patch row
-    and patch column that it must know, (ROWS, COLUMNS) where there is nothing to tap.
+    system (S) int64, padded, and is_system (S) bool of its own tokens; tokens, labels (L) int64; positions (3, L)
+    int64; lengths (G) int64: of each group in the sequence, its padding included; has_system (G) bool: which see the
+    system prompt; segment (L) int64: within a group tokens see each other if their segment is the same or 0, and
+    padding's is negative; images (I, 2) int64: position and picture of each image's tokens; pointers (P, 3) int64:
+    position, patch row and patch column that it must know, (ROWS, COLUMNS) where there is nothing to tap.
     """
 
     pictures: Pictures

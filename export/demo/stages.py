@@ -57,5 +57,6 @@ STAGES = (
     Stage("vision", "tower", 4000, sparse=400),
     Stage("early", "answers", 1600),
     Stage("pointing", "pointing", 750, questions=16),
-    Stage("answers", "answers", 2500, warm_up=100, last_rate=0.02, helper=(0.5, 0.1)),
+    Stage("answers", "answers", 2500, warm_up=100, helper=(0.5, 0.1), share=(0.0, 0.5)),
+    Stage("whole", "answers", 1500, last_rate=0.02, helper=(0.1, 0.1), share=(0.0, 1.0)),
 )

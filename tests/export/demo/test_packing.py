@@ -76,14 +76,20 @@ def batch(packer: Packer, screens: list[tuple[Scene, list[Step]]], rows: list[Ro
     return packer.pack(take_pictures([scene for scene, _ in screens], Random(0)), rows, SYSTEM)
 
 
-def answers_of(batch: Batch, picture: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield sequence and positions that predict each answer about a picture, those of its largest group first."""
-    answers = []
-    for row, position, shown in batch.images.tolist():
-        group = batch.group[row] == batch.group[row, position]
-        if shown == picture and (asked := ((batch.labels[row] != IGNORE) & group).nonzero()[:, 0]).numel():
+def groups_of(batch: Batch) -> Tensor:
+    """Return the group of each token, (L)."""
+    groups: Tensor = torch.arange(len(batch.lengths)).repeat_interleave(batch.lengths)
+    return groups
+
+
+def answers_of(batch: Batch, picture: int) -> Iterator[Tensor]:
+    """Yield the positions that predict each answer about a picture, those of its largest group first."""
+    answers, group = [], groups_of(batch)
+    for position, shown in batch.images.tolist():
+        is_one = group == group[position]
+        if shown == picture and (asked := ((batch.labels != IGNORE) & is_one).nonzero()[:, 0]).numel():
             breaks = (asked.diff() > 1).nonzero()[:, 0] + 1
-            answers.append([(row, places) for places in asked.tensor_split(breaks.tolist())])
+            answers.append(asked.tensor_split(breaks.tolist()))
     for group_answers in sorted(answers, key=len, reverse=True):
         yield from group_answers
 
@@ -124,11 +130,11 @@ def test_logits_are_those_of_transformers_on_the_conversation_alone(
     compared = 0
     for number, row in enumerate(rows):
         picture = Image.fromarray(batch.pictures.pixels[number].numpy())
-        for step, (line, places) in zip(in_order(row), answers_of(batch, number), strict=True):
-            answer = batch.labels[line, places].tolist()
+        for step, places in zip(in_order(row), answers_of(batch, number), strict=True):
+            answer = batch.labels[places].tolist()
             assert answer == packer.encode(step.response)
             expected = alone(agent, picture, messages_of(row, step), answer)
-            torch.testing.assert_close(packed[line, places], expected, rtol=1e-3, atol=2e-4)
+            torch.testing.assert_close(packed[places], expected, rtol=1e-3, atol=2e-4)
             compared += 1
     assert compared == 9
 
@@ -141,22 +147,22 @@ def test_a_change_of_one_question_or_of_the_prompt_reaches_only_who_sees_it(
             return read(agent.model, batch, learns_prompt=False)[1]
 
     before = hidden_of(batch)
-    is_other = (batch.group == 0) & (batch.segment == 1)
+    is_other = (groups_of(batch) == 0) & (batch.segment == 1)
     tokens = torch.where(is_other, packer.pad, batch.tokens)
     after = hidden_of(Batch(**{**vars(batch), "tokens": tokens}))
-    stays = (batch.group >= 0) & ~is_other
+    stays = (batch.segment >= 0) & ~is_other
     torch.testing.assert_close(after[stays], before[stays])
     assert not torch.allclose(after[is_other], before[is_other])
     other = packer.pack(batch.pictures, rows, sample_prompt(Random(2), "en", 0.2))
     changed = hidden_of(other)
-    is_short = (batch.group >= 0) & ~batch.has_system
-    torch.testing.assert_close(changed[is_short], before[is_short])
-    assert not torch.allclose(changed[batch.has_system], before[batch.has_system])
+    sees_it = batch.has_system[groups_of(batch)]
+    torch.testing.assert_close(changed[~sees_it], before[~sees_it])
+    assert not torch.allclose(changed[sees_it], before[sees_it])
 
 
 def test_the_prompts_gradient_is_taken_only_where_it_is_learnt(agent: WholeOriginal, batch: Batch) -> None:
     embedding = agent.model.model.language_model.embed_tokens
-    only_there = set(batch.system.tolist()) - set(batch.tokens.flatten().tolist())
+    only_there = set(batch.system.tolist()) - set(batch.tokens.tolist())
     for learns in (False, True):
         embedding.weight.grad = None
         read(agent.model, batch, learns)[1].sum().backward()
@@ -169,8 +175,8 @@ def test_pointers_are_at_the_end_of_questions_and_at_their_actions(
     packer: Packer, rows: list[Row], batch: Batch
 ) -> None:
     assert len(batch.pointers) == 4 * 9
-    row, spot, patch_row, patch_column = batch.pointers.unbind(1)
-    at = batch.tokens[row, spot].view(-1, 4)
+    spot, patch_row, patch_column = batch.pointers.unbind(1)
+    at = batch.tokens[spot].view(-1, 4)
     assert (at[:, :2] == torch.tensor(packer.reply)).all()
     assert (at[:, 2] == packer.answer).all()
     nowhere = ((patch_row == ROWS) & (patch_column == COLUMNS)).view(-1, 4)
@@ -178,17 +184,12 @@ def test_pointers_are_at_the_end_of_questions_and_at_their_actions(
     assert (nowhere == nowhere[:, :1]).all()
 
 
-def test_sequences_are_about_as_long_as_one_another(batch: Batch) -> None:
-    filled = (batch.group >= 0).sum(1)
-    assert filled.max() - filled.min() < 150
-    assert sorted(set(batch.images[:, 2].tolist())) == [0, 1, 2]
-
-
 def test_lengths_are_padded_and_padding_is_seen_by_no_question(batch: Batch) -> None:
-    assert batch.tokens.shape[1] % BUCKET == 0
+    assert sorted(set(batch.images[:, 1].tolist())) == [0, 1, 2]
+    assert not (batch.lengths % BUCKET).any()
     assert len(batch.system) % BUCKET == 0
-    mask = batch.mask()
-    is_padding = torch.cat([~batch.is_system.expand(len(batch.tokens), -1), batch.group < 0], 1)
-    seen = mask & is_padding[:, None]
-    assert not seen[batch.group >= 0].any()
-    assert mask.any(2).all()
+    for mask, segment in zip(batch.masks(), batch.segment.split(batch.lengths.tolist()), strict=True):
+        shown = mask.shape[1] - len(mask)
+        is_padding = torch.cat([~batch.is_system[:shown], segment < 0])
+        assert not (mask & is_padding)[segment >= 0].any()
+        assert mask.any(1).all()
