@@ -26,7 +26,7 @@ from edgeglm.export.evaluate.original.whole import WholeOriginal
 
 CPU = torch.device("cpu")
 SMALL = tuple(
-    replace(stage, steps=steps, images=2, questions=3) for stage, steps in zip(STAGES, (2, 1, 1, 1), strict=True)
+    replace(stage, steps=steps, images=2, questions=3) for stage, steps in zip(STAGES, (2, 1, 1, 1, 1), strict=True)
 )
 
 
