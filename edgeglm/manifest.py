@@ -145,7 +145,7 @@ class Module(HasRole, Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     ``rows`` is a table of which single rows are read, without engine and dialect. ``parts`` has the precision of
     every part of a module whose ``precision`` is ``mixed``. ``fp32_values`` names the weights and values of a module in
     half precision whose results are kept in fp32, since they are too large for fp16, and the nodes of a graph that are
-    computed in floating point. ``tried`` has the errors of the
+    computed in floating point, or with 16 bits on an NPU. ``tried`` has the errors of the
     precisions between which the export chose, against the module in fp32. ``tflite`` may have several files, in the
     order of their names.
     ``max_relative_error`` is against the unquantized module, None where it was not measured. ``products`` has the mean

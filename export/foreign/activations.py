@@ -1,4 +1,4 @@
-"""Memory of a run of a graph: its values, from the one that makes each to the last that takes it."""
+"""Memory and operations of a run of a graph: its values, from the one that makes each to the last that takes it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from edgeglm.export.foreign.operand_types import bodies
 from edgeglm.export.graph.fix.static_shapes import StaticShapes
 from edgeglm.export.graph.passes.infer_types import InferTypes
 
+RECURRENT = {"LSTM", "GRU", "RNN"}
+MULTIPLY = {"Conv", "ConvTranspose", "MatMul", "Gemm", *RECURRENT}
+
 
 def run_bytes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> int:
     """Return the most bytes of values that live at once, as far as shape inference knows them.
@@ -22,6 +25,41 @@ def run_bytes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> int:
     StaticShapes({name: tuple(shape) for name, shape in shapes.items()})(model)
     InferTypes()(model)
     return _peak(model.graph)
+
+
+def operations(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Return what each node of the main graph computes, by its name: products, or numbers where it multiplies none.
+
+    Args:
+        model: A graph, whose shapes are fixed in place.
+        shapes: Of its inputs.
+    """
+    StaticShapes({name: tuple(shape) for name, shape in shapes.items()})(model)
+    InferTypes()(model)
+    return {f"{node.name}": _operations(node) for node in model.graph}
+
+
+def _operations(node: ir.Node) -> int:
+    taken, given = _elements(node.inputs[0] if node.inputs else None), sum(map(_elements, node.outputs))
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    if node.op_type not in MULTIPLY or weight is None or weight.shape is None or not len(weight.shape):
+        return given
+    if node.op_type in RECURRENT:
+        inner = weight.shape[-1]
+        return taken * _elements(weight) // max(inner if isinstance(inner, int) else 1, 1)
+    transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0
+    channels = weight.shape[0 if node.op_type in ("Conv", "ConvTranspose") or transposed else -1]
+    if node.op_type == "MatMul":
+        inner = weight.shape[-2] if len(weight.shape) > 1 else weight.shape[-1]
+        return given * (inner if isinstance(inner, int) else 1)
+    products = _elements(weight) // max(channels if isinstance(channels, int) else 1, 1)
+    return (taken if node.op_type == "ConvTranspose" else given) * products
+
+
+def _elements(value: ir.Value | None) -> int:
+    if value is None or value.shape is None:
+        return 0
+    return math.prod(size if isinstance(size, int) else 1 for size in value.shape)
 
 
 def _peak(graph: ir.Graph) -> int:

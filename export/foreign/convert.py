@@ -17,7 +17,7 @@ from edgeglm.engines import ENGINES
 from edgeglm.errors import AccuracyError, UnsupportedError
 from edgeglm.export.foreign.arrays import Arrays, common_shapes
 from edgeglm.export.foreign.error import MAX_ERROR, calibrating, measured
-from edgeglm.export.foreign.graph_plan import Plan
+from edgeglm.export.foreign.graph_plan import Plan, computes_floats
 from edgeglm.export.foreign.graph_precision import Task, convert
 from edgeglm.export.foreign.integers import has_blocks
 from edgeglm.export.foreign.made import Made, write
@@ -70,7 +70,7 @@ def convert_model(plan: Plan, model: ir.Model, work: Path) -> tuple[ir.Model, Ma
     """Return the graph in its precision, checked again: what a converter wrote must run too."""
     if plan.precision == "fp32" or plan.kept:
         return model, Made()
-    if plan.precision in ("int8", "int4"):
+    if plan.precision != "fp16":
         model = _raised(plan, model, work)
         MaskRange()(model)
     if plan.precision == "int4" and not has_blocks(model):
@@ -82,8 +82,9 @@ def convert_model(plan: Plan, model: ir.Model, work: Path) -> tuple[ir.Model, Ma
     onnx.save(ir.to_proto(model), graph)
     limit = MAX_ERROR if plan.request.max_error is None else plan.request.max_error
     pairs = plan.request.profile.cpu.architecture.value == X86
+    floats = computes_floats(plan.request.profile, plan.engine)
     places = str(output), str(plan.source.original), held
-    found = convert(Task(plan.precision, str(graph), samples, plan.engine, *places, limit, pairs))
+    found = convert(Task(plan.precision, str(graph), samples, plan.engine, *places, limit, floats, pairs))
     made = ir.load(output)
     for tidying in (ClearMetadataAndDocStringPass(), NameFixPass(), TopologicalSortPass()):
         tidying(made)
@@ -93,7 +94,7 @@ def convert_model(plan: Plan, model: ir.Model, work: Path) -> tuple[ir.Model, Ma
         raise refusal(f"{name} in {plan.precision}", profile, violations)
     title = plan.precision.upper()
     rounded = found.share or any(node.op_type == "QuantizeLinear" for node in made.graph)
-    if plan.precision in ("int8", "int4") and not rounded:
+    if plan.precision != "fp16" and not rounded:
         if found.untouched:
             why = f"in {title} any of its weights takes an output further than {limit:.2g} from the original's"
             raise AccuracyError(name, why, "export it in fp16 or fp32")

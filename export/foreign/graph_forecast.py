@@ -15,6 +15,7 @@ from edgeglm.export.foreign.arrays import make_samples
 from edgeglm.export.foreign.graph_file import Source
 from edgeglm.export.foreign.graph_plan import (
     BASE_BYTES,
+    BITS,
     GROWTH,
     PRECISIONS,
     RUN,
@@ -35,9 +36,9 @@ from edgeglm.units import format_size
 NO_CONTEXT = 0
 NODE_BYTES = 200
 # Bytes of an element of a matrix, by precision; what is no matrix stays in fp32 where integers are computed.
-ELEMENT: Mapping[str, float] = {"fp32": 4, "fp16": 2, "int8": 1, "int4": 0.5625}
+ELEMENT: Mapping[str, float] = {"fp32": 4, "fp16": 2, "int8": 1, "int4": 0.5625, "a8w8": 1, "a16w8": 1}
 # What a session keeps for a byte of a weight: packed beside the file's pages, fp16 widened.
-LOADED: Mapping[str, float] = {"fp32": 2.0, "fp16": 3.0, "int8": 2.0, "int4": 2.0}
+LOADED: Mapping[str, float] = {"fp32": 2.0, "fp16": 3.0, "int8": 2.0, "int4": 2.0, "a8w8": 2.0, "a16w8": 2.0}
 
 
 def forecast_graph(request: GraphRequest, work: Path) -> Forecast:
@@ -63,7 +64,7 @@ def forecast_graph(request: GraphRequest, work: Path) -> Forecast:
         device = RUNNER_BYTES + ACCELERATOR_BYTES[ENGINES[engine].placement] + session + live
         return Option(precision, weights[precision], {NO_CONTEXT: device}, fits=device <= usable)
 
-    offered = (name for name in PRECISIONS if _computes(request, engine, name))
+    offered = (name for name in PRECISIONS if name not in BITS and _computes(request, engine, name))
     options = tuple(option(name) for name in offered if name != "int4" or has_blocks(model))
     best = option(chosen)
     fits = best.fits and not blockers

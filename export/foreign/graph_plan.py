@@ -22,8 +22,11 @@ from edgeglm.export.targets.base import graph_step
 from edgeglm.strict_json import fitted
 from edgeglm.suggest import nearest_name
 
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
-Precision = Literal["fp32", "fp16", "int8", "int4"]
+PRECISIONS = ("fp32", "fp16", "int8", "int4", "a8w8", "a16w8")
+Precision = Literal["fp32", "fp16", "int8", "int4", "a8w8", "a16w8"]
+# Activations and weights in integers of these bits, as an NPU computes; `int8` begins with the first.
+BITS = ("a8w8", "a16w8")
+CALIBRATED = ("int8", *BITS)
 # Resident memory of an export, as the command prints it of products with 64 and 256 MiB of weights: without any, and
 # for a byte of them. INT8 takes the most.
 BASE_BYTES, GROWTH = 480 << 20, 7
@@ -66,7 +69,7 @@ class Plan:
     @property
     def is_calibrated(self) -> bool:
         """Whether it is quantized here, in ranges of samples."""
-        return self.precision == "int8" and not self.kept
+        return self.precision in CALIBRATED and not self.kept
 
 
 def open_graph(request: GraphRequest, budget: int, work: Path) -> Plan:
@@ -88,8 +91,8 @@ def open_graph(request: GraphRequest, budget: int, work: Path) -> Plan:
     peak = weights_peak(request.file)
     check_peak(peak, budget, f"for {request.file}")
     source, made = read_source(request.file, work)
-    kept = bool(source.integers) and precision == "int8"
-    samples = _samples(request, source, engine, finite=precision == "int8" and not kept)
+    kept = bool(source.integers) and precision in CALIBRATED
+    samples = _samples(request, source, engine, finite=precision in CALIBRATED and not kept)
     source = _ranked(source, samples)
     shapes, nbytes = largest_shapes(samples)
     run = RUN * run_bytes(load_model(source.proto, source.shapes), shapes) + SAMPLE * nbytes
@@ -122,7 +125,9 @@ def _samples(request: GraphRequest, source: Source, engine: EngineName, *, finit
     if finite:
         model = load_model(source.proto, source.shapes)
         refuse_final(model, request.profile, engine, str(request.file))
-        raise UsageError("--precision int8", "takes ranges of activations", f"{FORM} by --calibration")
+        raise UsageError(
+            f"--precision {graph_precision(request, engine)}", "takes ranges of activations", f"{FORM} by --calibration"
+        )
     if unknown := [value.name for value in source.inputs if value.shape is None]:
         why = f"its input {unknown[0]} has no shape"
         raise UnsupportedError(request.file, why, "give samples by --calibration, which have one")
@@ -163,6 +168,12 @@ def graph_engine(profile: Profile) -> EngineName:
     return engine.name
 
 
+def computes_floats(profile: Profile, engine: EngineName) -> bool:
+    """Tell whether the accelerator of an engine computes in floating point."""
+    floats = getattr(profile.limits, f"{ENGINES[engine].placement}_float", None)
+    return floats is None or bool(floats.value)
+
+
 def graph_precision(request: GraphRequest, engine: EngineName) -> Precision:
     """Return the precision that is asked for, or the profile's; raises where the device does not compute it."""
     profile, asked = request.profile, request.precision
@@ -172,9 +183,11 @@ def graph_precision(request: GraphRequest, engine: EngineName) -> Precision:
     if precision == "int4" and not DIALECTS[ENGINES[engine].dialect].contrib:
         why = f"{ENGINES[engine].title} takes graphs of your own in fp32, fp16 or int8"
         raise UnsupportedError("--precision int4", why, "choose int8, or another --target")
+    if precision in BITS and not DIALECTS[ENGINES[engine].dialect].integers:
+        why = f"{ENGINES[engine].title} takes graphs of your own in fp32, fp16 or int8"
+        raise UnsupportedError(f"--precision {precision}", why, "choose int8, or another --target")
     placement = ENGINES[engine].placement
-    floats = getattr(profile.limits, f"{placement}_float", None)
-    if precision != "int8" and floats and not floats.value:
+    if precision not in CALIBRATED and not computes_floats(profile, engine):
         why = f"the {placement.upper()} of {profile.name} computes no {precision} (limits.{placement}_float)"
         raise UnsupportedError(f"--precision {precision}", why, "choose int8, or another --target")
     return precision  # type: ignore[return-value]

@@ -6,7 +6,7 @@ They take a multiple of the weights, keep it, and log to stderr, so a worker run
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import onnx_ir as ir
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgeglm.engines import DIALECTS, ENGINES, EngineName
 from edgeglm.errors import UnsupportedError
+from edgeglm.export.foreign.graph_plan import Precision
 from edgeglm.export.foreign.made import Made, samples_of
 from edgeglm.export.targets.base import quantize_step
 from edgeglm.worker import Crashed, Worker, serve
@@ -29,10 +30,11 @@ class Task(msgspec.Struct, frozen=True):
         samples: For INT8, a folder of samples to calibrate on, ``0.npz`` and so on.
         held: A folder of samples to measure on.
         limit: The error at which the graph fails.
+        floats: Whether the accelerator computes in floating point too.
         pairs: Whether kernels of the device may add pairs of products in 16 bits, as those of x86 do.
     """
 
-    precision: Literal["fp16", "int8", "int4"]
+    precision: Precision
     graph: str
     samples: str
     engine: EngineName
@@ -40,6 +42,7 @@ class Task(msgspec.Struct, frozen=True):
     original: str
     held: str
     limit: float
+    floats: bool
     pairs: bool
 
 
@@ -95,12 +98,10 @@ def _quantize(task: Task) -> Made:
 
     if ours:
         return make_integers(prepared, task)
-    step = quantize_step(task.engine)
-    quantize = step.quantizer(prepared, Reader(Path(task.samples)))
-    if step.WIDE:
-        return widen(prepared, quantize, step.WIDE, task)
-    quantize(Path(task.output), ())
-    return Made()
+    reader = Reader(Path(task.samples))
+    return widen(
+        prepared, quantize_step(task.engine).quantizer(prepared, reader, task.precision, floats=task.floats), task
+    )
 
 
 def main() -> int:

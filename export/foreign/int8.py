@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass
 from onnx_ir.traversal import RecursiveGraphIterator
 
+from edgeglm.export.foreign.activations import operations
 from edgeglm.export.foreign.forms import Form, blocks_form, choose, costs, error_over, forms_of, refined_groups
 from edgeglm.export.foreign.graph_precision import Task
 from edgeglm.export.foreign.integers import formed_nodes, integer_nodes, quantize, ranged_values
@@ -18,7 +19,7 @@ from edgeglm.export.foreign.made import Made, read, sample_files
 from edgeglm.export.foreign.sensitivity import GOAL, NAMED, Search, search
 from edgeglm.export.foreign.trials import Trials, make_folds, observe
 from edgeglm.export.prove.values import two_digits
-from edgeglm.export.targets.base import Quantize
+from edgeglm.export.targets.base import Quantize, Quantizer
 
 
 def make_integers(prepared: Path, task: Task) -> Made:
@@ -59,31 +60,47 @@ def make_integers(prepared: Path, task: Task) -> Made:
         _share(made),
         described(untouched.wide),
         chosen.title,
+        _cost(model, (*found.wide, *refined), task),
     )
 
 
-def widen(prepared: Path, quantize: Quantize, operators: Sequence[str], task: Task) -> Made:
-    """Write a graph in an engine's own form of INT8, with what ruins it there in fp32.
+def widen(prepared: Path, quantizer: Quantizer, task: Task) -> Made:
+    """Write a graph in an engine's own form of INT8, with what ruins it there kept wide, as cheaply as that passes.
 
     Args:
         prepared: The graph, folded.
-        quantize: Writes it.
-        operators: Those that the engine computes in fp32 beside INT8.
-        task: The samples and the place.
+        quantizer: Writes it.
+        task: The precision, the samples and the place.
     """
-    output, kinds = Path(task.output), {f"{node.name}": node.op_type for node in ir.load(prepared).graph}
-    names = [name for name, kind in kinds.items() if kind in operators]
+    model, output = ir.load(prepared), Path(task.output)
+    kinds = {f"{node.name}": node.op_type for node in model.graph}
     trials = Trials.of(Path(task.original), sample_files(Path(task.held)), output.parent)
 
-    def error_of(wide: Collection[str]) -> float:
-        quantize(output, wide)
-        return trials.error_of(output.read_bytes())
+    def passes(error: float) -> bool:
+        return error < task.limit
 
-    found = search(names, error_of, lambda error: error < task.limit, min(GOAL, task.limit))
-    quantize(output, found.wide)
+    def tried(write: Quantize) -> Search:
+        def error_of(wide: Collection[str]) -> float:
+            write(output, wide)
+            return trials.error_of(output.read_bytes())
+
+        return search(quantizer.nodes, error_of, passes, min(GOAL, task.limit))
+
+    for title, write in quantizer.forms.items():
+        found, widened = tried(write), title
+        if passes(found.error):
+            break
+    write(output, found.wide)
     wide, blamed = (tuple(f"{name} ({kinds[name]})" for name in names) for names in (found.wide, found.blamed[:NAMED]))
     before = two_digits(found.before) if np.isfinite(found.before) else 0.0
-    return Made(wide=wide, blamed=blamed, before=before)
+    return Made(wide=wide, widened=widened, blamed=blamed, before=before, cost=_cost(model, found.wide, task))
+
+
+def _cost(model: ir.Model, wide: Collection[str], task: Task) -> float | None:
+    """Return the share of a graph's operations that nodes have, two digits."""
+    shapes = {name: array.shape for name, array in read(sample_files(Path(task.held))[0]).items()}
+    counts = operations(model, shapes)
+    return two_digits(sum(counts.get(name, 0) for name in wide) / max(sum(counts.values()), 1)) if wide else None
 
 
 def _kept(

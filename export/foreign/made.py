@@ -26,6 +26,7 @@ class Made(msgspec.Struct, frozen=True):
         widened: How these are kept.
         blamed: The nodes that are most to blame for the error that is left.
         before: The error without any node kept; 0 where it was not measured.
+        cost: The share of the graph's operations that nodes in higher precision have; None where none is.
         share: How much of the weights is in INT8 or INT4; None where that was not counted.
         untouched: Nodes whose weights are not in INT8 either, most to blame first.
         form: The title of the form that was chosen.
@@ -39,6 +40,7 @@ class Made(msgspec.Struct, frozen=True):
     share: float | None = None
     untouched: tuple[str, ...] = ()
     form: str = ""
+    cost: float | None = None
 
     def notes(self) -> list[str]:
         """Return what the user should know."""
@@ -52,7 +54,8 @@ class Made(msgspec.Struct, frozen=True):
                 more = f" and {len(nodes) - NAMED} more" if len(nodes) > NAMED else ""
                 names = f"{', '.join(nodes[:NAMED])}{more}"
                 before = f", most to blame first: {names}; the error was {self.before:.2g}"
-                notes.append(f"{title}{before if self.before else f': {names}'}")
+                cost = f"; {self.cost:.0%} of its operations are theirs" if nodes is self.wide and self.cost else ""
+                notes.append(f"{title}{before if self.before else f': {names}'}{cost}")
         if self.share is not None and self.share < MOST:
             why = "the others are of operators without a form of it"
             notes.append(f"{self.share:.0%} of the weights are in 8 bits or fewer: {why}")

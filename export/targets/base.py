@@ -115,20 +115,35 @@ class GraphStep(Protocol):
         """
 
 
-# Writes a graph in INT8 to a file, but for nodes of these names.
+# Writes a graph in INT8 to a file, but for nodes of these names, which are kept wide.
 Quantize = Callable[[Path, Collection[str]], None]
 
 
-class QuantizeStep(Protocol):
-    """INT8 of a user's own graph for an engine that takes one form of it: ``export/targets/NAME/quantize.py``.
+@dataclass(frozen=True)
+class Quantizer:
+    """INT8 of one graph, calibrated.
 
-    ``WIDE`` are the operators that need not be in INT8.
+    Args:
+        nodes: Names of those that can be kept wide, in the order of computation.
+        forms: Writers by how each keeps nodes wide (``computed in fp32``), the cheapest first.
     """
 
-    WIDE: tuple[str, ...]
+    nodes: Sequence[str]
+    forms: Mapping[str, Quantize]
 
-    def quantizer(self, graph: Path, reader: CalibrationDataReader) -> Quantize:
-        """Return what writes the graph in INT8, in ranges of the reader's samples."""
+
+class QuantizeStep(Protocol):
+    """INT8 of a user's own graph for an engine that takes one form of it: ``export/targets/NAME/quantize.py``."""
+
+    def quantizer(self, graph: Path, reader: CalibrationDataReader, precision: str, *, floats: bool) -> Quantizer:
+        """Calibrate the graph on the reader's samples.
+
+        Args:
+            graph: The graph, folded.
+            reader: Gives samples by input.
+            precision: ``int8``, or the bits that are asked for, as in ``a16w8``.
+            floats: Whether the accelerator computes in floating point too.
+        """
 
 
 def check_steps(choices: Iterable[Choice]) -> Iterator[CheckStep]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantType
-from onnxruntime.quantization.calibrate import create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from edgeglm.export.targets.base import Quantize
+from edgeglm.export.targets.base import Quantizer
+from edgeglm.export.targets.ranges import calibrated
 
 # What TensorRT fuses with its neighbours' steps, and computes in fp32 as well.
 WIDE: tuple[str, ...] = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -18,12 +18,10 @@ WIDE: tuple[str, ...] = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 OPTIONS = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
 
 
-def quantizer(graph: Path, reader: CalibrationDataReader) -> Quantize:
-    """Calibrate once, and return what writes the graph in INT8."""
-    augmented = graph.with_suffix(".augmented.onnx")
-    calibrator = create_calibrator(graph, [*WIDE], augmented_model_path=str(augmented))
-    calibrator.collect_data(reader)
-    ranges = calibrator.compute_data()
+def quantizer(graph: Path, reader: CalibrationDataReader, precision: str, *, floats: bool) -> Quantizer:
+    """Calibrate once; what INT8 ruins is computed in fp32, as TensorRT always can."""
+    ranges = calibrated(graph, WIDE, reader)
+    nodes = [node.name for node in onnx.load(graph, load_external_data=False).graph.node if node.op_type in WIDE]
 
     def quantize(output: Path, wide: Collection[str]) -> None:
         types = QuantType.QInt8, QuantType.QInt8
@@ -31,4 +29,4 @@ def quantizer(graph: Path, reader: CalibrationDataReader) -> Quantize:
         made.quantize_model()
         made.model.save_model_to_file(str(output))
 
-    return quantize
+    return Quantizer(nodes, {"computed in fp32": quantize})

@@ -13,6 +13,9 @@ pytest.importorskip("onnxscript")
 
 from edgeglm.bundle import read_sealed
 from edgeglm.export.api import ExportRequest, export
+from edgeglm.export.foreign.graph_precision import Samples
+from edgeglm.export.foreign.made import write
+from edgeglm.export.targets.ranges import calibrated
 from tests.export.foreign.small_graphs import graph, node, normal, value
 
 
@@ -37,10 +40,20 @@ def test_what_int8_ruins_is_computed_in_fp32(tmp_path: Path) -> None:
     notes = export(request).notes
 
     (note,) = [note for note in notes if note.startswith("computed in fp32, most to blame first: first (MatMul)")]
-    assert note.endswith("the error was 1")
+    assert note.endswith("the error was 1; 33% of its operations are theirs")
     module = read_sealed(tmp_path / "bundle").modules[0]
     assert module.fp32_values == ("first (MatMul)",)
     assert module.max_relative_error is not None
     assert module.max_relative_error < 0.05
     operators = [node.op_type for node in ir.load(tmp_path / "bundle/graph/model.onnx").graph]
     assert operators.index("MatMul") < operators.index("QuantizeLinear")  # the first takes x as it is
+
+
+def test_ranges_are_of_all_samples(tmp_path: Path) -> None:
+    nodes = [node("Relu", ["x"], ["r"]), node("MatMul", ["r", "w"], ["y"])]
+    model = graph(nodes, [value("x", [1, 2])], [value("y", [1, 1])], {"w": np.array([[1], [-2]], np.float32)})
+    onnx.save(model, tmp_path / "model.onnx")
+    for index, x in enumerate(([1.0, 4.0], [3.0, -1.0])):
+        write(tmp_path / f"{index}.npz", {"x": np.array([x], np.float32)})
+    found = calibrated(tmp_path / "model.onnx", ("MatMul",), Samples(tmp_path))
+    assert {name: found[name].range_value for name in ("r", "y")} == {"r": (0, 4), "y": (-7, 3)}

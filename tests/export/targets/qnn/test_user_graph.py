@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 pytest.importorskip("onnxruntime_qnn", reason="pip install 'edgeglm[qnn]'")
@@ -96,3 +97,74 @@ def test_without_the_compiler_nothing_is_proven(tmp_path: Path, monkeypatch: pyt
     assert manifest.proof == "not proven: the NPU's compiler is not installed"
     assert (manifest.modules[0].engine, manifest.modules[0].compiled) == ("ort", None)
     assert graph_step("qnn").SIZED is False
+
+
+def widened(
+    folder: Path, precision: str = "int8", target: str = "qcs6490", huge: float = 3000
+) -> tuple[GraphManifest, str]:
+    """Export products and a sum behind them; one huge value in each sample takes all steps of the first product."""
+    nodes = [node("MatMul", ["x", "w"], ["a"], name="first"), node("Reshape", ["a", "s"], ["r"], name="shape"),
+             node("Add", ["r", "b"], ["t"], name="sum"), node("MatMul", ["t", "v"], ["c"], name="second"),
+             node("Add", ["c", "b"], ["y"], name="last")]  # fmt: skip
+    w = normal(32, 32) * 0.1
+    w[0] = 0  # of which the output does not depend
+    model = graph(nodes, [value("x", [4, 32])], [value("y", [4, 32])],
+                  {"w": w, "v": normal(32, 32), "b": normal(32), "s": np.array([4, 32])})  # fmt: skip
+    onnx.save(model, folder / "model.onnx")
+    (folder / "samples").mkdir(exist_ok=True)
+    for index in range(8):
+        x = normal(4, 32)
+        x[:, 0] = huge
+        np.savez(folder / f"samples/{index}.npz", x=x)
+    request = ExportRequest(
+        model=str(folder / "model.onnx"), target=target, precision=precision, calibration=folder / "samples",
+        output=folder / "bundle",
+    )  # fmt: skip
+    notes = export(request).notes
+    manifest = read_sealed(folder / "bundle")
+    assert isinstance(manifest, GraphManifest)
+    return manifest, "\n".join(notes)
+
+
+def test_what_8_bits_ruin_has_16_and_the_rest_has_not(tmp_path: Path) -> None:
+    manifest, notes = widened(tmp_path)
+    (module,) = manifest.modules
+    (blamed,) = [note for note in notes.split("\n") if note.startswith("activations of 16 bits")]
+    assert "most to blame first: first (MatMul); the error was 1; 48% of its operations are theirs" in blamed
+    assert module.fp32_values == ("first (MatMul)",)
+    assert module.max_relative_error is not None
+    assert module.max_relative_error < 0.1
+    assert module.compiled
+    assert (module.compiled.executed_on, module.engine) == ("HTP simulator", "qnn")
+    assert bits(tmp_path / "bundle") == {8, 16}
+
+
+def test_all_have_16_bits_where_that_is_asked_for(tmp_path: Path) -> None:
+    manifest, notes = widened(tmp_path, "a16w8")
+    (module,) = manifest.modules
+    assert (module.precision, module.fp32_values) == ("a16w8", ())
+    assert module.compiled
+    assert "most to blame" not in notes
+    assert bits(tmp_path / "bundle") == {16}
+
+
+def test_what_16_bits_ruin_is_a_float_on_an_npu_that_has_them(tmp_path: Path) -> None:
+    with pytest.raises(AccuracyError, match=r"is 1 away from the original's, relative to it, most of it by first"):
+        widened(tmp_path, huge=1e8)
+    manifest, notes = widened(tmp_path, target="sm8550", huge=1e8)
+    (module,) = manifest.modules
+    assert "computed in floating point, most to blame first: first (MatMul)" in notes
+    assert module.fp32_values == ("first (MatMul)",)
+    assert module.compiled
+
+
+def test_another_engine_has_no_such_bits(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="a16w8: ONNX Runtime takes graphs of your own in fp32"):
+        widened(tmp_path, "a16w8", "cpu")
+
+
+def bits(bundle: Path) -> set[int]:
+    """Return the bits of all activations of a graph."""
+    model = ir.load(bundle / "graph/model.onnx")
+    zeros = [node.inputs[2] for node in model.graph if node.op_type == "QuantizeLinear"]
+    return {round(zero.dtype.itemsize * 8) for zero in zeros if zero is not None and zero.dtype is not None}
