@@ -79,5 +79,7 @@ def _peak(graph: ir.Graph) -> int:
 def _nbytes(value: ir.Value) -> int:
     if value.dtype is None or value.shape is None or not isinstance(value.type, ir.TensorType):
         return 0
+    if value.dtype == ir.DataType.STRING:  # whose bytes nothing tells
+        return 0
     sizes = [size for size in value.shape if isinstance(size, int)]
     return math.ceil(math.prod(sizes) * value.dtype.itemsize) if len(sizes) == len(value.shape) else 0

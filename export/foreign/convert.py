@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,21 @@ from edgeglm.export.targets.base import graph_step
 # The first opset in which DequantizeLinear has an axis, and those that are tried in its place.
 X86 = "x86_64"
 SCALES_OPSET, RAISED_OPSETS = 13, (13, 14, 15, 16, 17)
+
+
+class NoFormError(UnsupportedError):
+    """The precision has no form for any operator of a graph."""
+
+
+def converted(plan: Plan, model: ir.Model, work: Path) -> tuple[Plan, ir.Model, Made]:
+    """Return the plan and the graph in its precision: in fp32 where the user asked for no other and it has no form."""
+    try:
+        return plan, *convert_model(plan, model, work)
+    except NoFormError as error:
+        if plan.request.precision != "auto" or not computes_floats(plan.request.profile, plan.engine):
+            raise
+        note = f"{error.why}: it is in fp32"
+        return replace(plan, precision="fp32", notes=(*plan.notes, note)), model, Made()
 
 
 def fit_model(plan: Plan) -> tuple[ir.Model, tuple[Violation, ...]]:
@@ -99,7 +115,7 @@ def convert_model(plan: Plan, model: ir.Model, work: Path) -> tuple[ir.Model, Ma
             why = f"in {title} any of its weights takes an output further than {limit:.2g} from the original's"
             raise AccuracyError(name, why, "export it in fp16 or fp32")
         why = f"{title} has no form for any of its operators"
-        raise UnsupportedError(name, why, "export it in fp16 or fp32")
+        raise NoFormError(name, why, "export it in fp16 or fp32")
     return made, found
 
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from edgeglm import manifest
 from edgeglm.engines import DIALECTS, ENGINES
 from edgeglm.export.foreign.arrays import hash_samples
-from edgeglm.export.foreign.convert import convert_model, fit_model
+from edgeglm.export.foreign.convert import converted, fit_model
 from edgeglm.export.foreign.error import Accuracy, check_error, measure, measured
 from edgeglm.export.foreign.graph_file import weights_sha256
 from edgeglm.export.foreign.graph_plan import Plan
@@ -48,16 +48,16 @@ def export_graph(
         AccuracyError: What was emitted is too far from the original.
         UsageError, BudgetError: Of the target or its disk.
     """
-    request, notes = plan.request, list(plan.notes)
+    request = plan.request
     say("checking")
     model, fixes = fit_model(plan)
     say(f"converting to {plan.precision}")
-    made, found = convert_model(plan, model, work)
+    plan, made, found = converted(plan, model, work)
     file = _emit(made, work)
     say("measuring")
     accuracy = measure(plan, file)
     check_error(plan, accuracy, found.blamed)
-    notes += [*accuracy.notes(found.blamed), *found.notes()]
+    notes = [*plan.notes, *accuracy.notes(found.blamed), *found.notes()]
     if ENGINES[plan.engine].builds:
         say("building")
     samples = [plan.samples[index] for index in measured(plan)[:PROVEN]]

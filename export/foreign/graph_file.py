@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_model
 
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
-from edgeglm.export.foreign.tidy import quantized_by, tidy_proto
+from edgeglm.export.foreign.tidy import maps_of, quantized_by, tidy_proto
 from edgeglm.export.prove.onnx_run import check_loads
 from edgeglm.export.write.describe import DTYPES
 from edgeglm.files import open_regular, opened, read_bytes
@@ -31,7 +31,12 @@ KINDS = {
     "optional_type": "an optional value",
     "sparse_tensor_type": "a sparse tensor",
 }
-REMEDIES = {"ZipMap": "export it without ZipMap (zipmap=False)", "SplitToSequence": "give its parts by Split"}
+REMEDIES = {
+    "ZipMap": "export it without ZipMap (zipmap=False)", "SplitToSequence": "give its parts by Split",
+    "TreeEnsembleClassifier": "export it with whole numbers as classes",
+    "LinearClassifier": "export it with whole numbers as classes",
+    "SVMClassifier": "export it with whole numbers as classes",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Source:
         file: The user's file.
         original: What ONNX Runtime runs as the original: the same file, or one that says the same.
         integers: The operators by which it is quantized already.
+        maps: Outputs that are maps in the file, and tensors here.
     """
 
     file: Path
@@ -60,6 +66,7 @@ class Source:
     sha256: str
     weights_bytes: int
     integers: tuple[str, ...] = ()
+    maps: tuple[str, ...] = ()
 
     @property
     def shapes(self) -> dict[str, tuple[int | str, ...]]:
@@ -103,7 +110,7 @@ def read_graph(file: Path, work: Path) -> Source:
     if weights > MAX_BYTES:
         why = f"has {format_size(weights)} of weights, and a graph is read whole, up to 2GiB"
         raise UnsupportedError(file, why, "export it as a checkpoint, which is read in pieces")
-    fault = _fault(proto)
+    fault, maps = _fault(proto), maps_of(proto.graph)
     original = work / "original.onnx" if tidy_proto(proto) else file
     if original != file:
         onnx.save(proto, original, save_as_external_data=weights > INLINE_BYTES, location="original.bin")
@@ -111,7 +118,7 @@ def read_graph(file: Path, work: Path) -> Source:
         raise DamagedFileError(file, f"is not valid ONNX: {fault}", "export it again, with its external data beside it")
     _check_outputs(file, proto)
     sha256 = hashlib.sha256(data).hexdigest()
-    return Source(file, original, proto, _inputs(file, proto), sha256, weights, quantized_by(proto))
+    return Source(file, original, proto, _inputs(file, proto), sha256, weights, quantized_by(proto), tuple(maps))
 
 
 def _read_bytes(file: Path) -> bytes:
@@ -178,11 +185,14 @@ def graph_bytes(file: Path) -> int:
 
 def _inputs(file: Path, proto: onnx.ModelProto) -> tuple[Input, ...]:
     weights = {tensor.name for tensor in proto.graph.initializer}
-    return tuple(_input(file, value) for value in proto.graph.input if value.name not in weights)
+    takers = {name: node for node in reversed(proto.graph.node) for name in node.input}
+    inputs = [value for value in proto.graph.input if value.name not in weights]
+    return tuple(_input(file, value, takers.get(value.name)) for value in inputs)
 
 
-def _input(file: Path, value: onnx.ValueInfoProto) -> Input:
-    dtype = _dtype(file, value, f"its input {value.name}", "feed it what is computed from that, as a tensor")
+def _input(file: Path, value: onnx.ValueInfoProto, taker: onnx.NodeProto | None) -> Input:
+    to = f" (to {taker.name or 'a node'}, {taker.op_type})" if taker else ""
+    dtype = _dtype(file, value, f"its input {value.name}{to}", "feed it what is computed from that, as a tensor")
     kind = value.type.tensor_type
     if not kind.HasField("shape"):
         return Input(value.name, dtype, None)

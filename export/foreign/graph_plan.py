@@ -158,6 +158,9 @@ def _notes(request: GraphRequest, source: Source) -> tuple[str, ...]:
         notes.append(f"the graph is quantized already, by {', '.join(source.integers)}: its integers are kept")
     if request.calibration is None:
         notes.append("the error is of made-up inputs: give samples by --calibration")
+    notes += [
+        f"its output {name} is the tensor of scores, a column a class, not maps by ZipMap" for name in source.maps
+    ]
     return tuple(notes)
 
 
@@ -180,11 +183,9 @@ def graph_precision(request: GraphRequest, engine: EngineName) -> Precision:
     precision = profile.modules.vision.precision.value if asked == "auto" else asked
     if precision not in PRECISIONS:
         raise UsageError(f"--precision {asked}", "is not available for ONNX graphs", nearest_name(asked, PRECISIONS))
-    if precision == "int4" and not DIALECTS[ENGINES[engine].dialect].contrib:
-        why = f"{ENGINES[engine].title} takes graphs of your own in fp32, fp16 or int8"
-        raise UnsupportedError("--precision int4", why, "choose int8, or another --target")
-    if precision in BITS and not DIALECTS[ENGINES[engine].dialect].integers:
-        why = f"{ENGINES[engine].title} takes graphs of your own in fp32, fp16 or int8"
+    dialect = DIALECTS[ENGINES[engine].dialect]
+    if (precision == "int4" and not dialect.contrib) or (precision in BITS and not dialect.integers):
+        why = f"{ENGINES[engine].title} has no {precision} of graphs of your own"
         raise UnsupportedError(f"--precision {precision}", why, "choose int8, or another --target")
     placement = ENGINES[engine].placement
     if precision not in CALIBRATED and not computes_floats(profile, engine):

@@ -32,7 +32,8 @@ PARTS = ("QuantizeLinear", "DequantizeLinear", "QLinear", "DynamicQuantize", "Bl
 def tidy_proto(proto: ModelProto) -> bool:
     """Bring a file's content into one form, in place; return whether ONNX Runtime would take other inputs than before.
 
-    A size below 0 varies, as does one of 0 of an input. Declared shapes are dropped where inference knows better.
+    A size below 0 varies, as does one of 0 of an input. Declared shapes are dropped where inference knows better. An
+    output that is maps from classes to scores becomes the tensor of scores, with a column a class.
     """
     for opset in proto.opset_import:
         opset.domain = "" if opset.domain in ONNX else opset.domain
@@ -42,7 +43,7 @@ def tidy_proto(proto: ModelProto) -> bool:
     for node in _nodes(proto):
         _tidy_node(node)
     _once(proto.graph)
-    changed = False
+    changed = bool(_without_maps(proto.graph))
     for value in proto.graph.input:
         for dim in value.type.tensor_type.shape.dim:
             if dim.HasField("dim_value") and dim.dim_value <= 0:
@@ -136,6 +137,28 @@ def _once(graph: GraphProto) -> None:
     if len(kept) < len(graph.output):
         del graph.output[:]
         graph.output.extend(kept)
+
+
+def maps_of(graph: GraphProto) -> list[str]:
+    """Return the outputs that are maps from classes to scores, as exporters of scikit-learn's models write them."""
+    makers = {name: node for node in graph.node for name in node.output}
+    taken = {name for node in graph.node for name in node.input}
+    zipped = {name for name, node in makers.items() if node.op_type == "ZipMap"} - taken
+    return [value.name for value in graph.output if value.name in zipped]
+
+
+def _without_maps(graph: GraphProto) -> list[str]:
+    """Let scores be outputs in the place of the maps that are made of them; returns their names."""
+    names = maps_of(graph)
+    for node in graph.node:
+        if node.output[0] in names:
+            node.op_type, node.domain = "Identity", ""
+            del node.attribute[:]
+    for value in graph.output:
+        if value.name in names:
+            value.type.Clear()
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    return names
 
 
 def _dense(sparse: SparseTensorProto) -> TensorProto:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import onnx
@@ -16,6 +16,8 @@ from edgeglm.devices.profile import Limits
 # How a stamped graph begins the names of a part's nodes and values.
 PART = re.compile(r"(front|back|layer\.\d+)\.")
 WHOLE = "graph"
+# Of scikit-learn's models: ONNX's too, with opsets of its own.
+ML = "ai.onnx.ml"
 FUSED_ATTENTION = {"Attention", "GroupQueryAttention", "MultiHeadAttention"}
 # What may stand between attention's two products and its softmax.
 BETWEEN = {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Reshape", "Identity", "Transpose", "Dropout", "Clip", "Max"}
@@ -64,11 +66,11 @@ def check(model: ir.Model, table: Table, limits: Limits | None = None) -> list[V
         limits: The device's, where the engine is the one that they speak of.
     """
     found = list(_graph_violations(model, table, limits))
-    opset = model.graph.opset_imports.get("", 0)
+    opsets = model.graph.opset_imports
     blocks = _blocks(model.graph)
     for node in RecursiveGraphIterator(model.graph):
         place = _name(node), blocks.get(node, WHOLE), operator_name(node)
-        found += [Violation(*place, reason) for reason in _reasons(node, table, opset)]
+        found += [Violation(*place, reason) for reason in _reasons(node, table, opsets)]
         found += [Violation(*place, reason, FIXED_LENGTH) for reason in _limit_reasons(node, limits)]
     return found
 
@@ -90,7 +92,9 @@ def _graph_violations(model: ir.Model, table: Table, limits: Limits | None) -> I
                 yield Violation(f"{value.name}", WHOLE, "input", why, FIXED_SIZES)
 
 
-def _reasons(node: ir.Node, table: Table, opset: int) -> Iterator[str]:
+def _reasons(node: ir.Node, table: Table, opsets: Mapping[str, int]) -> Iterator[str]:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    opset = opsets.get(domain, 0)
     operator = table.operators.get(operator_name(node))
     if operator is None:
         yield f"{table.title} does not have the operator"
@@ -197,10 +201,10 @@ def _name(node: ir.Node) -> str:
 
 def _version(node: ir.Node, opset: int) -> int | None:
     """Return the opset in which this version of an ONNX operator appeared."""
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain not in ("", "ai.onnx", ML):
         return None
     try:
-        return int(onnx.defs.get_schema(node.op_type, opset).since_version)
+        return int(onnx.defs.get_schema(node.op_type, opset, ML if node.domain == ML else "").since_version)
     except onnx.defs.SchemaError:
         return None  # an engine's own, in ONNX's domain
 

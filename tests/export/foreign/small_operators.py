@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from onnx import TensorProto as T
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from tests.export.foreign.small_graphs import FEED, RANDOM, Small, Weights, X, Y, graph, node, normal, plain, value
 
@@ -200,5 +202,23 @@ def small_operators() -> dict[str, Small]:
         [value("y", [2, 8], T.FLOAT16)],
         {"w": w.astype(np.float16)},
     )
+    trees: dict[str, Any] = {
+        "nodes_treeids": [0] * 3, "nodes_nodeids": [0, 1, 2], "nodes_featureids": [0] * 3,
+        "nodes_values": [0.1, 0.0, 0.0], "nodes_modes": ["BRANCH_LEQ", "LEAF", "LEAF"], "nodes_truenodeids": [1, 0, 0],
+        "nodes_falsenodeids": [2, 0, 0], "class_treeids": [0, 0], "class_nodeids": [1, 2], "class_ids": [0, 1],
+        "class_weights": [1.0, 1.0], "classlabels_int64s": [3, 5],
+    }  # fmt: skip
+    learned = graph(
+        [
+            node("TreeEnsembleClassifier", ["x"], ["label", "p"], domain="ai.onnx.ml", **trees),
+            node("ZipMap", ["p"], ["maps"], domain="ai.onnx.ml", classlabels_int64s=[3, 5]),
+        ],
+        X,
+        [value("label", [2], T.INT64)],
+        domains=["ai.onnx.ml"],
+    )
+    scores = helper.make_map_type_proto(T.INT64, helper.make_tensor_type_proto(T.FLOAT, []))
+    learned.graph.output.append(helper.make_value_info("maps", helper.make_sequence_type_proto(scores)))
+    found["maps"] = Small(learned, FEED)
     found["half_already"] = Small(half, {"x": FEED["x"].astype(np.float16)})
     return found

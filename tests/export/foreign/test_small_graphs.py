@@ -8,11 +8,14 @@ import pytest
 
 pytest.importorskip("onnxscript")
 
+import msgspec
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from edgeglm.errors import EdgeglmError
+from edgeglm.bundle import read_sealed
+from edgeglm.errors import EdgeglmError, UnsupportedError
+from edgeglm.export.api import ExportRequest, export
 from edgeglm.export.foreign.activations import run_bytes
 from edgeglm.export.foreign.graph_file import read_graph
 from edgeglm.export.foreign.half import to_half
@@ -70,6 +73,27 @@ def test_a_node_that_is_named_stays_wide_between_casts(tmp_path: Path) -> None:
     assert stored == ["FLOAT", "FLOAT16"]
 
 
+def test_a_graph_without_weights_is_in_fp32_unless_int8_is_asked_for(tmp_path: Path) -> None:
+    onnx.save(SMALL["maps"].model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "sample.npz", **SMALL["maps"].sample)  # type: ignore[arg-type]
+    request = ExportRequest(
+        model=str(tmp_path / "model.onnx"),
+        target="cpu",
+        calibration=tmp_path / "sample.npz",
+        output=tmp_path / "bundle",
+    )
+    notes = export(request).notes
+    assert "INT8 has no form for any of its operators: it is in fp32" in notes
+    assert "its output maps is the tensor of scores, a column a class, not maps by ZipMap" in notes
+    module = read_sealed(tmp_path / "bundle").modules[0]
+    assert (module.precision, module.max_relative_error) == ("fp32", 0)
+    assert [(value.name, value.dtype, value.shape) for value in module.outputs] == [
+        ("label", "int64", (2,)), ("maps", "float32", (2, 2)),
+    ]  # fmt: skip
+    with pytest.raises(UnsupportedError, match="INT8 has no form"):
+        export(msgspec.structs.replace(request, precision="int8"))
+
+
 def test_quantized_graphs_are_known_by_their_operators(tmp_path: Path) -> None:
     for name, wanted in (
         ("qdq", ("DequantizeLinear", "QuantizeLinear")),
@@ -95,7 +119,7 @@ def test_what_a_bundle_cannot_describe_is_named(tmp_path: Path) -> None:
     for model, why in (
         (sequence, r"its output s \(of pack, SequenceConstruct\) is a sequence; take it out"),
         (text, r"its output y \(of a node, Identity\) is string, and a bundle has bool, float16"),
-        (optional, "its input o is an optional value"),
+        (optional, "its input o is an optional value; feed"),
     ):
         onnx.save(model, tmp_path / "model.onnx")
         with pytest.raises(EdgeglmError, match=why):
