@@ -18,6 +18,8 @@ SCHEMA: Final = 2
 PHONE_AGENT: Final = "phone-agent"
 MANIFEST = "manifest.json"
 BLANK_SEAL = "0" * 64
+# The option that states a pattern of zeros in the blocks' weights, and the pattern of which GPUs skip half.
+SPARSE, TWO_OF_FOUR = "sparse", "2:4"
 
 Dtype = Literal[
     "float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"
@@ -214,6 +216,11 @@ class Provenance(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     calibration_sha256: Sha256 | None = None
     versions: dict[Text, Text]
     options: dict[Text, Text | int | float | bool | None]
+
+    @property
+    def is_two_of_four(self) -> bool:
+        """Whether two of every four neighbours in a row of the blocks' weights are zero."""
+        return self.options.get(SPARSE) == TWO_OF_FOUR
 
 
 class Predicted(Struct, frozen=True, forbid_unknown_fields=True):

@@ -113,6 +113,7 @@ class CompressRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         output: Its folder, which is new.
         model: As in `PlanRequest`.
         prune: The share of the blocks' parameters that goes, or ``mlp=50%,heads=50%,layers=1``.
+        sparse: In place of it, ``2:4`` or the share of the blocks' weights that become zero.
         by: ``activations`` or ``l1``, what the importance of a channel, head or layer is taken from.
         calibration: Samples or a text; None for the demo's own.
         max_ram: Bytes that all processes may take together; None for 60% of what is available.
@@ -125,7 +126,8 @@ class CompressRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     output: Path
     model: str | None = None
-    prune: str
+    prune: str | None = None
+    sparse: str | None = None
     distill: Path | None = None
     epochs: int = 3
     learning_rate: float = 1e-4

@@ -24,9 +24,13 @@ from edgeglm.units import format_size
 @click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="The new folder.")
 @click.option(
     "--prune",
-    required=True,
     metavar="RATE",
     help="Share of the blocks' parameters to remove, such as 40%, or mlp=50%,heads=50%,layers=1.",
+)
+@click.option(
+    "--sparse",
+    metavar="PATTERN",
+    help="Weights of the blocks to set to zero: 2:4, two of four neighbours, or a share such as 50%.",
 )
 @click.option(
     "--by",
@@ -56,7 +60,8 @@ from edgeglm.units import format_size
 def command(
     model: str | None,
     out: Path,
-    prune: str,
+    prune: str | None,
+    sparse: str | None,
     by: str,
     calibration: Path | None,
     distill: Path | None,
@@ -67,7 +72,7 @@ def command(
     max_ram: str | None,
     as_json: bool,
 ) -> None:
-    """Make a smaller checkpoint: fewer channels, heads and layers.
+    """Make a smaller checkpoint: fewer channels, heads and layers, or weights that are zero.
 
     MODEL is a Hugging Face checkpoint directory, or org/name of one on the hub; without it, the demo.
     """
@@ -76,6 +81,7 @@ def command(
         model=model,
         output=out,
         prune=prune,
+        sparse=sparse,
         by=by,
         calibration=calibration,
         max_ram=budget,

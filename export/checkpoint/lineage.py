@@ -15,11 +15,14 @@ from edgeglm.export.checkpoint.adapter import open_checkpoint
 from edgeglm.export.checkpoint.files import AGAIN, read_json
 from edgeglm.export.checkpoint.locate import DEMO, DEMO_NAME, locate
 from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.manifest import SPARSE
 
 LINEAGE = "edgeglm-lineage.json"
 VERSION = 1
 # The options of a bundle's manifest that name the original.
 ORIGINAL, ORIGINAL_SHA256 = "original", "original_sha256"
+# What a step keeps of a pattern of zeros.
+ZEROS = "zeros"
 
 
 class Step(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -28,7 +31,8 @@ class Step(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     Args:
         command: Its options.
         calibration_sha256: Of the samples; None where none were read.
-        kept: By module, what is left of its layers, and by layer of its channels and groups of heads: their numbers.
+        kept: By module, what is left of its layers, and by layer of its channels and groups of heads: their numbers;
+            or how many weights its blocks have, and zeros.
     """
 
     command: dict[str, Any]
@@ -66,6 +70,11 @@ def read_lineage(folder: Path) -> Lineage | None:
     if lineage.version != VERSION:
         raise DamagedFileError(file, f"has version {lineage.version}", "take a newer edgeglm")
     return lineage
+
+
+def sparsity_of(lineage: Lineage | None) -> str | None:
+    """Return the pattern of zeros of a sparse checkpoint: ``2:4`` or a share."""
+    return next((step.command[SPARSE] for step in lineage.steps if SPARSE in step.command), None) if lineage else None
 
 
 def find_original(folder: Path) -> Path:

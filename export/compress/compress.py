@@ -12,28 +12,29 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
-import onnx_ir as ir
 
 from edgeglm.devices.loader import load_profile
 from edgeglm.errors import UsageError
 from edgeglm.export.calibrate.calibrator import check_examples, examples_hash, samples_bytes
 from edgeglm.export.calibrate.observe import Observed
-from edgeglm.export.checkpoint.lineage import Lineage, Step, read_lineage, weights_key
+from edgeglm.export.checkpoint.lineage import ZEROS, Lineage, Step, read_lineage, weights_key
 from edgeglm.export.checkpoint.locate import locate
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.compress.choose import Chosen, InfluenceWalk, Observer, choose_by_l1, choose_layers, removed
 from edgeglm.export.compress.cuts import cut_config, cut_tensors
 from edgeglm.export.compress.options import (
     L1,
-    check_by,
     check_output,
     check_recovery,
+    check_source,
+    check_what,
     hash_data,
     read_examples,
 )
 from edgeglm.export.compress.parts import Part, find_parts
-from edgeglm.export.compress.rates import Left, parse_rates, plan_parts
+from edgeglm.export.compress.rates import Left, parse_rates, plan_parts, whole
+from edgeglm.export.compress.sparsity import sparsify
+from edgeglm.export.compress.walks import Shown, run_walk
 from edgeglm.export.compress.write import write_checkpoint
 from edgeglm.export.predict.peaks import EXPORT_BYTES, TRACE_BYTES, check_peak
 from edgeglm.export.prepare.preparation import open_export
@@ -43,7 +44,6 @@ from edgeglm.export.prove.reference import OriginalWeights
 from edgeglm.export.requests import CompressRequest, CompressResult, Progress, Show
 from edgeglm.export.trace.tracer import trace
 from edgeglm.export.write.disk import explained, lock_folder, make_folders, sync
-from edgeglm.roles import ModuleName
 
 # A profile whose limits bind nothing; no module is made.
 PROFILE = "cpu"
@@ -63,10 +63,10 @@ def compress(request: CompressRequest, budget: int, show: Show) -> CompressResul
     Raises:
         EdgeglmError: The model, a rate, the samples or the folder is wrong, or memory or disk is too short.
     """
-    rates = parse_rates(request.prune)
-    check_by(request)
+    check_what(request)
     source, name = locate(request.model)
     check_output(request.output, source)
+    check_source(source)
     opened = open_export(Request(source, name, load_profile(PROFILE), "fp32"))
     checkpoint = opened.checkpoint
     examples = read_examples(request, checkpoint, name)
@@ -75,11 +75,12 @@ def compress(request: CompressRequest, budget: int, show: Show) -> CompressResul
     show(Progress("tracing"))
     (traced,) = trace([opened.probe])
     prepared = Prepared(opened, traced.model, traced, (), {})
-    plan = plan_parts(find_parts(checkpoint, traced.model), rates, checkpoint)
+    parts = find_parts(checkpoint, traced.model)
+    plan = plan_parts(parts, parse_rates(request.prune), checkpoint) if request.prune else whole(parts)
     with _partial(request, _key(request, checkpoint, examples)) as partial:
         notes, scores = list[str](), list[float]()
         if not (partial / MODEL).exists():
-            notes = _prune(request, prepared, plan, examples, partial, budget, show)
+            notes = _make(request, prepared, plan, examples, partial, budget, show)
         smaller = Checkpoint.open(partial / MODEL)
         made = partial / MODEL
         if request.distill:
@@ -95,7 +96,7 @@ def compress(request: CompressRequest, budget: int, show: Show) -> CompressResul
             sync(request.output.absolute().parent)
     return CompressResult(
         folder=request.output,
-        parts={part.module: _counts(part, left) for part, left in plan.items()},
+        parts=_left_of(request, plan),
         parameters=(checkpoint.parameters, smaller.parameters),
         bytes=(checkpoint.total_bytes, smaller.total_bytes),
         recovery=scores,
@@ -104,7 +105,7 @@ def compress(request: CompressRequest, budget: int, show: Show) -> CompressResul
     )
 
 
-def _prune(
+def _make(
     request: CompressRequest,
     prepared: Prepared,
     plan: Mapping[Part, Left],
@@ -114,17 +115,24 @@ def _prune(
     show: Show,
 ) -> list[str]:
     """Write the smaller checkpoint into the partial folder; return notes."""
-    checkpoint = prepared.checkpoint
-    chosen, notes = _choose(request, prepared, plan, examples, partial / WORK, budget, show)
+    checkpoint, kept = prepared.checkpoint, dict[str, dict[str, Any]]()
+    if request.sparse:
+        chosen, zeros, notes = sparsify(request, prepared, list(plan), examples, partial / WORK, budget, show)
+        kept = {ZEROS: dict[str, Any](zeros.items())}
+    else:
+        chosen, notes = _choose(request, prepared, plan, examples, partial / WORK, budget, show)
+        units = {reader: units.tolist() for reader, units in chosen.units.items()}
+        kept = {"layers": dict[str, Any](chosen.layers.items()), "units": dict[str, Any](units)}
     cuts = cut_tensors(checkpoint, plan, chosen)
-    lineage = _lineage(request, checkpoint, prepared.request.name, examples, chosen)
+    lineage = _lineage(request, checkpoint, prepared.request.name, examples, kept)
+    config = cut_config(checkpoint.config, plan if request.prune else {})
     total = sum(cut.nbytes for cut in cuts)
 
     def tell(done: float) -> None:
         show(Progress("writing", done, total))
 
     with explained(request.output, request.output, total):
-        write_checkpoint(partial / NEW, cuts, checkpoint, cut_config(checkpoint.config, plan), lineage, tell)
+        write_checkpoint(partial / NEW, cuts, checkpoint, config, lineage, tell)
         os.rename(partial / NEW, partial / MODEL)
         sync(partial)
     for file in chosen.fitted.values():
@@ -195,15 +203,9 @@ def _choose(
     source = replace(checkpoint, keep_pages=True)
     observer = Observer(plan, source, work, widest)
     prompts = example_prompts(prepared, examples)
-    walk = InfluenceWalk(
-        prepared, prompts, Observed(OriginalWeights(source), observer.see), {}, _Shown(observer, plan, show)
-    )
-    try:
-        with np.errstate(all="ignore"), explained(work, work):
-            for _ in walk.logits():
-                pass
-    except ValueError as error:
-        raise UsageError("--calibration", str(error), "check the model and the samples") from error
+    shown = Shown(observer, sum(part.layers + 2 for part in plan), show)
+    walk = InfluenceWalk(prepared, prompts, Observed(OriginalWeights(source), observer.see), {}, shown)
+    run_walk(walk, work)
     observer.chosen.layers = choose_layers(plan, walk.influence)
     left = observer.chosen.unfitted
     notes = (
@@ -212,24 +214,6 @@ def _choose(
         else []
     )
     return observer.chosen, notes
-
-
-class _Shown:
-    """A listener that tells how far a walk is, before the one that learns."""
-
-    def __init__(self, observer: Observer, plan: Mapping[Part, Left], show: Show) -> None:
-        self.observer, self.show = observer, show
-        self.total, self.done = sum(part.layers + 2 for part in plan), 0
-
-    def begin(self, module: ModuleName, part: str, graph: ir.Graph) -> None:
-        """Start with a segment."""
-        self.show(Progress("choosing", self.done / self.total))
-        self.observer.begin(module, part, graph)
-
-    def end(self) -> None:
-        """End it."""
-        self.done += 1
-        self.observer.end()
 
 
 def _widest(opened: Opened, plan: Mapping[Part, Left], examples: Sequence[Example], budget: int) -> int:
@@ -246,10 +230,15 @@ def _widest(opened: Opened, plan: Mapping[Part, Left], examples: Sequence[Exampl
 
 
 def _lineage(
-    request: CompressRequest, checkpoint: Checkpoint, name: str, examples: Sequence[Example], chosen: Chosen
+    request: CompressRequest,
+    checkpoint: Checkpoint,
+    name: str,
+    examples: Sequence[Example],
+    kept: dict[str, dict[str, Any]],
 ) -> Lineage:
     before = read_lineage(checkpoint.folder)
-    asked: dict[str, Any] = {"prune": request.prune, "by": request.by}
+    asked: dict[str, Any] = {"sparse": request.sparse} if request.sparse else {"prune": request.prune}
+    asked["by"] = request.by
     if request.distill:
         asked |= {
             "distill_sha256": hash_data(request.distill),
@@ -257,10 +246,6 @@ def _lineage(
             "learning_rate": request.learning_rate,
             "freeze": list(request.freeze),
         }
-    kept: dict[str, dict[str, Any]] = {
-        "layers": dict[str, Any](chosen.layers.items()),
-        "units": {reader: units.tolist() for reader, units in chosen.units.items()},
-    }
     step = Step(command=asked, calibration_sha256=examples_hash(examples) if examples else None, kept=kept)
     if before:
         return Lineage(original=before.original, place=before.place, sha256=before.sha256, steps=(*before.steps, step))
@@ -271,3 +256,12 @@ def _lineage(
 def _counts(part: Part, left: Left) -> dict[str, tuple[int, int]]:
     counts = {"layers": (part.layers, left.layers), "mlp channels": (part.width, left.width)}
     return counts | ({"groups of heads": (part.groups, left.groups)} if part.groups else {})
+
+
+def _left_of(request: CompressRequest, plan: Mapping[Part, Left]) -> dict[str, dict[str, tuple[int, int]]]:
+    """Return by module what there was of it, and what is left: weights that are not zero, or channels and layers."""
+    lineage = read_lineage(request.output)
+    if not request.sparse or not lineage:
+        return {part.module: _counts(part, left) for part, left in plan.items()}
+    counts = lineage.steps[-1].kept[ZEROS].items()
+    return {module: {"weights": (count["weights"], count["weights"] - count["zeros"])} for module, count in counts}

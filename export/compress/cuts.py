@@ -86,16 +86,17 @@ def _stored(numbers: NDArray[np.float32], dtype: str) -> NDArray[np.uint8]:
 
 def cut_tensors(checkpoint: Checkpoint, plan: Mapping[Part, Left], chosen: Chosen) -> list[Cut]:
     """Return the tensors of the smaller checkpoint in the order of their names."""
-    cuts = {name: _whole(checkpoint, name) for name in sorted(checkpoint.tensors)}
+    cuts = {
+        name: replace(_whole(checkpoint, name), values=chosen.fitted.get(name)) for name in sorted(checkpoint.tensors)
+    }
     for part in plan:
         for units in units_of(part):
             if units.reader not in chosen.units:
                 continue
             kept = chosen.units[units.reader]
             columns, reader = units.columns(kept), cuts[units.reader]
-            values = chosen.fitted.get(units.reader)
             shape = (reader.shape[0], len(columns))
-            cuts[units.reader] = replace(reader, shape=shape, columns=columns, values=values)
+            cuts[units.reader] = replace(reader, shape=shape, columns=columns)
             for name, rows in units.rows(checkpoint, kept):
                 cuts[name] = replace(cuts[name], shape=(rows.size, *cuts[name].shape[1:]), rows=rows.ravel())
     for part in plan:

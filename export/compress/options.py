@@ -11,7 +11,10 @@ from pathlib import Path
 from edgeglm.digest import hash_range
 from edgeglm.errors import UsageError
 from edgeglm.export.calibrate.calibrator import read_calibration
+from edgeglm.export.checkpoint.lineage import read_lineage, sparsity_of
 from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.compress.rates import parse_rates
+from edgeglm.export.compress.zeros import parse_sparse
 from edgeglm.export.families.registry import family_of
 from edgeglm.export.prove.probes import Example
 from edgeglm.export.requests import CompressRequest
@@ -23,10 +26,25 @@ from edgeglm.suggest import nearest_name
 ACTIVATIONS, L1 = "activations", "l1"
 
 
-def check_by(request: CompressRequest) -> None:
-    """Check the measure of importance. Raises UsageError."""
+def check_what(request: CompressRequest) -> None:
+    """Check what is asked for, one of pruning and sparsity, and the measure of importance. Raises UsageError."""
+    if request.prune is None and request.sparse is None:
+        raise UsageError("compress", "is not told what to remove", "give --prune 40%, --sparse 2:4 or --sparse 50%")
+    if request.prune is not None and request.sparse is not None:
+        why = "is a run of its own: what matters is measured again once the pruned parts are gone"
+        raise UsageError("--sparse", why, "give --prune alone, then --sparse for what it wrote")
+    if request.prune is not None:
+        parse_rates(request.prune)
+    else:
+        parse_sparse(str(request.sparse))
     if request.by not in (ACTIVATIONS, L1):
         raise UsageError(f"--by {request.by}", "is no measure of importance", f"give {ACTIVATIONS} or {L1}")
+
+
+def check_source(folder: Path) -> None:
+    """Check that a checkpoint is not sparse already: pruning would refit its zeros. Raises UsageError."""
+    if sparsity_of(read_lineage(folder)):
+        raise UsageError(folder, "is sparse, and would lose its zeros", "prune first, then make that sparse")
 
 
 def check_output(output: Path, source: Path) -> None:

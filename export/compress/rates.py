@@ -93,9 +93,14 @@ def plan_parts(parts: Sequence[Part], rates: Rates, checkpoint: Checkpoint) -> d
         plan = _plan_share(parts, rates.share, checkpoint)
     for part, left in plan.items():
         _check(part, left, rates)
-    if all(left == Left(part.layers, part.width, part.groups) for part, left in plan.items()):
+    if plan == whole(parts):
         raise UsageError(f"--prune {rates.text}", "rounds to nothing that could go", "give a higher rate")
     return plan
+
+
+def whole(parts: Sequence[Part]) -> dict[Part, Left]:
+    """Return a plan of which nothing goes."""
+    return {part: Left(part.layers, part.width, part.groups) for part in parts}
 
 
 def _plan_share(parts: Sequence[Part], share: float, checkpoint: Checkpoint) -> dict[Part, Left]:

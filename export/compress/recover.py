@@ -68,7 +68,14 @@ def recover(
     with explained(request.output, work, teacher.nbytes):
         teacher.store(original, prompts, lambda done: show("the original answers", done))
     bf16 = decoder.hidden >= WIDE and torch.cpu._is_avx512_bf16_supported()
-    settings = Settings(request.epochs, request.learning_rate, request.freeze, learning > budget / 2, bf16)
+    settings = Settings(
+        request.epochs,
+        request.learning_rate,
+        request.freeze,
+        checkpointing=learning > budget / 2,
+        bf16=bf16,
+        sparse=request.sparse is not None,
+    )
     student = Student(folder, work, lessons, teacher, settings, show)
     with explained(request.output, work):
         history = student.learn()

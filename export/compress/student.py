@@ -52,6 +52,7 @@ class Settings:
         freeze: Modules whose weights stay.
         checkpointing: Whether activations of a block are computed again instead of kept.
         bf16: Whether products are computed in it.
+        sparse: Whether what is zero in matrices stays so.
     """
 
     epochs: int
@@ -59,6 +60,7 @@ class Settings:
     freeze: tuple[str, ...] = ()
     checkpointing: bool = False
     bf16: bool = False
+    sparse: bool = False
 
 
 @dataclass
@@ -95,6 +97,13 @@ def distillation_loss(logits: Tensor, records: Records, right: Tensor) -> Tensor
     wanted = np.concatenate([records["logits"] / np.float32(TEMPERATURE), records["rest"][:, None]], 1)
     soft = F.kl_div(torch.cat([mine, others], 1), torch.from_numpy(wanted).softmax(-1), reduction="batchmean")
     return WEIGHT * TEMPERATURE**2 * soft + (1 - WEIGHT) * F.cross_entropy(logits, right)
+
+
+def keep_zeros(model: torch.nn.Module) -> None:
+    """Take the gradient from what is zero in matrices: neither AdamW nor its decay moves it then."""
+    for parameter in model.parameters():
+        if parameter.grad is not None and parameter.ndim > 1:
+            parameter.grad.mul_(parameter.detach() != 0)
 
 
 class Student:
@@ -180,6 +189,8 @@ class Student:
             loss = self.loss(piece) * (sum(encoded.lesson.predicted for encoded in piece) / count)
             loss.backward()
             total += float(loss.detach())
+        if self.settings.sparse:
+            keep_zeros(self.model)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

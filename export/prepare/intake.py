@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from edgeglm import manifest
 from edgeglm.errors import DamagedFileError, UnsupportedError
 from edgeglm.export.chat.compare import compare
 from edgeglm.export.checkpoint.files import shown
 from edgeglm.export.checkpoint.generation import KNOWN, SILENT, read_generation
+from edgeglm.export.checkpoint.lineage import read_lineage, sparsity_of
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.checkpoint.sidecar_keys import unheard
 from edgeglm.export.checkpoint.sidecars import open_chat, picture_note
 from edgeglm.export.families.keys import unknown_keys
 from edgeglm.export.families.registry import encoder_specs, family_of, image_key
 from edgeglm.export.families.rope import read_positions
+from edgeglm.export.model import Choice
 from edgeglm.export.prepare.release import released
 from edgeglm.export.prepare.types import Request
 
@@ -70,3 +72,19 @@ def read_conversation(checkpoint: Checkpoint, context: int) -> tuple[manifest.Ge
         notes += filter(None, [note, compare(chat, sees=sees, images=note is None)])
     generation, said = read_generation(checkpoint, context, chat.tokenizer if chat else None)
     return generation, [*notes, *said]
+
+
+def sparse_notes(checkpoint: Checkpoint, choices: Iterable[Choice]) -> Iterator[str]:
+    """Yield what the zeros of a sparse checkpoint bring: kernels that skip half of 2:4, where an engine has such."""
+    if pattern := sparsity_of(read_lineage(checkpoint.folder)):
+        gains = [choice.name for choice in choices if _skips_zeros(choice, pattern)]
+        if gains:
+            named = " and the ".join(gains)
+            yield f"sparse weights {pattern}: edgeglm build tells TensorRT that it may skip zeros of the {named}"
+        else:
+            yield f"sparse weights {pattern} bring neither size nor speed here: zeros are stored and computed"
+
+
+def _skips_zeros(choice: Choice, pattern: str) -> bool:
+    """Return whether a module's engine has kernels for zeros: TensorRT in fp16 and INT8; INT4 is widened first."""
+    return choice.engine == "tensorrt" and pattern == manifest.TWO_OF_FOUR and not choice.precisions & {"int4", "fp32"}

@@ -19,7 +19,7 @@ from edgeglm.export.families.registry import FAMILIES, family_of, image_config
 from edgeglm.export.graph.assemble import check_weights
 from edgeglm.export.model import Choice, Grid
 from edgeglm.export.prepare.header_checks import check_counts
-from edgeglm.export.prepare.intake import check_config, choose_context, key_notes, read_conversation
+from edgeglm.export.prepare.intake import check_config, choose_context, key_notes, read_conversation, sparse_notes
 from edgeglm.export.prepare.module import is_position, prepare_module
 from edgeglm.export.prepare.shipped_assets import shipped_assets
 from edgeglm.export.prepare.types import (
@@ -85,7 +85,11 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     whole = any(choice.is_image and choice.is_converted for choice in choices)
     probe = TraceRequest(config, "portable", context, grid if whole else _probe_grid(grid))
     generation, told = read_conversation(checkpoint, context)
-    notes += [*told, *(note for choice in choices if (note := npu_note(choice, request.precision)))]
+    notes += [
+        *told,
+        *sparse_notes(checkpoint, choices),
+        *(note for choice in choices if (note := npu_note(choice, request.precision))),
+    ]
     shapes = tuple(_shape(choices, requests, probe, grid) for grid in more if grid)
     tokens = max((picture.tokens for picture in pictures), default=0)
     return Opened(

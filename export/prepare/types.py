@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgeglm import manifest
 from edgeglm.devices.profile import Profile
 from edgeglm.engines import ENGINES, USUAL_FORMAT, Dialect
-from edgeglm.export.checkpoint.lineage import ORIGINAL, ORIGINAL_SHA256, read_lineage
+from edgeglm.export.checkpoint.lineage import ORIGINAL, ORIGINAL_SHA256, read_lineage, sparsity_of
 from edgeglm.export.checkpoint.processor import ImageProcessor
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.graph.check import Violation
@@ -262,6 +262,7 @@ class Prepared:
             more["adapter_sha256"] = self.checkpoint.adapter_sha256
         if lineage := read_lineage(self.checkpoint.folder):
             more |= {ORIGINAL: lineage.original, ORIGINAL_SHA256: lineage.sha256}
+            more |= {manifest.SPARSE: pattern} if (pattern := sparsity_of(lineage)) else {}
         return {"precision": self.request.precision, "context": self.opened.context, "image_size": asked, **more}
 
     def key(self) -> str:

@@ -50,7 +50,10 @@ def build_engines(folder: Path, sm: int | None, show: Callable[[str, float], Non
             show(file, done)
 
         engines.append((module, engine_for(bundle, module, library, built_for, report)))
-    return BuildResult(bundle=folder, engines=engines, proof=_proof(library, built_for, executable=sm is None))
+    proof = _proof(library, built_for, executable=sm is None)
+    if bundle.manifest.provenance.is_two_of_four:
+        proof += "; its 2:4 weights may take kernels that skip zeros"
+    return BuildResult(bundle=folder, engines=engines, proof=proof)
 
 
 def _builder(manifest: Manifest, sm: int | None) -> tuple[Library, int]:

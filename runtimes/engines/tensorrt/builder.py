@@ -24,13 +24,14 @@ AGAIN = "export the bundle again"
 
 
 class Task(msgspec.Struct, frozen=True):
-    """A build: a graph, the GPU's compute capability, and the ranges of the inputs that vary."""
+    """A build: a graph, the GPU's compute capability, the ranges of the inputs that vary, and if it has 2:4 zeros."""
 
     library: str
     graph: str
     sm: int
     ranges: dict[str, Range]
     output: str
+    sparse: bool = False
 
 
 def build(task: Task, library: Library, show: Callable[[float], None]) -> None:
@@ -55,15 +56,27 @@ def build(task: Task, library: Library, show: Callable[[float], None]) -> None:
         raise _refusal(path, library, parser, log.errors)
     if not network.num_outputs:
         raise DamagedFileError(path, "is an empty graph", AGAIN)
-    config = builder.create_builder_config()
+    config = configure(task, library, builder, network)
     config.progress_monitor = _monitor(library, show)
-    _choose_gpu(task, library, config)
-    _add_profile(task, library, builder, network, config)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         why = reason(log.errors) or "it gives no reason"
         raise UnsupportedError(path, f"{library.title} cannot build it: {why}", REMEDY)
     Path(task.output).write_bytes(engine)
+
+
+def configure(task: Task, library: Library, builder: Any, network: Any) -> Any:  # noqa: ANN401
+    """Return the builder's config: the GPU, the ranges, and whether it may take kernels that skip zeros.
+
+    Raises:
+        UnsupportedError: A range is missing or refused.
+    """
+    config = builder.create_builder_config()
+    if task.sparse:
+        config.set_flag(library.module.BuilderFlag.SPARSE_WEIGHTS)
+    _choose_gpu(task, library, config)
+    _add_profile(task, library, builder, network, config)
+    return config
 
 
 def _flags(library: Library) -> int:

@@ -19,7 +19,7 @@ from edgeglm.bundle import Bundle
 from edgeglm.errors import BudgetError, UnsupportedError
 from edgeglm.large_entries import find_or_make
 from edgeglm.machine import read_machine
-from edgeglm.manifest import Module
+from edgeglm.manifest import TWO_OF_FOUR, Module
 from edgeglm.runtimes.core.generate import PREFILL_CHUNK
 from edgeglm.runtimes.engines.tensorrt.builder import AGAIN, REMEDY, Range, Task
 from edgeglm.runtimes.engines.tensorrt.library import Library
@@ -36,12 +36,13 @@ REVISION = 2
 
 
 class Record(msgspec.Struct, frozen=True):
-    """The record of a build: the file's size, the builder, the GPU and the seconds that it took."""
+    """The record of a build: the file's size, the builder, the GPU, the seconds, and if zeros may be skipped."""
 
     bytes: int
     built_by: str
     sm: int
     seconds: float
+    sparse: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,14 @@ def engine_for(
     """
     ranges = input_ranges(bundle, module)
     _check_library(bundle, library, sm)
-    path = bundle.path(module.file)
+    path, sparse = bundle.path(module.file), bundle.manifest.provenance.is_two_of_four
 
     def make(folder: Path) -> bytes:
         _check_memory(bundle, module)
         start = time.monotonic()
-        _build(Task(library.name, str(path), sm, ranges, str(folder / ENGINE)), show)
+        _build(Task(library.name, str(path), sm, ranges, str(folder / ENGINE), sparse), show)
         seconds = round(time.monotonic() - start, 3)
-        return msgspec.json.encode(Record((folder / ENGINE).stat().st_size, library.title, sm, seconds))
+        return msgspec.json.encode(Record((folder / ENGINE).stat().st_size, library.title, sm, seconds, sparse))
 
     entry = find_or_make("engines", _key(bundle, module, library, sm, ranges), make, path, "its engine")
     return Engine(entry.folder / ENGINE, msgspec.json.decode(entry.note, type=Record), entry.fresh)
@@ -143,6 +144,7 @@ def _key(bundle: Bundle, module: Module, library: Library, sm: int, ranges: dict
         f"{module.file} {REVISION} {library.name} {library.version} {sm}",
         msgspec.json.encode(ranges, order="sorted").decode(),
     ]
+    parts += [TWO_OF_FOUR] if bundle.manifest.provenance.is_two_of_four else []
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 

@@ -210,3 +210,18 @@ def test_wrong_options_of_a_recovery_are_refused(options: dict[str, object], why
     request = CompressRequest(output=tmp_path, prune="40%", **options)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=why):
         check_recovery(request, Checkpoint.open(DEMO))
+
+
+def test_what_is_zero_stays_zero_while_the_rest_learns(
+    smaller: Path, taught: tuple[Lessons, Teacher], tmp_path: Path
+) -> None:
+    made = student(smaller, tmp_path / "work", taught, Settings(1, 1e-2, sparse=True))
+    weight = made.model.model.language_model.layers[0].mlp.down_proj.weight
+    zeros = torch.rand(weight.shape, generator=torch.Generator().manual_seed(2)) < 0.5
+    with torch.no_grad():
+        weight[zeros] = 0
+    before = weight.detach().clone()
+    for _ in range(2):
+        made.step()
+    assert torch.equal(weight.detach() == 0, zeros)
+    assert (weight[~zeros] != before[~zeros]).float().mean() > 0.9

@@ -44,7 +44,11 @@ def matmul(scale: float = 1.0) -> bytes:
 
 
 def write_bundle(
-    folder: Path, model: bytes, shape: tuple[int | str, ...] = ("sequence", 8), context: int = 512
+    folder: Path,
+    model: bytes,
+    shape: tuple[int | str, ...] = ("sequence", 8),
+    context: int = 512,
+    sparse: str | None = None,
 ) -> Bundle:
     """A bundle for a Jetson whose decoder is a graph of one input x."""
     path = folder / "decoder/model.onnx"
@@ -73,6 +77,9 @@ def write_bundle(
         modules=(EMBEDDING, module),
         profile=load_profile("jetson"),
         model=msgspec.structs.replace(manifest.model, max_positions=context),
+        provenance=msgspec.structs.replace(
+            manifest.provenance, options={**manifest.provenance.options, **({"sparse": sparse} if sparse else {})}
+        ),
     )
     (folder / MANIFEST).write_bytes(manifest.to_bytes())
     return load_bundle(folder)

@@ -24,6 +24,7 @@ from edgeglm.bundle import Bundle
 from edgeglm.errors import BudgetError, UnsupportedError
 from edgeglm.large_entries import RECORD
 from edgeglm.machine import read_machine
+from edgeglm.runtimes.engines.tensorrt.build import build_engines
 from edgeglm.runtimes.engines.tensorrt.cache import ENGINE, Engine, engine_for, input_ranges
 from edgeglm.runtimes.engines.tensorrt.library import Library, load_library
 from tests.cli.commands import Done, end, start
@@ -66,6 +67,21 @@ def test_whatever_changes_makes_another_engine(tmp_path: Path, cache: Path, libr
         engines.append(make(bundle, library))
     assert all(engine.fresh for engine in engines)
     assert len({engine.path for engine in engines}) == len(engines)
+
+
+def test_zeros_of_the_pattern_that_gpus_skip_make_an_engine_of_their_own(
+    tmp_path: Path, cache: Path, library: Library
+) -> None:
+    plain, half, pattern = (
+        write_bundle(tmp_path / str(sparse), matmul(), sparse=sparse) for sparse in (None, "50%", "2:4")
+    )
+    engines = [make(bundle, library) for bundle in (plain, half, pattern)]
+    assert [engine.fresh for engine in engines] == [True, False, True]
+    assert [engine.record.sparse for engine in engines] == [False, False, True]
+    assert build_engines(tmp_path / "2:4", 86, lambda file, done: None).proof.endswith(
+        "may take kernels that skip zeros"
+    )
+    assert "zeros" not in build_engines(tmp_path / "50%", 86, lambda file, done: None).proof
 
 
 def flip(folder: Path) -> None:

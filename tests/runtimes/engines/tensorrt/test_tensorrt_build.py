@@ -13,8 +13,8 @@ pytest.importorskip("onnx")
 from onnx.helper import make_node
 
 from edgeglm.errors import DamagedFileError, EdgeglmError, UnsupportedError
-from edgeglm.runtimes.engines.tensorrt.builder import Range, Task, build
-from edgeglm.runtimes.engines.tensorrt.library import load_library
+from edgeglm.runtimes.engines.tensorrt.builder import Range, Task, build, configure
+from edgeglm.runtimes.engines.tensorrt.library import load_library, new_log
 from tests.runtimes.engines.tensorrt.graphs import HALF, SINGLE, graph, matmul
 
 RANGES: dict[str, Range] = {"x": ((1, 8), (16, 8), (32, 8))}
@@ -40,6 +40,14 @@ def test_a_graph_becomes_an_engine_and_shows_its_progress(tmp_path: Path) -> Non
     assert shown
     assert all(0 <= done <= 1 for done in shown)
     assert max(shown) > 0.7
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_the_builder_is_told_that_it_may_skip_zeros(sparse: bool, tmp_path: Path) -> None:
+    library = load_library(["tensorrt_rtx"])
+    trt, builder = library.module, library.module.Builder(new_log(library))
+    config = configure(Task(library.name, "", 86, {}, "", sparse), library, builder, builder.create_network(0))
+    assert config.get_flag(trt.BuilderFlag.SPARSE_WEIGHTS) is sparse
 
 
 MIXED = graph(
