@@ -94,7 +94,7 @@ def with_zeros(weight: Floats, tiles: Sequence[Tile], pattern: Pattern) -> Float
     """Return rows [n, K] with zeros, and the other weights as they make up for them best."""
     made = np.empty_like(weight)
     for tile in tiles:
-        values = np.ascontiguousarray(weight[:, tile.columns].T)
+        values = weight[:, tile.columns].T.copy()
         _clear(values, tile, pattern)
         made[:, tile.columns] = values.T
     return made

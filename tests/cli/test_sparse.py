@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,11 +40,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo made sparse on two of its samples."""
+    """The demo made sparse on four of its samples."""
     folder = tmp_path_factory.mktemp("sparse")
-    lines = (DATA / "calibration.jsonl").read_text().splitlines(keepends=True)[:2]
+    lines = (DATA / "calibration.jsonl").read_text().splitlines(keepends=True)[:4]
     (folder / "samples.jsonl").write_text("".join(lines))
-    (folder / "calibration").symlink_to(DATA / "calibration")
+    shutil.copytree(DATA / "calibration", folder / "calibration")
     out = folder / "sparse"
     assert main(["compress", "-o", str(out), "--sparse", "2:4", "--calibration", str(folder / "samples.jsonl")]) == 0
     return out

