@@ -28,7 +28,7 @@ UNTESTED = set(
     compressed convert convert_task convert_worker converter device device_limits dialects execute explain
     fill formats glm gptq graph_bundle graph_plan header header_checks matrix_cells
     observe output overflow progress reader remote restore run serve
-    settings shipped_assets sidecars stamp start template_limits torch_modules tower unhooked value_ranges walk
+    settings shipped_assets sidecars stamp start template_limits torch_modules tower unhooked value_ranges
 """.split()
 )
 

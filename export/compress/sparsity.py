@@ -178,6 +178,12 @@ def widest_input(
 ) -> int:
     """Return the most input channels of a matrix whose covariance fits, beside those of narrower ones in its block.
 
+    Args:
+        opened: The original.
+        wanted: By module, the matrices of its blocks.
+        examples: The samples.
+        budget: Bytes of memory.
+
     Raises:
         BudgetError: Not even the walk fits.
     """

@@ -25,7 +25,7 @@ STEP = 128
 
 @dataclass(frozen=True)
 class Pattern:
-    """What becomes zero.
+    """A pattern of zeros.
 
     Args:
         share: Of the weights.

@@ -68,6 +68,12 @@ def build(task: Task, library: Library, show: Callable[[float], None]) -> None:
 def configure(task: Task, library: Library, builder: Any, network: Any) -> Any:  # noqa: ANN401
     """Return the builder's config: the GPU, the ranges, and whether it may take kernels that skip zeros.
 
+    Args:
+        task: The ranges, the GPU, and whether weights have 2:4 zeros.
+        library: TensorRT.
+        builder: Its builder.
+        network: The parsed graph.
+
     Raises:
         UnsupportedError: A range is missing or refused.
     """
