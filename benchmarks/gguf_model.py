@@ -1,7 +1,7 @@
 """Write a GLM-4 checkpoint as a GGUF file for llama.cpp: ``python benchmarks/gguf_model.py CHECKPOINT Q4_0 FILE``.
 
-Only for timing: the file has no tokenizer, and of a GLM-4.1V it has the decoder. Names and keys are those of the
-``gguf`` package's ``glm4`` architecture.
+Only for timing: of a GLM-4.1V the file has the decoder. It has the words of the checkpoint's tokenizer.json, and none
+without one. Names and keys are those of the ``gguf`` package's ``glm4`` architecture.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def write(checkpoint: Path, kind: str, file: Path) -> None:
     writer.add_rope_dimension_count(int(head * rope["partial_rotary_factor"]))
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
+    _add_words(writer, checkpoint / "tokenizer.json", config["vocab_size"])
     names = {ours: f"{inside}.{theirs}" for ours, theirs in OUTER.items()} | {"output": "lm_head"}
     names |= {
         f"blk.{layer}.{ours}": f"{inside}.layers.{layer}.{theirs}"
@@ -70,6 +70,23 @@ def write(checkpoint: Path, kind: str, file: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _add_words(writer: gguf.GGUFWriter, file: Path, count: int) -> None:
+    """Add so many words, those behind the tokenizer's own unused; a server of llama.cpp needs some."""
+    if not file.exists():
+        writer.add_tokenizer_model("no_vocab")
+        return
+    tokenizer = json.loads(file.read_text())
+    special = {word["id"]: word["content"] for word in tokenizer["added_tokens"]}
+    words = special | {number: word for word, number in tokenizer["model"]["vocab"].items()}
+    kinds = [gguf.TokenType.CONTROL if number in special else gguf.TokenType.NORMAL for number in range(count)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("glm4")
+    writer.add_token_list([words.get(number, f"[unused{number}]") for number in range(count)])
+    writer.add_token_types([kind if number in words else gguf.TokenType.UNUSED for number, kind in enumerate(kinds)])
+    writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
+    writer.add_eos_token_id(json.loads(file.with_name("generation_config.json").read_text())["eos_token_id"][0])
 
 
 if __name__ == "__main__":

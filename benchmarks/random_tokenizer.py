@@ -1,7 +1,8 @@
 """A tokenizer of GLM-4's size and special tokens, and a chat template of its form, for a random checkpoint.
 
 Its words are all pairs of bytes, and of 17 letters all triples and most groups of four: 151,329 words, as GLM-4 has,
-with 317,234 merges, where GLM-4's have 318,088. What it takes in memory is what theirs does.
+with 317,234 merges, where GLM-4's have 318,088. What it takes in memory is what theirs does. Most pairs of bytes are no
+characters, so random tokens come as text late or never. For what streams there is a vocabulary of ASCII alone.
 """
 
 from __future__ import annotations
@@ -27,12 +28,16 @@ TEMPLATE = """\
 {% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>
 {% endif %}"""
 LETTERS = "acdefhilmnorstuwy"
+ASCII = [chr(code) for code in range(ord("!"), ord("~") + 1)]
 PATTERN = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+"
 
 
-def write_tokenizer(folder: Path, words: int = WORDS) -> None:
-    """Write tokenizer.json of so many words, its config, the chat template and the end token into a folder."""
-    model = _model(words)
+def write_tokenizer(folder: Path, words: int = WORDS, *, is_ascii: bool = False) -> None:
+    """Write tokenizer.json of so many words, its config, the chat template and the end token into a folder.
+
+    `is_ascii` says whether all words are ASCII, but for the single bytes that every text can be written with.
+    """
+    model = _model(words, is_ascii=is_ascii)
     special = [
         {"id": words + index, "content": name, "special": True, "single_word": False, "lstrip": False, "rstrip": False,
          "normalized": False}
@@ -53,10 +58,11 @@ def write_tokenizer(folder: Path, words: int = WORDS) -> None:
     (folder / "chat_template.jinja").write_text(TEMPLATE)
 
 
-def _model(count: int) -> dict[str, object]:
+def _model(count: int, *, is_ascii: bool) -> dict[str, object]:
     """Return words and merges: a longer word is merged of every two words that it can be cut into."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    groups = map("".join, chain(product(alphabet, repeat=2), product(LETTERS, repeat=3), product(LETTERS, repeat=4)))
+    pairs = product(ASCII if is_ascii else alphabet, repeat=2)
+    groups = map("".join, chain(pairs, product(LETTERS, repeat=3), product(LETTERS, repeat=4)))
     words = [*alphabet, *islice(groups, count - len(alphabet))]
     merges = [[word[:cut], word[cut:]] for word in words for cut in range(1, len(word))]
     vocabulary = {word: number for number, word in enumerate(words)}

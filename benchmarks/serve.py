@@ -5,6 +5,10 @@ rival's command, in which ``{port}`` stands for a port and ``{threads}`` for the
 ``/v1/completions`` with streams, such as llama.cpp's ``llama-server -m F.gguf --port {port} -np 4`` or
 ``python -m llama_cpp.server --model F.gguf --port {port}``, whose requests wait for each other. All are asked in
 turns, so that a noisy machine hurts them alike; figures are medians over the turns.
+
+Without BUNDLE it is the 300M GLM-4 shape in INT4, made in the folder ``--work``: with random weights, and words that
+are whole characters, so that each token comes as an event. The cost of HTTP is told twice: by what a server's process
+and a runner without HTTP spend on the same tokens in turns, and by the time of the one thread that speaks HTTP.
 """
 
 from __future__ import annotations
@@ -20,20 +24,25 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.random_tokenizer import SPECIAL, write_tokenizer
 from edgeglm.process import child
 from edgeglm.runtimes.core.prompt import text_prompt
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.sampling import Sampler, Sampling
 
 Figures = dict[str, float]
-STREAMS, TOKENS, FEW, WORDS = (1, 2, 4), 48, 8, 40
+SHAPE, VOCABULARY = "glm4-300m", 32000
+STREAMS, TOKENS, WORDS = (1, 2, 4), 48, 40
+# Of a token's processor time in one turn: answers, and tokens of each.
+PAIRS, PAIR_TOKENS = 4, 64
 # Of the mixed load: requests, clients at once, words of a prompt and tokens of an answer from and to.
 MIXED, CLIENTS, MIXED_WORDS, MIXED_TOKENS = 24, 4, (4, 200), (4, 48)
 START_SECONDS, TIMEOUT = 300, 600
@@ -59,11 +68,12 @@ class Server(NamedTuple):
     process: subprocess.Popen[bytes]
     port: int
 
-    def stream(self, words: int, tokens: int, seed: int, drawn: int = 0) -> Stream:
-        """Ask for a stream of tokens that are drawn by a seed, behind random words of another seed."""
+    def stream(self, words: int, tokens: int, seed: int, drawn: int | None = None) -> Stream:
+        """Ask for a stream of tokens behind random words of a seed, drawn by the same or another seed."""
         begun = time.monotonic()
         fields = {"model": "x", "prompt": prompt(words, seed), "max_tokens": tokens, "temperature": 1.0}
-        body = json.dumps({**fields, "seed": seed + drawn, "stream": True, "stream_options": {"include_usage": True}})
+        fields |= {"seed": seed if drawn is None else drawn, "stream": True}
+        body = json.dumps({**fields, "stream_options": {"include_usage": True}})
         times, told = list[float](), 0
         with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)) as connection:
             connection.request("POST", PATH, body, {"Content-Type": "application/json"})
@@ -73,7 +83,7 @@ class Server(NamedTuple):
                 for line in response:
                     if line.startswith(b"data: {"):
                         chunk = json.loads(line[6:])
-                        times += [time.monotonic()] * bool(chunk["choices"])
+                        times += [time.monotonic() for choice in chunk["choices"] if choice["text"]]
                         told = (chunk.get("usage") or {}).get("completion_tokens", told)
         if len(times) < 2:
             raise RuntimeError("the text came as a whole: take a bundle whose tokens are whole characters")
@@ -82,6 +92,11 @@ class Server(NamedTuple):
     def cpu(self) -> float:
         """Return the processor seconds of its process so far."""
         return time.clock_gettime(~self.process.pid << 3 | CPU_OF_PROCESS)
+
+    def http_cpu(self) -> float:
+        """Return the processor seconds of its first thread so far: of edgeglm's server, the one that speaks HTTP."""
+        pid = self.process.pid
+        return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 def prompt(words: int, seed: int) -> str:
@@ -124,7 +139,7 @@ def measure(server: Server, turn: int) -> Figures:
         begun, last = min(stream.first for stream in done), max(stream.last for stream in done)
         figures[f"streams {count}"] = sum(stream.tokens - 1 for stream in done) / (last - begun)
         figures[f"first {count}"] = statistics.median(stream.first - stream.begun for stream in done)
-    return {**figures, **mixed(server, turn), "token cpu": token_cpu(server, turn)}
+    return {**figures, **mixed(server, turn)}
 
 
 def mixed(server: Server, turn: int) -> Figures:
@@ -138,35 +153,30 @@ def mixed(server: Server, turn: int) -> Figures:
     return {"p50": statistics.median(seconds), "p99": seconds[min(len(seconds) - 1, int(0.99 * len(seconds)))]}
 
 
-def token_cpu(server: Server, turn: int) -> float:
-    """Return the processor seconds of a token, in a stream alone whose prompt is known."""
+def costs(servers: Mapping[str, Server], runner: Runner, turn: int) -> Iterator[dict[str, Figures]]:
+    """Yield processor seconds of a token, of each server and of a runner here (``alone``), for the same tokens.
 
-    def ask(tokens: int, drawn: int) -> int:
-        return server.stream(WORDS, tokens, 500 + turn, drawn).tokens
-
-    return _slope(ask, server.cpu)
-
-
-def runner_cpu(runner: Runner, turn: int) -> float:
-    """Return the same of a runner in this process, without HTTP."""
-    asked = text_prompt(runner.chat, runner.model, prompt(WORDS, 500 + turn))
-
-    def ask(tokens: int, drawn: int) -> int:
-        sampler = Sampler(Sampling(temperature=1.0), 500 + turn + drawn)
-        return runner.answer(asked, max_new_tokens=tokens, sampling=sampler, grammar="off").generated_tokens
-
-    return _slope(ask, time.process_time)
+    No answer comes again, or it would be drafted; the prompt does, and is known.
+    """
+    for drawn in range(500 + turn * PAIRS, 500 + (turn + 1) * PAIRS):
+        pair = {name: served_cpu(server, drawn) for name, server in servers.items()}
+        yield {**pair, "alone": {"token cpu": runner_cpu(runner, drawn)}}
 
 
-def _slope(ask: Callable[[int, int], int], clock: Callable[[], float]) -> float:
-    """Return what a token adds to a clock, behind the first ones of an answer."""
-    ask(1, 0)
-    spent = []
-    for drawn, tokens in enumerate((FEW, TOKENS), start=1):  # drawn anew: an answer that comes again is drafted
-        before = clock()
-        made = ask(tokens, drawn)
-        spent.append((clock() - before, made))
-    return (spent[1][0] - spent[0][0]) / max(1, spent[1][1] - spent[0][1])
+def served_cpu(server: Server, drawn: int) -> Figures:
+    """Return what a token costs a server's process, and its thread for HTTP."""
+    before, http_before = server.cpu(), server.http_cpu()
+    tokens = server.stream(WORDS, PAIR_TOKENS, 0, drawn).tokens
+    return {"token cpu": (server.cpu() - before) / tokens, "http cpu": (server.http_cpu() - http_before) / tokens}
+
+
+def runner_cpu(runner: Runner, drawn: int) -> float:
+    """Return what a token costs a runner in this process, without HTTP."""
+    asked = text_prompt(runner.chat, runner.model, prompt(WORDS, 0))
+    sampling = replace(Sampling.of(runner.bundle.manifest.generation), temperature=1.0)
+    before = time.process_time()
+    done = runner.answer(asked, max_new_tokens=PAIR_TOKENS, sampling=Sampler(sampling, drawn), grammar="off")
+    return (time.process_time() - before) / done.generated_tokens
 
 
 def medians(runs: Sequence[Figures]) -> Figures:
@@ -185,38 +195,65 @@ def table(figures: Mapping[str, Figures]) -> Iterator[str]:
         )
 
 
+def made(work: Path) -> Path:
+    """Return the bundle of the shape in a folder, and make it if it is not there."""
+    checkpoint, bundle = work / SHAPE, work / "int4"
+    work.mkdir(parents=True, exist_ok=True)
+    if not checkpoint.exists():
+        subprocess.run(
+            [sys.executable, Path(__file__).with_name("random_checkpoint.py"), SHAPE, checkpoint], check=True
+        )
+        write_tokenizer(checkpoint, VOCABULARY - len(SPECIAL), is_ascii=True)
+    if not bundle.exists():
+        command = ["-m", "edgeglm", "export", str(checkpoint), "--target", "cpu", "--precision", "int4"]
+        subprocess.run([sys.executable, *command, "-o", bundle], check=True)
+    return bundle
+
+
 def main() -> int:
     """Run the servers in turns, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, nargs="?")
+    parser.add_argument(
+        "--work", type=Path, default=Path("serve-work"), help="where the shape is made without a bundle"
+    )
     parser.add_argument("--rival", action="append", default=[], metavar="COMMAND", help="of a server, with {port}")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
-    own = [sys.executable, "-m", "edgeglm", "serve", str(options.bundle), "--port", "{port}", "--threads", "{threads}"]
+    bundle = options.bundle or made(options.work)
+    own = [sys.executable, "-m", "edgeglm", "serve", str(bundle), "--port", "{port}", "--threads", "{threads}"]
     commands = {"edgeglm": own, "edgeglm --slots 4": [*own, "--slots", "4"]}
     commands |= {f"rival {number}": shlex.split(command) for number, command in enumerate(options.rival, start=1)}
     threads = str(options.threads)
     commands = {name: [word.replace("{threads}", threads) for word in words] for name, words in commands.items()}
     runs: dict[str, list[Figures]] = {name: [] for name in commands}
-    alone: list[float] = []
+    pairs: list[dict[str, Figures]] = []
     with ExitStack() as stack:
         servers = {name: stack.enter_context(serving(command)) for name, command in commands.items()}
-        runner = stack.enter_context(Runner(options.bundle, options.threads))
+        runner = stack.enter_context(Runner(bundle, options.threads))
+        list(costs(servers, runner, -1))  # the first answers compute the prompt
         for turn in range(options.turns):
             for name, server in servers.items():
                 runs[name].append(measure(server, turn))
-            alone.append(runner_cpu(runner, turn))
+            pairs += costs(servers, runner, turn)
             print(f"turn {turn + 1}: load {os.getloadavg()[0]:.1f}", flush=True)
-    figures = {name: medians(several) for name, several in runs.items()}
+    figures = {name: medians(runs[name]) | medians([pair[name] for pair in pairs]) for name in commands}
     print("\n".join(["", *table(figures), ""]))
-    slotted, token = figures["edgeglm --slots 4"], statistics.median(alone)
-    cost = figures["edgeglm"]["token cpu"] / token - 1
+    slotted = figures["edgeglm --slots 4"]
     print(f"4 streams beside 1: {slotted['streams 4'] / slotted['streams 1']:.2f}x")
-    print(
-        f"a token of the runner alone: {1e3 * token:.2f} ms of processor; HTTP adds {cost:+.1%} (bar: {OVERHEAD:.0%})"
-    )
+    print("\n".join(told_costs(pairs)))
     return 0
+
+
+def told_costs(pairs: Sequence[Mapping[str, Figures]]) -> Iterator[str]:
+    """Yield what HTTP costs: as the median of the pairs' ratios, and by its thread."""
+    token = statistics.median(pair["alone"]["token cpu"] for pair in pairs)
+    http = statistics.median(pair["edgeglm"]["http cpu"] for pair in pairs)
+    cost = statistics.median(pair["edgeglm"]["token cpu"] / pair["alone"]["token cpu"] - 1 for pair in pairs)
+    yield f"a token of the runner alone: {1e3 * token:.2f} ms of processor"
+    yield f"the server's process beside it, {len(pairs)} answers in turns: {cost:+.1%} (bar: {OVERHEAD:.0%})"
+    yield f"its thread for HTTP: {1e3 * http:.2f} ms, {http / token:.1%}"
 
 
 if __name__ == "__main__":

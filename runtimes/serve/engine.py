@@ -266,7 +266,7 @@ class Engine:
     def _end(self, job: Job, error: Exception | None) -> None:
         """Tell a request's client that it has ended, and how."""
         self.schedule.leave(job.claim)
-        self.rounds.ended()
+        self.rounds.ended(self.now())
         if isinstance(error, DamagedFileError) and (loaded := self.bundles.loaded.get(job.bundle)):
             loaded.is_damaged = True  # the next request opens the bundle anew
         if not isinstance(error, Cancelled):
@@ -287,7 +287,7 @@ class Engine:
                 self.bundles.loaded[name].leave(session)
         idle = [name for name in self.bundles.loaded.keys() - waited if self._is_idle(name, now)]
         self.bundles.release(idle, "idle")
-        if self.rounds.is_due(now):
+        if self.rounds.is_due(now, busy=bool(waited or running)):
             self.bundles.released["round"] += 1
             gc.collect()
             trim()

@@ -24,6 +24,7 @@ class Idle:
         session: A user's session, with the bundle that it asks; and a bundle that was not asked yet.
         round_requests: Requests between two rounds of cleaning up.
         round_seconds: Seconds between them, if there was any request.
+        round_quiet: Seconds without a request, after which one is made as well.
     """
 
     often: float = 30.0
@@ -31,6 +32,7 @@ class Idle:
     session: float = 300.0
     round_requests: float = 1000
     round_seconds: float = 60.0
+    round_quiet: float = 5.0
 
 
 class Hooks:
@@ -127,23 +129,25 @@ class Sessions:
 
 
 class Rounds:
-    """Rounds of cleaning up: one after so many requests, or so many seconds if there was any request.
+    """Rounds of cleaning up: after so many requests, or seconds if there was any request, and behind the last one.
 
     Args:
         idle: Says when.
     """
 
     def __init__(self, idle: Idle) -> None:
-        self.requests, self.seconds = idle.round_requests, idle.round_seconds
-        self._count, self._last = 0, 0.0
+        self.idle = idle
+        self._count, self._last, self._ended = 0, 0.0, 0.0
 
-    def ended(self) -> None:
+    def ended(self, now: float) -> None:
         """Count a request that has ended."""
-        self._count += 1
+        self._count, self._ended = self._count + 1, now
 
-    def is_due(self, now: float) -> bool:
-        """Return whether it is time for a round, which then counts as done."""
-        due = bool(self._count) and (self._count >= self.requests or now - self._last >= self.seconds)
+    def is_due(self, now: float, *, busy: bool) -> bool:
+        """Return whether it is time for a round, which then counts as done; `busy` says whether requests run."""
+        is_quiet = not busy and now - self._ended >= self.idle.round_quiet
+        is_time = self._count >= self.idle.round_requests or now - self._last >= self.idle.round_seconds
+        due = bool(self._count) and (is_quiet or is_time)
         if due:
             self._count, self._last = 0, now
         return due

@@ -65,16 +65,27 @@ def test_the_oldest_of_too_many_sessions_end() -> None:
 
 def test_a_round_comes_after_so_many_requests_or_seconds() -> None:
     rounds = Rounds(Idle(round_requests=3, round_seconds=60))
-    assert not rounds.is_due(1000.0)  # nothing was asked
-    rounds.ended()
-    assert rounds.is_due(1000.0)
-    rounds.ended()
-    assert not rounds.is_due(1059.0)
-    assert rounds.is_due(1060.0)
+    assert not rounds.is_due(1000.0, busy=True)  # nothing was asked
+    rounds.ended(1000.0)
+    assert rounds.is_due(1000.0, busy=True)
+    rounds.ended(1000.0)
+    assert not rounds.is_due(1059.0, busy=True)
+    assert rounds.is_due(1060.0, busy=True)
     for _ in range(3):
-        assert not rounds.is_due(1061.0)
-        rounds.ended()
-    assert rounds.is_due(1061.0)
+        assert not rounds.is_due(1061.0, busy=True)
+        rounds.ended(1061.0)
+    assert rounds.is_due(1061.0, busy=True)
+
+
+def test_a_round_comes_once_behind_the_last_request() -> None:
+    rounds = Rounds(Idle(round_quiet=5))
+    rounds.ended(100.0)
+    assert rounds.is_due(100.0, busy=True)
+    rounds.ended(101.0)
+    assert not rounds.is_due(105.0, busy=False)
+    assert not rounds.is_due(106.0, busy=True)
+    assert rounds.is_due(106.0, busy=False)
+    assert not rounds.is_due(120.0, busy=False)
 
 
 class Held:
