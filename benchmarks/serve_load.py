@@ -43,6 +43,8 @@ ANSWER_END = "</answer>"
 TIMEOUT = 600
 # Without a request, until the server has cleaned up: what is in memory while bodies of many megabytes come is no leak.
 REST_SECONDS = Idle().round_quiet + 3
+# For which a client keeps a connection that it does not use.
+KEPT_SECONDS = 30
 ERROR = {"message", "type", "param", "code"}
 # Of 20 requests, in the order in which they are made.
 KINDS = (
@@ -143,10 +145,7 @@ class Load:
     def _ask(self, path: str, fields: object) -> Any:  # noqa: ANN401
         body = fields if isinstance(fields, bytes) else json.dumps(fields).encode()
         while True:
-            connection = getattr(self._own, "connection", None)
-            if connection is None:
-                connection = self._own.connection = http.client.HTTPConnection(*self.address, timeout=TIMEOUT)
-                self._kept.append(connection)
+            connection = self._kept_connection()
             connection.request("POST", path, body, JSON)
             with connection.getresponse() as response:
                 data = json.loads(response.read())
@@ -155,6 +154,15 @@ class Load:
             time.sleep(0.2)
         assert response.status == 200, f"{response.status} {data}"
         return data
+
+    def _kept_connection(self) -> http.client.HTTPConnection:
+        """Return this client's connection; a new one, if the server may have closed it by now as unused."""
+        connection, now = getattr(self._own, "connection", None), time.monotonic()
+        if connection is None or now - self._own.used > KEPT_SECONDS:
+            connection = self._own.connection = http.client.HTTPConnection(*self.address, timeout=TIMEOUT)
+            self._kept.append(connection)
+        self._own.used = now
+        return connection
 
     def _send(self, data: bytes) -> socket.socket:
         connection = socket.create_connection(self.address, timeout=TIMEOUT)

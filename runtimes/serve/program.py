@@ -142,7 +142,8 @@ def read_keys(path: Path) -> tuple[str, ...]:
         with path.open(encoding="utf-8") as file:
             lines = file.read(MAX_KEYS_BYTES).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(path, f"cannot be read: {error}", "give a text file with a key a line") from error
+        why = getattr(error, "strerror", "it is no UTF-8")
+        raise UsageError(path, f"cannot be read: {why}", "give a text file with a key a line") from error
     keys = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
     if not keys:
         raise UsageError(path, "has no key", "write one a line")
@@ -164,7 +165,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
             listener.listen(BACKLOG)
         except OSError as error:
             why = f"{host}:{port} cannot be listened on: {error.strerror}"
-            raise UsageError("--port", why, "give another one; 0 is any that is free") from error
+            raise UsageError("--port", why, "give another one, or 0 for any that is free") from error
         yield listener
 
 
