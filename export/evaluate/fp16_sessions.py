@@ -6,13 +6,13 @@ overflows. Here each is a node in fp32 whose result is cast to fp16: casts that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper
+from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from edgeglm.bundle import Bundle
 from edgeglm.engines import ENGINES
@@ -90,10 +90,19 @@ def _rounded(bundle: Bundle, module: Module) -> bytes:
 
 
 def round_results(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph with every operator on fp16 in fp32, and its results cast to fp16."""
-    types, single, nodes = _types(proto), dict[str, str](), list[NodeProto]()
+    """Return the graph with every operator on fp16 in fp32, and its results cast to fp16, in bodies of nodes too."""
+    rounded = onnx.ModelProto()
+    rounded.CopyFrom(proto)
+    inferred = onnx.shape_inference.infer_shapes(proto)
+    _round_graph(rounded.graph, inferred.graph, {})
+    return rounded
+
+
+def _round_graph(graph: GraphProto, inferred: GraphProto, outer: Mapping[str, int]) -> None:
+    """Round the results of a graph's operators in place; `outer` are the types of values around a body."""
+    types, single, nodes = {**outer, **_types(inferred)}, dict[str, str](), list[NodeProto]()
     takers: dict[str, set[str]] = {}
-    for node in proto.graph.node:
+    for node in graph.node:
         for name in node.input:
             takers.setdefault(name, set()).add(node.op_type)
 
@@ -105,8 +114,11 @@ def round_results(proto: onnx.ModelProto) -> onnx.ModelProto:
             nodes.append(helper.make_node("Cast", [name], [single[name]], to=SINGLE))
         return single[name]
 
-    for node in proto.graph.node:
-        if node.op_type in EXACT or HALF not in {types.get(name) for name in (*node.input, *node.output)}:
+    for node, known in zip(graph.node, inferred.node, strict=True):
+        bodies = list(zip(_bodies(node), _bodies(known), strict=True))
+        for body, body_known in bodies:
+            _round_graph(body, body_known, types)
+        if bodies or node.op_type in EXACT or HALF not in {types.get(name) for name in (*node.input, *node.output)}:
             nodes.append(node)
             continue
         made = NodeProto()
@@ -121,17 +133,19 @@ def round_results(proto: onnx.ModelProto) -> onnx.ModelProto:
         nodes.append(made)
         pairs = zip(made.output, node.output, strict=True)
         nodes += [helper.make_node("Cast", [exact], [name], to=HALF) for exact, name in pairs if exact != name]
-    rounded = onnx.ModelProto()
-    rounded.CopyFrom(proto)
-    del rounded.graph.node[:]
-    del rounded.graph.value_info[:]
-    rounded.graph.node.extend(nodes)
-    return rounded
+    nodes = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    del graph.value_info[:]
+    graph.node.extend(nodes)
 
 
-def _types(proto: onnx.ModelProto) -> Mapping[str, int]:
-    """Return the element types of all values."""
-    graph = onnx.shape_inference.infer_shapes(proto).graph
+def _bodies(node: NodeProto) -> Iterator[GraphProto]:
+    for attribute in node.attribute:
+        yield from (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
+
+
+def _types(graph: GraphProto) -> Mapping[str, int]:
+    """Return the element types of a graph's values."""
     values = [*graph.value_info, *graph.input, *graph.output]
     types = {value.name: value.type.tensor_type.elem_type for value in values}
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}

@@ -111,6 +111,8 @@ def convert_model(plan: Plan, model: ir.Model, work: Path) -> tuple[ir.Model, Ma
     title = plan.precision.upper()
     rounded = found.share or any(node.op_type == "QuantizeLinear" for node in made.graph)
     if plan.precision != "fp16" and not rounded:
+        if found.unreached:
+            raise NoFormError(name, "no sample reaches its weights", "give samples that do by --calibration")
         if found.untouched:
             why = f"in {title} any of its weights takes an output further than {limit:.2g} from the original's"
             raise AccuracyError(name, why, "export it in fp16 or fp32")

@@ -38,6 +38,10 @@ class Form:
         """Return the recipe in ranges of values that were seen."""
         return replace(self.recipe, ranges=seen.ranges(self.choose))
 
+    def with_floating(self, names: Collection[str]) -> Form:
+        """Return the form with more nodes that stay as they are."""
+        return replace(self, recipe=replace(self.recipe, floating=frozenset([*self.recipe.floating, *names])))
+
     def with_wide(self, names: Collection[str]) -> Form:
         """Return the form with more nodes that compute in floating point."""
         return replace(self, recipe=replace(self.recipe, wide=frozenset([*self.recipe.wide, *names])))
@@ -128,7 +132,7 @@ def costs(model: ir.Model, seen: Seen) -> Callable[[Form], float]:
     def cost_of(form: Form) -> float:
         total = 0.0
         for name, count in products.items():
-            whole_number = name in integers and name not in form.recipe.wide
+            whole_number = name in integers and name not in {*form.recipe.wide, *form.recipe.floating}
             total += count * INTEGER + numbers[name] * ROUNDING if whole_number else count
         return total / whole
 

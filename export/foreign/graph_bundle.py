@@ -128,7 +128,7 @@ def _manifest(
         dialect=engine.dialect,
         inputs=inputs,
         outputs=outputs,
-        fp32_values=tuple(map(fitted, (*found.wide, *found.untouched))),
+        fp32_values=tuple(map(fitted, (*found.wide, *found.untouched, *found.unreached))),
         tried=found.tried,
         compiled=proof.compiled,
         max_relative_error=accuracy.error,

@@ -6,12 +6,13 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import onnx_ir as ir
-from onnx_ir.passes.common import NameFixPass
+from onnx_ir.traversal import RecursiveGraphIterator
 
 from edgeglm.export.evaluate.fp16_sessions import EXACT, round_results
 from edgeglm.export.foreign.half import to_half
 from edgeglm.export.foreign.made import Made, sample_files, samples_of
 from edgeglm.export.foreign.sensitivity import NAMED, search
+from edgeglm.export.foreign.tidy import name_nodes
 from edgeglm.export.foreign.trials import Trials, observe
 from edgeglm.export.graph.fix.half_range import LIMIT
 
@@ -32,10 +33,11 @@ def make_half(graph: Path, original: Path, held: Path, output: Path, limit: floa
         limit: The error at which it fails.
     """
     model = ir.load(graph)
-    NameFixPass()(model)
+    name_nodes(model)
     trials = Trials.of(original, sample_files(held), output.parent)
-    floats = [node for node in model.graph if node.op_type not in EXACT and _is_float(node)]
-    names = [f"{value.name}" for node in floats for value in node.outputs if value.name and _is_single(value)]
+    floats = [node for node in RecursiveGraphIterator(model.graph) if node.op_type not in EXACT and _is_float(node)]
+    whole = [node for node in floats if node.graph is model.graph]
+    names = [f"{value.name}" for node in whole for value in node.outputs if value.name and _is_single(value)]
     seen = observe(model, names, samples_of(held))
     large = {name for name, values in seen.items() if max(-values.low, values.high) > LIMIT}
     first = tuple(f"{node.name}" for node in floats if node in set(_touching(floats, large)) | set(_norms(floats)))

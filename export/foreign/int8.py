@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import NameFixPass
 from onnx_ir.traversal import RecursiveGraphIterator
 
 from edgeglm.export.foreign.activations import operations
@@ -17,7 +16,8 @@ from edgeglm.export.foreign.graph_precision import Task
 from edgeglm.export.foreign.integers import formed_nodes, integer_nodes, quantize, ranged_values
 from edgeglm.export.foreign.made import Made, read, sample_files
 from edgeglm.export.foreign.sensitivity import GOAL, NAMED, Search, search
-from edgeglm.export.foreign.trials import Trials, make_folds, observe
+from edgeglm.export.foreign.tidy import name_nodes
+from edgeglm.export.foreign.trials import Trials, make_folds, observe, reached
 from edgeglm.export.prove.values import two_digits
 from edgeglm.export.targets.base import Quantize, Quantizer
 
@@ -31,7 +31,7 @@ def make_integers(prepared: Path, task: Task) -> Made:
     """
     output, limit = Path(task.output), task.limit
     model = ir.load(prepared)
-    NameFixPass()(model)
+    name_nodes(model)
     kinds = {f"{node.name}": node.op_type for node in formed_nodes(model)}
     blocks = task.precision == "int4"
     names = [] if blocks else [f"{value.name}" for value in ranged_values(model)]
@@ -40,7 +40,9 @@ def make_integers(prepared: Path, task: Task) -> Made:
         lambda files: observe(model, names, map(read, files)) if names else {}, original, samples, held, output.parent
     )
     error_of = error_over(folds, lambda recipe: quantize(model, recipe))
+    unreached = _unreached(model, [*sample_files(samples), *sample_files(held)], output.parent)
     forms = [blocks_form(model)] if blocks else forms_of(model, pairs=task.pairs)
+    forms = [form.with_floating(unreached) for form in forms]
     chosen, errors, refined = choose(forms, error_of, costs(model, seen), refined_groups(model))
 
     form, found, untouched = _kept(model, chosen, error_of, limit)
@@ -61,6 +63,7 @@ def make_integers(prepared: Path, task: Task) -> Made:
         described(untouched.wide),
         chosen.title,
         _cost(model, (*found.wide, *refined), task),
+        described(unreached),
     )
 
 
@@ -115,15 +118,23 @@ def _kept(
         return error < limit
 
     def untouched(kept: Collection[str]) -> Form:
-        return replace(chosen, recipe=replace(chosen.recipe, floating=frozenset(kept)))
+        return chosen.with_floating(kept)
 
-    names = [f"{node.name}" for node in integer_nodes(model) if node.name not in chosen.recipe.wide]
+    left_out = {*chosen.recipe.wide, *chosen.recipe.floating}
+    names = [f"{node.name}" for node in integer_nodes(model) if node.name not in left_out]
     found = search(names, lambda kept: error_of(chosen.with_wide(kept)), passes, min(GOAL, limit))
     if passes(found.error):
         return chosen.with_wide(found.wide), found, Search((), found.error, found.error)
-    formed = [f"{node.name}" for node in formed_nodes(model)]
+    formed = [f"{node.name}" for node in formed_nodes(model) if node.name not in chosen.recipe.floating]
     left = search(formed, lambda kept: error_of(untouched(kept)), passes, min(GOAL, limit))
     return untouched(left.wide), replace(found, wide=()), left
+
+
+def _unreached(model: ir.Model, samples: Sequence[Path], work: Path) -> list[str]:
+    """Return the nodes in bodies whose weights no sample reaches, so that nothing could be measured of them."""
+    inside = [f"{node.name}" for node in formed_nodes(model) if node.graph is not model.graph]
+    computed = reached(model, map(read, samples), work) if inside else set[str]()
+    return [name for name in inside if name not in computed]
 
 
 def _share(model: ir.Model) -> float:

@@ -30,6 +30,7 @@ class Made(msgspec.Struct, frozen=True):
         share: How much of the weights is in INT8 or INT4; None where that was not counted.
         untouched: Nodes whose weights are not in INT8 either, most to blame first.
         form: The title of the form that was chosen.
+        unreached: Nodes in bodies of If and Loop that no sample reaches, which stay as they are.
     """
 
     tried: dict[str, float] = {}
@@ -41,22 +42,24 @@ class Made(msgspec.Struct, frozen=True):
     untouched: tuple[str, ...] = ()
     form: str = ""
     cost: float | None = None
+    unreached: tuple[str, ...] = ()
 
     def notes(self) -> list[str]:
         """Return what the user should know."""
         forms = len(self.tried)
         notes = [f"of {forms} forms, the least error for its cost: {self.form}"] if forms > 1 else []
-        for title, nodes in (
-            (self.widened, self.wide),
-            ("kept in floating point, weights too", self.untouched),
+        before = f"; the error was {self.before:.2g}" if self.before else ""
+        order = ", most to blame first" if self.before else ""
+        cost = f"; {self.cost:.0%} of its operations are theirs" if self.cost else ""
+        for title, nodes, more in (
+            (f"{self.widened}{order}", self.wide, f"{before}{cost}"),
+            (f"kept in floating point, weights too{order}", self.untouched, before),
+            ("kept in floating point, since no sample reaches them", self.unreached, ""),
         ):
             if nodes:
-                more = f" and {len(nodes) - NAMED} more" if len(nodes) > NAMED else ""
-                names = f"{', '.join(nodes[:NAMED])}{more}"
-                before = f", most to blame first: {names}; the error was {self.before:.2g}"
-                cost = f"; {self.cost:.0%} of its operations are theirs" if nodes is self.wide and self.cost else ""
-                notes.append(f"{title}{before if self.before else f': {names}'}{cost}")
-        if self.share is not None and self.share < MOST:
+                others = f" and {len(nodes) - NAMED} more" if len(nodes) > NAMED else ""
+                notes.append(f"{title}: {', '.join(nodes[:NAMED])}{others}{more}")
+        if self.share is not None and self.share < MOST and not self.unreached:
             why = "the others are of operators without a form of it"
             notes.append(f"{self.share:.0%} of the weights are in 8 bits or fewer: {why}")
         return notes

@@ -19,6 +19,7 @@ from onnx_ir.passes.common import (
     NameFixPass,
     RemoveInitializersFromInputsPass,
 )
+from onnx_ir.traversal import RecursiveGraphIterator
 
 from edgeglm.export.graph.passes.infer_types import InferTypes
 
@@ -71,12 +72,23 @@ def load_model(proto: ModelProto, shapes: Mapping[str, Sequence[int | str]]) -> 
     RemoveInitializersFromInputsPass()(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     ClearMetadataAndDocStringPass()(model)
-    NameFixPass()(model)
+    name_nodes(model)
     for value in model.graph.inputs:
         if (name := f"{value.name}") in shapes:
             value.shape = ir.Shape(shapes[name])
     InferTypes()(model)
     return model
+
+
+def name_nodes(model: ir.Model) -> None:
+    """Give every node a name of its own in the whole model, those in bodies too, and every value one in its graph."""
+    NameFixPass()(model)
+    taken = set[str]()
+    for node in RecursiveGraphIterator(model.graph):
+        name, count = f"{node.name}", 1
+        while node.name in taken:
+            node.name, count = f"{name}.{count}", count + 1
+        taken.add(f"{node.name}")
 
 
 def _graphs(graph: GraphProto) -> Iterator[GraphProto]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from edgeglm.runtimes.engines.ort.options import session_options
 Arrays = Mapping[str, NDArray[Any]]
 # Values that are asked for in one run: they are in memory together.
 TOGETHER = 32
+# How ONNX Runtime's profile ends the name of a node that it computed.
+COMPUTED = "_kernel_time"
 # Samples that forms are measured on.
 MOST = 32
 
@@ -134,6 +137,25 @@ def observe(model: ir.Model, names: Sequence[str], samples: Iterable[Arrays]) ->
             for name, array in zip(wanted, session.run(wanted, dict(sample)), strict=True):
                 _add(histograms, name, array)
     return histograms
+
+
+def reached(model: ir.Model, samples: Iterable[Arrays], work: Path) -> set[str]:
+    """Return the names of the nodes that are computed on samples, those in bodies of If and Loop among them.
+
+    Args:
+        model: Its nodes have names of their own.
+        samples: Of its inputs.
+        work: A folder for ONNX Runtime's profile.
+    """
+    graph = ir.to_proto(model).SerializeToString()
+    options = session_options(graph)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_profiling, options.profile_file_prefix = True, str(work / "reached")
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    for sample in samples:
+        session.run(None, dict(sample))
+    events = json.loads(Path(session.end_profiling()).read_bytes())
+    return {event["name"].removesuffix(COMPUTED) for event in events if event["name"].endswith(COMPUTED)}
 
 
 def _add(histograms: dict[str, Histogram], name: str, array: NDArray[Any]) -> None:

@@ -57,6 +57,17 @@ def graph(
     return model
 
 
+def branches() -> onnx.ModelProto:
+    """Return a graph of two products, of which an input chooses one."""
+    then, other = (
+        helper.make_graph([node("MatMul", ["x", name], [f"{name}y"])], name, [], [value(f"{name}y", [1, 32])])
+        for name in ("w", "v")
+    )
+    nodes = [node("If", ["c"], ["y"], then_branch=then, else_branch=other)]
+    inputs = [value("x", [1, 32]), value("c", [], T.BOOL)]
+    return graph(nodes, inputs, [value("y", [1, 32])], {"w": normal(32, 32), "v": normal(32, 32)})
+
+
 X, Y = [value("x", [2, 8])], [value("y", [2, 8])]
 FEED = {"x": normal(2, 8)}
 

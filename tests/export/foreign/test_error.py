@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -15,7 +16,8 @@ from edgeglm.bundle import read_sealed
 from edgeglm.errors import AccuracyError, UsageError
 from edgeglm.export.api import ExportRequest, ExportResult, export
 from edgeglm.export.foreign.error import calibrating
-from edgeglm.export.foreign.half_nodes import GOAL
+from edgeglm.export.foreign.half_nodes import GOAL, make_half
+from edgeglm.export.foreign.tidy import load_model
 from edgeglm.manifest import GraphAccuracy, GraphManifest
 
 RANDOM = np.random.default_rng(0)
@@ -111,6 +113,28 @@ def test_fp16_of_a_gpu_is_measured_with_its_roundings(tmp_path: Path) -> None:
     error, _ = accuracy(tmp_path)
     assert error is not None
     assert error < 1e-3
+
+
+def test_roundings_in_a_body_are_measured_too(tmp_path: Path) -> None:
+    """A sum that overflows in the body of a loop is kept in fp32 there."""
+    kinds = {"i": ([], TensorProto.INT64), "c": ([], TensorProto.BOOL), "s": ([4, 8], TensorProto.FLOAT)}
+    inputs = [helper.make_tensor_value_info(name, kind, shape) for name, (shape, kind) in kinds.items()]
+    results = [
+        helper.make_tensor_value_info(f"{name}_out", kinds[name][1], kinds[name][0]) for name in ("c", "s")
+    ]  # fmt: skip
+    steps = [
+        helper.make_node("Identity", ["c"], ["c_out"]),
+        helper.make_node("MatMul", ["s", "w"], ["h"]),
+        helper.make_node("Mul", ["h", "less"], ["s_out"]),
+    ]
+    body = helper.make_graph(steps, "body", inputs, results)
+    nodes = [helper.make_node("Loop", ["n", "", "x"], ["y"], body=body)]
+    less = np.array(1 / 8, np.float32)
+    graph = write(tmp_path, nodes, {"x": [4, 8], "y": [4, 8]}, w=np.ones((8, 8), np.float32), less=less, n=np.array(2))
+    ir.save(load_model(onnx.load(graph), {"x": (4, 8)}), tmp_path / "tidy.onnx")
+    samples = write_samples(tmp_path, [np.full((4, 8), 12000.0)])
+    made = make_half(tmp_path / "tidy.onnx", graph, samples, tmp_path / "half.onnx", 0.5)
+    assert [name.partition(" ")[2] for name in made.wide] == ["(MatMul)", "(Mul)"]
 
 
 def test_a_norm_of_small_operators_stays_in_fp32(tmp_path: Path) -> None:

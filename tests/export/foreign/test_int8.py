@@ -24,7 +24,7 @@ from edgeglm.export.foreign.new_nodes import float_array
 from edgeglm.export.foreign.sensitivity import search
 from edgeglm.export.foreign.trials import Seen, Trials, make_folds, observe
 from edgeglm.export.prove.onnx_run import opened
-from tests.export.foreign.small_graphs import graph, node, normal, value
+from tests.export.foreign.small_graphs import branches, graph, node, normal, value
 from tests.haswell import run_on_haswell
 
 RANDOM = np.random.default_rng(0)
@@ -126,14 +126,19 @@ def test_the_weights_of_recurrent_layers_are_in_int8(kind: str, tmp_path: Path) 
     assert error(*reversed(outputs(tmp_path, samples[3]))) < 0.05
 
 
+def test_what_no_sample_reaches_stays_as_it_is(tmp_path: Path) -> None:
+    samples = [{"x": normal(1, 32), "c": np.array(True)} for _ in range(4)]
+    _, notes = exported(branches(), samples, tmp_path)
+    (note,) = [note for note in notes if "no sample reaches" in note]
+    (name,) = read_sealed(tmp_path / "bundle").modules[0].fp32_values
+    assert note == f"kept in floating point, since no sample reaches them: {name}"
+    one, other = outputs(tmp_path, {**samples[0], "c": np.array(False)})
+    assert np.array_equal(one, other)
+    assert 1e-4 < error(*reversed(outputs(tmp_path, samples[0]))) < 0.05
+
+
 def test_a_layer_in_a_body_is_in_int8(tmp_path: Path) -> None:
-    then, other = (
-        onnx.helper.make_graph([node("MatMul", ["x", name], [f"{name}y"])], name, [], [value(f"{name}y", [1, 32])])
-        for name in ("w", "v")
-    )
-    nodes = [node("If", ["c"], ["y"], then_branch=then, else_branch=other)]
-    inputs = [value("x", [1, 32]), value("c", [], onnx.TensorProto.BOOL)]
-    model = graph(nodes, inputs, [value("y", [1, 32])], {"w": normal(32, 32), "v": normal(32, 32)})
+    model = branches()
     samples = [
         {"x": RANDOM.standard_normal((1, 32)).astype(np.float32), "c": np.array(index % 2 == 0)} for index in range(4)
     ]
