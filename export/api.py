@@ -159,7 +159,7 @@ def _opened(request: PlanRequest, profile: Profile, folder: Path, name: str) -> 
     shipped = DEMO_DATA if request.model is None else None
     return Request(
         folder, name, profile, request.precision, request.context, sizes, shipped, adapter=adapter,
-        prefixes=request.prefixes,
+        prefixes=request.prefixes, kv=request.kv,
     )  # fmt: skip
 
 
@@ -242,6 +242,7 @@ def _for_checkpoints(request: PlanRequest) -> dict[str, bool]:
         "--image-size": bool(request.image_sizes),
         "--adapter": request.adapter is not None,
         "--prefix": bool(request.prefixes),
+        "--kv": request.kv != "fp32",
     }
 
 

@@ -18,6 +18,8 @@ from edgeglm.roles import ENCODERS, HasRole, ModuleName
 Grid = tuple[int, int]  # rows and columns of patches
 # How a rotary embedding turns a head's channels: neighbours together, or those of its first half with its second's.
 RotaryStyle = Literal["pairs", "halves"]
+# What a decoder's keys and values are stored in, between its steps.
+KvType = Literal["fp32", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Choice(HasRole):
     """The choices for a module; `precision` names a scheme of `edgeglm.export.quantize.schemes`.
 
     `parts` are those that have another one: ``layer.0`` and so on, and what is before (``front``) and behind (``back``)
-    the layers.
+    the layers. `kv` is what a decoder's keys and values are stored in.
     """
 
     name: ModuleName
@@ -156,6 +158,7 @@ class Choice(HasRole):
     engine: EngineName | None
     dialect: Dialect
     parts: tuple[tuple[str, str], ...] = ()
+    kv: KvType = "fp32"
 
     @property
     def precisions(self) -> frozenset[str]:

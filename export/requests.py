@@ -13,6 +13,7 @@ from edgeglm.bundle import read_sealed
 from edgeglm.errors import AccuracyError
 from edgeglm.export.graph.check import Violation
 from edgeglm.export.metric import Metric
+from edgeglm.export.model import KvType
 from edgeglm.manifest import GraphManifest, Manifest, Rung
 
 Size = tuple[int, int]
@@ -31,6 +32,7 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         image_sizes: Pictures that the vision module takes, each (width, height) in pixels.
         adapter: The folder of a LoRA adapter that is merged into the weights.
         prefixes: Files of messages that prompts begin with, whose state the bundle ships.
+        kv: ``fp32`` or ``fp16``, what the decoder's keys and values are stored in.
     """
 
     target: str
@@ -40,6 +42,7 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     image_sizes: tuple[Size, ...] = ()
     adapter: str | None = None
     prefixes: tuple[Path, ...] = ()
+    kv: KvType = "fp32"
 
 
 class ExportRequest(PlanRequest, frozen=True, kw_only=True, tag=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
@@ -13,6 +13,7 @@ import click
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from edgeglm.export.choose.picture import parse_image_size
+from edgeglm.export.model import KvType
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,6 +52,13 @@ def model_options(function: F) -> F:
             multiple=True,
             metavar="FILE",
             help="A system prompt as text, or messages as .json, whose state the bundle ships; once for each.",
+        ),
+        click.option(
+            "--kv",
+            type=click.Choice(get_args(KvType)),
+            default="fp32",
+            show_default=True,
+            help="What keys and values are stored in; fp16 takes half of the memory, on ONNX Runtime alone.",
         ),
         click.option("--adapter", metavar="DIR", help="A LoRA adapter of peft to merge into the weights."),
         click.option("--context", type=click.IntRange(min=1), metavar="N", help="Maximum context length in tokens."),

@@ -19,6 +19,7 @@ from edgeglm.cli.output import json_option, print_json
 from edgeglm.cli.progress import Display
 from edgeglm.errors import printable
 from edgeglm.export.api import ExportRequest, ExportResult, Progress, export
+from edgeglm.export.model import KvType
 from edgeglm.export.pipeline.gate import brief
 from edgeglm.export.pipeline.job import NothingPassed
 from edgeglm.manifest import GraphManifest, Rung
@@ -50,6 +51,7 @@ def command(
     context: int | None,
     image_size: tuple[str, ...],
     prefixes: tuple[Path, ...],
+    kv: KvType,
     adapter: str | None,
     out: Path | None,
     format_: str,
@@ -73,6 +75,7 @@ def command(
         image_sizes=image_sizes(image_size),
         adapter=adapter,
         prefixes=prefixes,
+        kv=kv,
         output=out,
         format=format_,
         max_ram=parse_budget(max_ram),

@@ -12,6 +12,7 @@ from edgeglm.cli.checkpoint_options import checkpoint_options, image_sizes
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.errors import printable
 from edgeglm.export.api import Forecast, PlanRequest, plan
+from edgeglm.export.model import KvType
 from edgeglm.units import format_size
 
 
@@ -25,6 +26,7 @@ def command(
     context: int | None,
     image_size: tuple[str, ...],
     prefixes: tuple[Path, ...],
+    kv: KvType,
     adapter: str | None,
     as_json: bool,
 ) -> None:
@@ -42,6 +44,7 @@ def command(
             image_sizes=image_sizes(image_size),
             adapter=adapter,
             prefixes=prefixes,
+            kv=kv,
         )
     )
     if as_json:

@@ -12,6 +12,7 @@ from edgeglm.cli.checkpoint_options import calibration_option, image_sizes, mode
 from edgeglm.cli.export import print_result, run_export
 from edgeglm.cli.output import json_option
 from edgeglm.export.api import SearchRequest, search
+from edgeglm.export.model import KvType
 from edgeglm.units import parse_percent
 
 
@@ -45,6 +46,7 @@ def command(
     context: int | None,
     image_size: tuple[str, ...],
     prefixes: tuple[Path, ...],
+    kv: KvType,
     adapter: str | None,
     accuracy_drop: str,
     goal: Literal["size", "latency", "memory"],
@@ -65,6 +67,7 @@ def command(
         context=context,
         image_sizes=image_sizes(image_size),
         prefixes=prefixes,
+        kv=kv,
         adapter=adapter,
         output=out,
         max_ram=parse_budget(max_ram),

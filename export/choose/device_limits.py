@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from edgeglm.devices.profile import Profile
 from edgeglm.errors import UnsupportedError
-from edgeglm.export.model import Choice
+from edgeglm.export.model import Choice, KvType
 
 
 def check_limits(choices: Iterable[Choice], profile: Profile) -> None:
@@ -25,6 +26,20 @@ def check_limits(choices: Iterable[Choice], profile: Profile) -> None:
     ):
         for choice in refused:
             raise UnsupportedError(f"{profile.name}: {choice.name}", why, "give a profile that puts it on the CPU")
+
+
+def with_kv(choices: Iterable[Choice], kv: KvType, profile: Profile) -> tuple[Choice, ...]:
+    """Return the choices with what a decoder's keys and values are stored in.
+
+    Raises:
+        UnsupportedError: The decoder's graph does not convert them.
+    """
+    placed = tuple(replace(choice, kv=kv) if choice.is_decoder else choice for choice in choices)
+    for choice in placed:
+        if choice.kv != "fp32" and not choice.kind.contrib:
+            why = f"is made for ONNX Runtime on the CPU, and {profile.name} has its decoder elsewhere"
+            raise UnsupportedError(f"--kv {kv}", why, "leave it out")
+    return placed
 
 
 def needs_more_opset(choice: Choice, profile: Profile) -> bool:

@@ -149,7 +149,7 @@ def _identity(opened: Opened, job: Job, request: SearchRequest) -> str:
             digest.update(f"{file.name}\0{size}\0".encode() + source.read(END))
             source.seek(max(0, size - END))
             digest.update(source.read(END))
-    options = (request.goal, request.accuracy_drop, request.context, request.image_sizes, request.prefixes)
+    options = (request.goal, request.accuracy_drop, request.context, request.image_sizes, request.prefixes, request.kv)
     digest.update(repr((job.request.profile, opened.checkpoint.adapter_sha256, options)).encode())
     digest.update(examples_hash(job.samples).encode())
     return digest.hexdigest()

@@ -240,9 +240,10 @@ def _size(prepared: Prepared, module: PreparedModule) -> plan.ModuleSize:
 
 def _option(precision: str, prepared: Prepared, context: int, usable: int, lengths: Sequence[int]) -> Option:
     sizes, decoder = module_sizes(prepared), prepared.model.decoder
+    placed = next(size.choice for size in sizes if size.choice.is_decoder)
     peaks = plan.by_context(sizes, decoder, prepared.opened.context)
     compiled = sum(int(plan.COMPILED_FACTOR * size.nbytes) for size in sizes if size.choice.kind.integers)
-    shipped = sum(plan.prefix_bytes(decoder, length) for length in lengths)
+    shipped = sum(plan.prefix_bytes(placed, decoder, length) for length in lengths)
     fits = plan.device_peak(sizes, decoder, context) <= usable
     return Option(precision, prepared.bundle_bytes + compiled + shipped, peaks, fits)
 

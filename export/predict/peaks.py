@@ -51,6 +51,8 @@ PIXEL_BYTES = 64
 SCORES = 3
 # The mask of a pass: as it is made, and as the engine is given it.
 MASKS = 2
+# The keys or values of a layer in fp32, where they are stored in fp16, and the arena's smaller ones of earlier passes.
+WIDENED = 2
 CONTEXTS = (1024, 4096, 8192)
 # The head of a block of keys and values, which names a bundle's files and the block's tokens.
 HEAD_BYTES = 4 << 10
@@ -151,13 +153,18 @@ def _streaming(module: ModuleSize, workers: int) -> int:
 
 def device_peak(modules: Sequence[ModuleSize], decoder: Decoder, context: int) -> int:
     """Return the peak memory of running a bundle with `context` tokens; modules are in memory one after the other."""
-    beside = attention_bytes(decoder, context) + 4 * decoder.hidden * context
     peaks = [
-        _device_peak(module, state_bytes(module.choice, decoder, context) + beside if module.choice.is_decoder else 0)
+        _device_peak(module, _context_bytes(module.choice, decoder, context) if module.choice.is_decoder else 0)
         for module in modules
     ]
     seen = PICTURE_BYTES if any(module.choice.is_image for module in modules) else 0
     return _runner_bytes(decoder) + seen + max(*peaks, int((LOADING - 1) * _words_bytes(decoder)))
+
+
+def _context_bytes(choice: Choice, decoder: Decoder, context: int) -> int:
+    """Return what grows with the context: keys and values, scores and mask, and the prompt's embeddings."""
+    beside = attention_bytes(choice, decoder, context) + 4 * decoder.hidden * context
+    return state_bytes(choice, decoder, context) + beside
 
 
 def slots_peak(modules: Sequence[ModuleSize], decoder: Decoder, slots: int) -> tuple[int, int]:
@@ -179,14 +186,13 @@ def slots_peak(modules: Sequence[ModuleSize], decoder: Decoder, slots: int) -> t
     encoding = max((_device_peak(encoder, 0) for encoder in encoders), default=0)
     loading = int((LOADING - 1) * _words_bytes(decoder))
     process = _runner_bytes(decoder) + SERVER_BYTES + PICTURE_BYTES + module.loaded
-    return process + max(module.largest, kept + max(encoding, loading)), kv_bytes(
-        decoder, 1
-    ) + 4 * decoder.hidden + least
+    token = state_bytes(module.choice, decoder, 1) + 4 * decoder.hidden + least
+    return process + max(module.largest, kept + max(encoding, loading)), token
 
 
-def prefix_bytes(decoder: Decoder, tokens: int) -> int:
+def prefix_bytes(choice: Choice, decoder: Decoder, tokens: int) -> int:
     """Return what the state behind a prefix of so many tokens takes in a bundle."""
-    return kv_bytes(decoder, tokens) + -(-tokens // TOKENS) * HEAD_BYTES
+    return kv_bytes(choice, decoder, tokens) + -(-tokens // TOKENS) * HEAD_BYTES
 
 
 def prefix_peak(modules: Sequence[ModuleSize], decoder: Decoder, lengths: Sequence[int]) -> int:
@@ -199,23 +205,27 @@ def decoder_width(decoder: Decoder) -> int:
     return decoder.heads * decoder.head_dim + 2 * (decoder.hidden + decoder.intermediate) // 5
 
 
-def kv_bytes(decoder: Decoder, context: int) -> int:
+def kv_bytes(choice: Choice, decoder: Decoder, context: int) -> int:
     """Return the bytes of the keys and values of so many tokens."""
-    return 2 * 4 * decoder.layers * decoder.kv_heads * decoder.head_dim * context
+    size = 2 if choice.half or choice.kv == "fp16" else 4
+    return 2 * size * decoder.layers * decoder.kv_heads * decoder.head_dim * context
 
 
 def state_bytes(choice: Choice, decoder: Decoder, context: int) -> int:
     """Return the bytes of a session's buffers of keys and values for so many tokens."""
-    # Plain operators join them with the new ones in each step, into another buffer; in half precision both are fp16.
-    buffers = 2 if choice.kind.is_plain else 1
-    return buffers * kv_bytes(decoder, context) // (2 if choice.half else 1)
+    # Plain operators join them with the new ones in each step, into another buffer.
+    stored = (2 if choice.kind.is_plain else 1) * kv_bytes(choice, decoder, context)
+    widened = 4 * decoder.kv_heads * decoder.head_dim * context if choice.kv == "fp16" else 0
+    return stored + WIDENED * widened
 
 
-def attention_bytes(decoder: Decoder, context: int) -> int:
-    """Return the bytes of scores and mask of the largest pass, whose tokens `piece_for` has bounded."""
+def attention_bytes(choice: Choice, decoder: Decoder, context: int) -> int:
+    """Return the bytes of scores and mask of the largest pass: on ONNX Runtime `piece_for` has bounded its tokens."""
     tokens = min(PREFILL_CHUNK, context)
-    row = 4 * decoder.heads * context
-    scores = min(row * tokens, max(row * LEAST_PIECE, SCORES_BYTES))
+    row = (2 if choice.half else 4) * decoder.heads * context
+    scores = row * tokens
+    if choice.kind.contrib:
+        scores = min(scores, max(row * LEAST_PIECE, SCORES_BYTES))
     return SCORES * scores + MASKS * scores // decoder.heads
 
 

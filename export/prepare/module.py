@@ -16,6 +16,7 @@ from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.graph.assemble import build, stack_of
 from edgeglm.export.graph.check import Violation
 from edgeglm.export.graph.conform import fit
+from edgeglm.export.graph.half_state import store_half
 from edgeglm.export.graph.position_embedding import position_embedding
 from edgeglm.export.graph.slots import SLOTS, with_slots
 from edgeglm.export.model import Choice, Grid, Model, Part, Stored
@@ -123,6 +124,8 @@ def _lower(
         stored = tuple(quantize_graph(graph, choice.dialect, scheme_of))
         named = tuple(dict.fromkeys(stack.segment_of(weight.names[0]) for weight in stored if weight.columns > 1))
     _check_parts(choice, named)
+    if choice.is_decoder and choice.kv == "fp16":
+        store_half(graph)
     assert choice.engine is not None
     fixes: tuple[Violation, ...] = ()
     if not choice.is_converted:

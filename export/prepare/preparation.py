@@ -11,7 +11,7 @@ from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.export.checkpoint.adapter import open_checkpoint
 from edgeglm.export.checkpoint.processor import ImageProcessor, read_processor
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.choose.device_limits import check_limits
+from edgeglm.export.choose.device_limits import check_limits, with_kv
 from edgeglm.export.choose.formats import with_formats
 from edgeglm.export.choose.picture import Picture, choose_picture
 from edgeglm.export.choose.precision import choose, npu_note
@@ -68,6 +68,7 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
                 raise UnsupportedError(f"--precision {request.precision}", why, "choose int8")
     check_limits(choices, request.profile)
     choices = with_formats(choices, request.profile, request.format, checkpoint.tensors.values())
+    choices = with_kv(choices, request.kv, request.profile)
     context, config = choose_context(request, checkpoint), checkpoint.config_json
     if vision is None and request.image_sizes:
         raise UsageError("--image-size", "the model takes no images", "leave it out")

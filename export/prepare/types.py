@@ -21,7 +21,7 @@ from edgeglm.export.checkpoint.lineage import ORIGINAL, ORIGINAL_SHA256, read_li
 from edgeglm.export.checkpoint.processor import ImageProcessor
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.graph.check import Violation
-from edgeglm.export.model import Choice, Grid, Model, Stored
+from edgeglm.export.model import Choice, Grid, KvType, Model, Stored
 from edgeglm.export.quantize.feedback import Inputs
 from edgeglm.export.quantize.kept import describe_kept
 from edgeglm.export.quantize.product_errors import ProductErrors, mean_errors
@@ -55,6 +55,7 @@ class Request:
     format: str = USUAL_FORMAT
     adapter: Path | None = None
     prefixes: tuple[Path, ...] = ()
+    kv: KvType = "fp32"
 
 
 @dataclass(frozen=True)
@@ -258,6 +259,8 @@ class Prepared:
         """Return the options as the manifest keeps them."""
         asked = ",".join(f"{width}x{height}" for width, height in self.request.image_sizes) or None
         more = {} if self.request.format == USUAL_FORMAT else {"format": self.request.format}
+        if self.request.kv != "fp32":
+            more["kv"] = self.request.kv
         if self.checkpoint.adapter_sha256:
             more["adapter_sha256"] = self.checkpoint.adapter_sha256
         if lineage := read_lineage(self.checkpoint.folder):

@@ -75,6 +75,26 @@ def test_the_bundle_is_as_large_as_the_plan_says(precision: str, tiny: Path, tmp
     check(plan(capsys, *arguments), read_manifest(tmp_path / "bundle"))
 
 
+def test_keys_and_values_in_fp16_take_half_in_the_plan_and_in_the_bundle(
+    tiny: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    arguments = (tiny, "--target", "cpu", "--kv", "fp16")
+    assert run(capsys, "export", *arguments, "-o", tmp_path / "bundle")[0] == 0
+    half, made = plan(capsys, *arguments), read_manifest(tmp_path / "bundle")
+    check(half, made)
+    assert made.provenance.options["kv"] == "fp16"
+    decoder = next(module for module in made.modules if module.is_decoder)
+    states = [tensor for tensor in decoder.inputs + decoder.outputs if tensor.name.startswith(("cache_", "new_"))]
+    assert {tensor.dtype for tensor in states} == {"float16"}
+    wide = plan(capsys, *arguments[:-2])["device_peak_rss_bytes"]
+    assert all(size < wide[context] for context, size in half["device_peak_rss_bytes"].items())
+
+
+def test_keys_and_values_in_fp16_are_for_onnx_runtime(tiny: Path, capsys: Capture) -> None:
+    result = run(capsys, "plan", tiny, "--target", "jetson-orin", "--kv", "fp16")
+    check_failure(result, 3, "--kv fp16: is made for ONNX Runtime on the CPU, and jetson-orin has .* elsewhere; ")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["cpu", "jetson"])
 def test_the_demo_is_as_large_as_the_plan_says(target: str, tmp_path: Path, capsys: Capture) -> None:
