@@ -29,11 +29,7 @@ def check_limits(choices: Iterable[Choice], profile: Profile) -> None:
 
 
 def with_kv(choices: Iterable[Choice], kv: KvType, profile: Profile) -> tuple[Choice, ...]:
-    """Return the choices with what a decoder's keys and values are stored in.
-
-    Raises:
-        UnsupportedError: The decoder's graph does not convert them.
-    """
+    """Return the choices with the decoder's type of keys and values. Raises UnsupportedError if it has another."""
     placed = tuple(replace(choice, kv=kv) if choice.is_decoder else choice for choice in choices)
     for choice in placed:
         if choice.kv != "fp32" and not choice.kind.contrib:

@@ -68,7 +68,7 @@ def test_a_step_reads_what_it_has_just_written_rounded(folder: Path, half: Decod
     ]
     assert half.row_bytes * 2 == exact.row_bytes
     exact.close()
-    assert 0 < min(errors)
+    assert min(errors) > 0
     assert max(errors) < ROUNDED
 
 
