@@ -7,7 +7,7 @@ Reshape, which the engine does in place, and the shape that it asks for is compu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -67,7 +67,7 @@ def _reading(name: str, cache: ir.Value, new: ir.Value, same: ir.Value, dtype: i
 
 def _node(
     operator: str,
-    inputs: list[ir.Value] | tuple[ir.Value, ...],
+    inputs: Sequence[ir.Value],
     name: str,
     dtype: ir.DataType,
     shape: ir.Shape | None = None,
