@@ -4,7 +4,7 @@
 thread, over the buffers of one layer after the other, as a decoder has them: a step finds none in the processor's
 cache. What is not fp32 is widened at each step, by a Cast or a DequantizeLinear in front of both products. The forms
 take turns. The table has medians of a layer's processor time, the bytes that a token takes, and the difference from
-fp32 on random values. The form ``read`` is the largest of the same fp32 values, which reads them once: no attention can take less.
+fp32 on random values. The form ``read`` only reads the same fp32 values once: no attention can take less.
 """
 
 from __future__ import annotations
