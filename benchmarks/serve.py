@@ -2,9 +2,9 @@
 
 ``python -m benchmarks.serve BUNDLE --rival 'COMMAND'`` starts ``edgeglm serve`` without slots and with four, and each
 rival's command, in which ``{port}`` stands for a port and ``{threads}`` for the threads. A rival speaks OpenAI's
-``/v1/completions`` with streams, such as llama.cpp's ``llama-server -m F.gguf --port {port} -np 4`` or
-``python -m llama_cpp.server --model F.gguf --port {port}``, whose requests wait for each other. All are asked in
-turns, so that a noisy machine hurts them alike; figures are medians over the turns.
+``/v1/completions`` with streams, such as llama.cpp's ``llama-server -m F.gguf --port {port} -np 4``, or ``python -m
+llama_cpp.server --model F.gguf --port {port} --interrupt_requests False``, which answers one request at a time. All are
+asked in turns, so that a noisy machine hurts them alike; figures are medians over the turns.
 
 Without BUNDLE it is the 300M GLM-4 shape in INT4, made in the folder ``--work``: with random weights, and words that
 are whole characters, so that each token comes as an event. The cost of HTTP is told twice: by what a server's process
@@ -172,9 +172,9 @@ def served_cpu(server: Server, drawn: int) -> Figures:
 
 def runner_cpu(runner: Runner, drawn: int) -> float:
     """Return what a token costs a runner in this process, without HTTP."""
+    before = time.process_time()
     asked = text_prompt(runner.chat, runner.model, prompt(WORDS, 0))
     sampling = replace(Sampling.of(runner.bundle.manifest.generation), temperature=1.0)
-    before = time.process_time()
     done = runner.answer(asked, max_new_tokens=PAIR_TOKENS, sampling=Sampler(sampling, drawn), grammar="off")
     return (time.process_time() - before) / done.generated_tokens
 

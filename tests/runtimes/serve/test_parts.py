@@ -22,7 +22,15 @@ from edgeglm.runtimes.serve.errors import ApiError, to_api
 from edgeglm.runtimes.serve.program import named, read_keys
 from edgeglm.runtimes.serve.release import Idle
 from edgeglm.runtimes.serve.responses import Completion
-from edgeglm.runtimes.serve.schema import ChatRequest, check_chat, decode
+from edgeglm.runtimes.serve.schema import (
+    ChatRequest,
+    DetokenizeRequest,
+    TextRequest,
+    TokenizeRequest,
+    check_chat,
+    decode,
+)
+from tests.cli.commands import ROOT
 from tests.runtimes.serve.conftest import question
 
 
@@ -120,6 +128,20 @@ def test_bundles_share_one_budget(exact: Path, tmp_path: Path) -> None:
     finally:
         engine.stop()
     assert engine.bundles.loaded == {}
+
+
+@pytest.mark.parametrize("kind", [ChatRequest, TextRequest, TokenizeRequest, DetokenizeRequest])
+def test_the_docs_name_every_field(kind: type[ChatRequest]) -> None:
+    page = (ROOT / "docs/serve.md").read_text()
+    assert [field for field in kind.__struct_fields__ if f"`{field}`" not in page and f"`{field}." not in page] == []
+
+
+def test_a_file_without_keys_says_why(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nothing: cannot be read: No such file or directory; give"):
+        read_keys(tmp_path / "nothing")
+    (tmp_path / "bytes").write_bytes(b"\xff")
+    with pytest.raises(UsageError, match="it is no UTF-8"):
+        read_keys(tmp_path / "bytes")
 
 
 def test_keys_are_lines(tmp_path: Path) -> None:
