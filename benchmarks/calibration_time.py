@@ -18,7 +18,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
-from benchmarks.random_checkpoint import AUTOGLM_PHONE_9B, glm4_config, write_checkpoint
+from benchmarks.random_checkpoint import write_checkpoint
+from benchmarks.random_shapes import AUTOGLM_PHONE_9B, glm4_config
 from edgeglm.devices.loader import load_profile
 from edgeglm.export.calibrate.calibrator import MOST, PASSAGE, SAMPLES, calibrate
 from edgeglm.export.pipeline.export import export

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-from benchmarks.random_checkpoint import header, shape_config, weight_shapes
+from benchmarks.random_checkpoint import header
+from benchmarks.random_shapes import shape_config, weight_shapes
 from edgeglm.devices.loader import load_profile
 from edgeglm.export.model import KvType
 from edgeglm.export.predict.forecast import module_sizes

@@ -168,7 +168,7 @@ def _export_checkpoint(request: ExportRequest, budget: int, show: Show) -> Expor
     from edgeglm.export.checkpoint.reader import Checkpoint
     from edgeglm.export.pipeline.gate import open_gate
     from edgeglm.export.pipeline.job import Job
-    from edgeglm.export.write.writer import check_target
+    from edgeglm.export.write.target import check_target
 
     if request.max_error is not None:
         raise UsageError("--max-error", "is only for ONNX graphs", "give --accuracy-drop")
@@ -196,7 +196,7 @@ def _export_graph(request: ExportRequest, budget: int, show: Show) -> ExportResu
     from edgeglm.export.foreign.graph_bundle import export_graph
     from edgeglm.export.foreign.graph_plan import GraphRequest, open_graph
     from edgeglm.export.foreign.quiet import quiet
-    from edgeglm.export.write.writer import check_target
+    from edgeglm.export.write.target import check_target
     from edgeglm.scratch import scratch_folder
 
     others = {"--accuracy-drop": request.accuracy_drop is not None, "--no-resume": not request.resume}

@@ -89,3 +89,14 @@ def test_a_write_through_a_map_that_was_open_before_is_seen(large: Path) -> None
 def test_the_file_system_is_that_of_the_nearest_mount() -> None:
     assert digest._file_system(Path("/proc/self/status")) == "proc"
     assert digest._file_system(Path("relative")) == ""
+
+
+def test_hashing_takes_bounded_memory_and_notices_a_short_file(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(bytes(3 << 20))
+    with open(path, "rb") as file:
+        hasher = hashlib.sha256()
+        digest.hash_range(hasher, file.fileno(), 1, 3 << 20)
+        assert hasher.digest() == hashlib.sha256(bytes((3 << 20) - 1)).digest()
+        with pytest.raises(OSError, match="ends at byte 3145728"):
+            digest.hash_range(hasher, file.fileno(), 0, (3 << 20) + 1)

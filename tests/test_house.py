@@ -13,21 +13,14 @@ ROOT = Path(__file__).parents[1]
 CODE = ("edgeglm", "export", "runtimes", "devices")
 LONGEST = 300
 
-# Files of more than 300 lines, by name: a file may move.
-LONG = set(
-    """
-    export.py manifest.py random_checkpoint.py screens.py templates.py
-    test_bundle.py test_pack.py test_templates.py writer.py
-""".split()
-)
-
-# Modules that no test imports and no test file is named after, by name. Other tests run them.
+# Modules that no test imports and no test file is named after, by name. Other tests run them. This list is the floor of
+# coverage: on Python 3.11 a run that counts lines took 2.6 times the processor, and sees no child process.
 UNTESTED = set(
     """
     accuracy_report adb awq budget cases chat_request chat_worker checkpoint_options compile_worker
     compressed convert convert_task convert_worker converter device device_limits dialects execute explain
     fill formats glm gptq graph_bundle graph_plan header header_checks matrix_cells
-    observe output overflow progress reader remote restore run serve
+    observe overflow progress reader remote restore run serve
     settings shipped_assets sidecars stamp start template_limits torch_modules tower unhooked value_ranges
 """.split()
 )
@@ -53,12 +46,11 @@ def python_files(*folders: str) -> Iterator[Path]:
 
 def test_files_have_at_most_300_lines() -> None:
     long = {
-        path.name
+        str(path.relative_to(ROOT))
         for path in python_files(*CODE, "tests", "benchmarks")
         if len(path.read_text(encoding="utf-8").splitlines()) > LONGEST
     }
-    assert long - LONG == set(), "look for a second responsibility"
-    assert LONG - long == set(), "take these out of LONG"
+    assert long == set(), "look for a second responsibility"
 
 
 def test_modules_have_a_test_of_their_own() -> None:

@@ -16,7 +16,8 @@ import pytest
 
 pytest.importorskip("onnx_ir")
 
-from benchmarks.random_checkpoint import CONFIGS, shape_config, weight_shapes, write_checkpoint
+from benchmarks.random_checkpoint import write_checkpoint
+from benchmarks.random_shapes import CONFIGS, shape_config, weight_shapes
 from edgeglm.errors import BudgetError, UsageError
 from edgeglm.export.checkpoint.reader import Checkpoint
 

@@ -291,11 +291,5 @@ def _covered(random: Random, kind: str, density: float) -> Scene:
             for name, left in zip(names, (0.06, 0.54), strict=True)
         ]
     return Scene(
-        kind,
-        tuple(elements),
-        random.random(),
-        app=below.app,
-        dock=below.dock,
-        panel=panel,
-        behind=below.elements,
+        kind, tuple(elements), random.random(), app=below.app, dock=below.dock, panel=panel, behind=below.elements
     )

@@ -24,7 +24,8 @@ from edgeglm.export.model import Stored
 from edgeglm.export.pipeline.self_test import UNSURE, own_assets
 from edgeglm.export.predict.forecast import predict_slots
 from edgeglm.export.prefix.ship import ship_prefixes
-from edgeglm.export.prepare.identity import Unchanged, identify, is_source_of, job_name
+from edgeglm.export.prepare.entry import describe_module, describe_shape
+from edgeglm.export.prepare.identity import Unchanged, identify, is_source_of, job_name, weights_sha256
 from edgeglm.export.prepare.module import serialize
 from edgeglm.export.prepare.types import Prepared, PreparedModule
 from edgeglm.export.prove.probes import Example
@@ -32,7 +33,6 @@ from edgeglm.export.prove.prover import Prover, prove_shape
 from edgeglm.export.prove.slots import prove_slots
 from edgeglm.export.quantize.stream import WORKERS, Piece
 from edgeglm.export.targets.base import compile_step, write_step
-from edgeglm.export.write.describe import describe_tensors
 from edgeglm.export.write.layout import write
 from edgeglm.export.write.output import OutputFile
 from edgeglm.export.write.reuse import Found, Reuse
@@ -192,9 +192,9 @@ def _export_module(
         compiled, error = step.compile_module(prepared, module, writer)
     probes = zip(module.shapes, prepared.shape_probes, strict=True) if module.shapes else ()
     shapes = tuple(
-        _describe_shape(shape, prove_shape(prepared, shape, probe, writer, output)) for shape, probe in probes
+        describe_shape(shape, prove_shape(prepared, shape, probe, writer, output)) for shape, probe in probes
     )
-    described = _describe(module, error, compiled, proof.wide, shapes)
+    described = describe_module(module, error, compiled, proof.wide, shapes)
     described = msgspec.structs.replace(described, products=prepared.product_errors(module.choice))
     if not module.slots:
         return described
@@ -267,47 +267,6 @@ def _write_graph(module: PreparedModule, writer: BundleWriter) -> None:
         writer.small(module.slots_file, module.slots)
 
 
-def _describe_shape(shape: PreparedModule, error: float | None) -> manifest.Shape:
-    assert shape.graph is not None
-    assert shape.grid is not None
-    inputs, outputs = (
-        describe_tensors(list(tensors)) for tensors in (shape.graph.graph.inputs, shape.graph.graph.outputs)
-    )
-    return manifest.Shape(grid=shape.grid, file=shape.file, inputs=inputs, outputs=outputs, max_relative_error=error)
-
-
-def _describe(
-    module: PreparedModule,
-    error: float,
-    compiled: manifest.Compiled | None,
-    wide: tuple[str, ...],
-    shapes: tuple[manifest.Shape, ...],
-) -> manifest.Module:
-    choice, graph = module.choice, module.graph
-    if graph is None:
-        stored = module.jobs[0].stored
-        inputs: tuple[manifest.Tensor, ...] = (manifest.Tensor("input_ids", "int64", ("sequence",)),)
-        outputs: tuple[manifest.Tensor, ...] = (manifest.Tensor("hidden", "float32", ("sequence", stored.columns)),)
-    else:
-        inputs, outputs = (describe_tensors(list(values)) for values in (graph.graph.inputs, graph.graph.outputs))
-    return manifest.Module(
-        name=choice.name,
-        file=module.file,
-        format="onnx" if graph else "rows",
-        precision=choice.stated,
-        parts=module.part_precisions if choice.parts else {},
-        fp32_values=wide,
-        placement=choice.placement,
-        engine=choice.engine,
-        dialect=choice.dialect if graph else None,
-        inputs=inputs,
-        outputs=outputs,
-        max_relative_error=error,
-        compiled=compiled,
-        shapes=shapes,
-    )
-
-
 def _manifest(
     prepared: Prepared,
     modules: tuple[manifest.Module, ...],
@@ -322,7 +281,7 @@ def _manifest(
         generation=prepared.opened.generation,
         provenance=manifest.Provenance(
             config_sha256=config_sha256,
-            weights_sha256=_weights_sha256(prepared, writer),
+            weights_sha256=weights_sha256(prepared, writer.notes),
             calibration_sha256=prepared.calibration.sha256 if prepared.calibration else None,
             versions=prepared.versions(),
             options=prepared.options(),
@@ -338,17 +297,3 @@ def _page(prepared: Prepared, made: manifest.Manifest, writer: BundleWriter) -> 
         module.name: sum(file.stat().st_size for file in writer.path(module.name).iterdir()) for module in made.modules
     }
     return render(PageData.of(made, sizes, prepared.checkpoint.total_bytes))
-
-
-def _weights_sha256(prepared: Prepared, writer: BundleWriter) -> str:
-    """Hash name, dtype, shape and hash of every tensor that was read, sorted: sharding does not change it."""
-    hashes: dict[str, str] = {}
-    for module in prepared.modules:
-        for index, job in enumerate(module.jobs):
-            names = dict.fromkeys(job.stored.names)
-            hashes |= dict(zip(names, writer.note_of(job_name(module, index)).split(), strict=True))
-    digest = hashlib.sha256()
-    for name, sha256 in sorted(hashes.items()):
-        tensor = prepared.checkpoint.find(name)
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} {sha256}\n".encode())
-    return digest.hexdigest()

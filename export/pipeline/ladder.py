@@ -23,7 +23,7 @@ from edgeglm.export.prove.probes import Example, example_prompts
 from edgeglm.export.quantize.schemes import HIGHER
 from edgeglm.export.write.disk import explained, lock_folder, make_folders
 from edgeglm.export.write.reuse import Reuse
-from edgeglm.export.write.writer import check_target
+from edgeglm.export.write.target import check_target
 
 # Of the calibration set, for the order of the parts.
 SENSITIVITY_SAMPLES = 16

@@ -34,6 +34,23 @@ def identify(checkpoint: Checkpoint) -> str:
     return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
 
+def weights_sha256(prepared: Prepared, notes: Mapping[str, str]) -> str:
+    """Hash name, dtype, shape and hash of every tensor that was read, sorted: sharding does not change it.
+
+    `notes` are those of all jobs.
+    """
+    hashes: dict[str, str] = {}
+    for module in prepared.modules:
+        for index, job in enumerate(module.jobs):
+            names = dict.fromkeys(job.stored.names)
+            hashes |= dict(zip(names, notes[job_name(module, index)].split(), strict=True))
+    digest = hashlib.sha256()
+    for name, sha256 in sorted(hashes.items()):
+        tensor = prepared.checkpoint.find(name)
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} {sha256}\n".encode())
+    return digest.hexdigest()
+
+
 class Unchanged:
     """The weights as they are now, which must be the same when all of them were read.
 

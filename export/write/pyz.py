@@ -26,6 +26,7 @@ SHARED = (
     "machine",
     "manifest",
     "memory",
+    "modules",
     "process",
     "roles",
     "scratch",

@@ -24,6 +24,7 @@ from edgeglm.export.write.disk import explained, lock_folder, make_folders, sync
 from edgeglm.export.write.journal import Journal, Record, job_statement, read_journal
 from edgeglm.export.write.output import OutputFile
 from edgeglm.export.write.record import Written
+from edgeglm.export.write.target import check_target
 from edgeglm.manifest import MANIFEST, File, Sealed
 
 # Finished jobs are brought to the disk, and count, once this much or this long has gathered.
@@ -282,27 +283,6 @@ class BundleWriter:
             shutil.rmtree(self._bundle, ignore_errors=True)
         self._bundle.mkdir(exist_ok=True)
         _keep_only(self._bundle, {self._bundle / relative for relative in self._record.sizes})
-
-
-def check_target(target: Path) -> Path:
-    """Return the resolved target, if a bundle may be put there. Raises UsageError."""
-    try:
-        resolved = Path(os.path.realpath(target))
-    except ValueError as error:
-        raise UsageError(repr(str(target)), f"is not a path: {error}", "give a folder") from error
-    try:
-        str(resolved).encode()
-    except UnicodeEncodeError as error:
-        why = "has a path that is not UTF-8, and engines open no such file"
-        raise UsageError(resolved, why, "give another folder") from error
-    with explained(target, resolved):
-        if os.path.ismount(resolved):
-            raise UsageError(target, "is a whole disk", "give a folder in it")
-        if resolved.exists() and not resolved.is_dir():
-            raise UsageError(target, "is a file", "give a folder")
-        if resolved.exists() and not is_bundle(resolved) and any(resolved.iterdir()):
-            raise UsageError(target, "exists and is not a bundle", "give a new folder")
-    return resolved
 
 
 def _size(path: Path) -> int | None:

@@ -1,12 +1,11 @@
 """Chat templates as transformers 5.23 renders them (``transformers.utils.chat_template_utils``), within limits.
 
-The environment is transformers' own by contract: its tags, filters, functions and names. Which of a folder's templates
-speaks, and what tokens it knows by name, follows ``PreTrainedTokenizerBase`` and ``ProcessorMixin``.
+Which of a folder's templates speaks, and what tokens it knows by name, follows ``PreTrainedTokenizerBase`` and
+``ProcessorMixin``.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,18 +13,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import nodes
-from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.runtime import Macro
-from jinja2.utils import Namespace
+from jinja2.exceptions import TemplateSyntaxError
 from msgspec import Struct
 
 from edgeglm.errors import UnsupportedError
 from edgeglm.runtimes.text.sidecars import Sidecars, typed
-from edgeglm.runtimes.text.template_limits import BoundedEnvironment
-from edgeglm.runtimes.text.template_prices import MAX_SOURCE, MAX_TEXT, TemplateLimitError, make, metered, spend, weigh
+from edgeglm.runtimes.text.template_environment import RefusedError, make_environment
+from edgeglm.runtimes.text.template_prices import MAX_SOURCE, MAX_TEXT, TemplateLimitError, metered
 
 FILE, FOLDER, LEGACY, PROCESSOR = (
     "chat_template.jinja", "additional_chat_templates", "chat_template.json", "processor_config.json",
@@ -33,7 +27,6 @@ FILE, FOLDER, LEGACY, PROCESSOR = (
 SETTINGS, TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 DEFAULT, TOOLS = "default", "tool_use"
 SAFE = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # names of files that a bundle takes over
-MAX_INDENT = 1000  # of JSON
 MAX_SHOWN = 200  # characters of what a template says
 # Names that a message's reasoning goes by; templates read the first, and gpt-oss's the second.
 REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -71,7 +64,7 @@ class ChatTemplate:
     def __init__(self, sources: Mapping[str, Template], tokens: Mapping[str, str]) -> None:
         self.sources, self.tokens = sources, tokens
         self.now: datetime | None = None  # what strftime_now takes the time to be, if not the present
-        self.environment = _environment(self)
+        self.environment = make_environment(lambda: self.now or datetime.now())
         self.compiled = {name: self._compile(template) for name, template in sources.items()}
 
     @property
@@ -126,7 +119,7 @@ class ChatTemplate:
                     if length > MAX_TEXT:
                         raise TemplateLimitError(f"it makes a text of more than {MAX_TEXT} characters")
                     pieces.append(piece)
-        except _Refused as error:
+        except RefusedError as error:
             why = f"refuses the conversation: {_shown(error)}"
             raise UnsupportedError(template.file, why, "change the messages") from error
         except TemplateLimitError as error:
@@ -221,92 +214,6 @@ def _sources(file: Path, value: object) -> dict[str, Template]:
         return {DEFAULT: Template(file, found)}
     named = found if isinstance(found, dict) else {template.name: template.template for template in found or ()}
     return {name: Template(file, text) for name, text in named.items()}
-
-
-class _Refused(TemplateError):
-    """The template itself says no."""
-
-
-class _Generation(Extension):
-    """``{% generation %}``: marks what the assistant said, which is of use in training alone."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        """Take the body as it is."""
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
-
-    def _body(self, caller: Macro) -> str:
-        return str(caller())
-
-
-class _Namespace(Namespace):
-    """Refuses names that could reach Python's own, as transformers does."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        self, *rest = args
-        attributes = dict(*rest, **kwargs)
-        for name in attributes:
-            _check_name(name)
-        Namespace.__init__(self, attributes)
-
-    def __setitem__(self, name: str, value: Any) -> None:  # noqa: ANN401
-        _check_name(name)
-        super().__setitem__(name, value)
-
-
-def _check_name(name: object) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace takes no name that begins with an underscore, such as {name!r}")
-
-
-def _environment(owner: ChatTemplate) -> BoundedEnvironment:
-    def strftime_now(format: str) -> str:
-        spend(256 * len(format))  # as much as C makes of one
-        return (owner.now or datetime.now()).strftime(format)
-
-    environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-    environment.add_filter("tojson", _to_json)
-    environment.globals |= {
-        "raise_exception": _raise_exception, "strftime_now": strftime_now, "dict": _Dict(), "namespace": _Namespace,
-    }  # fmt: skip
-    return environment
-
-
-class _Dict:
-    """``dict`` without its class, whose attributes would lead elsewhere."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:  # noqa: ANN401
-        return dict(*args, **kwargs)
-
-    def fromkeys(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:  # noqa: ANN401
-        """Make a dictionary of keys."""
-        return dict.fromkeys(*args, **kwargs)
-
-
-def _raise_exception(message: object) -> None:
-    raise _Refused(str(message))
-
-
-def _to_json(
-    x: object,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Return JSON as transformers' filter of that name, which unlike Jinja's neither escapes HTML nor sorts."""
-    if isinstance(indent, (int, str)) and len(" " * indent if isinstance(indent, int) else indent) > MAX_INDENT:
-        raise TemplateLimitError(f"it indents JSON by more than {MAX_INDENT}")
-    make(weigh(x) * max(1, sum(map(len, separators or ()))))
-    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    pieces = []
-    for piece in encoder.iterencode(x):
-        make(len(piece))
-        pieces.append(piece)
-    return "".join(pieces)
 
 
 def _aliased(message: dict[str, Any]) -> dict[str, Any]:

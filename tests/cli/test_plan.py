@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from benchmarks import random_checkpoint
+from benchmarks import random_checkpoint, random_shapes
 from edgeglm.bundle import read_manifest
 from edgeglm.devices.loader import PROFILES
 from edgeglm.export import api
@@ -164,9 +164,9 @@ def test_nine_billion_parameters_do_not_fit_eight_gigabytes(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgeglm.cli.plan.plan", functools.cache(api.plan))  # both forms are of one result
-    config = random_checkpoint.shape_config("autoglm-phone-9b")
+    config = random_shapes.shape_config("autoglm-phone-9b")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    headed = random_checkpoint.header(random_checkpoint.weight_shapes(config))
+    headed = random_checkpoint.header(random_shapes.weight_shapes(config))
     (tmp_path / "model.safetensors").write_bytes(headed)
     result = plan(capsys, tmp_path, "--target", "qcs6490")
     assert result["fits"] is False

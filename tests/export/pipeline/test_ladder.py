@@ -11,6 +11,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+import onnx_ir as ir
+
 from edgeglm import manifest
 from edgeglm.bundle import load_bundle, read_manifest, verify_bundle
 from edgeglm.devices.loader import load_profile
@@ -20,6 +22,7 @@ from edgeglm.export.pipeline import export as composer
 from edgeglm.export.pipeline.export import export
 from edgeglm.export.pipeline.ladder import Ladder, Means, spell, workplace
 from edgeglm.export.predict.forecast import predict
+from edgeglm.export.prepare.entry import describe_module
 from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Prepared, Request
 from edgeglm.export.samples.screenshots import read_samples
@@ -101,6 +104,16 @@ def test_the_most_sensitive_parts_take_a_step_until_it_passes(climbed: Climbed) 
     assert result.measured.metrics == best.metrics
     assert result.measured.ladder == tuple(ladder.rungs)
     assert result.measured.sensitivity == ladder.sensitivity
+
+
+def test_an_entry_describes_the_graph_that_was_written(climbed: Climbed) -> None:
+    module = climbed.prepared.modules[2]
+    entry = describe_module(module, 0.5, None, (), ())
+    graph = ir.load(climbed.folder / entry.file).graph
+    assert [tensor.name for tensor in entry.inputs] == [value.name for value in graph.inputs]
+    assert [tensor.name for tensor in entry.outputs] == [value.name for value in graph.outputs]
+    assert (entry.precision, entry.max_relative_error) == ("mixed", 0.5)
+    assert set(entry.parts.values()) == {"int4", "int8-block"}
 
 
 def test_it_ends_the_same_way_twice_and_as_a_plain_export_of_its_precision(
