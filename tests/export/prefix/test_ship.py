@@ -91,6 +91,15 @@ def test_a_first_answer_needs_no_prefill_of_what_ships(
     assert not states.exists()
 
 
+@pytest.mark.slow
+def test_two_exports_ship_the_same_bytes(shipping: Path, files: tuple[Path, ...], tmp_path: Path) -> None:
+    export(ExportRequest(target="cpu", precision="int8", prefixes=files, output=tmp_path / "bundle"))
+    names = sorted(path.relative_to(shipping) for path in shipping.rglob("*") if path.is_file())
+    assert any(name.parts[0] == FOLDER for name in names)
+    assert names == sorted(path.relative_to(tmp_path / "bundle") for path in tmp_path.rglob("*") if path.is_file())
+    assert all((shipping / name).read_bytes() == (tmp_path / "bundle" / name).read_bytes() for name in names)
+
+
 def test_what_ships_is_not_written_into_the_store(shipping: Path, states: Path) -> None:
     answer = ask(shipping, asked(TEXT), Keep(64 * MIB))
     assert answer.restored_tokens > 2 * TOKENS
