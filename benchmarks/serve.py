@@ -42,7 +42,7 @@ Figures = dict[str, float]
 SHAPE, VOCABULARY = "glm4-300m", 32000
 STREAMS, TOKENS, WORDS = (1, 2, 4), 48, 40
 # Of a token's processor time in one turn: answers, and tokens of each.
-PAIRS, PAIR_TOKENS = 4, 64
+PAIRS, PAIR_TOKENS, FEW = 4, 64, 8
 # Of the mixed load: requests, clients at once, words of a prompt and tokens of an answer from and to.
 MIXED, CLIENTS, MIXED_WORDS, MIXED_TOKENS = 24, 4, (4, 200), (4, 48)
 START_SECONDS, TIMEOUT = 300, 600
@@ -156,8 +156,11 @@ def mixed(server: Server, turn: int) -> Figures:
 def costs(servers: Mapping[str, Server], runner: Runner, turn: int) -> Iterator[dict[str, Figures]]:
     """Yield processor seconds of a token, of each server and of a runner here (``alone``), for the same tokens.
 
-    No answer comes again, or it would be drafted; the prompt does, and is known.
+    No answer comes again, or it would be drafted; the prompt does, and is known from an answer that is not measured.
     """
+    for server in servers.values():
+        server.stream(WORDS, FEW, 0, turn)
+    runner_cpu(runner, turn)
     for drawn in range(500 + turn * PAIRS, 500 + (turn + 1) * PAIRS):
         pair = {name: served_cpu(server, drawn) for name, server in servers.items()}
         yield {**pair, "alone": {"token cpu": runner_cpu(runner, drawn)}}
@@ -232,7 +235,6 @@ def main() -> int:
     with ExitStack() as stack:
         servers = {name: stack.enter_context(serving(command)) for name, command in commands.items()}
         runner = stack.enter_context(Runner(bundle, options.threads))
-        list(costs(servers, runner, -1))  # the first answers compute the prompt
         for turn in range(options.turns):
             for name, server in servers.items():
                 runs[name].append(measure(server, turn))
