@@ -26,7 +26,7 @@ def test_a_text_model_is_searched_for_memory(tmp_path: Path, capsys: Capture) ->
     save(SHAPES["glm4"], model)
     write_tokenizer(model / "tokenizer.json")
     draw = random.Random(0)
-    text.write_text("\n".join(" ".join(draw.choices(WORDS, k=12)) for _ in range(64)), encoding="utf-8")
+    text.write_text("\n".join(" ".join(draw.choices(WORDS, k=12)) for _ in range(36)), encoding="utf-8")
     options = ["--target", "cpu", "--accuracy-drop", "40%", "--calibration", text, "--for", "memory", "--trials", 2]
     study = ["--study", tmp_path / "study", "--json"]
 

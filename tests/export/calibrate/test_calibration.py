@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from edgeglm import manifest
 from edgeglm.bundle import read_manifest
 from edgeglm.devices.loader import load_profile
 from edgeglm.engines import Dialect
+from edgeglm.export import api
 from edgeglm.export.calibrate.calibrator import calibrate, read_calibration
 from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.demo.samples import write_samples
@@ -36,6 +38,8 @@ from tests.export.tiny import SHAPES, save
 
 SET = DATA / "calibration.jsonl"
 Capture = pytest.CaptureFixture[str]
+# Enough to export the demo, but not with samples.
+BUDGET = 256 << 20
 
 
 def test_energies_are_those_of_transformers() -> None:
@@ -113,12 +117,32 @@ def test_channels_that_were_never_seen_still_count() -> None:
         assert error < 0.03
 
 
-def test_a_calibrated_bundle_says_so(tmp_path: Path, set_of_four: Path, capsys: Capture) -> None:
-    plain, calibrated = tmp_path / "plain", tmp_path / "calibrated"
-    common = ["export", "--target", "cpu", "--precision", "int4"]
-    assert run(capsys, *common, "-o", plain)[0] == 0
-    assert run(capsys, *common, "-o", calibrated, "--calibration", set_of_four)[0] == 0
-    made: list[manifest.Manifest] = [read_manifest(folder) for folder in (plain, calibrated)]
+@dataclass(frozen=True)
+class Exported:
+    """A bundle, and the peak that was predicted of its export."""
+
+    folder: Path
+    peak: int
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory, set_of_four: Path) -> Exported:
+    """The demo in INT4, calibrated."""
+    folder = tmp_path_factory.mktemp("calibrated") / "bundle"
+    request = api.ExportRequest(target="cpu", precision="int4", calibration=set_of_four, output=folder)
+    return Exported(folder, api.export(request).predicted_peak_rss_bytes)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The same without samples, within the budget."""
+    folder = tmp_path_factory.mktemp("plain") / "bundle"
+    request = api.ExportRequest(target="cpu", precision="int4", output=folder, max_ram=BUDGET)
+    return Exported(folder, api.export(request).predicted_peak_rss_bytes)
+
+
+def test_a_calibrated_bundle_says_so(plain: Exported, calibrated: Exported) -> None:
+    made: list[manifest.Manifest] = [read_manifest(exported.folder) for exported in (plain, calibrated)]
     assert made[0].provenance.calibration_sha256 is None
     assert made[1].provenance.calibration_sha256 is not None
     sizes = [[each.module_bytes(module) for module in each.modules] for each in made]
@@ -150,17 +174,13 @@ def test_static_int8_is_proven_like_every_precision(tmp_path: Path, set_of_four:
     check_failure(done, 3, "int8-static is made for the CPU, and jetson-orin has vision elsewhere; choose int8")
 
 
-def test_samples_count_in_the_budget(tmp_path: Path, set_of_four: Path, capsys: Capture) -> None:
-    plain, calibrated, common = tmp_path / "plain", tmp_path / "calibrated", ["export", "--target", "cpu", "--json"]
-    peaks = []
-    for options in (["-o", plain], ["-o", calibrated, "--calibration", set_of_four]):
-        status, out, _ = run(capsys, *common, *options)
-        assert status == 0
-        peaks.append(json.loads(out)["predicted_peak_rss_bytes"])
-    assert peaks[1] > peaks[0] + (64 << 20)
-    budget = ["--max-ram", peaks[1] - 1]
-    check_failure(run(capsys, *common, "-o", tmp_path / "c", "--calibration", set_of_four, *budget), 5, "it takes at")
-    assert run(capsys, *common, "-o", tmp_path / "c", *budget)[0] == 0
+def test_samples_count_in_the_budget(
+    tmp_path: Path, set_of_four: Path, plain: Exported, calibrated: Exported, capsys: Capture
+) -> None:
+    assert calibrated.peak > plain.peak + (64 << 20)
+    options = ["--target", "cpu", "--precision", "int4", "--calibration", set_of_four, "--max-ram", BUDGET]
+    check_failure(run(capsys, "export", *options, "-o", tmp_path / "bundle"), 5, "it takes at")
+    assert left_of(tmp_path / "bundle") == []
 
 
 def lines(count: int) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from edgeglm.devices.loader import load_profile
 from edgeglm.engines import Dialect
 from edgeglm.export.calibrate.attention_heads import find_heads
-from edgeglm.export.calibrate.calibrator import FEEDBACK, MOST, observe, read_screens
+from edgeglm.export.calibrate.calibrator import FEEDBACK, MOST, observe
 from edgeglm.export.calibrate.equalize import Pair, choose_factor, find_pairs
 from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.graph.assemble import segments, stack_of
@@ -26,6 +26,7 @@ from edgeglm.export.prove.reference import OriginalWeights, Segment
 from edgeglm.export.prove.values import feeds, passed_on, relative_error
 from edgeglm.export.quantize.rounding import Floats
 from edgeglm.export.quantize.schemes import Int4, Int8, Int8Static, Scheme
+from edgeglm.export.samples.screenshots import read_samples
 from edgeglm.export.samples.shipped import DATA
 from edgeglm.roles import DECODER
 
@@ -185,7 +186,7 @@ def test_a_channel_that_was_never_seen_gets_a_bounded_factor() -> None:
 
 
 def test_a_walk_learns_what_every_int4_matrix_needs(prepared: Prepared, tmp_path: Path) -> None:
-    samples = read_screens(DATA / "calibration.jsonl", 4)
+    samples = list(read_samples(DATA / "calibration.jsonl", 1))
     _, learned = observe(prepared, samples, tmp_path)
     matrices = {job.stored.names[0] for module in prepared.modules[1:] for job in module.jobs if job.stored.columns > 1}
     assert {name for name in matrices if name not in learned.inputs} == {prepared.model.vision.position}  # type: ignore[union-attr]
