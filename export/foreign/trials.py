@@ -161,6 +161,7 @@ def reached(model: ir.Model, samples: Iterable[Arrays], work: Path) -> set[str]:
 def _add(histograms: dict[str, Histogram], name: str, array: NDArray[Any]) -> None:
     if not isinstance(array, np.ndarray) or array.dtype != np.float32:
         return
-    finite = array[np.isfinite(array)]
+    known = np.isfinite(array)
+    finite = array if known.all() else array[known]
     if finite.size:
         histograms.setdefault(name, Histogram()).add(finite)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -80,3 +82,13 @@ def test_the_histogram_knows_what_a_range_costs() -> None:
     values = np.concatenate([gaussian(), np.array([12.0], np.float32)])
     for range_ in ((-1.0, 1.0), (-4.0, 4.0), (-8.0, 12.0)):
         assert squared_error(seen(values), range_) == pytest.approx(error(values, range_), rel=0.03)
+
+
+def test_a_large_tensor_is_counted_in_pieces() -> None:
+    values = gaussian(3 << 20)
+    tracemalloc.start()
+    whole = seen(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < values.nbytes
+    assert np.array_equal(whole.counts, seen(*np.split(values, 8)).counts)
