@@ -64,6 +64,14 @@ def child(
             _end(process)
 
 
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the one that started it ends."""
+    parent = os.getppid()
+    _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended before that
+        os._exit(1)
+
+
 def _end(process: subprocess.Popen[Any]) -> None:
     process.kill()
     process.wait()

@@ -106,8 +106,8 @@ def export(request: ExportRequest, show: Show = lambda progress: None) -> Export
     return msgspec.structs.replace(result, peak_rss_bytes=memory.peak_bytes, seconds=seconds)
 
 
-def compress(request: CompressRequest, show: Show = lambda progress: None) -> CompressResult:
-    """Write a smaller checkpoint.
+def compress(request: CompressRequest, show: Show = lambda progress: None) -> CompressResult | None:
+    """Write a smaller checkpoint; None comes from a process of torchrun's that only helps.
 
     Raises:
         UsageError: The model, a rate, the samples or the folder is wrong.
@@ -120,7 +120,9 @@ def compress(request: CompressRequest, show: Show = lambda progress: None) -> Co
     start, budget = time.monotonic(), memory_budget(request.max_ram)
     with MemorySampler() as memory:
         result = made(request, budget, lambda progress: show(replace(progress, rss_bytes=memory.rss_bytes)))
-    return msgspec.structs.replace(result, peak_rss_bytes=memory.peak_bytes, seconds=time.monotonic() - start)
+    return result and msgspec.structs.replace(
+        result, peak_rss_bytes=memory.peak_bytes, seconds=time.monotonic() - start
+    )
 
 
 def search(request: SearchRequest, show: Show = lambda progress: None) -> ExportResult:

@@ -125,6 +125,7 @@ class CompressRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         learning_rate: The highest one.
         freeze: Modules that do not learn.
         resume: Whether to go on from a partial checkpoint.
+        distributed: Whether torchrun has started this process as one of those that recover it.
     """
 
     output: Path
@@ -136,6 +137,7 @@ class CompressRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     learning_rate: float = 1e-4
     freeze: tuple[str, ...] = ()
     resume: bool = True
+    distributed: bool = False
     by: str = "activations"
     calibration: Path | None = None
     max_ram: int | None = None

@@ -55,6 +55,7 @@ from edgeglm.units import format_size
 @click.option("--learning-rate", default=1e-4, show_default=True, metavar="RATE", help="The highest of --distill.")
 @click.option("--freeze", default="", metavar="MODULES", help="Modules that do not learn, such as vision,embedding.")
 @click.option("--no-resume", is_flag=True, help="Discard a partial recovery instead of resuming it.")
+@click.option("--distributed", is_flag=True, help="Recover with the processes that torchrun has started.")
 @max_ram_option
 @json_option
 def command(
@@ -69,6 +70,7 @@ def command(
     learning_rate: float,
     freeze: str,
     no_resume: bool,
+    distributed: bool,
     max_ram: str | None,
     as_json: bool,
 ) -> None:
@@ -90,9 +92,12 @@ def command(
         learning_rate=learning_rate,
         freeze=tuple(filter(None, freeze.split(","))),
         resume=not no_resume,
+        distributed=distributed,
     )
     with Display(budget) as display:
         result = compress(request, display)
+    if result is None:
+        return
     for note in result.notes:
         click.echo(printable(f"note: {note}"), err=True)
     if as_json:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -45,6 +45,9 @@ from edgeglm.export.requests import CompressRequest, CompressResult, Progress, S
 from edgeglm.export.trace.tracer import trace
 from edgeglm.export.write.disk import explained, lock_folder, make_folders, sync
 
+if TYPE_CHECKING:
+    from edgeglm.export.compress.team import Team
+
 # A profile whose limits bind nothing; no module is made.
 PROFILE = "cpu"
 # Arrays in fp64 and fp32 of a covariance while a matrix is refitted.
@@ -52,8 +55,8 @@ COPIES = 5
 NEW, MODEL, WORK, KEY = "new", "model", "work", "key"
 
 
-def compress(request: CompressRequest, budget: int, show: Show) -> CompressResult:
-    """Write a smaller checkpoint.
+def compress(request: CompressRequest, budget: int, show: Show) -> CompressResult | None:
+    """Write a smaller checkpoint, alone or as the leader of a team; or help its leader, and return None.
 
     Args:
         request: What is asked for.
@@ -64,6 +67,19 @@ def compress(request: CompressRequest, budget: int, show: Show) -> CompressResul
         EdgeglmError: The model, a rate, the samples or the folder is wrong, or memory or disk is too short.
     """
     check_what(request)
+    if not request.distributed:
+        return _compress(request, budget, show)
+    from edgeglm.export.compress.recover import follow
+    from edgeglm.export.compress.team import joined
+
+    with joined() as team:
+        if team.leads:
+            return _compress(request, budget, show, team)
+        follow(team)
+    return None
+
+
+def _compress(request: CompressRequest, budget: int, show: Show, team: Team | None = None) -> CompressResult:
     source, name = locate(request.model)
     check_output(request.output, source)
     check_source(source)
@@ -89,7 +105,7 @@ def compress(request: CompressRequest, budget: int, show: Show) -> CompressResul
             def tell(stage: str, done: float) -> None:
                 show(Progress(stage, done))
 
-            scores = recover(request, checkpoint, made, partial / WORK, budget, tell)
+            scores = recover(request, checkpoint, made, partial / WORK, budget, tell, *([team] if team else []))
             made = partial / WORK / SAVED
         with explained(request.output, request.output):
             os.rename(made, request.output)
@@ -143,7 +159,7 @@ def _make(
 def _key(request: CompressRequest, checkpoint: Checkpoint, examples: Sequence[Example]) -> str:
     """Hash all that determines the smaller checkpoint."""
     data = [] if request.distill is None else [hash_data(request.distill)]
-    asked = msgspec.structs.replace(request, output=Path(), max_ram=None, resume=True)
+    asked = msgspec.structs.replace(request, output=Path(), max_ram=None, resume=True, distributed=False)
     said = (asked, weights_key(checkpoint), examples_hash(examples), data)
     return hashlib.sha256(repr(said).encode()).hexdigest()
 

@@ -37,6 +37,8 @@ def check_what(request: CompressRequest) -> None:
         parse_rates(request.prune)
     else:
         parse_sparse(str(request.sparse))
+    if request.distributed and request.distill is None:
+        raise UsageError("--distributed", "shares out a recovery, and none is asked for", "give --distill FILE too")
     if request.by not in (ACTIVATIONS, L1):
         raise UsageError(f"--by {request.by}", "is no measure of importance", f"give {ACTIVATIONS} or {L1}")
 

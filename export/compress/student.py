@@ -5,6 +5,7 @@ State is kept on the disk, so that a killed run goes on; the student of the best
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import time
@@ -22,16 +23,16 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from edgeglm.errors import UsageError
+from edgeglm.export.compress.answers import Answers, distillation_loss, keep_zeros
 from edgeglm.export.compress.lessons import Encoded, Lesson, Lessons, collate, encode, labels, pieces
-from edgeglm.export.compress.teacher import TEMPERATURE, Records, Teacher
+from edgeglm.export.compress.teacher import Teacher
+from edgeglm.export.compress.team import ALONE, Team
 from edgeglm.export.evaluate.original.whole import Prompts, WholeOriginal
 from edgeglm.export.evaluate.tasks.success import succeeds
 from edgeglm.export.families.building import reference_config
 from edgeglm.export.families.registry import module_of
 from edgeglm.export.write.disk import sync
 
-# The share of the loss that the soft targets have.
-WEIGHT = 0.7
 # Lessons of a step, and tokens that are in memory together.
 BATCH, TOKENS = 16, 4096
 WARM = 0.05
@@ -83,29 +84,6 @@ class History:
         return len(self.scores) - 1 - self.best >= PATIENCE
 
 
-def distillation_loss(logits: Tensor, records: Records, right: Tensor) -> Tensor:
-    """Return the loss of places, their mean.
-
-    Args:
-        logits: (n, vocabulary) of the student.
-        records: n of the teacher.
-        right: (n) tokens.
-    """
-    log_probabilities = (logits / TEMPERATURE).log_softmax(-1)
-    mine = log_probabilities.gather(1, torch.from_numpy(records["ids"].astype(np.int64)))
-    others = torch.log1p(-mine.exp().sum(1, keepdim=True).clamp(max=1 - 1e-6))
-    wanted = np.concatenate([records["logits"] / np.float32(TEMPERATURE), records["rest"][:, None]], 1)
-    soft = F.kl_div(torch.cat([mine, others], 1), torch.from_numpy(wanted).softmax(-1), reduction="batchmean")
-    return WEIGHT * TEMPERATURE**2 * soft + (1 - WEIGHT) * F.cross_entropy(logits, right)
-
-
-def keep_zeros(model: torch.nn.Module) -> None:
-    """Take the gradient from what is zero in matrices: neither AdamW nor its decay moves it then."""
-    for parameter in model.parameters():
-        if parameter.grad is not None and parameter.ndim > 1:
-            parameter.grad.mul_(parameter.detach() != 0)
-
-
 class Student:
     """A student and its lessons.
 
@@ -116,6 +94,7 @@ class Student:
         teacher: Their logits.
         settings: How it learns.
         show: Is told the stage and which share is done.
+        team: The processes that it learns in.
 
     Raises:
         UsageError: Nothing would be left to learn.
@@ -129,6 +108,7 @@ class Student:
         teacher: Teacher,
         settings: Settings,
         show: Callable[[str, float], None],
+        team: Team = ALONE,
     ) -> None:
         disable_progress_bar()
         config = reference_config(folder)
@@ -136,14 +116,18 @@ class Student:
             folder, config=config, dtype=torch.float32
         )
         self.folder, self.work, self.lessons, self.teacher = folder, work, lessons, teacher
-        self.settings, self.show, self.prompts = settings, show, Prompts.load(folder)
+        self.settings, self.show, self.prompts, self.team = settings, show, Prompts.load(folder), team
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(module_of(name) not in settings.freeze)
-        learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        if not learning:
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise UsageError("--freeze", "leaves nothing to learn", "name fewer modules")
+        # The one that is judged and written; of a team the leader alone has it beside its share.
+        self.whole: Any = copy.deepcopy(self.model) if team.size > 1 and team.leads else self.model
         if settings.checkpointing:
             self.model.activation_checkpointing_enable()
+        self.answers = Answers(self.model)
+        team.shard(self.answers, set(self.model._no_split_modules or ()))
+        learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(learning, lr=settings.rate, weight_decay=DECAY)
         self.history, self.saved = History(), time.monotonic()
 
@@ -170,12 +154,14 @@ class Student:
                 self._tell(loss, spent * (self.steps - self.history.step))
                 if self.history.step % self.per_epoch == 0:
                     self._evaluate()
-                elif time.monotonic() - self.saved > SAVE_SECONDS:
+                elif self.team.tell(time.monotonic() - self.saved > SAVE_SECONDS):
                     self._save()
         except KeyboardInterrupt:
-            self._save()
+            if self.team.size == 1:  # the others may have ended, and have a share of what would be saved
+                self._save()
             raise
-        self.model.load_state_dict(torch.load(self.work / BEST, weights_only=True))
+        if self.team.leads:
+            self.whole.load_state_dict(torch.load(self.work / BEST, weights_only=True))
         return self.history
 
     def step(self) -> float:
@@ -183,11 +169,10 @@ class Student:
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate * self._schedule()
-        batch, total = self.batch(self.history.step), 0.0
-        count = sum(lesson.predicted for lesson in batch)
-        for piece in pieces([encode(self.prompts, lesson) for lesson in batch], TOKENS):
-            loss = self.loss(piece) * (sum(encoded.lesson.predicted for encoded in piece) / count)
-            loss.backward()
+        total = 0.0
+        for piece, share in self._pieces(self.batch(self.history.step)):
+            loss = self.loss(piece) * share
+            (loss * self.team.size).backward()  # a team takes the mean of its gradients
             total += float(loss.detach())
         if self.settings.sparse:
             keep_zeros(self.model)
@@ -195,7 +180,14 @@ class Student:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.history.step += 1
-        return total
+        return self.team.total(total)
+
+    def _pieces(self, batch: Sequence[Lesson]) -> list[tuple[list[Encoded], float]]:
+        """Return this process's pieces of a batch, each with its share of the loss; all have as many."""
+        count, mine = sum(lesson.predicted for lesson in batch), batch[self.team.rank :: self.team.size]
+        made = pieces([encode(self.prompts, lesson) for lesson in mine or batch[:1]], TOKENS)
+        shares = [(piece, sum(encoded.lesson.predicted for encoded in piece) / count * bool(mine)) for piece in made]
+        return shares + [(shares[0][0], 0.0)] * (self.team.most(len(shares)) - len(shares))
 
     def batch(self, step: int) -> list[Lesson]:
         """Return the lessons of a step: every epoch has an order of its own."""
@@ -211,31 +203,31 @@ class Student:
     def loss(self, encoded: Sequence[Encoded]) -> Tensor:
         """Return the loss of lessons."""
         records = self.teacher.records([lesson.lesson for lesson in encoded])
-        return distillation_loss(self._logits(encoded), records, self._right(encoded))
+        return distillation_loss(self._logits(self.answers, encoded), records, self._right(encoded))
 
-    def _logits(self, encoded: Sequence[Encoded]) -> Tensor:
+    def _logits(self, answers: Answers, encoded: Sequence[Encoded]) -> Tensor:
         taught = collate(self.prompts, encoded)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bf16):
-            hidden = self.model.model(**taught.inputs, use_cache=False).last_hidden_state
-            logits: Tensor = self.model.lm_head(hidden[taught.places[0], taught.places[1]])
+            logits: Tensor = answers(taught.inputs, taught.places)
         return logits.float()
 
     @torch.inference_mode()
     def score(self) -> float:
         """Return the score of the held-out lessons: the share of right answers, or minus the loss of a token."""
-        self.model.eval()
+        self.whole.eval()
         held = self.lessons.held
         if held[0].sample is None:
             windows = pieces([encode(self.prompts, lesson) for lesson in held], TOKENS)
-            losses = [F.cross_entropy(self._logits(piece), self._right(piece)) for piece in windows]
+            answers = Answers(self.whole)
+            losses = [F.cross_entropy(self._logits(answers, piece), self._right(piece)) for piece in windows]
             return -float(torch.stack(losses).mean())
         samples = [lesson.sample for lesson in held if lesson.sample]
-        settings = self.model.generation_config
-        agent = WholeOriginal(self.model, self.prompts)
-        self.model.generation_config = agent.settings
-        answers = list(agent.answer([sample.image for sample in samples], [sample.messages for sample in samples]))
-        self.model.generation_config = settings
-        return float(np.mean([succeeds(sample.expected, text) for sample, text in zip(samples, answers, strict=True)]))
+        settings = self.whole.generation_config
+        agent = WholeOriginal(self.whole, self.prompts)
+        self.whole.generation_config = agent.settings
+        texts = list(agent.answer([sample.image for sample in samples], [sample.messages for sample in samples]))
+        self.whole.generation_config = settings
+        return float(np.mean([succeeds(sample.expected, text) for sample, text in zip(samples, texts, strict=True)]))
 
     def _right(self, encoded: Sequence[Encoded]) -> Tensor:
         lessons = [lesson.lesson for lesson in encoded]
@@ -243,10 +235,14 @@ class Student:
 
     def _evaluate(self) -> None:
         self.show("judging held-out samples", self.history.step / self.steps)
-        self.history.scores.append(self.score())
+        weights = self.team.weights(self.model) if self.team.size > 1 else {}
+        if weights:
+            self.whole.load_state_dict(weights)
+        self.history.scores.append(self.team.tell(self.score() if self.team.leads else 0.0))
         if len(self.history.scores) == 1 or self.history.scores[-1] > self.history.scores[self.history.best]:
             self.history.best = len(self.history.scores) - 1
-            _write(self.work / BEST, self.model.state_dict())
+            if self.team.leads:
+                _write(self.work / BEST, self.whole.state_dict())
         self._save()
 
     def _tell(self, loss: float, left: float) -> None:
@@ -255,16 +251,18 @@ class Student:
 
     def _save(self) -> None:
         history = {"step": self.history.step, "scores": self.history.scores, "best": self.history.best}
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "history": history}
-        _write(self.work / STATE, state)
+        model, optimizer = self.team.weights(self.model), self.team.moments(self.model, self.optimizer)
+        if self.team.leads:
+            _write(self.work / STATE, {"model": model, "optimizer": optimizer, "history": history})
         self.saved = time.monotonic()
 
     def _load(self) -> None:
+        state: Mapping[str, Any] = {}
         with suppress(FileNotFoundError):
-            state: Mapping[str, Any] = torch.load(self.work / STATE, weights_only=True)
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.history = History(**state["history"])
+            state = torch.load(self.work / STATE, weights_only=True) if self.team.leads else {}
+        if history := self.team.tell(state.get("history")):
+            self.team.restore(self.model, self.optimizer, state)
+            self.history = History(**history)
 
 
 def _write(file: Path, state: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from edgeglm.errors import BudgetError, UsageError
 from edgeglm.export.checkpoint.lineage import Lineage
 from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.compress.answers import WEIGHT, distillation_loss
 from edgeglm.export.compress.choose import choose_by_l1
 from edgeglm.export.compress.cuts import cut_config, cut_tensors
 from edgeglm.export.compress.lessons import Lessons, collate, encode, pieces, read_lessons
@@ -25,7 +26,7 @@ from edgeglm.export.compress.options import check_recovery
 from edgeglm.export.compress.parts import find_parts
 from edgeglm.export.compress.rates import parse_rates, plan_parts
 from edgeglm.export.compress.recover import recover
-from edgeglm.export.compress.student import WEIGHT, Settings, Student, distillation_loss
+from edgeglm.export.compress.student import Settings, Student
 from edgeglm.export.compress.teacher import TEMPERATURE, Teacher
 from edgeglm.export.compress.write import write_checkpoint
 from edgeglm.export.evaluate.original.whole import Prompts, WholeOriginal
