@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.demo.samples import write_samples
@@ -71,6 +73,17 @@ def _parameters(folder: Path) -> int:
     header = Checkpoint.open(folder, headers_only=True)
     sizes = {name: tensor.nbytes for name, tensor in header.tensors.items()}  # of one dtype
     return sum(size for name, size in sizes.items() if name.startswith(BLOCKS))
+
+
+def block_bytes(bundle: Path) -> int:
+    """Return the bytes that the blocks' weights and scales have in the files of decoder and tower."""
+    total = 0
+    for module in ("decoder", "vision"):
+        graph = onnx.load(str(bundle / module / "model.onnx"), load_external_data=False).graph
+        for tensor in graph.initializer:
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            total += int(entries.get("length", 0)) if tensor.name.startswith(BLOCKS) else 0
+    return total
 
 
 def success(result: Mapping[str, Any]) -> tuple[float, float]:
@@ -160,6 +173,8 @@ def measure(steps: Steps, arguments: argparse.Namespace, data: Path) -> None:
             row(f"{kind} in {precision}, times as fast", f"{ratio:.2f}", ">= 1.3", ratio >= 1.3)
     size = sizes["recovered-int4"] / sizes["demo-int4"]
     row("int4 bundle beside the demo's in int4", f"{size:.2f}", "<= 0.65", size <= 0.65)
+    stored = block_bytes(bundles["recovered-int4"]) / block_bytes(bundles["demo-int4"])
+    row("the same of the blocks' weights alone", f"{stored:.2f}")
     passed = scores["recovered-int4"]["passed"]
     row("gate of the int4 bundle at 2%", "passed" if passed else "failed", "passed", passed)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -173,3 +174,17 @@ def test_nothing_else_starts_processes() -> None:
     folders = [ROOT / name for name in ("edgeglm", "export", "runtimes", "devices")]
     files = {path.resolve() for folder in folders for path in folder.rglob("*.py")}
     assert [path for path in sorted(files) if starts.search(path.read_text())] == [ROOT / "edgeglm/process.py"]
+
+
+def test_a_process_that_others_start_ends_with_its_parent() -> None:
+    code = (
+        "import time; from edgeglm.process import die_with_parent\n"
+        "die_with_parent(); print(1, flush=True); time.sleep(600)"
+    )
+    starts = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
+    with child([sys.executable, "-c", starts], stdout=subprocess.PIPE, cwd=ROOT) as parent:
+        assert parent.stdout
+        assert parent.stdout.readline() == b"1\n"
+        (started,) = children_of(parent.pid)
+        parent.kill()
+        wait_for(lambda: not command_line(started))

@@ -1,13 +1,13 @@
-"""Ten steps of a recovery of a small text model, in this process or in those of torchrun; the weights go to a file.
+"""Ten steps of a recovery of a small text model, in this process or in those that torchrun starts.
 
-``python -m tests.export.compress.learn FOLDER [together] [keep]``
+``torchrun … -m tests.export.compress.learn FOLDER`` writes what the leader has learned to ``FOLDER/together``.
 """
 
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +15,15 @@ import torch
 from edgeglm.export.compress.lessons import Lesson, Lessons
 from edgeglm.export.compress.student import Settings, Student
 from edgeglm.export.compress.teacher import Teacher
-from edgeglm.export.compress.team import ALONE, joined
+from edgeglm.export.compress.team import Team, joined
 
-STEPS, RATE = 10, 1e-3
+STEPS, STORED, RATE = 10, 5, 1e-3
 VOCABULARY, WINDOW, COUNT = 256, 12, 41
+TOGETHER = "together"
 
 
 def prepare() -> tuple[Lessons, list[Lesson]]:
-    """Lessons of random tokens, one more than two batches and a half have."""
+    """Lessons of random tokens: two batches and a half."""
     random = np.random.default_rng(0)
     made = [Lesson(None, tuple(random.integers(2, VOCABULARY, WINDOW).tolist())) for _ in range(COUNT)]
     return Lessons(made[2:], made[:2]), made
@@ -36,23 +37,28 @@ def store(teacher: Teacher) -> None:
     records.tofile(teacher.file)
 
 
-def main() -> None:
-    """Learn, and write losses and weights."""
-    folder, together, keep = Path(sys.argv[1]), "together" in sys.argv, "keep" in sys.argv
-    with joined() if together else nullcontext(ALONE) as team:
-        lessons, made = prepare()
-        teacher = Teacher(folder / "teacher.bin", VOCABULARY, made)
-        work = folder / ("together" if together else "alone")
-        work.mkdir(exist_ok=True)
-        settings = Settings(4, RATE, sparse=True)
-        student = Student(folder / "model", work, lessons, teacher, settings, lambda stage, done: None, team)
-        student._load()
-        losses = [student.step() for _ in range(student.history.step, STEPS // 2 if keep else STEPS)]
-        if keep:
+def learn(folder: Path, work: Path, team: Team) -> dict[str, Any]:
+    """Go on from the state in `work` to the last step, and store the state at one in between; losses and weights."""
+    lessons, made = prepare()
+    teacher = Teacher(folder / "teacher.bin", VOCABULARY, made)
+    settings = Settings(4, RATE, sparse=True)
+    student = Student(folder / "model", work, lessons, teacher, settings, lambda stage, done: None, team)
+    student._load()
+    losses = []
+    while student.history.step < STEPS:
+        losses.append(student.step())
+        if student.history.step == STORED:
             student._save()
-        weights = team.weights(student.model)
+    return {"losses": losses, "weights": team.weights(student.model), "size": team.size}
+
+
+def main() -> None:
+    """Learn in a process of torchrun's."""
+    folder = Path(sys.argv[1])
+    with joined() as team:
+        learned = learn(folder, folder / TOGETHER, team)
         if team.leads:
-            torch.save({"losses": losses, "weights": weights, "size": team.size}, work / "learned.pt")
+            torch.save(learned, folder / TOGETHER / "learned.pt")
 
 
 if __name__ == "__main__":
