@@ -58,7 +58,7 @@ SHARED = {
     "edgeglm.modules": {"Audio", "Compiled", "Model", "Module", "Rope", "Shape", "Slots", "Tensor", "Vision"},
     "edgeglm.roles": {"HasRole", "encoder_of"},
     "edgeglm.scratch": {"scratch_folder"},
-    "edgeglm.process": {"Ran", "at_fixed_addresses", "child", "ended", "run_program"},
+    "edgeglm.process": {"Ran", "at_fixed_addresses", "child", "die_with_parent", "ended", "run_program"},
     "edgeglm.large_entries": {"LargeEntry", "find", "find_or_make"},
     "edgeglm.store": {
         "find",
