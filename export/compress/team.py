@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.rendezvous import rendezvous
 
 from edgeglm.errors import UsageError
 from edgeglm.process import die_with_parent
@@ -31,7 +32,7 @@ from edgeglm.process import die_with_parent
 # What torchrun tells its processes.
 TOLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # The others wait while the first one prunes, asks the teacher and judges.
-PATIENCE = timedelta(days=7)
+MEETING, PATIENCE = timedelta(minutes=2), timedelta(days=7)
 T = TypeVar("T")
 
 
@@ -109,8 +110,10 @@ def joined() -> Iterator[Team]:
         remedy = "run torchrun --nproc-per-node 2 -m edgeglm compress with the same options"
         raise UsageError("--distributed", "was not started by torchrun", remedy)
     die_with_parent()
-    dist.init_process_group("gloo", timeout=PATIENCE)
-    team = Team(dist.get_rank(), dist.get_world_size())
+    # torchrun answers at once or has ended, before the kernel was told to end this process with it.
+    store, rank, size = next(rendezvous("env://", timeout=MEETING))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    team = Team(rank, size)
     try:
         yield team
     except RuntimeError as error:  # what gloo raises once the leader has ended, which says why itself
