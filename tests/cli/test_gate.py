@@ -24,7 +24,7 @@ from tests.export.outliers import inject_outliers
 
 Capture = pytest.CaptureFixture[str]
 # Of few screens nothing less is sure; INT4 loses more than that of a model with outliers.
-LIMIT = "40%"
+LIMIT = "60%"
 METRICS = ["action_type", "step_success", "tap_hit", "median_tap_error"]
 
 
@@ -81,7 +81,7 @@ def outliers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         (model / file.name).write_bytes(file.read_bytes())
     state = {name: value.float() for name, value in load_file(DEMO / "model.safetensors").items()}
     save_file(inject_outliers(state, channels=96), model / "model.safetensors", {"format": "pt"})
-    few(data, 16)
+    few(data, 8)
     return model, data
 
 
