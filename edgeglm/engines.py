@@ -60,6 +60,7 @@ class Engine:
         gives_state: Whether keys and values can be read and written.
         shapes: Whether a module may have several graphs over one file of weights.
         builds: Whether its modules are built on the device.
+        skips_zeros: Whether it has kernels for weights of which two in four are zero, in fp16 and INT8.
         toolchain: Whether a profile says for which version, in ``toolchain.NAME``.
         maps_device_memory: Whether it takes more of the address space than of the memory, which then has no limit.
         made_by: The Python packages that make its modules, beside those of every export.
@@ -79,6 +80,7 @@ class Engine:
     gives_state: bool = False
     shapes: bool = False
     builds: bool = False
+    skips_zeros: bool = False
     toolchain: bool = False
     maps_device_memory: bool = False
     made_by: tuple[str, ...] = ()
@@ -119,7 +121,8 @@ ENGINES: dict[EngineName, Engine] = {
         ),
         Engine(
             "tensorrt", "TensorRT", "gpu", "onnx", "portable", "tensorrt", ("tensorrt", "tensorrt_rtx"),
-            fallback="ort", half=True, shapes=True, builds=True, toolchain=True, maps_device_memory=True, loaded=1.1,
+            fallback="ort", half=True, shapes=True, builds=True, skips_zeros=True, toolchain=True,
+            maps_device_memory=True, loaded=1.1,
         ),
     )
 }  # fmt: skip

@@ -20,7 +20,7 @@ COMMANDS = {
     "bench": "Measure a bundle's speed and memory on this machine.",
     "build": "Build the TensorRT engines of a bundle, on the device that runs them.",
     "burn-test": "Run a bundle on a device, and compare its answers with this machine's.",
-    "compress": "Make a smaller checkpoint: fewer channels, heads and layers.",
+    "compress": "Make a smaller checkpoint: fewer channels, heads and layers, or weights that are zero.",
     "devices": "List the device profiles, or show every fact of one with its source.",
     "doctor": "Report what this machine has and what edgeglm can use of it.",
     "export": "Export a checkpoint to a bundle for a device.",

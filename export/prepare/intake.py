@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from edgeglm import manifest
+from edgeglm.engines import ENGINES
 from edgeglm.errors import DamagedFileError, UnsupportedError
 from edgeglm.export.chat.compare import compare
 from edgeglm.export.checkpoint.files import shown
@@ -86,5 +87,7 @@ def sparse_notes(checkpoint: Checkpoint, choices: Iterable[Choice]) -> Iterator[
 
 
 def _skips_zeros(choice: Choice, pattern: str) -> bool:
-    """Return whether a module's engine has kernels for zeros: TensorRT in fp16 and INT8; INT4 is widened first."""
-    return choice.engine == "tensorrt" and pattern == manifest.TWO_OF_FOUR and not choice.precisions & {"int4", "fp32"}
+    """Return whether a module's engine has kernels for its zeros; INT4 is widened first."""
+    if choice.engine is None or pattern != manifest.TWO_OF_FOUR:
+        return False
+    return ENGINES[choice.engine].skips_zeros and not choice.precisions & {"int4", "fp32"}

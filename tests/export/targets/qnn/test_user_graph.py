@@ -159,7 +159,7 @@ def test_what_16_bits_ruin_is_a_float_on_an_npu_that_has_them(tmp_path: Path) ->
 
 
 def test_another_engine_has_no_such_bits(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="a16w8: ONNX Runtime takes graphs of your own in fp32"):
+    with pytest.raises(UnsupportedError, match="a16w8: ONNX Runtime has no a16w8 of graphs of your own"):
         widened(tmp_path, "a16w8", "cpu")
 
 
