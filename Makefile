@@ -78,5 +78,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo '== install: edgeglm with its host side and tools into $(VENV) (once; a few minutes, about 3 GB)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
-		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[export,search,serve,tensorrt,qnn,tflite,dev]'
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[export,search,cluster,serve,tensorrt,qnn,tflite,dev]'
 	@touch $@

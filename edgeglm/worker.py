@@ -132,7 +132,7 @@ class Worker(Generic[T]):
         ):
             frame, lines = _talk(process, task, show)
         if isinstance(frame, Failure):
-            raise _error(frame)
+            raise error_of(frame)
         if isinstance(frame, Result) and not process.returncode:
             return msgspec.msgpack.decode(frame.value, type=self.result, dec_hook=_typed)
         if overdue.is_set():
@@ -208,7 +208,8 @@ def _frames(stream: IO[bytes]) -> Iterator[Frame]:
         yield msgspec.msgpack.decode(data, type=Frame)
 
 
-def _error(failure: Failure) -> EdgeglmError:
+def error_of(failure: Failure) -> EdgeglmError:
+    """Return the error that a failure tells of."""
     kinds = {kind.exit_code: kind for kind in EdgeglmError.__subclasses__()}
     errors = [kinds.get(code, EdgeglmError)(what, why, remedy) for code, what, why, remedy in failure.errors]
     errors[0].more = tuple(errors[1:])
@@ -254,13 +255,14 @@ def serve(task_type: type[Task], body: Callable[[Task, Callable[[float], None]],
             explained = explain(error)
             if explained is None:
                 return 1
-            _write(out, _failure(explained))
+            _write(out, failure_of(explained))
             return explained.exit_code
         _write(out, Result(msgspec.msgpack.encode(made, enc_hook=_plain)))
     return 0
 
 
-def _failure(error: EdgeglmError) -> Failure:
+def failure_of(error: EdgeglmError) -> Failure:
+    """Return what travels of an error."""
     return Failure([(failure.exit_code, failure.what, failure.why, failure.remedy) for failure in (error, *error.more)])
 
 

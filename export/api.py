@@ -25,13 +25,13 @@ from importlib.util import find_spec
 import msgspec
 
 from edgeglm.devices.loader import load_profile
-from edgeglm.devices.profile import Profile
 from edgeglm.engines import USUAL_FORMAT
 from edgeglm.errors import UsageError
-from edgeglm.export.checkpoint.locate import locate, locate_headers
+from edgeglm.export.checkpoint.locate import locate_headers
+from edgeglm.export.cluster import check_cluster
 from edgeglm.export.metric import Metric
 from edgeglm.export.predict.forecast import Forecast, forecast
-from edgeglm.export.prepare.types import Request
+from edgeglm.export.prepare.asked import asked
 from edgeglm.export.requests import (
     BuildRequest,
     CompressRequest,
@@ -45,7 +45,6 @@ from edgeglm.export.requests import (
     ValidateRequest,
     ValidateResult,
 )
-from edgeglm.export.samples.shipped import DEMO_DATA
 from edgeglm.machine import memory_budget
 from edgeglm.memory import MemorySampler
 from edgeglm.runtimes.engines.tensorrt.build import BuildResult, build_engines
@@ -85,7 +84,7 @@ def plan(request: PlanRequest) -> Forecast:
         return _plan_graph(request)
     profile = load_profile(request.target)
     with locate_headers(request.model) as (folder, name):
-        return forecast(_opened(request, profile, folder, name))
+        return forecast(asked(request, profile, folder, name))
 
 
 def export(request: ExportRequest, show: Show = lambda progress: None) -> ExportResult:
@@ -133,6 +132,7 @@ def search(request: SearchRequest, show: Show = lambda progress: None) -> Export
         raise UsageError(request.model, "is a graph: a search is of checkpoints", "export it with --max-error")
     if find_spec("optuna") is None:
         raise UsageError("search", "Optuna is not installed", "pip install 'edgeglm[search]'")
+    check_cluster(request.cluster)
     return export(request, show)
 
 
@@ -155,43 +155,19 @@ def build(request: BuildRequest, show: Show = lambda progress: None) -> BuildRes
     return build_engines(request.bundle, request.sm, lambda file, done: show(Progress(f"building {file}", done)))
 
 
-def _opened(request: PlanRequest, profile: Profile, folder: Path, name: str) -> Request:
-    sizes = tuple(dict.fromkeys(request.image_sizes))
-    adapter = None if request.adapter is None else locate(request.adapter)[0]
-    shipped = DEMO_DATA if request.model is None else None
-    return Request(
-        folder, name, profile, request.precision, request.context, sizes, shipped, adapter=adapter,
-        prefixes=request.prefixes, kv=request.kv,
-    )  # fmt: skip
-
-
 def _export_checkpoint(request: ExportRequest, budget: int, show: Show) -> ExportResult:
-    from edgeglm.export.calibrate.calibrator import read_calibration
-    from edgeglm.export.checkpoint.reader import Checkpoint
-    from edgeglm.export.pipeline.gate import open_gate
-    from edgeglm.export.pipeline.job import Job
-    from edgeglm.export.write.target import check_target
+    from edgeglm.export.pipeline.opening import open_job
 
     if request.max_error is not None:
         raise UsageError("--max-error", "is only for ONNX graphs", "give --accuracy-drop")
-    profile, (source, name) = load_profile(request.target), locate(request.model)
-    if request.model == name and not any(source.glob("*.safetensors")):
-        with locate_headers(name) as (names, _):  # which has the names of all files of a repository
-            Checkpoint.open(names, headers_only=True)
-    opened = replace(_opened(request, profile, source, name), format=request.format)
-    folder = request.output or Path(f"{opened.name.rpartition('/')[2]}-{opened.profile.name}")
-    check_target(folder)
-    calibration, allowed = request.calibration, request.accuracy_drop
-    samples, held_out = read_calibration(calibration, opened.folder) if calibration else ([], [])
-    gate = None if allowed is None else open_gate(opened, allowed, calibration, samples, budget)
-    job = Job(opened, folder, samples, held_out, gate, budget)
-    if isinstance(request, SearchRequest) and gate:
-        from edgeglm.export.pipeline.search import searching
+    job = open_job(request, budget)
+    if isinstance(request, SearchRequest):
+        from edgeglm.export.pipeline.trials import searching
 
         job = searching(job, request)
     expected = job.expected()
     notes, rungs = job.run(show, resume=request.resume)
-    return ExportResult(bundle=folder, notes=notes, rungs=rungs, predicted_peak_rss_bytes=expected, max_ram=budget)
+    return ExportResult(bundle=job.folder, notes=notes, rungs=rungs, predicted_peak_rss_bytes=expected, max_ram=budget)
 
 
 def _export_graph(request: ExportRequest, budget: int, show: Show) -> ExportResult:

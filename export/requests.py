@@ -76,11 +76,13 @@ class SearchRequest(ExportRequest, frozen=True, kw_only=True, tag=True):
             machine.
         trials: Bundles that are measured at most.
         study: The file that the search goes on from; None for the bundle's name with ``.study``.
+        cluster: The address of the Ray that makes and measures bundles, or ``local``; None for this process.
     """
 
     goal: Literal["size", "latency", "memory"] = "size"
     trials: int = 20
     study: Path | None = None
+    cluster: str | None = None
 
 
 class ValidateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):

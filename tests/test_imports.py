@@ -16,8 +16,8 @@ HOST_ONLY = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "edgeglm.
 HEAVY = (*HOST_ONLY, "onnxruntime", "onnxruntime_qnn", "ai_edge_litert", "tensorrt", "tensorrt_rtx")
 # The parts of export/ in the order of the data: each imports itself and those before it.
 LAYERS = """
-    model metric families checkpoint samples chat choose trace graph requests quantize write prepare prefix prove
-    calibrate targets predict evaluate pipeline compress foreign api api_worker burn matrix demo
+    model metric families checkpoint samples chat choose trace graph requests cluster quantize write prepare prefix
+    prove calibrate targets predict evaluate pipeline compress foreign api api_worker burn matrix demo
 """.split()
 
 

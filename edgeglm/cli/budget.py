@@ -1,4 +1,4 @@
-"""``--max-ram``: what all processes of a command may take together."""
+"""``--max-ram`` and ``--cluster``: what all processes of a command may take together, and where they run."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ def max_ram_option(function: Callable[..., Any]) -> Callable[..., Any]:
         "--max-ram", metavar="SIZE", help="Memory of all processes, such as 2GiB (default: 60% of the available)."
     )
     return option(function)
+
+
+cluster_option = click.option(
+    "--cluster",
+    metavar="ADDRESS",
+    help="Ray that shares the work: HOST:PORT of a cluster, or local for one on this machine.",
+)
 
 
 def parse_budget(max_ram: str | None) -> int:

@@ -6,22 +6,27 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import click
 import msgspec
 
-from edgeglm.cli.budget import max_ram_option, parse_budget
+from edgeglm.cli.budget import cluster_option, max_ram_option, parse_budget
 from edgeglm.cli.matrix_cells import DEMO, cells_of, export_formats, items, read_environment
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.cli.progress import Display
 from edgeglm.devices.loader import profile_names
 from edgeglm.digest import hash_range
 from edgeglm.errors import UsageError
-from edgeglm.export.matrix.fill import Matrix
-from edgeglm.export.matrix.measure import Measurement, Plan
+from edgeglm.export.cluster import check_cluster, connect
+from edgeglm.export.matrix.fill import Matrix, Run
+from edgeglm.export.matrix.measure import Measurement, Plan, measure_cell
 from edgeglm.export.matrix.outcome import Outcome, read_outcomes, replace_file, write_outcomes
 from edgeglm.export.matrix.page import page, stage_text
+from edgeglm.export.matrix.programs import Programs
+from edgeglm.export.matrix.schedule import run_within
 from edgeglm.export.quantize.schemes import OFFERED
 from edgeglm.export.requests import Progress
 from edgeglm.files import opened
@@ -43,6 +48,7 @@ SAMPLES = 256
     "--limit", type=click.IntRange(min=1), default=SAMPLES, show_default=True, metavar="N", help="Samples per cell."
 )
 @max_ram_option
+@cluster_option
 @click.option(
     "-o",
     "--output",
@@ -61,6 +67,7 @@ def command(
     data: Path | None,
     limit: int,
     max_ram: str | None,
+    cluster: str | None,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -81,16 +88,16 @@ def command(
     if damaged:
         click.echo(f"edgeglm: {kept}: {damaged} of its outcomes are damaged, and left out", err=True)
     matrix = Matrix(known, cells, environment)
-    measure = Measurement(Plan(budget, limit, data, environment))
-    total = len(matrix.waiting)
-    with MemorySampler() as memory, Display(budget) as display:
+    check_cluster(cluster)
+    plan, total = Plan(budget, limit, data, environment), len(matrix.waiting)
+    with MemorySampler() as memory, Display(budget) as display, ExitStack() as leave:
 
         def say(stage: str) -> None:
             display(Progress(stage, rss_bytes=memory.rss_bytes))
 
         try:
-            workers = len(os.sched_getaffinity(0))
-            for done, outcome in enumerate(matrix.fill(measure, budget, workers, say), start=1):
+            room, run = _runner(cluster, plan, leave)
+            for done, outcome in enumerate(matrix.fill(Programs(), room, run, say), start=1):
                 display.line(f"{done} of {total}  {_brief(outcome)}")
                 write_outcomes(kept, matrix.outcomes)
         finally:
@@ -105,6 +112,16 @@ def command(
         click.echo(
             f"edgeglm: memory: the peak was above the budget of {format_size(budget)}; please report it", err=True
         )
+
+
+def _runner(address: str | None, plan: Plan, leave: ExitStack) -> tuple[int, Run]:
+    """Return the bytes that a cell may take, and what measures cells: this machine's processes or a cluster."""
+    if address is not None:
+        cluster = leave.enter_context(connect(address, plan.budget))
+        return min(plan.budget, cluster.bytes), partial(cluster.run, work=partial(measure_cell, plan))
+    measure, workers = Measurement(plan), len(os.sched_getaffinity(0))
+    stop = measure.programs.stop
+    return plan.budget, partial(run_within, budget=plan.budget, workers=workers, work=measure, stop=stop)
 
 
 def _beside(out: Path) -> Path:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from edgeglm.cli.budget import max_ram_option, parse_budget
+from edgeglm.cli.budget import cluster_option, max_ram_option, parse_budget
 from edgeglm.cli.checkpoint_options import calibration_option, image_sizes, model_options
 from edgeglm.cli.export import print_result, run_export
 from edgeglm.cli.output import json_option
@@ -37,6 +37,7 @@ from edgeglm.units import parse_percent
     metavar="FILE",
     help="The file that a search is kept in and goes on from (default: DIR.study).",
 )
+@cluster_option
 @click.option("-o", "--output", "out", type=click.Path(path_type=Path), help="The bundle's folder.")
 @max_ram_option
 @json_option
@@ -53,6 +54,7 @@ def command(
     trials: int,
     calibration: Path | None,
     study: Path | None,
+    cluster: str | None,
     out: Path | None,
     max_ram: str | None,
     as_json: bool,
@@ -76,5 +78,6 @@ def command(
         goal=goal,
         trials=trials,
         study=study,
+        cluster=cluster,
     )
     print_result(run_export(request, search, as_json=as_json), as_json=as_json)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 
-from edgeglm.export.matrix.measure import Measurement
+from edgeglm.export.cluster import Task
 from edgeglm.export.matrix.outcome import Cell, Identity, Outcome, untried
 from edgeglm.export.matrix.programs import Programs
-from edgeglm.export.matrix.schedule import Task, run_within
 from edgeglm.export.predict.forecast import Forecast
 from edgeglm.export.requests import PlanRequest
 from edgeglm.units import format_size
 
+Run = Callable[[Sequence[Task[Cell]]], Generator[tuple[Cell, Outcome], None, None]]
 # What a model is taken for that `edgeglm plan` refuses: the export says why.
 UNPLANNED = 1 << 30
 
@@ -42,18 +42,25 @@ class Matrix:
         """Return the outcomes of some cells."""
         return [self._outcomes[cell.identity] for cell in cells]
 
-    def fill(self, measure: Measurement, budget: int, workers: int, show: Callable[[str], object]) -> Iterator[Outcome]:
-        """Measure what waits, and yield each outcome when it is there."""
+    def fill(self, programs: Programs, budget: int, run: Run, show: Callable[[str], object]) -> Iterator[Outcome]:
+        """Measure what waits, and yield each outcome when it is there.
+
+        Args:
+            programs: Plan the cells.
+            budget: Bytes of memory that one cell may take.
+            run: Measures cells, side by side where their bytes have room.
+            show: Told of the plans.
+        """
         tasks = []
         for cell in self.waiting:
             show(f"planning {cell.model} for {cell.target}")
-            needed = self._needs(measure.programs, cell)
+            needed = self._needs(programs, cell)
             if needed <= budget:
                 tasks.append(Task(cell, needed))
                 continue
             why = f"takes {format_size(needed)}, and --max-ram is {format_size(budget)}"
             yield self._keep(untried(cell, self._environment, why))
-        with closing(run_within(tasks, budget, workers, measure, measure.programs.stop)) as results:
+        with closing(run(tasks)) as results:
             for _, outcome in results:
                 yield self._keep(outcome)
 

@@ -119,6 +119,11 @@ class Measurement:
             return _without(work, self.programs.ask(request, ValidateResult))
 
 
+def measure_cell(plan: Plan, cell: Cell) -> Outcome:
+    """Return what comes of a cell, in a worker of a cluster."""
+    return Measurement(plan)(cell)
+
+
 def _without(work: Path, done: Done[T]) -> Done[T]:
     """Return a failure that does not say where the bundle lay for a moment."""
     line = done.line.replace(str(work / "bundle"), "the bundle").replace(str(work), "the bundle's folder")

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
+
+from edgeglm.export.cluster import Task
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class Task(Generic[T]):
-    """Something to do, and the bytes of memory that it takes at most."""
-
-    item: T
-    bytes: int
 
 
 def run_within(

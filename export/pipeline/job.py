@@ -10,7 +10,7 @@ from pathlib import Path
 from edgeglm.errors import AccuracyError, UsageError
 from edgeglm.export.calibrate.calibrator import calibrate, samples_bytes
 from edgeglm.export.pipeline.export import Progress as Written
-from edgeglm.export.pipeline.export import export
+from edgeglm.export.pipeline.export import Report, export
 from edgeglm.export.pipeline.gate import Gate, nothing_passed
 from edgeglm.export.pipeline.ladder import Ladder, Means, Measure, workplace
 from edgeglm.export.predict.forecast import check_budget, export_peak, module_sizes, predict
@@ -69,8 +69,7 @@ class Job:
         if not self.samples and any(STATIC in choice.precisions for choice in opened.choices):
             why = f"{STATIC} takes ranges of activations"
             raise UsageError(f"--precision {self.request.precision}", why, "give samples by --calibration FILE")
-        gate = self.gate.check_budget(opened) if self.gate else 0
-        return max(self._check(opened), gate, self._check_prefixes(opened))
+        return max(self.peak(opened), self._check_prefixes(opened))
 
     def run(self, show: Show, *, resume: bool) -> tuple[Sequence[str], Sequence[Rung]]:
         """Write the bundle; returns notes for the user, and the precisions that were tried.
@@ -84,18 +83,10 @@ class Job:
 
         show(Progress(f"tracing {self.request.name} for {self.request.profile.name}"))
         with ExitStack() as leave:
-            request, found = self._calibrated(show, leave)
+            request, found = self.calibrated(show, leave)
             ladder = None
             if self.gate:
-                means = Means(
-                    work=leave.enter_context(workplace(self.folder)),
-                    samples=self.gate.samples,
-                    calibration=found,
-                    measure=_measured(self.gate, show),
-                    check=self._check,
-                    report=report,
-                    show=lambda rung: show(Progress("tried", rung=rung)),
-                )
+                means = self.means(leave.enter_context(workplace(self.folder)), found, show, report)
                 ladder = self._climb(request, means)
                 request = replace(request, precision=ladder.precision)
             prepared = prepare(open_export(request), found)
@@ -111,6 +102,31 @@ class Job:
             )
         told = found.notes if found else ()
         return [*prepared.notes, *told, *notes], ladder.rungs if ladder else []
+
+    def means(self, work: Path, found: Calibration | None, show: Show, report: Report) -> Means:
+        """Return the inputs of a climb.
+
+        Args:
+            work: A folder for bundles that are tried.
+            found: What weights are encoded by, if anything.
+            show: Told of each measurement and rung.
+            report: Told of the progress of an export.
+        """
+        assert self.gate
+        return Means(
+            work=work,
+            samples=self.gate.samples,
+            calibration=found,
+            measure=_measured(self.gate, show),
+            check=self._check,
+            report=report,
+            show=lambda rung: show(Progress("tried", rung=rung)),
+        )
+
+    def peak(self, opened: Opened) -> int:
+        """Return the predicted peak of an export and of its measurement. Raises BudgetError above the budget."""
+        gate = self.gate.check_budget(opened) if self.gate else 0
+        return max(self._check(opened), gate)
 
     def _check(self, opened: Opened) -> int:
         return check_budget(opened, self.budget, self._fed(opened) + self._learning(opened, self._widest(opened)))
@@ -135,8 +151,13 @@ class Job:
         room = self.budget - self._fed(opened) - export_peak(opened, workers=WORKERS, traced=not opened.is_traced)
         return next((width for width in int4_widths(opened) if self._learning(opened, width) <= room), 0)
 
-    def _calibrated(self, show: Show, leave: ExitStack) -> tuple[Request, Calibration | None]:
-        """Return what the samples leave, and the request with the precision that an NPU's module then has."""
+    def calibrated(self, show: Show, leave: ExitStack) -> tuple[Request, Calibration | None]:
+        """Return what the samples leave, and the request with the precision that an NPU's module then has.
+
+        Args:
+            show: Told of the stages.
+            leave: Removes the files of a calibration.
+        """
         request, opened, found = self.request, open_export(self.request), None
         if self.samples:
             traced = prepare(opened)

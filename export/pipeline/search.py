@@ -6,37 +6,32 @@ A bundle that cannot be better than the best one is not made, and one that fails
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
 import msgspec
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
+from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.export.calibrate.calibrator import examples_hash
 from edgeglm.export.evaluate.speed import MEASURER, SpeedRequest
 from edgeglm.export.pipeline.job import Job
 from edgeglm.export.pipeline.knobs import STEPS, Knobs
 from edgeglm.export.pipeline.ladder import Ladder, Measure, excess, precisions, spell, worst
+from edgeglm.export.pipeline.study import open_study
 from edgeglm.export.prepare.preparation import open_export
 from edgeglm.export.prepare.types import Opened, Prepared
 from edgeglm.export.requests import SearchRequest
 from edgeglm.manifest import Metric, Rung
 
 Goal = Literal["size", "latency", "memory"]
-# Knobs are asked for so many times as often as a bundle is measured, before the search ends early.
+# So many questions in a row that bring nothing to measure end a search.
 ASKED = 50
-SEED, NAME = 0, "edgeglm"
 # What a goal is measured by; the size of a bundle is known.
 FIGURES = {"latency": "answer_ms", "memory": "peak_rss_bytes"}
 # Samples, or windows of a text, that tell whether a bundle fails for sure; bytes of each end of a file that are hashed.
@@ -66,56 +61,8 @@ class Aim:
     figures: Callable[[Path], dict[str, float]]
 
 
-class Lock:
-    """A lock of Optuna's kind, that the kernel takes back from a process that dies."""
-
-    def __init__(self, file: Path) -> None:
-        self.descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-
-    def acquire(self) -> bool:
-        """Wait for it."""
-        fcntl.flock(self.descriptor, fcntl.LOCK_EX)
-        return True
-
-    def release(self) -> None:
-        """Give it back."""
-        fcntl.flock(self.descriptor, fcntl.LOCK_UN)
-
-
-def open_study(file: Path, identity: str) -> optuna.Study:
-    """Return the study of a file, which is made where there is none.
-
-    Args:
-        file: A journal.
-        identity: Of what it must be.
-
-    Raises:
-        UsageError: It is of something else.
-        DamagedFileError: It is no study.
-        OSError: It cannot be read or written.
-    """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        storage = JournalStorage(JournalFileBackend(str(file), cast(Any, Lock(file))))
-        sampler = optuna.samplers.TPESampler(seed=SEED, multivariate=True, n_startup_trials=6)
-        study = optuna.create_study(
-            storage=storage, sampler=sampler, study_name=NAME, directions=["minimize"] * 2, load_if_exists=True
-        )
-        known = study.user_attrs.get("identity")
-    except OSError:
-        raise
-    except Exception as error:  # of what the file holds: JSON's, keys', Optuna's own
-        raise DamagedFileError(file, "is no study", "remove it, or name another by --study") from error
-    if known is None and not study.trials:
-        study.set_user_attr("identity", identity)
-    elif known != identity:
-        why = "is a study of another model, device, limit, goal, or of other samples"
-        raise UsageError(file, why, "name another file by --study")
-    return study
-
-
-def searching(job: Job, request: SearchRequest) -> Job:
-    """Return a job that searches for its precision. Raises as `open_export`."""
+def aim_of(job: Job, request: SearchRequest) -> tuple[Job, Aim]:
+    """Return a job that begins with all parts in their smallest precision, and its aim. Raises as `open_export`."""
     assert job.gate
     asked = replace(job.request, precision=STEPS[0])
     try:
@@ -123,17 +70,16 @@ def searching(job: Job, request: SearchRequest) -> Job:
     except UnsupportedError:  # what an NPU computes, for one, has a precision of its own
         asked = job.request
         opened = open_export(asked)
-    study = request.study or job.folder.with_name(f"{job.folder.name}.study")
     gate = job.gate
     aim = Aim(
         goal=request.goal,
         trials=request.trials,
-        study=study,
+        study=request.study or job.folder.with_name(f"{job.folder.name}.study"),
         identity=_identity(opened, job, request),
         early=lambda bundle: gate.metrics(bundle, EARLY),
         figures=_figures,
     )
-    return replace(job, request=asked, climber=partial(Search, aim=aim))
+    return replace(job, request=asked), aim
 
 
 def _identity(opened: Opened, job: Job, request: SearchRequest) -> str:
@@ -165,7 +111,8 @@ class Search(Ladder):
     """Rungs in the order in which a study tried them."""
 
     aim: Aim = field(kw_only=True)
-    skipped: set[str] = field(default_factory=set)
+    taken: set[str] = field(default_factory=set)
+    lowest: str = ""
 
     @property
     def best(self) -> Rung | None:
@@ -188,36 +135,54 @@ class Search(Ladder):
             UsageError: The study is another one's.
             DamagedFileError: It is no study.
         """
+        study, knobs = self._open()
+        while len(self.rungs) < self.aim.trials and (proposal := self._propose(study, knobs)):
+            trial, prepared = proposal
+            before, folder = self.best, self._try(prepared)
+            self._tell(study, trial, self.rungs[-1])
+            kept = folder if self.best is not before else None
+            for other in [*self.means.work.iterdir()] if kept else [folder]:
+                if other != kept:
+                    shutil.rmtree(other, ignore_errors=True)
+
+    def attempt(self, precision: str) -> Rung:
+        """Make a bundle of a precision and measure it."""
+        self._try(self._prepare(precision))
+        return self.rungs[-1]
+
+    def _open(self) -> tuple[optuna.Study, Knobs]:
+        """Return the study with what is tried first, and its knobs."""
         study = open_study(self.aim.study, self.aim.identity)
         self._remember(study)
         lowest = precisions(self._prepare(self.request.precision))
         knobs = Knobs.of(lowest, self._order(lowest), self._is_possible)
+        self.lowest = spell(lowest)
         for first in knobs.first():
             study.enqueue_trial(first, skip_if_exists=True)
-        for _ in range(ASKED * self.aim.trials):
-            if len(self.rungs) >= self.aim.trials:
-                break
-            self._attempt(study, knobs)
+        return study, knobs
 
-    def _attempt(self, study: optuna.Study, knobs: Knobs) -> None:
-        trial = study.ask(knobs.distributions)
-        spelled = spell(knobs.parts(trial.params))
-        if spelled in self.skipped or spelled in {rung.precision for rung in self.rungs}:
+    def _propose(self, study: optuna.Study, knobs: Knobs) -> tuple[optuna.Trial, Prepared] | None:
+        """Return what is tried next; None where nothing can be better, or nothing new comes of many questions."""
+        for _ in range(ASKED):
+            if self._is_least():
+                break
+            trial = study.ask(knobs.distributions)
+            spelled = spell(knobs.parts(trial.params))
+            if spelled not in self.taken:
+                self.taken.add(spelled)
+                prepared = self._prepare(spelled)
+                if self.aim.goal != "size" or not self.best or prepared.bundle_bytes < self.best.bundle_bytes:
+                    return trial, prepared
             study.tell(trial, state=TrialState.FAIL)
-            return
-        prepared = self._prepare(spelled)
-        if self.aim.goal == "size" and self.best and prepared.bundle_bytes >= self.best.bundle_bytes:
-            self.skipped.add(spelled)
-            study.tell(trial, state=TrialState.FAIL)
-            return
-        before, folder = self.best, self._try(prepared)
-        rung = self.rungs[-1]
+        return None
+
+    def _is_least(self) -> bool:
+        """Return whether the smallest bundle passes, which none can be smaller than."""
+        return self.aim.goal == "size" and bool(self.best and self.best.precision == self.lowest)
+
+    def _tell(self, study: optuna.Study, trial: optuna.Trial, rung: Rung) -> None:
         trial.set_user_attr("rung", msgspec.json.encode(rung).decode())
         study.tell(trial, [self._figure(rung), excess(worst(rung))] if rung.metrics else [REFUSED, REFUSED])
-        kept = folder if self.best is not before else None
-        for other in [*self.means.work.iterdir()] if kept else [folder]:
-            if other != kept:
-                shutil.rmtree(other, ignore_errors=True)
 
     def _rung(self, prepared: Prepared, folder: Path) -> Rung:
         rung = super()._rung(prepared, folder)
@@ -249,4 +214,6 @@ class Search(Ladder):
                 study.tell(trial.number, state=TrialState.FAIL)
                 study.enqueue_trial(trial.params, skip_if_exists=False)
             elif trial.state == TrialState.COMPLETE:
-                self.rungs.append(msgspec.json.decode(trial.user_attrs["rung"], type=Rung))
+                rung = msgspec.json.decode(trial.user_attrs["rung"], type=Rung)
+                self.rungs.append(rung)
+                self.taken.add(rung.precision)

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from edgeglm.export.matrix.schedule import Task, run_within
+from edgeglm.export.cluster import Task
+from edgeglm.export.matrix.schedule import run_within
 
 
 class Load:

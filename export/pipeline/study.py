@@ -1,0 +1,64 @@
+"""The file of a search: a study of Optuna's, whose lock ends with its process."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from edgeglm.errors import DamagedFileError, UsageError
+
+SEED, NAME = 0, "edgeglm"
+
+
+class Lock:
+    """A lock of Optuna's kind, that the kernel takes back from a process that dies."""
+
+    def __init__(self, file: Path) -> None:
+        self.descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+
+    def acquire(self) -> bool:
+        """Wait for it."""
+        fcntl.flock(self.descriptor, fcntl.LOCK_EX)
+        return True
+
+    def release(self) -> None:
+        """Give it back."""
+        fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+
+
+def open_study(file: Path, identity: str) -> optuna.Study:
+    """Return the study of a file, which is made where there is none.
+
+    Args:
+        file: A journal.
+        identity: Of what it must be.
+
+    Raises:
+        UsageError: It is of something else.
+        DamagedFileError: It is no study.
+        OSError: It cannot be read or written.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        storage = JournalStorage(JournalFileBackend(str(file), cast(Any, Lock(file))))
+        sampler = optuna.samplers.TPESampler(seed=SEED, multivariate=True, n_startup_trials=6)
+        study = optuna.create_study(
+            storage=storage, sampler=sampler, study_name=NAME, directions=["minimize"] * 2, load_if_exists=True
+        )
+        known = study.user_attrs.get("identity")
+    except OSError:
+        raise
+    except Exception as error:  # of what the file holds: JSON's, keys', Optuna's own
+        raise DamagedFileError(file, "is no study", "remove it, or name another by --study") from error
+    if known is None and not study.trials:
+        study.set_user_attr("identity", identity)
+    elif known != identity:
+        why = "is a study of another model, device, limit, goal, or of other samples"
+        raise UsageError(file, why, "name another file by --study")
+    return study
