@@ -35,6 +35,13 @@ RETRIES = 3
 # The processes of a Ray of our own, beside its workers; and its store of objects, which here are small.
 RAY_BYTES, STORE_BYTES = 600 << 20, 80 << 20
 
+# No word to Ray's makers; a machine that is busy starts its processes late.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_worker_register_timeout_seconds": "300",
+}
+
 
 @dataclass(frozen=True)
 class Task(Generic[T]):
@@ -136,7 +143,8 @@ def connect(address: str, budget: int) -> Iterator[Cluster]:
         BudgetError: The budget has no room for it.
     """
     check_cluster(address)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
@@ -147,9 +155,10 @@ def connect(address: str, budget: int) -> Iterator[Cluster]:
         leave.callback(ray.shutdown)
         try:
             ray.init(address=address, **quiet)
-        except (OSError, RuntimeError, ValueError, AssertionError) as error:
+        except Exception as error:  # which Ray raises as it is where its processes are late
             why = f"Ray does not answer: {str(error).strip().splitlines()[0]}"
-            raise UsageError(f"{OPTION} {address}", why, "see ray status there, or give local") from error
+            remedy = "try again when this machine has less to do" if address == LOCAL else "see ray status there"
+            raise UsageError(f"{OPTION} {address}", why, remedy) from error
         yield _connected(address)
 
 

@@ -23,6 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import load_study
 from optuna.trial import TrialState
 
+from edgeglm.errors import BudgetError
 from edgeglm.export import cluster
 from edgeglm.export.pipeline.study import NAME
 from tests.cli.commands import check_failure, end, run, start
@@ -105,5 +106,5 @@ def test_without_the_extra_it_is_named(
 
 @needs_ray
 def test_memory_without_room_for_ray_is_refused() -> None:
-    with pytest.raises(cluster.BudgetError, match="Ray itself takes"), cluster.connect("local", 1 << 28):
+    with pytest.raises(BudgetError, match="Ray itself takes"), cluster.connect("local", 1 << 28):
         pass
