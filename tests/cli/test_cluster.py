@@ -73,7 +73,7 @@ def test_a_trial_whose_worker_is_killed_is_made_again(tmp_path: Path) -> None:
     asked = ["--target", "cpu", "--accuracy-drop", "40%", "--calibration", text, "--for", "memory", "--trials", 2]
     process = start("search", model, *asked, "--cluster", "local", "-o", tmp_path / "bundle", "--json")
     while not (workers := at_work(process.pid)) and process.poll() is None:
-        time.sleep(0.05)
+        time.sleep(0.3)
     assert workers, end(process)[2]
     rays = children(process.pid)
     os.kill(workers[0], signal.SIGKILL)
