@@ -162,7 +162,7 @@ def _export_checkpoint(request: ExportRequest, budget: int, show: Show) -> Expor
         raise UsageError("--max-error", "is only for ONNX graphs", "give --accuracy-drop")
     job = open_job(request, budget)
     if isinstance(request, SearchRequest):
-        from edgeglm.export.pipeline.trials import searching
+        from edgeglm.export.search.trials import searching
 
         job = searching(job, request)
     expected = job.expected()

@@ -25,7 +25,7 @@ from optuna.trial import TrialState
 
 from edgeglm.errors import BudgetError
 from edgeglm.export import cluster
-from edgeglm.export.pipeline.study import NAME
+from edgeglm.export.search.study import NAME
 from tests.cli.commands import check_failure, end, run, start
 from tests.cli.test_validate_text import WORDS, write_tokenizer
 from tests.export.tiny import SHAPES, save

@@ -14,10 +14,10 @@ pytest.importorskip("optuna")
 from edgeglm.devices.loader import load_profile
 from edgeglm.errors import UsageError
 from edgeglm.export.pipeline.opening import open_job
-from edgeglm.export.pipeline.trials import Trial
 from edgeglm.export.prepare.asked import asked
 from edgeglm.export.requests import ExportRequest, SearchRequest
 from edgeglm.export.samples.shipped import DEMO_DATA
+from edgeglm.export.search.trials import Trial
 
 BUDGET = 2 << 30
 

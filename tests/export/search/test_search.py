@@ -20,11 +20,11 @@ from edgeglm.devices.loader import load_profile
 from edgeglm.errors import DamagedFileError, UsageError
 from edgeglm.export.checkpoint.locate import DEMO, DEMO_NAME
 from edgeglm.export.pipeline.ladder import Means, workplace
-from edgeglm.export.pipeline.search import Aim, Search
-from edgeglm.export.pipeline.study import open_study
 from edgeglm.export.prepare.types import Request
 from edgeglm.export.samples.screenshots import read_samples
 from edgeglm.export.samples.shipped import DATA, DEMO_DATA
+from edgeglm.export.search.search import Aim, Search
+from edgeglm.export.search.study import open_study
 from tests.export.pipeline.test_ladder import errors_within
 
 REQUEST = Request(DEMO, DEMO_NAME, load_profile("cpu"), "int4", shipped=DEMO_DATA)
@@ -98,7 +98,7 @@ def test_what_is_no_study_is_refused(content: bytes, tmp_path: Path) -> None:
 def test_no_lock_outlives_its_process(tmp_path: Path) -> None:
     code = f"""
 import os, pathlib
-from edgeglm.export.pipeline.study import Lock
+from edgeglm.export.search.study import Lock
 Lock(pathlib.Path({str(tmp_path / "study")!r})).acquire()
 os.kill(os.getpid(), 9)
 """

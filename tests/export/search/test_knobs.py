@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("optuna")
 
-from edgeglm.export.pipeline.knobs import Knobs
+from edgeglm.export.search.knobs import Knobs
 
 
 def test_knobs_are_precisions_and_counts_of_raised_parts() -> None:

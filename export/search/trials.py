@@ -14,9 +14,9 @@ from edgeglm.export.cluster import Cluster, Running, connect
 from edgeglm.export.pipeline.job import Job
 from edgeglm.export.pipeline.ladder import precisions, spell
 from edgeglm.export.pipeline.opening import open_job
-from edgeglm.export.pipeline.search import Aim, Search, aim_of
 from edgeglm.export.prepare.types import Calibration, Prepared, Request
 from edgeglm.export.requests import SearchRequest
+from edgeglm.export.search.search import Aim, Search, aim_of
 from edgeglm.manifest import Rung
 from edgeglm.scratch import scratch_folder
 

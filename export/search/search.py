@@ -21,12 +21,12 @@ from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.export.calibrate.calibrator import examples_hash
 from edgeglm.export.evaluate.speed import MEASURER, SpeedRequest
 from edgeglm.export.pipeline.job import Job
-from edgeglm.export.pipeline.knobs import STEPS, Knobs
 from edgeglm.export.pipeline.ladder import Ladder, Measure, excess, precisions, spell, worst
-from edgeglm.export.pipeline.study import open_study
 from edgeglm.export.prepare.preparation import open_export
 from edgeglm.export.prepare.types import Opened, Prepared
 from edgeglm.export.requests import SearchRequest
+from edgeglm.export.search.knobs import STEPS, Knobs
+from edgeglm.export.search.study import open_study
 from edgeglm.manifest import Metric, Rung
 
 Goal = Literal["size", "latency", "memory"]

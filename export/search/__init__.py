@@ -1,0 +1,1 @@
+"""Search for the best bundle that passes, on this machine or on a cluster."""
