@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import socket
 import tempfile
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -38,6 +41,7 @@ RAY_BYTES, STORE_BYTES = 600 << 20, 80 << 20
 # No word to Ray's makers; a machine that is busy starts its processes late.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # its lines on a worker that died would come into the command's output
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_worker_register_timeout_seconds": "300",
 }
@@ -151,15 +155,31 @@ def connect(address: str, budget: int) -> Iterator[Cluster]:
     with ExitStack() as leave:
         if address == LOCAL:
             quiet |= _local(budget, leave.enter_context(scratch_folder("ray")))
+        else:
+            _check_address(address)
         leave.callback(sweep, Path(tempfile.gettempdir()), PREFIX)  # what killed workers left here
         leave.callback(ray.shutdown)
+        terminate = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=address, **quiet)
         except Exception as error:  # which Ray raises as it is where its processes are late
             why = f"Ray does not answer: {str(error).strip().splitlines()[0]}"
             remedy = "try again when this machine has less to do" if address == LOCAL else "see ray status there"
             raise UsageError(f"{OPTION} {address}", why, remedy) from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminate)  # Ray's own prints a trace and ends the process as it is
         yield _connected(address)
+
+
+def _check_address(address: str) -> None:
+    """Check that something listens there: Ray itself takes minutes to say no. Raises UsageError."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, ValueError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        why = "is no HOST:PORT" if isinstance(error, ValueError) else f"nothing answers there: {reason}"
+        raise UsageError(f"{OPTION} {address}", why, f"give the address that ray status names, or {LOCAL}") from error
 
 
 def _local(budget: int, folder: Path) -> dict[str, Any]:

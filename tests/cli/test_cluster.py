@@ -105,6 +105,20 @@ def test_without_the_extra_it_is_named(
 
 
 @needs_ray
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("127.0.0.1:1", "nothing answers there"),
+        ("nonsense", "is no HOST:PORT"),
+        ("127.0.0.1:99999999", "nothing answers"),
+    ],
+)
+def test_an_address_where_nothing_is_is_refused(address: str, why: str) -> None:
+    with pytest.raises(cluster.UsageError, match=why), cluster.connect(address, 1 << 40):
+        pass
+
+
+@needs_ray
 def test_memory_without_room_for_ray_is_refused() -> None:
     with pytest.raises(BudgetError, match="Ray itself takes"), cluster.connect("local", 1 << 28):
         pass
