@@ -23,7 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import load_study
 from optuna.trial import TrialState
 
-from edgeglm.errors import BudgetError
+from edgeglm.errors import BudgetError, UsageError
 from edgeglm.export import cluster
 from edgeglm.export.search.study import NAME
 from tests.cli.commands import check_failure, end, run, start
@@ -114,7 +114,7 @@ def test_without_the_extra_it_is_named(
     ],
 )
 def test_an_address_where_nothing_is_is_refused(address: str, why: str) -> None:
-    with pytest.raises(cluster.UsageError, match=why), cluster.connect(address, 1 << 40):
+    with pytest.raises(UsageError, match=why), cluster.connect(address, 1 << 40):
         pass
 
 
