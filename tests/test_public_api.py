@@ -80,7 +80,17 @@ SHARED = {
     "edgeglm.suggest": {"nearest_name"},
     "edgeglm.telemetry": {"disable_telemetry", "telemetry_is_off"},
     "edgeglm.units": {"format_size", "parse_percent", "parse_size"},
-    "edgeglm.worker": {"Crashed", "Failure", "Overdue", "Progress", "Result", "Worker", "serve"},
+    "edgeglm.worker": {
+        "Crashed",
+        "Failure",
+        "Overdue",
+        "Progress",
+        "Result",
+        "Worker",
+        "error_of",
+        "failure_of",
+        "serve",
+    },
 }
 DEVICES = {
     "edgeglm.devices.loader": {"load_profile", "profile_names", "read_profile"},
