@@ -81,7 +81,7 @@ def request(data: bytes, headers: dict[str, str] | None = None) -> Request:
 
 
 def test_a_stream_has_signs_of_life_beside_its_answer(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "SILENCE_SECONDS", 0.005)
+    monkeypatch.setattr(app, "SILENCE_SECONDS", 0.0005)
     engine = Engine(named([exact]), Runner, waiting=1, idle=Idle(), max_ram=None)
     body = json.dumps({"prompt": "a b", "max_tokens": 40, "temperature": 1.5, "seed": 1, "stream": True}).encode()
     sent: list[Message] = []
