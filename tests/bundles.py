@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
+from edgeglm import digest
 from edgeglm.devices.loader import load_profile
 from edgeglm.manifest import (
     BLANK_SEAL,
@@ -119,3 +121,12 @@ def reseal(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     tree["seal"] = BLANK_SEAL
     data = json.dumps(tree).encode()
     path.write_bytes(data.replace(BLANK_SEAL.encode(), hashlib.sha256(data).hexdigest().encode()))
+
+
+def believe_new_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a new folder of verified hashes, which small files that have just been written may enter."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("SETTLED_NS", "WRITTEN_BACK_NS", "ALWAYS_BYTES"):
+        monkeypatch.setattr(digest, name, -1)
+    monkeypatch.setattr(digest, "TRUSTED", {digest._file_system(tmp_path)})
+    return tmp_path / "cache" / "edgeglm" / "verified"

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from edgeglm import digest
 from edgeglm.bundle import (
     MAX_MANIFEST_BYTES,
     extra_files,
@@ -24,7 +23,7 @@ from edgeglm.bundle import (
 )
 from edgeglm.errors import DamagedFileError, EdgeglmError, UnsupportedError, UsageError
 from edgeglm.manifest import MANIFEST
-from tests.bundles import CONTENT, DECODER, reseal, write_bundle
+from tests.bundles import CONTENT, DECODER, believe_new_files, reseal, write_bundle
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,11 +31,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache folder, which hashes of small files that have just been written may enter."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("SETTLED_NS", "WRITTEN_BACK_NS", "ALWAYS_BYTES"):
-        monkeypatch.setattr(digest, name, -1)
-    monkeypatch.setattr(digest, "TRUSTED", {digest._file_system(tmp_path)})
-    return tmp_path / "cache" / "edgeglm" / "verified"
+    return believe_new_files(tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -18,17 +18,13 @@ from edgeglm.bundle import (
     verify_bundle,
 )
 from edgeglm.errors import DamagedFileError
-from tests.bundles import CONTENT, write_bundle
+from tests.bundles import CONTENT, believe_new_files, write_bundle
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache folder, which hashes of small files that have just been written may enter."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("SETTLED_NS", "WRITTEN_BACK_NS", "ALWAYS_BYTES"):
-        monkeypatch.setattr(digest, name, -1)
-    monkeypatch.setattr(digest, "TRUSTED", {digest._file_system(tmp_path)})
-    return tmp_path / "cache" / "edgeglm" / "verified"
+    return believe_new_files(tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import time
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from edgeglm.errors import BudgetError, UsageError
 from edgeglm.export import cluster
 from edgeglm.export.search.study import NAME
 from tests.cli.commands import check_failure, end, run, start
-from tests.cli.test_validate_text import WORDS, write_tokenizer
+from tests.cli.test_validate_text import write_text, write_tokenizer
 from tests.export.tiny import SHAPES, save
 
 Capture = pytest.CaptureFixture[str]
@@ -68,8 +67,7 @@ def test_a_trial_whose_worker_is_killed_is_made_again(tmp_path: Path) -> None:
     model, text = tmp_path / "model", tmp_path / "text.txt"
     save(SHAPES["glm4"], model)
     write_tokenizer(model / "tokenizer.json")
-    draw = random.Random(0)
-    text.write_text("\n".join(" ".join(draw.choices(WORDS, k=12)) for _ in range(64)), encoding="utf-8")
+    write_text(text, 64)
     asked = ["--target", "cpu", "--accuracy-drop", "40%", "--calibration", text, "--for", "memory", "--trials", 2]
     process = start("search", model, *asked, "--cluster", "local", "-o", tmp_path / "bundle", "--json")
     while not (workers := at_work(process.pid)) and process.poll() is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ pytest.importorskip("optuna")
 
 from edgeglm.bundle import read_manifest
 from tests.cli.commands import check_failure, run
-from tests.cli.test_validate_text import WORDS, write_tokenizer
+from tests.cli.test_validate_text import write_text, write_tokenizer
 from tests.export.tiny import SHAPES, save
 
 Capture = pytest.CaptureFixture[str]
@@ -25,8 +24,7 @@ def test_a_text_model_is_searched_for_memory(tmp_path: Path, capsys: Capture) ->
     model, text = tmp_path / "model", tmp_path / "text.txt"
     save(SHAPES["glm4"], model)
     write_tokenizer(model / "tokenizer.json")
-    draw = random.Random(0)
-    text.write_text("\n".join(" ".join(draw.choices(WORDS, k=12)) for _ in range(36)), encoding="utf-8")
+    write_text(text, 36)
     options = ["--target", "cpu", "--accuracy-drop", "40%", "--calibration", text, "--for", "memory", "--trials", 2]
     study = ["--study", tmp_path / "study", "--json"]
 

@@ -35,11 +35,16 @@ def write_tokenizer(file: Path) -> None:
     tokenizer.save(str(file))
 
 
+def write_text(file: Path, lines: int) -> None:
+    """Twelve words a line."""
+    draw = random.Random(0)
+    file.write_text("\n".join(" ".join(draw.choices(WORDS, k=12)) for _ in range(lines)), encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("text") / "text.txt"
-    draw = random.Random(0)
-    file.write_text("\n".join(" ".join(draw.choices(WORDS, k=12)) for _ in range(64)), encoding="utf-8")
+    write_text(file, 64)
     return file
 
 
