@@ -22,12 +22,15 @@ from benchmarks.hostile import Attack, attacks, fields, large_attacks, posted
 from benchmarks.serve_load import Load, check, known_answers
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.serve import app, bodies
+from edgeglm.runtimes.serve.answers import Delta, Started
 from edgeglm.runtimes.serve.app import Service
 from edgeglm.runtimes.serve.bodies import Bodies
 from edgeglm.runtimes.serve.engine import Engine
 from edgeglm.runtimes.serve.errors import ApiError
+from edgeglm.runtimes.serve.jobs import Job
 from edgeglm.runtimes.serve.program import named
 from edgeglm.runtimes.serve.release import Idle
+from edgeglm.runtimes.serve.schedule import Claim
 from edgeglm.runtimes.serve.schema import DetokenizeRequest
 from tests.runtimes.serve.conftest import serving
 
@@ -80,14 +83,26 @@ def request(data: bytes, headers: dict[str, str] | None = None) -> Request:
     return Request({"type": "http", "method": "POST", "path": "/", "headers": raw}, receive)
 
 
+class Silent(Engine):
+    """An engine that accepts a prompt, and says no more of itself."""
+
+    def submit(self, bundle: str, work: Any, *_: object) -> Job:
+        self.job = Job(bundle, work, asyncio.get_running_loop(), Claim("text", "normal", 0.0))
+        self.job.emit(Started(2))
+        return self.job
+
+
 def test_a_stream_has_signs_of_life_beside_its_answer(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "SILENCE_SECONDS", 0.0005)
-    engine = Engine(named([exact]), Runner, waiting=1, idle=Idle(), max_ram=None)
-    body = json.dumps({"prompt": "a b", "max_tokens": 40, "temperature": 1.5, "seed": 1, "stream": True}).encode()
-    sent: list[Message] = []
+    monkeypatch.setattr(app, "SILENCE_SECONDS", 0.001)
+    engine = Silent(named([exact]), Runner, waiting=1, idle=Idle(), max_ram=None)
+    body = json.dumps({"prompt": "a b", "stream": True}).encode()
+    sent: list[bytes] = []
 
     async def send(message: Message) -> None:
-        sent.append(message)
+        sent.append(message.get("body", b""))
+        if sent.count(app.KEEP_ALIVE) == 3:
+            engine.job.emit(Delta(0, "word"))
+            engine.job.emit(None)
 
     async def stream() -> None:
         came = asyncio.Queue[Message]()
@@ -95,13 +110,10 @@ def test_a_stream_has_signs_of_life_beside_its_answer(exact: Path, monkeypatch: 
         scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
         await Service(engine).app()(scope, came.get, send)
 
-    engine.start()
-    try:
-        asyncio.run(stream())
-    finally:
-        engine.stop()
-    data = b"".join(message.get("body", b"") for message in sent)
-    assert app.KEEP_ALIVE in data
+    asyncio.run(asyncio.wait_for(stream(), 60))
+    data = b"".join(sent)
+    assert app.KEEP_ALIVE * 3 in data
+    assert data.index(app.KEEP_ALIVE) < data.index(b'"word"')
     assert data.endswith(b"data: [DONE]\n\n")
 
 
