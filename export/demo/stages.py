@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["tower", "answers", "pointing"]
@@ -60,3 +60,5 @@ STAGES = (
     Stage("answers", "answers", 2500, warm_up=100, helper=(0.5, 0.1), share=(0.0, 0.5)),
     Stage("whole", "answers", 1500, last_rate=0.02, helper=(0.1, 0.1), share=(0.0, 1.0)),
 )
+# Of a run that goes on with a model that answers already: it has the client's form to learn.
+FURTHER = (replace(STAGES[-2], steps=800), STAGES[-1])

@@ -24,12 +24,12 @@ from transformers import Glm4vForConditionalGeneration, PreTrainedTokenizerFast
 from edgeglm.export.demo.batches import Batches
 from edgeglm.export.demo.losses import Helper, losses, vision_loss
 from edgeglm.export.demo.metrics import Score, score
-from edgeglm.export.demo.model import build_config, build_model, build_tokenizer, save
+from edgeglm.export.demo.model import build_config, build_model, build_tokenizer, save, take_over
 from edgeglm.export.demo.packing import Batch, Packer
 from edgeglm.export.demo.pictures import Pictures
 from edgeglm.export.demo.prompts import LANGUAGES, client_prompt
 from edgeglm.export.demo.samples import make_sample
-from edgeglm.export.demo.stages import STAGES, Stage
+from edgeglm.export.demo.stages import FURTHER, STAGES, Stage
 from edgeglm.export.evaluate.original.whole import Prompts, WholeOriginal
 from edgeglm.export.evaluate.tasks.success import succeeds
 
@@ -122,7 +122,7 @@ class Run:
         samples: Validation screens after each stage with answers and each `every` steps of the last one; 0 for none.
         log: Takes reports.
         workers: Processes that make the batches; this one does if 0.
-        checkpoint: A new run begins with its model and tokenizer instead of nothing.
+        checkpoint: A new run begins with its model instead of nothing.
     """
 
     out: Path
@@ -151,8 +151,7 @@ class Run:
         """Return the tokenizer with which the run began, so that later changes of the data leave it as it is."""
         folder = self.out / "tokenizer"
         if not folder.exists():
-            first = PreTrainedTokenizerFast.from_pretrained(self.checkpoint) if self.checkpoint else build_tokenizer()
-            first.save_pretrained(folder)
+            build_tokenizer().save_pretrained(folder)
         tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
         return tokenizer
 
@@ -161,7 +160,8 @@ class Run:
         file = self.out / "state.pt"
         if not file.exists():
             if self.checkpoint:
-                trainer.model.load_state_dict(WholeOriginal.load(self.checkpoint).model.state_dict())
+                source = WholeOriginal.load(self.checkpoint)
+                take_over(trainer.model, trainer.tokenizer, source.model, source.tokenizer)
             return 0, 0
         state = torch.load(file, weights_only=True, map_location=trainer.device)
         names = [stage.name for stage in self.stages]
@@ -227,12 +227,12 @@ def _show(record: dict[str, object], file: Path) -> None:
 @click.option("--every", default=200, show_default=True, help="Save every N steps; validate in the last stage.")
 @click.option("--samples", default=256, show_default=True, help="Validation screens; 0 for none.")
 @click.option("--workers", default=1, show_default=True, help="Processes that make batches; 0 for none of its own.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Go on with this model: the last stage alone.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Go on with this model, in stages of its own.")
 def main(out: Path, until: str | None, every: int, samples: int, workers: int, checkpoint: Path | None) -> None:
     """Train the demo phone agent; stop it any time and start it again to go on."""
     out.mkdir(parents=True, exist_ok=True)
     names = [stage.name for stage in STAGES]
-    stages = STAGES[-1:] if checkpoint else STAGES[: 1 + names.index(until or names[-1])]
+    stages = FURTHER if checkpoint else STAGES[: 1 + names.index(until or names[-1])]
     run = Run(out, stages, every, samples, lambda record: _show(record, out / "train.jsonl"), workers, checkpoint)
     trainer = run.train()
     save(trainer.model.half(), trainer.tokenizer, out / "checkpoint")
