@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
-demo: $(INSTALLED) ## install, then evaluate the demo phone agent, export it, run and validate the bundle
+demo: $(INSTALLED) ## install, then evaluate the demo phone agent, export it, run, validate and serve the bundle
 	@echo '== demo: the phone agent that ships with edgeglm, in PyTorch, on 50 of its held-out screens'
 	$(BIN)/python -m edgeglm.export.demo.evaluate --limit 50
 	@echo '== demo: its bundle for this computer, each module measured against the original'
@@ -31,6 +31,8 @@ demo: $(INSTALLED) ## install, then evaluate the demo phone agent, export it, ru
 	$(BIN)/edgeglm run build/demo --image export/demo/data/evaluation/0001.webp --prompt 'Select OK'
 	@echo '== demo: the bundle against the original, on all of the held-out screens'
 	$(BIN)/edgeglm validate build/demo --accuracy-drop 2% --report build/demo.html
+	@echo '== demo: one goal on a simulated phone, performed by the served bundle as Open-AutoGLM would ask it'
+	$(BIN)/python -m edgeglm.export.demo.episodes --bundle build/demo --goals 1 --steps
 	@echo '== demo: the report, with every module, drop and wrong screen: build/demo.html'
 
 test: $(INSTALLED) ## install, then run the test suite

@@ -1,14 +1,17 @@
 """Play goals on the simulated phone against an OpenAI-compatible server, in the exact form of Open-AutoGLM's client.
 
-``python -m edgeglm.export.demo.episodes --url http://127.0.0.1:8000/v1``
+``python -m edgeglm.export.demo.episodes --url http://127.0.0.1:8000/v1``, or ``--bundle DIR`` to serve it meanwhile
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -27,6 +30,7 @@ from edgeglm.export.demo.phone import Phone, name_of
 from edgeglm.export.demo.prompts import LANGUAGES, client_prompt
 from edgeglm.export.demo.render import render
 from edgeglm.export.demo.wishes import MOST_STEPS, sample_goal
+from edgeglm.process import child
 
 # A goal that takes more steps than twice the longest is given up; Open-AutoGLM itself goes on to 100.
 LIMIT = 2 * MOST_STEPS
@@ -167,8 +171,26 @@ def _table(summary: dict[str, float]) -> str:
     )
 
 
+@contextmanager
+def served(bundle: Path) -> Iterator[str]:
+    """Serve a bundle on a free port of this machine, and give the address up to ``/v1``.
+
+    Raises:
+        SystemExit: The server has ended with this exit code, and has said why.
+    """
+    with child(
+        [sys.executable, "-m", "edgeglm", "serve", str(bundle), "--port", "0"], stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout
+        line = server.stdout.readline()
+        if not line:
+            raise SystemExit(server.wait())
+        yield line.split()[-1]
+
+
 @click.command()
-@click.option("--url", required=True, help="Address of the server, up to /v1.")
+@click.option("--url", help="Address of a server, up to /v1.")
+@click.option("--bundle", type=click.Path(path_type=Path), help="Serve this bundle meanwhile, instead of --url.")
 @click.option("--model", default="autoglm-phone-9b", show_default=True, help="Name that the requests give.")
 @click.option("--goals", default=200, show_default=True, type=click.IntRange(min=1), help="How many.")
 @click.option("--language", default="en", show_default=True, type=click.Choice(LANGUAGES), help="Of prompt and wishes.")
@@ -177,16 +199,28 @@ def _table(summary: dict[str, float]) -> str:
     "--system", "file", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Another system prompt."
 )
 @click.option("--steps", is_flag=True, help="Print each answer.")
-def main(url: str, model: str, goals: int, language: str, seed: int, file: Path | None, steps: bool) -> None:
+def main(  # noqa: PLR0913 (one for each option)
+    url: str | None,
+    bundle: Path | None,
+    model: str,
+    goals: int,
+    language: str,
+    seed: int,
+    file: Path | None,
+    steps: bool,
+) -> None:
     """Play goals on the simulated phone against an OpenAI-compatible server."""
-    client = openai.OpenAI(base_url=url, api_key="EMPTY", timeout=TIMEOUT_SECONDS)
+    if (url is None) == (bundle is None):
+        raise click.UsageError("give either --url or --bundle")
     system = file.read_text(encoding="utf-8") if file else client_prompt(language, date.today())
     show: Callable[[str], None] = click.echo if steps else lambda line: None
     episodes = []
-    for episode in play_goals(client, model, system, sample_goals(goals, language, seed), show):
-        episodes.append(episode)
-        state = "reached" if episode.is_reached else "FAILED "
-        click.echo(f"{state} {len(episode.replies)} steps  {episode.wish}  {episode.why}".rstrip())
+    with served(bundle) if bundle else nullcontext(url) as address:
+        client = openai.OpenAI(base_url=address, api_key="EMPTY", timeout=TIMEOUT_SECONDS)
+        for episode in play_goals(client, model, system, sample_goals(goals, language, seed), show):
+            episodes.append(episode)
+            state = "reached" if episode.is_reached else "FAILED "
+            click.echo(f"{state} {len(episode.replies)} steps  {episode.wish}  {episode.why}".rstrip())
     click.echo(_table(summarize(episodes)))
 
 

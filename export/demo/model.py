@@ -175,7 +175,7 @@ def take_over(
     state, known = source.state_dict(), words.get_vocab()
     pieces = [
         [known[word]] if word in known else [piece.id for piece in words.backend_tokenizer.model.tokenize(word)]
-        for word in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+        for word in tokenizer.convert_ids_to_tokens([*range(len(tokenizer))])
     ]
     for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
         state[name] = torch.stack([state[name][ids].mean(0) for ids in pieces])

@@ -17,7 +17,7 @@ from transformers import Glm4vForConditionalGeneration, PreTrainedTokenizerFast
 from edgeglm.export.demo.batches import Batches
 from edgeglm.export.demo.evaluate import CHECKPOINT
 from edgeglm.export.demo.losses import encode_images
-from edgeglm.export.demo.model import build_config, build_model, build_tokenizer
+from edgeglm.export.demo.model import build_config, build_model, build_tokenizer, take_over
 from edgeglm.export.demo.packing import Batch, Packer
 from edgeglm.export.demo.pictures import COLUMNS, IMAGE_TOKENS, ROWS, Pictures, to_patches
 from edgeglm.export.demo.stages import STAGES, Kind, Stage
@@ -141,6 +141,29 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path, tokenizer: Pr
     changed = [*SMALL[:-1], replace(SMALL[-1], learning_rate=5.0)]
     with pytest.raises(click.UsageError, match="another plan"):
         Run(tmp_path / "parts", changed, 1, 0, quiet, workers=0).train()
+
+
+def test_a_model_takes_over_another_ones_words(
+    tokenizer: PreTrainedTokenizerFast, model: Glm4vForConditionalGeneration
+) -> None:
+    words = build_tokenizer(samples=50)
+    source = build_model(build_config(words), seed=1)
+    taken = build_model(build_config(tokenizer), seed=2)
+    take_over(taken, tokenizer, source, words)
+    known, new = words.get_vocab(), set(tokenizer.get_vocab()) - set(words.get_vocab())
+    both = set(tokenizer.get_vocab()) - new
+    assert min(len(new), len(both)) > 100
+    for name, rows in taken.state_dict().items():
+        if "embed_tokens" not in name and name != "lm_head.weight":
+            torch.testing.assert_close(rows, source.state_dict()[name], rtol=0, atol=0)
+            continue
+        before = source.state_dict()[name]
+        for word in both:
+            assert torch.equal(rows[tokenizer.get_vocab()[word]], before[known[word]])
+        for word in new:
+            pieces = words(words.backend_tokenizer.decoder.decode([word]))["input_ids"]
+            if words.decode(pieces).strip(" ") == word.strip("Ġ"):  # else it is a part of a character
+                torch.testing.assert_close(rows[tokenizer.get_vocab()[word]], before[pieces].mean(0))
 
 
 def test_a_run_goes_on_with_a_checkpoint(tmp_path: Path) -> None:

@@ -36,7 +36,6 @@ from edgeglm.export.demo.phone import Phone
 from edgeglm.export.demo.prompts import client_prompt
 from edgeglm.export.demo.render import render
 from edgeglm.export.demo.steps import Step
-from tests.runtimes.serve.conftest import serving
 
 SYSTEM = client_prompt("en", date(2026, 11, 29))
 
@@ -144,10 +143,22 @@ def test_wrong_answers_fail_with_a_reason() -> None:
 
 
 def test_the_served_demo_plays_goals_to_their_end(exact: Path) -> None:
-    with serving(exact) as (_, url):
-        done = CliRunner().invoke(main, ["--url", url, "--goals", "2", "--steps"])
+    done = CliRunner().invoke(main, ["--bundle", str(exact), "--goals", "2", "--steps"])
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
     assert sum(line.startswith(("reached", "FAILED")) for line in lines) == 2
     assert any(parse_action(line) for line in lines)
     assert "goals reached" in lines[-4]
+
+
+def test_a_bundle_that_cannot_be_served_ends_with_the_servers_exit_code(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert CliRunner().invoke(main, ["--bundle", str(tmp_path / "none")]).exit_code == 2
+    assert capfd.readouterr().err.startswith(f"edgeglm: {tmp_path}/none: ")
+
+
+def test_a_server_or_a_bundle_is_asked_for() -> None:
+    for arguments in ([], ["--url", "http://127.0.0.1:1/v1", "--bundle", "none"]):
+        done = CliRunner().invoke(main, arguments)
+        assert (done.exit_code, "give either --url or --bundle" in done.output) == (2, True)
