@@ -133,7 +133,19 @@ def search(request: SearchRequest, show: Show = lambda progress: None) -> Export
     if find_spec("optuna") is None:
         raise UsageError("search", "Optuna is not installed", "pip install 'edgeglm[search]'")
     check_cluster(request.cluster)
+    if request.via is not None:
+        _check_board(request, request.via)
     return export(request, show)
+
+
+def _check_board(request: SearchRequest, via: str) -> None:
+    from edgeglm.export.burn.figures import check_board
+
+    if request.goal == "size":
+        raise UsageError("--via", "has nothing to measure: a size is known", "add --for latency or --for memory")
+    if request.cluster is not None:
+        raise UsageError("--via", "is one board, which a cluster cannot share", "leave out --cluster")
+    check_board(via, request.python)
 
 
 def validate(request: ValidateRequest, show: Show = lambda progress: None) -> ValidateResult:

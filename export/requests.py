@@ -72,17 +72,20 @@ class SearchRequest(ExportRequest, frozen=True, kw_only=True, tag=True):
     """A bundle to search for: the best that passes ``accuracy_drop``, whose precision is found.
 
     Args:
-        goal: What is to be least: ``size`` of the bundle, ``latency`` of an answer or ``memory`` of a run, on this
-            machine.
+        goal: What is to be least: ``size`` of the bundle, ``latency`` of an answer or ``memory`` of a run.
         trials: Bundles that are measured at most.
         study: The file that the search goes on from; None for the bundle's name with ``.study``.
         cluster: The address of the Ray that makes and measures bundles, or ``local``; None for this process.
+        via: The board that latency or memory is measured on, ``ssh HOST`` or ``adb``; None for this machine.
+        python: Python's command there.
     """
 
     goal: Literal["size", "latency", "memory"] = "size"
     trials: int = 20
     study: Path | None = None
     cluster: str | None = None
+    via: str | None = None
+    python: str = "python3"
 
 
 class ValidateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):

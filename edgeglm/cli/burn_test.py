@@ -10,45 +10,27 @@ import click
 
 from edgeglm.bundle import Bundle, load_bundle, verify_bundle
 from edgeglm.cli.output import json_option, print_json
-from edgeglm.engines import ENGINES
-from edgeglm.errors import AccuracyError, BudgetError, UsageError
-from edgeglm.export.burn.adb import Adb
+from edgeglm.cli.via import ViaCommand, python_option
+from edgeglm.errors import AccuracyError, BudgetError
 from edgeglm.export.burn.answers import NEAR, RUNNER, Pair, ask, check_runner, files, prove, questions
 from edgeglm.export.burn.device import BUNDLE, Device
-from edgeglm.export.burn.qemu import Qemu
-from edgeglm.export.burn.ssh import Ssh
-from edgeglm.export.write.pyz import WHEELS
+from edgeglm.export.burn.ways import open_device
 from edgeglm.machine import describe_kernels
 from edgeglm.runtimes.core.progress import progress_line
-from edgeglm.suggest import nearest_name
 from edgeglm.units import format_size, parse_size
 
-WAYS = ("adb", "qemu", "ssh")
 HEADINGS = ("SCREEN", "HERE", "THERE", "SAME", "FIRST TOKEN", "TOKENS/S", "PEAK RSS")
 ALIKE = f"alike: a tap in its target, or within {NEAR / 1000:.0%} of the screen"
 WIDTH = 48  # of an answer
 Proof = dict[str, Any] | None  # what the self-test printed
 
 
-class _Command(click.Command):
-    """``--via ssh HOST`` is an option with one word or two."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Take the host to its option."""
-        for index in range(len(args) - 1):
-            if args[index : index + 2] == ["--via", "ssh"] or args[index] == "--via=ssh":
-                host = index + (1 if "=" in args[index] else 2)
-                args = [*args[:index], "--via", " ".join(["ssh", *args[host : host + 1]]), *args[host + 1 :]]
-                break
-        return super().parse_args(ctx, args)
-
-
-@click.command("burn-test", cls=_Command)
+@click.command("burn-test", cls=ViaCommand)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--via", default="qemu", show_default=True, metavar="BACKEND", help="qemu, ssh HOST, or adb.")
 @click.option("--limit", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Screenshots.")
 @click.option("--max-ram", metavar="SIZE", help="The runner's memory there (default: the profile's usable).")
-@click.option("--python", default="python3", show_default=True, metavar="COMMAND", help="Python on the device.")
+@python_option
 @json_option
 def command(bundle: Path, via: str, limit: int, max_ram: str | None, python: str, as_json: bool) -> None:
     """Run a bundle on a device, and compare its answers with this machine's."""
@@ -56,7 +38,7 @@ def command(bundle: Path, via: str, limit: int, max_ram: str | None, python: str
     verify_bundle(opened)
     profile = opened.manifest.profile
     memory = parse_size(max_ram) if max_ram else int(profile.memory.usable.value)
-    device = _device(via, python, opened)
+    device = open_device(via, python, opened)
     asked = questions(opened, limit)
     with device:
         everything = files(opened, asked)
@@ -77,19 +59,6 @@ def command(bundle: Path, via: str, limit: int, max_ram: str | None, python: str
     else:
         click.echo("\n".join(_lines(device, profile.name, memory, pairs, proof)))
     _judge(bundle, device, memory, pairs, proof)
-
-
-def _device(via: str, python: str, bundle: Bundle) -> Device:
-    way, _, host = via.partition(" ")
-    if way == "ssh":
-        return Ssh(host, python)
-    if way == "adb":
-        return Adb(python)
-    if way == "qemu":
-        engines = {ENGINES[module.engine].everywhere for module in bundle.manifest.modules if module.engine}
-        wheels = dict.fromkeys([*WHEELS.split(), *sorted(engine.distribution for engine in engines)])
-        return Qemu(list(wheels))
-    raise UsageError(f"--via {way}", "is not a backend", nearest_name(way, WAYS))
 
 
 def _judge(bundle: Path, device: Device, memory: int, pairs: Sequence[Pair], proof: Proof = None) -> None:

@@ -11,12 +11,13 @@ from edgeglm.cli.budget import cluster_option, max_ram_option, parse_budget
 from edgeglm.cli.checkpoint_options import calibration_option, image_sizes, model_options
 from edgeglm.cli.export import print_result, run_export
 from edgeglm.cli.output import json_option
+from edgeglm.cli.via import ViaCommand, python_option
 from edgeglm.export.api import SearchRequest, search
 from edgeglm.export.model import KvType
 from edgeglm.units import parse_percent
 
 
-@click.command("search")
+@click.command("search", cls=ViaCommand)
 @model_options
 @click.option("--accuracy-drop", required=True, metavar="PCT", help="Maximum accuracy drop of the bundle.")
 @click.option(
@@ -25,7 +26,7 @@ from edgeglm.units import parse_percent
     type=click.Choice(["size", "latency", "memory"]),
     default="size",
     show_default=True,
-    help="What is to be least: of the bundle, of an answer or of a run on this machine.",
+    help="What is to be least: of the bundle, of an answer or of a run.",
 )
 @click.option(
     "--trials", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="Bundles measured at most."
@@ -37,6 +38,8 @@ from edgeglm.units import parse_percent
     metavar="FILE",
     help="The file that a search is kept in and goes on from (default: DIR.study).",
 )
+@click.option("--via", metavar="BACKEND", help="The board to measure on: ssh HOST, or adb (default: this machine).")
+@python_option
 @cluster_option
 @click.option("-o", "--output", "out", type=click.Path(path_type=Path), help="The bundle's folder.")
 @max_ram_option
@@ -54,6 +57,8 @@ def command(
     trials: int,
     calibration: Path | None,
     study: Path | None,
+    via: str | None,
+    python: str,
     cluster: str | None,
     out: Path | None,
     max_ram: str | None,
@@ -78,6 +83,8 @@ def command(
         goal=goal,
         trials=trials,
         study=study,
+        via=via,
+        python=python,
         cluster=cluster,
     )
     print_result(run_export(request, search, as_json=as_json), as_json=as_json)

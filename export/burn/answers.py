@@ -51,6 +51,13 @@ class Question:
     expected: Expected
 
 
+class _Phase(Struct):
+    """What is used of a phase of an answer."""
+
+    name: str
+    ms: float
+
+
 class _Answer(Struct):
     """What is used of an answer of the runner."""
 
@@ -59,6 +66,7 @@ class _Answer(Struct):
     time_to_first_token_ms: float
     decode_tokens_per_second: float
     peak_rss_bytes: int
+    phases: list[_Phase]
 
 
 class _Verdict(Struct):
@@ -150,9 +158,13 @@ def ask(device: Device, bundle: Bundle, asked: Sequence[Question], memory: int) 
     exact = is_exact(bundle)
     for question in asked:
         here = _here(bundle, question)
-        picture = f"{SCREENS}/{question.picture.name}" if question.picture else None
-        there = Reply(_run(device, bundle, _arguments(question, picture), memory, _Answer))
-        yield Pair(question, here, there, exact)
+        yield Pair(question, here, Reply(ask_there(device, bundle, question, memory)), exact)
+
+
+def ask_there(device: Device, bundle: Bundle, question: Question, memory: int) -> dict[str, Any]:
+    """Return what the runner prints there for a question, with ``--json``. Takes and raises what `ask` does."""
+    picture = f"{SCREENS}/{question.picture.name}" if question.picture else None
+    return _run(device, bundle, _arguments(question, picture), memory, _Answer)
 
 
 def is_exact(bundle: Bundle) -> bool:

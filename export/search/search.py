@@ -10,6 +10,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,8 @@ import msgspec
 import optuna
 from optuna.trial import TrialState
 
-from edgeglm.errors import UnsupportedError, UsageError
+from edgeglm.errors import BudgetError, UnsupportedError, UsageError
+from edgeglm.export.burn.figures import measure_there
 from edgeglm.export.calibrate.calibrator import examples_hash
 from edgeglm.export.evaluate.speed import MEASURER, SpeedRequest
 from edgeglm.export.pipeline.job import Job
@@ -77,7 +79,7 @@ def aim_of(job: Job, request: SearchRequest) -> tuple[Job, Aim]:
         study=request.study or job.folder.with_name(f"{job.folder.name}.study"),
         identity=_identity(opened, job, request),
         early=lambda bundle: gate.metrics(bundle, EARLY),
-        figures=_figures,
+        figures=partial(measure_there, request.via, request.python) if request.via else _figures,
     )
     return replace(job, request=asked), aim
 
@@ -96,7 +98,8 @@ def _identity(opened: Opened, job: Job, request: SearchRequest) -> str:
             source.seek(max(0, size - END))
             digest.update(source.read(END))
     options = (request.goal, request.accuracy_drop, request.context, request.image_sizes, request.prefixes, request.kv)
-    digest.update(repr((job.request.profile, opened.checkpoint.adapter_sha256, options)).encode())
+    board = (request.via,) if request.via else ()
+    digest.update(repr((job.request.profile, opened.checkpoint.adapter_sha256, options, *board)).encode())
     digest.update(examples_hash(job.samples).encode())
     return digest.hexdigest()
 
@@ -188,7 +191,11 @@ class Search(Ladder):
         rung = super()._rung(prepared, folder)
         if self.aim.goal not in FIGURES or rung.refused is not None:
             return rung
-        figure = self.aim.figures(folder)[self.aim.goal]
+        try:
+            figure = self.aim.figures(folder)[self.aim.goal]
+        except BudgetError as error:  # the board has not enough for it
+            why = f"{error.what}: {error.why}"
+            return Rung(rung.precision, rung.bundle_bytes, passed=False, refused=why)
         return msgspec.structs.replace(rung, figures={FIGURES[self.aim.goal]: round(figure, 1)})
 
     def _measured(self, folder: Path) -> tuple[Metric, ...]:

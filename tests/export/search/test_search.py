@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from edgeglm.bundle import load_bundle, read_manifest, verify_bundle
 from edgeglm.devices.loader import load_profile
-from edgeglm.errors import DamagedFileError, UsageError
+from edgeglm.errors import BudgetError, DamagedFileError, UsageError
 from edgeglm.export.checkpoint.locate import DEMO, DEMO_NAME
 from edgeglm.export.pipeline.ladder import Means, workplace
 from edgeglm.export.prepare.types import Request
@@ -105,3 +105,21 @@ os.kill(os.getpid(), 9)
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
     open_study(tmp_path / "study", "one")
     assert [path.name for path in tmp_path.iterdir()] == ["study"]
+
+
+def test_a_bundle_that_the_board_has_no_room_for_is_refused_alone(tmp_path: Path) -> None:
+    def figures(folder: Path) -> dict[str, float]:
+        if "int4" in {module.precision for module in read_manifest(folder).modules}:
+            raise BudgetError("ssh board", "1GiB of memory are too little there", "export a smaller bundle")
+        return {"latency": 5.0}
+
+    aim = Aim("latency", 2, tmp_path / "study", "one", None, figures)
+    with workplace(tmp_path / "bundle") as work:
+        samples = list(read_samples(DATA / "calibration.jsonl", 1))
+        means = Means(work, samples, None, errors_within(1.0), lambda _: None, lambda _: None, lambda _: None)
+        search = Search(REQUEST, means, aim=aim)
+        search.climb()
+    smallest, second = search.rungs
+    assert (smallest.passed, smallest.refused) == (False, "ssh board: 1GiB of memory are too little there")
+    assert (second.passed, second.figures) == (True, {"answer_ms": 5.0})
+    assert search.best == second
