@@ -7,7 +7,7 @@
 
 Each takes a frozen request, tells `show` how far it is, and returns a typed result. What a user can cause is an
 `EdgeglmError` with its parts: ``what``, ``why``, ``remedy`` and ``exit_code``. Each function imports what it needs when
-it is called: `validate` alone brings torch into the process.
+it is called: `validate` alone brings torch into the process, for what the cache does not know of the original.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from edgeglm.errors import UsageError
 from edgeglm.export.checkpoint.locate import locate_headers
 from edgeglm.export.cluster import check_cluster
 from edgeglm.export.metric import Metric
-from edgeglm.export.predict.forecast import Forecast, forecast
-from edgeglm.export.prepare.asked import asked
+from edgeglm.export.predict.answer import Forecast
 from edgeglm.export.requests import (
     BuildRequest,
     CompressRequest,
@@ -80,6 +79,9 @@ def plan(request: PlanRequest) -> Forecast:
         UnsupportedError: The model or its precision has no place on the device.
         DamagedFileError: The checkpoint cannot be read.
     """
+    from edgeglm.export.predict.forecast import forecast
+    from edgeglm.export.prepare.asked import asked
+
     if request.model is not None and _is_graph(request.model):
         return _plan_graph(request)
     profile = load_profile(request.target)

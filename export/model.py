@@ -6,14 +6,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeglm.engines import DIALECTS, ENGINES, USUAL_FORMAT, Dialect, EngineName, GraphKind, Placement
 from edgeglm.roles import ENCODERS, HasRole, ModuleName
+
+if TYPE_CHECKING:  # of a plan or a comparison, nothing else needs it
+    import onnx_ir as ir
 
 Grid = tuple[int, int]  # rows and columns of patches
 # How a rotary embedding turns a head's channels: neighbours together, or those of its first half with its second's.

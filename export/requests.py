@@ -11,7 +11,7 @@ import msgspec
 
 from edgeglm.bundle import read_sealed
 from edgeglm.errors import AccuracyError
-from edgeglm.export.graph.check import Violation
+from edgeglm.export.graph.violation import Violation
 from edgeglm.export.metric import Metric
 from edgeglm.export.model import KvType
 from edgeglm.manifest import GraphManifest, Manifest, Rung

@@ -15,7 +15,8 @@ import torch
 from edgeglm.actions import parse_action
 from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.demo.samples import DATA
-from edgeglm.export.evaluate.original.whole import MAX_NEW_TOKENS, WholeOriginal
+from edgeglm.export.evaluate.original.drafter import MAX_NEW_TOKENS
+from edgeglm.export.evaluate.original.whole import WholeOriginal
 from edgeglm.export.evaluate.tasks.success import succeeds
 from edgeglm.export.samples.screenshots import Sample, read_samples
 from edgeglm.runtimes.core.self_test import Probe, SelfTest

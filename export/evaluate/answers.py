@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from edgeglm.bundle import Bundle
 from edgeglm.errors import BudgetError
 from edgeglm.export.evaluate.fp16_sessions import MeasuringSessions, is_emulated
 from edgeglm.export.evaluate.original.cache import cached, checkpoint_key
+from edgeglm.export.evaluate.original.drafter import MAX_NEW_TOKENS, Drafter
 from edgeglm.export.evaluate.original.memory import is_streamed
-from edgeglm.export.evaluate.original.streamed import Drafter, streamed_answers
-from edgeglm.export.evaluate.original.whole import MAX_NEW_TOKENS, WholeOriginal
 from edgeglm.export.model import Original
 from edgeglm.export.samples.screenshots import Sample
 from edgeglm.runtimes.core.answer import Answer
@@ -23,6 +22,9 @@ from edgeglm.runtimes.core.sampling import Sampling
 from edgeglm.runtimes.core.sessions import place_of
 from edgeglm.runtimes.inputs.image import merged_grid, picture_bytes
 from edgeglm.runtimes.inputs.masks import Mask
+
+if TYPE_CHECKING:
+    from edgeglm.export.evaluate.original.whole import WholeOriginal
 
 T = TypeVar("T")
 # Of pictures that wait for the decoder, patches and features; then the vision module is loaded again.
@@ -128,7 +130,11 @@ def reference_answers(
 
     def compute() -> list[str]:
         if is_streamed(original, budget):
+            from edgeglm.export.evaluate.original.streamed import streamed_answers
+
             return streamed_answers(original, samples, drafter, show)
+        from edgeglm.export.evaluate.original.whole import WholeOriginal
+
         agent, answers = WholeOriginal.load(original.folder), list[str]()
         size = max(1, BATCH * PARAMETERS // max(original.parameters, PARAMETERS))
         for batch in _batches(samples, size):

@@ -13,8 +13,8 @@ from edgeglm.export.checkpoint.locate import DEMO, DEMO_NAME, locate
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.evaluate.accuracy_report import Found, OnScreens, OnText, write_report
 from edgeglm.export.evaluate.answers import artifact_answers, drafter, reference_answers, where_run
-from edgeglm.export.evaluate.original.loading_proof import proof_bytes, prove_pictures, prove_reading
 from edgeglm.export.evaluate.original.memory import BASE_BYTES, is_streamed, streamed_bytes, whole_bytes
+from edgeglm.export.evaluate.original.proven import check_pictures, unproven_bytes
 from edgeglm.export.evaluate.tasks.agent import compare_agents
 from edgeglm.export.evaluate.tasks.text import artifact_scores, compare_texts, reference_scores
 from edgeglm.export.predict.peaks import check_peak
@@ -51,7 +51,10 @@ def compare(request: ValidateRequest, budget: int, show: Show) -> ValidateResult
     if request.masks and not on_screens:
         raise UsageError("--mask", "is for screens, and the data is a text", "leave it out")
     streamed = not on_screens or is_streamed(original, budget)
-    proven = _prove(bundle, original, budget, streamed=streamed)
+    if vision := bundle.manifest.model.vision:
+        check_pictures(bundle.folder, vision, original)
+    # As a whole, it is transformers' own.
+    missing = unproven_bytes(original, budget) if streamed else 0
     if on_screens:
         found = _on_screens(bundle, original, file, request, budget, show)
     else:
@@ -63,7 +66,7 @@ def compare(request: ValidateRequest, budget: int, show: Show) -> ValidateResult
         samples=found.samples,
         metrics=found.metrics,
         streamed=_why_streamed(original) if streamed else None,
-        unproven=None if proven else f"it would take {format_size(proof_bytes(original))}",
+        unproven=f"it would take {format_size(missing)}" if missing else None,
         ran=found.ran if isinstance(found, OnScreens) else {},
     )
 
@@ -72,17 +75,6 @@ def _why_streamed(original: Checkpoint) -> str:
     if not original.is_plain:
         return "its weights are not plain"
     return f"the whole would take {format_size(whole_bytes(original))}"
-
-
-def _prove(bundle: Bundle, original: Checkpoint, budget: int, *, streamed: bool) -> bool:
-    """Return whether the original is transformers' own: it is as a whole, and streamed if memory allows to prove it."""
-    if vision := bundle.manifest.model.vision:
-        prove_pictures(bundle.folder, vision, original)
-    if streamed and proof_bytes(original) > budget:
-        return False
-    if streamed:
-        prove_reading(original)
-    return True
 
 
 def _share(show: Show, stage: str) -> Callable[[float], None]:

@@ -23,10 +23,11 @@ from edgeglm.export.foreign.graph_precision import Task, convert
 from edgeglm.export.foreign.integers import has_blocks
 from edgeglm.export.foreign.made import Made, write
 from edgeglm.export.foreign.tidy import load_model
-from edgeglm.export.graph.check import Violation, check
+from edgeglm.export.graph.check import check
 from edgeglm.export.graph.conform import fit, refusal, to_opset
 from edgeglm.export.graph.fix.mask_range import MaskRange
 from edgeglm.export.graph.fix.static_shapes import StaticShapes
+from edgeglm.export.graph.violation import Violation
 from edgeglm.export.prove.onnx_run import run_file
 from edgeglm.export.targets.base import graph_step
 

@@ -17,8 +17,8 @@ from edgeglm.export.foreign.graph_file import weights_sha256
 from edgeglm.export.foreign.graph_plan import Plan
 from edgeglm.export.foreign.made import Made
 from edgeglm.export.foreign.program import is_program
-from edgeglm.export.graph.check import Violation
 from edgeglm.export.graph.passes.infer_types import InferTypes
+from edgeglm.export.graph.violation import Violation
 from edgeglm.export.prove.onnx_run import run_file
 from edgeglm.export.targets.base import Proof, graph_step
 from edgeglm.export.write.describe import describe_tensors

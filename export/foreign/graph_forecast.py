@@ -28,7 +28,7 @@ from edgeglm.export.foreign.graph_plan import (
 from edgeglm.export.foreign.integers import has_blocks
 from edgeglm.export.foreign.tidy import load_model
 from edgeglm.export.graph.conform import fit
-from edgeglm.export.predict.forecast import Blocker, Forecast, Option
+from edgeglm.export.predict.answer import Blocker, Forecast, Option
 from edgeglm.export.predict.peaks import RUNNER_BYTES
 from edgeglm.units import format_size
 

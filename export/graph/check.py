@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 
 import onnx
 import onnx_ir as ir
@@ -12,49 +11,17 @@ from onnx_ir.traversal import RecursiveGraphIterator
 
 from edgeglm.devices.operator_table import Operator, Table
 from edgeglm.devices.profile import Limits
+from edgeglm.export.graph.violation import FIXED_LENGTH, WHOLE, Violation
 
 # How a stamped graph begins the names of a part's nodes and values.
 PART = re.compile(r"(front|back|layer\.\d+)\.")
-WHOLE = "graph"
 # Of scikit-learn's models: ONNX's too, with opsets of its own.
 ML = "ai.onnx.ml"
 FUSED_ATTENTION = {"Attention", "GroupQueryAttention", "MultiHeadAttention"}
 # What may stand between attention's two products and its softmax.
 BETWEEN = {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Reshape", "Identity", "Transpose", "Dropout", "Clip", "Max"}
 REACH = 8
-ANOTHER = "take it out of the model, or choose another --target"
-FIXED_LENGTH = "export it with one fixed length"
 FIXED_SIZES = "export it with fixed sizes, or give samples of one size by --calibration"
-
-
-@dataclass(frozen=True)
-class Violation:
-    """A node that the engine or the device refuses, why, what the user can do, and the fix that was applied if any."""
-
-    node: str
-    block: str
-    operator: str
-    reason: str
-    remedy: str = ANOTHER
-    fix: str | None = None
-
-    @property
-    def place(self) -> str:
-        """The node with its block and its operator."""
-        where = "" if self.block == WHOLE else f"{self.block}: "
-        return f"{where}{self.node} ({self.operator})"
-
-    @property
-    def is_final(self) -> bool:
-        """Whether no fix may take it away: one length in the place of many would be another model."""
-        return self.remedy == FIXED_LENGTH
-
-    def fixed(self, fix: str) -> Violation:
-        """Return the same, with its fix."""
-        return replace(self, fix=fix)
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.reason}" + (f"; fixed: {self.fix}" if self.fix else "")
 
 
 def check(model: ir.Model, table: Table, limits: Limits | None = None) -> list[Violation]:

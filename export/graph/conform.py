@@ -12,13 +12,14 @@ from edgeglm.devices.operator_table import Table, table_for
 from edgeglm.devices.profile import Limits, Profile
 from edgeglm.engines import ENGINES, EngineName
 from edgeglm.errors import UnsupportedError
-from edgeglm.export.graph.check import WHOLE, Violation, check
+from edgeglm.export.graph.check import check
 from edgeglm.export.graph.fix import decompose_gelu, decompose_norms, fuse_gelu, fuse_norms
 from edgeglm.export.graph.fix.patch_matmul import PatchMatMul
 from edgeglm.export.graph.fix.reduce_rank import ReduceRank
 from edgeglm.export.graph.fix.static_shapes import StaticShapes
 from edgeglm.export.graph.passes.infer_types import InferTypes
 from edgeglm.export.graph.passes.merge_reshapes import MergeReshapes
+from edgeglm.export.graph.violation import WHOLE, Violation
 
 Shapes = Mapping[str, tuple[int, ...]]
 # Gives the fixed graph, or None where it finds nothing to fix.

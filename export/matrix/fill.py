@@ -8,7 +8,7 @@ from contextlib import closing
 from edgeglm.export.cluster import Task
 from edgeglm.export.matrix.outcome import Cell, Identity, Outcome, untried
 from edgeglm.export.matrix.programs import Programs
-from edgeglm.export.predict.forecast import Forecast
+from edgeglm.export.predict.answer import Forecast
 from edgeglm.export.requests import PlanRequest
 from edgeglm.units import format_size
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from edgeglm import manifest
 from edgeglm.devices.loader import load_profile, profile_names
@@ -16,6 +16,7 @@ from edgeglm.export.choose.precision import choose
 from edgeglm.export.families.registry import family_of, image_config, module_of
 from edgeglm.export.model import Choice, Stored
 from edgeglm.export.predict import peaks as plan
+from edgeglm.export.predict.answer import Blocker, Forecast, Option
 from edgeglm.export.predict.learning import feedback_bytes
 from edgeglm.export.prefix.lengths import prefix_lengths
 from edgeglm.export.prepare.header_checks import part_of
@@ -36,46 +37,6 @@ USUAL_CONTEXT = 4096
 TENSOR_BYTES = 1000
 # Cosines and sines of each patch, as inputs of a vision block and as buffers of the front.
 ANGLES = 4
-
-
-@dataclass(frozen=True)
-class Blocker:
-    """A reason that a module cannot be used on the target, and what to do."""
-
-    module: str
-    reason: str
-    remedy: str
-
-
-@dataclass(frozen=True)
-class Option:
-    """A precision: the bundle's bytes, the device's peak by context, and whether that fits."""
-
-    precision: str
-    bundle_bytes: int
-    device_peak_rss_bytes: dict[int, int]
-    fits: bool
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """The answer of ``edgeglm plan``, about a model by its name on a target with so many usable bytes of memory.
-
-    ``calibration_disk_bytes`` are temporary, of an export with ``--calibration``.
-    """
-
-    model: str
-    target: str
-    usable_bytes: int
-    fits: bool
-    context: int
-    export_peak_rss_bytes: int
-    chosen: Option
-    options: tuple[Option, ...]
-    blockers: tuple[Blocker, ...]
-    notes: tuple[str, ...]
-    recommended: str | None
-    calibration_disk_bytes: int = 0
 
 
 def export_peak(opened: Opened, *, workers: int, traced: bool) -> int:

@@ -14,11 +14,11 @@ from edgeglm.engines import Dialect
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.graph.assemble import build, stack_of
-from edgeglm.export.graph.check import Violation
 from edgeglm.export.graph.conform import fit
 from edgeglm.export.graph.half_state import store_half
 from edgeglm.export.graph.position_embedding import position_embedding
 from edgeglm.export.graph.slots import SLOTS, with_slots
+from edgeglm.export.graph.violation import Violation
 from edgeglm.export.model import Choice, Grid, Model, Part, Stored
 from edgeglm.export.prepare.types import (
     WEIGHTS,

@@ -20,7 +20,7 @@ from edgeglm.engines import ENGINES, USUAL_FORMAT, Dialect
 from edgeglm.export.checkpoint.lineage import ORIGINAL, ORIGINAL_SHA256, read_lineage, sparsity_of
 from edgeglm.export.checkpoint.processor import ImageProcessor
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.graph.check import Violation
+from edgeglm.export.graph.violation import Violation
 from edgeglm.export.model import Choice, Grid, KvType, Model, Stored
 from edgeglm.export.quantize.feedback import Inputs
 from edgeglm.export.quantize.kept import describe_kept

@@ -18,7 +18,8 @@ from edgeglm.bundle import load_bundle
 from edgeglm.cli.main import main
 from edgeglm.errors import BudgetError, DamagedFileError, UsageError
 from edgeglm.export.checkpoint.locate import DEMO
-from edgeglm.export.evaluate.original.whole import MAX_NEW_TOKENS, WholeOriginal
+from edgeglm.export.evaluate.original.drafter import MAX_NEW_TOKENS
+from edgeglm.export.evaluate.original.whole import WholeOriginal
 from edgeglm.export.samples.screenshots import read_samples
 from edgeglm.export.samples.shipped import DATA
 from edgeglm.runtimes.core.runner import Runner

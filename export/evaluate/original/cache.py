@@ -22,16 +22,33 @@ RESULT = "result.json"
 
 def cached(key: Iterable[bytes], kind: type[T], compute: Callable[[], T]) -> T:
     """Return what was computed under `key` before, else `compute`'s result, which is kept."""
+    name = entry_name(key)
+    if (known := kept(name, kind)) is not None:
+        return known
+    result = compute()
+    keep_result(name, result)
+    return result
+
+
+def entry_name(key: Iterable[bytes]) -> str:
+    """Return the name of what is computed from `key`."""
     digest = hashlib.sha256(READING)
     for piece in key:
         digest.update(hashlib.sha256(piece).digest())
-    name = digest.hexdigest()[:32]
+    return digest.hexdigest()[:32]
+
+
+def kept(name: str, kind: type[T]) -> T | None:
+    """Return what is kept under a name; None if nothing is."""
     if known := find("answers", name):
         with suppress(msgspec.DecodeError, KeyError):  # of another version
             return msgspec.json.decode(known[RESULT], type=kind)
-    result = compute()
+    return None
+
+
+def keep_result(name: str, result: object) -> None:
+    """Keep what was computed."""
     keep("answers", name, {RESULT: msgspec.json.encode(result)})
-    return result
 
 
 def checkpoint_key(folder: Path, adapter_sha256: str | None = None) -> bytes:

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgeglm.export.evaluate.original.decoder import StreamedDecoder, has_mrope
+from edgeglm.export.evaluate.original.drafter import MAX_NEW_TOKENS, Drafter
 from edgeglm.export.evaluate.original.tower import StreamedTower
-from edgeglm.export.evaluate.original.whole import MAX_NEW_TOKENS, Prompts
+from edgeglm.export.evaluate.original.whole import Prompts
 from edgeglm.export.model import Original
 from edgeglm.export.samples.screenshots import Sample
 from edgeglm.runtimes.core.assembly import Assembly, assemble
@@ -30,20 +31,6 @@ from edgeglm.runtimes.core.assembly import Assembly, assemble
 # 32 MiB of hidden states.
 TOKENS, PATCHES = 8_192, 5_500
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Drafter:
-    """The model that drafts answers.
-
-    Args:
-        ends: The tokens that end an answer.
-        draft: Whole answers to samples, each with the tokens that it is to begin with; the last token is one of `ends`,
-            unless the answer is as long as can be.
-    """
-
-    ends: Collection[int]
-    draft: Callable[[Sequence[Sample], Sequence[Sequence[int]]], Sequence[Sequence[int]]]
 
 
 def streamed_answers(

@@ -15,10 +15,10 @@ from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProce
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils.logging import disable_progress_bar
 
+from edgeglm.export.evaluate.original.drafter import MAX_NEW_TOKENS
 from edgeglm.export.families.building import reference_config
 from edgeglm.export.families.registry import image_key
 
-MAX_NEW_TOKENS = 96
 Chat = Sequence[dict[str, Any]]  # messages as the chat template knows them
 
 

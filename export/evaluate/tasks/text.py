@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from edgeglm.bundle import Bundle
 from edgeglm.export.evaluate.fp16_sessions import MeasuringSessions
 from edgeglm.export.evaluate.original.cache import cached, checkpoint_key
-from edgeglm.export.evaluate.original.decoder import StreamedDecoder
 from edgeglm.export.evaluate.statistics import RULE_OF_THREE, Values, compare, mean
 from edgeglm.export.metric import PERPLEXITY, SHARE, Metric
 from edgeglm.export.model import Original
@@ -69,6 +68,8 @@ def reference_scores(source: Original, windows: Windows) -> Scores:
     """Return what the original makes of them, streamed block by block; kept in the cache by checkpoint and windows."""
 
     def compute() -> Scores:
+        from edgeglm.export.evaluate.original.decoder import StreamedDecoder
+
         log_probabilities, top = StreamedDecoder(source).score(windows.sequences, windows.count)
         return Scores(log_probabilities.tolist(), top.tolist())
 

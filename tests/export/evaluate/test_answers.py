@@ -22,8 +22,8 @@ from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.evaluate import answers
 from edgeglm.export.evaluate.answers import artifact_answers, check_room, reference_answers
 from edgeglm.export.evaluate.original import streamed
-from edgeglm.export.evaluate.original.streamed import Drafter, corrected
-from edgeglm.export.evaluate.original.whole import MAX_NEW_TOKENS
+from edgeglm.export.evaluate.original.drafter import MAX_NEW_TOKENS, Drafter
+from edgeglm.export.evaluate.original.streamed import corrected
 from edgeglm.export.samples.screenshots import Sample, read_samples
 from edgeglm.export.samples.shipped import DATA
 from edgeglm.runtimes.core.runner import Runner

@@ -14,7 +14,8 @@ pytest.importorskip("transformers")
 
 from PIL import Image
 
-from edgeglm.export.evaluate.original.whole import MAX_NEW_TOKENS, WholeOriginal
+from edgeglm.export.evaluate.original.drafter import MAX_NEW_TOKENS
+from edgeglm.export.evaluate.original.whole import WholeOriginal
 from tests.cli.test_validate_text import write_tokenizer
 from tests.export.tiny import SHAPES, save
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from edgeglm.export.matrix.programs import Programs, Stopped
-from edgeglm.export.predict.forecast import Forecast
+from edgeglm.export.predict.answer import Forecast
 from edgeglm.export.requests import PlanRequest
 
 
