@@ -1,4 +1,4 @@
-"""How answers of an original that is streamed come about: another model drafts them."""
+"""Answers of an original that is streamed: another model drafts them."""
 
 from __future__ import annotations
 
