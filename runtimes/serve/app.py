@@ -17,7 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from edgeglm.runtimes.serve.answers import Beat, Delta, Event, Made
-from edgeglm.runtimes.serve.bodies import JSON, Bodies, OneLength
+from edgeglm.runtimes.serve.bodies import JSON, Bodies, OneLength, refuse_speech
 from edgeglm.runtimes.serve.completions import (
     Work,
     chat_work,
@@ -77,6 +77,7 @@ class Service:
         posts: dict[str, Handler] = {
             "/v1/chat/completions": self._chat,
             "/v1/completions": self._text,
+            "/v1/audio/transcriptions": refuse_speech,
             "/tokenize": self._tokenize,
             "/detokenize": self._detokenize,
         }

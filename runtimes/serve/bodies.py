@@ -21,6 +21,7 @@ MAX_BODY_BYTES = 64 << 20
 # Of all bodies together: four of the largest, or two hundred screenshots.
 MAX_BYTES = 256 << 20
 RETRY_SECONDS = 2
+NOT_SERVED = "not_supported"
 T = TypeVar("T")
 
 
@@ -61,6 +62,20 @@ class Bodies:
             yield asked
         finally:
             self.held -= taken
+
+
+async def refuse_speech(request: Request) -> Response:
+    """Refuse a recording, once it was sent: a client that is cut off while it sends reads no answer.
+
+    Raises:
+        ApiError: In any case. Clients would send it again after a 501.
+    """
+    taken = 0
+    async for piece in request.stream():
+        taken += len(piece)
+        if taken > MAX_BODY_BYTES:
+            raise _too_large()
+    raise ApiError(404, f"{request.url.path}: no bundle that can be served transcribes speech yet", code=NOT_SERVED)
 
 
 class OneLength:

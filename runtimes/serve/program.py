@@ -236,19 +236,26 @@ def _count(text: str) -> int:
 
 
 def _idle(text: str) -> Idle:
-    times = ("often", "rare", "session")
-    return Idle(**_pairs(times, text if "=" in text else ",".join(f"{name}={text}" for name in times)))
+    if "=" in text:
+        return Idle(**_pairs(("often", "rare", "session"), text))
+    if not _is_positive(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0, nor often=…,rare=…,session=…")
+    return Idle(often=float(text), rare=float(text), session=float(text))
 
 
 def _pairs(names: Collection[str], text: str) -> dict[str, float]:
     pairs = dict[str, float]()
     for part in text.split(","):
         name, _, number = part.partition("=")
-        if name not in names or not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", number, re.ASCII) or not float(number):
-            known = ", ".join(f"{name}=…" for name in names)
-            raise argparse.ArgumentTypeError(f"{part!r} is none of {known}, with a number above 0")
+        if name not in names or not _is_positive(number):
+            known, given = ", ".join(f"{name}=…" for name in names), f" of {text!r}" if part != text else ""
+            raise argparse.ArgumentTypeError(f"{part!r}{given} is none of {known}, with a number above 0")
         pairs[name] = float(number)
     return pairs
+
+
+def _is_positive(text: str) -> bool:
+    return bool(re.fullmatch(r"\d{1,6}(\.\d{1,6})?", text, re.ASCII) and float(text))
 
 
 def _host(text: str) -> str:

@@ -99,7 +99,7 @@ class Decoder(Rows):
     """
 
     def __init__(self, path: Path, threads: int, capacity: int, graph: bytes | None = None, *, heads: int = 1) -> None:
-        self.session = open_session(path, threads, graph=graph)
+        self.session = open_session(path, threads, graph=graph, is_decoder=True)
         inputs, logits = self.session.get_inputs(), self.session.get_outputs()[0]
         self.inputs = {value.name: value for value in inputs if not value.name.startswith(STATE)}
         super().__init__(key_values(inputs, capacity), capacity, heads if "mask" in self.inputs else 0)

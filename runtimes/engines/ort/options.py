@@ -41,6 +41,8 @@ def open_session(
     entries: Mapping[str, str] | None = None,
     save_to: Path | None = None,
     graph: bytes | None = None,
+    *,
+    is_decoder: bool = False,
 ) -> onnxruntime.InferenceSession:
     """Return a session of a module's file.
 
@@ -50,6 +52,7 @@ def open_session(
         entries: Of ONNX Runtime's session configuration.
         save_to: Where to write the graph as the engine has optimized it.
         graph: Another one over the weights that are beside the file.
+        is_decoder: Whether the shapes of each step are new.
 
     Raises:
         UsageError: Its path is not UTF-8, and the engine takes no other.
@@ -57,6 +60,8 @@ def open_session(
     """
     _check_name(path)
     options = session_options(graph or path, threads, entries)
+    # The engine keeps the places of all buffers for every shape that it has met: of a decoder's steps, without an end.
+    options.enable_mem_pattern = not is_decoder
     if graph:
         options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     if save_to:

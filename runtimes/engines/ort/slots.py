@@ -80,7 +80,8 @@ class SlotDecoder:
     """
 
     def __init__(self, path: Path, threads: int, count: int, graph: bytes | None = None, *, heads: int = 1) -> None:
-        self.session, self.count, self.heads = open_session(path, threads, graph=graph), count, heads
+        self.session = open_session(path, threads, graph=graph, is_decoder=True)
+        self.count, self.heads = count, heads
         inputs = {value.name: value for value in self.session.get_inputs()}
         logits = self.session.get_outputs()[0]
         self.vocabulary, self.width = logits.shape[-1], inputs[HIDDEN].shape[-1]

@@ -87,6 +87,12 @@ def _parts(one: Asked) -> tuple[NDArray[np.float32], NDArray[np.int64], int]:
     return one.hidden, one.position_ids, one.last
 
 
+def test_the_engine_keeps_no_plan_of_buffers_for_each_shape_of_a_step(bundle: Bundle, several: SlotDecoder) -> None:
+    alone = Decoder(bundle.path(bundle.decoder.file), 1, CAPACITY)
+    options = [decoder.session.get_session_options() for decoder in (several, alone)]
+    assert not any(option.enable_mem_pattern for option in options)
+
+
 def test_logits_that_cannot_be_had_are_refused(several: SlotDecoder) -> None:
     with pytest.raises(ValueError, match="logits of 2 of 1 tokens"):
         several.slot(0, 4).step(*_parts(asked(several, 0, 1, last=2)))

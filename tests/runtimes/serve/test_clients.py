@@ -143,6 +143,13 @@ def test_what_is_not_supported_is_a_400_that_names_the_field(client: Any, field:
     assert field in caught.value.message
 
 
+def test_speech_is_refused_once_it_was_sent_and_not_sent_again(client: Any) -> None:
+    recording = ("speech.wav", bytes(8 << 20))
+    with pytest.raises(openai.NotFoundError, match="/v1/audio/transcriptions: no bundle that can") as caught:
+        client.audio.transcriptions.create(model="x", file=recording)
+    assert caught.value.code == "not_supported"
+
+
 def test_a_prompt_that_is_too_long_says_what_would_fit(client: Any) -> None:
     with pytest.raises(openai.BadRequestError, match="together may have 4096") as caught:
         client.chat.completions.create(messages=question("Select " * 4096), **GREEDY)

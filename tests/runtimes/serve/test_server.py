@@ -208,4 +208,6 @@ def test_wrong_options_are_one_line(exact: Path, tmp_path: Path) -> None:
     check_failure(end(start("serve", exact, "--api-key-file", tmp_path / "none")), 2, "cannot be read")
     check_failure(end(start("serve", exact, "--max-ram", "1MiB")), 5, "too little")
     check_failure(end(start("serve", exact, "--idle", "often=0")), 2, "'often=0' is none of often=…")
+    check_failure(end(start("serve", exact, "--idle", "0")), 2, "argument --idle: '0' is no number of seconds")
     check_failure(end(start("serve", exact, "--shares", "sound=1")), 2, "'sound=1' is none of speech=…")
+    check_failure(end(start("serve", exact, "--shares", "text=1,,")), 2, "'' of 'text=1,,' is none of speech=…")
