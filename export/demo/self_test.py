@@ -44,7 +44,7 @@ def answer_screens(samples: Sequence[Sample]) -> Iterator[tuple[float, str, Prob
             return_dict_in_generate=True,
         )  # fmt: skip
         tokens = tuple(found.sequences[0, inputs["input_ids"].shape[1] :].tolist())
-        text = str(original.tokenizer.decode(list(tokens), skip_special_tokens=True))
+        (text,) = original.texts([tokens], original.ends)
         action = parse_action(text)
         if action and succeeds(sample.expected, text):
             best = torch.stack(found.logits)[:, 0].topk(2).values

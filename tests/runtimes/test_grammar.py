@@ -18,7 +18,6 @@ from edgeglm.runtimes.text.sidecars import Sidecars
 from edgeglm.runtimes.text.tokenizer import BoundedTokenizer
 
 DEMO = Path(__file__).parents[2] / "export" / "demo"
-END, ENDS, SIZE = 1004, (1004, 1011, 1013), 1024
 
 
 def tokenizer() -> BoundedTokenizer:
@@ -27,8 +26,12 @@ def tokenizer() -> BoundedTokenizer:
 
 
 TOKENIZER = tokenizer()
+TOKENS = TOKENIZER.library.get_vocab()
+# Without </answer>, so that answers of both forms go on behind it.
+ENDS, SIZE = tuple(TOKENS[name] for name in ("<|endoftext|>", "<|user|>", "<|observation|>")), len(TOKENS)
+END = ENDS[0]
 WORDS = Vocabulary(TOKENIZER, SIZE, ENDS)
-ACTION = Grammar(WORDS, action_grammar(TOKENIZER.library.get_vocab()))
+ACTION = Grammar(WORDS, action_grammar(TOKENS))
 
 
 def walk(grammar: Grammar, tokens: list[int]) -> tuple[bool, int]:
@@ -37,8 +40,7 @@ def walk(grammar: Grammar, tokens: list[int]) -> tuple[bool, int]:
     assert guide is not None
     while place < len(tokens):
         forced, allowed = guide.forced(), guide.allowed()
-        assert forced == tokens[place : place + len(forced)]
-        if allowed is None or not allowed[tokens[place]]:
+        if forced != tokens[place : place + len(forced)] or allowed is None or not allowed[tokens[place]]:
             return False, count
         for token in forced or tokens[place : place + 1]:
             if token not in ENDS:
@@ -121,22 +123,22 @@ def test_what_has_no_action_does_not_end(answer: str) -> None:
 
 def test_the_end_token_is_forced_at_the_end_and_may_be_a_tag() -> None:
     answer = TOKENIZER.encode('<think>a</think><answer>do(action="Back")</answer>')
-    for ends in (ENDS, (1004, 1023)):
-        guide = Grammar(Vocabulary(TOKENIZER, SIZE, ends), action_grammar(TOKENIZER.library.get_vocab())).begin()
+    for ends in (ENDS, (END, TOKENS["</answer>"])):
+        guide = Grammar(Vocabulary(TOKENIZER, SIZE, ends), action_grammar(TOKENS)).begin()
         assert guide is not None
         for token in answer[:-1]:
             guide.accept(token)
         allowed = guide.allowed()
         assert allowed is not None
         assert allowed[answer[-1]]
-        assert not allowed[1004]
+        assert not allowed[END]
         guide.accept(answer[-1])
-        assert guide.forced() == [1004]
+        assert guide.forced() == [END]
 
 
 def test_tags_that_are_no_tokens_are_text() -> None:
     for lacking in (("<think>",), ("<answer>", "</answer>"), ("<think>", "</think>", "<answer>", "</answer>")):
-        known = {word: token for word, token in TOKENIZER.library.get_vocab().items() if word not in lacking}
+        known = {word: token for word, token in TOKENS.items() if word not in lacking}
         grammar = Grammar(WORDS, action_grammar(known))
         assert walk(grammar, [*TOKENIZER.encode('A thought. do(action="Back")'), END])[0]
 

@@ -54,7 +54,7 @@ def streamed_answers(
         if decided:
             more = drafter.draft([samples[index] for index in decided], list(decided.values()))
             drafts = {index: list(tokens) for index, tokens in zip(decided, more, strict=True)}
-    return list(prompts.tokenizer.batch_decode([answers[index] for index in sorted(answers)], skip_special_tokens=True))
+    return prompts.texts([answers[index] for index in sorted(answers)], drafter.ends)
 
 
 def corrected(draft: Sequence[int], likeliest: Sequence[int], ends: Collection[int]) -> tuple[list[int], bool]:

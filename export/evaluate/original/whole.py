@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,11 @@ class Prompts:
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.image).long()
         return inputs
 
+    def texts(self, answers: Sequence[Sequence[int]], ends: Collection[int]) -> list[str]:
+        """Return the text of answers' tokens, each up to the first of the `ends`, which is no text."""
+        spoken = [list(takewhile(lambda token: token not in ends, answer)) for answer in answers]
+        return list(self.tokenizer.batch_decode(spoken, skip_special_tokens=True))
+
     def _render(self, chat: Chat) -> str:
         template = {"chat_template": self.template} if self.template else {}
         return str(
@@ -89,11 +95,13 @@ class WholeOriginal(Prompts):
     def __init__(self, model: Any, prompts: Prompts) -> None:  # noqa: ANN401 (a class of transformers, chosen by name)
         super().__init__(prompts.tokenizer, prompts.processor, prompts.image, prompts.template)
         self.model = model
+        ends = model.generation_config.eos_token_id
+        self.ends: tuple[int, ...] = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
         # Its end tokens alone: the answers are greedy, whatever the checkpoint's own settings.
         self.settings = GenerationConfig(
             max_new_tokens=MAX_NEW_TOKENS,
             do_sample=False,
-            eos_token_id=model.generation_config.eos_token_id,
+            eos_token_id=ends,
             pad_token_id=self.tokenizer.pad_token_id,
         )
 
@@ -112,8 +120,8 @@ class WholeOriginal(Prompts):
         """Answer greedily; `images` has one a chat, or none."""
         for start in range(0, len(chats), batch_size):
             batch = slice(start, start + batch_size)
-            answers = self.generate(self.encode(images[batch], chats[batch]))
-            yield from self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+            answers = self.generate(self.encode(images[batch], chats[batch])).tolist()
+            yield from self.texts(answers, self.ends)
 
     @torch.inference_mode()
     def generate(self, inputs: BatchFeature) -> torch.Tensor:
