@@ -61,4 +61,4 @@ STAGES = (
     Stage("whole", "answers", 1500, last_rate=0.02, helper=(0.1, 0.1), share=(0.0, 1.0)),
 )
 # Of a run that goes on with a model that answers already: it has the client's form to learn.
-FURTHER = (replace(STAGES[-2], steps=800), STAGES[-1])
+FURTHER = (replace(STAGES[-2], steps=800), replace(STAGES[-1], steps=1200))

@@ -29,7 +29,7 @@ from edgeglm.export.demo.prompts import client_prompt
 from edgeglm.runtimes.core.runner import Runner
 from tests.runtimes.serve.conftest import SCREENS, question
 
-ACTION = 'do(action="Tap", element=[269,512])'
+ACTION = 'do(action="Tap", element=[265,515])'
 SELECT_OK = f"<think>Tap OK.</think><answer>{ACTION}"
 GREEDY: dict[str, Any] = {"model": "autoglm-phone-9b", "temperature": 0}
 
@@ -46,7 +46,7 @@ def test_an_answer_is_the_runners_up_to_what_ends_it(client: Any, exact: Path) -
     assert plain == SELECT_OK  # </answer> is an end token, and no text
     assert done.choices[0].message.content == SELECT_OK
     # As Open-AutoGLM's client parses it: to the end of the text.
-    assert read_action(split_answer(SELECT_OK)[1]) == Action("Tap", {"element": (269, 512)})
+    assert read_action(split_answer(SELECT_OK)[1]) == Action("Tap", {"element": (265, 515)})
     assert done.choices[0].finish_reason == "stop"
     assert done.usage.total_tokens == done.usage.prompt_tokens + done.usage.completion_tokens
     assert done.object == "chat.completion"
