@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,15 @@ from edgeglm.runtimes.text.messages import message
 
 DATA = Path(__file__).parents[2] / "export" / "demo" / "data"
 SCREEN, OTHER_SCREEN = (DATA / "evaluation" / f"{index:04d}.webp" for index in (1, 2))
+
+OK_BOX = (103.4, 486.5, 426.0, 544.1)  # of its button OK, in thousandths of the screen
+
+
+def taps_ok(action: dict[str, Any]) -> bool:
+    """Return whether an action, as the runner prints it, taps OK on SCREEN."""
+    left, top, right, bottom = OK_BOX
+    x, y = action["element"]
+    return bool(action["action"] == "Tap" and left <= x <= right and top <= y <= bottom)
 
 
 def demo_bundle(folder: Path, target: str, precision: str, format_: str = "onnx") -> Path:

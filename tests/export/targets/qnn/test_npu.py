@@ -32,7 +32,7 @@ from edgeglm.export.targets.qnn.compiler import compile_file
 from edgeglm.runtimes.engines.qnn import engine as qnn
 from edgeglm.runtimes.engines.qnn.engine import Encoder, find_npu
 from tests.cli.commands import ROOT, check_failure, end, left_of, run, start
-from tests.runtimes.demo import SCREEN
+from tests.runtimes.demo import SCREEN, taps_ok
 
 Capture = pytest.CaptureFixture[str]
 QCS6490 = (93, 68)
@@ -108,7 +108,7 @@ def answer(bundle: Path) -> tuple[dict[str, Any], str]:
 @pytest.mark.slow
 def test_the_runner_takes_the_simulator_and_says_so(bundle: Path) -> None:
     found, err = answer(bundle)
-    assert found["action"] == {"action": "Tap", "element": [269, 512]}
+    assert taps_ok(found["action"])
     vision, decoder = found["modules"]
     assert (vision["engine"], decoder["engine"]) == ("qnn", "ort")
     assert "simulator" in vision["note"]
@@ -129,7 +129,7 @@ def test_without_an_npu_the_quantized_onnx_runs_on_the_cpu_and_says_so(
         find_npu.cache_clear()
     assert status == 0
     found = json.loads(out)
-    assert found["action"] == {"action": "Tap", "element": [269, 512]}
+    assert taps_ok(found["action"])
     assert found["modules"][0]["engine"] == "ort"
     note = found["modules"][0]["note"]
     assert note.startswith("vision ran on the CPU, from the quantized ONNX: ")
