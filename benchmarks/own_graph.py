@@ -2,6 +2,7 @@
 
     python -m benchmarks.own_graph                 # graphs that are made here
     python -m benchmarks.own_graph DIR             # NAME.onnx, and its samples NAME/*.npz, for each NAME
+    python -m benchmarks.own_graph --memory [DIR]  # the peak memory of each export, predicted and measured
 
 A quarter of the samples is seen by nobody. The others calibrate edgeglm and ONNX Runtime: its `quantize_static` and
 `quantize_dynamic` with their defaults, and its tuned settings (per channel, only products, 7 bits, percentiles). The
@@ -14,9 +15,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import logging
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -40,12 +44,14 @@ from benchmarks.own_graphs import write_graphs
 from edgeglm.errors import EdgeglmError
 from edgeglm.export.api import ExportRequest, export
 from edgeglm.export.foreign.difference import Comparison, worst_of
+from edgeglm.units import format_size
 
 Arrays = Mapping[str, NDArray[Any]]
 MORE_ERROR, MORE_BYTES, MORE_TIME = 1.1, 1.05, 1.1
 # An error below which none is worse than another.
 ROUNDING = 1e-3
 SAME_SIZE = 1.25
+MORE_MEMORY = 1.05  # of the predicted peak
 ROUNDS = 30
 
 
@@ -186,16 +192,42 @@ def compare(file: Path) -> bool:
         return all(met)
 
 
+def compare_memory(file: Path, precision: str) -> bool:
+    """Print the peak of an export in a fresh process beside the predicted one; return whether it holds."""
+    with tempfile.TemporaryDirectory() as work:
+        place = [
+            "--calibration",
+            file.with_suffix(""),
+            "--target",
+            "cpu",
+            "--precision",
+            precision,
+            "-o",
+            f"{work}/bundle",
+        ]
+        command = [sys.executable, "-m", "edgeglm", "export", str(file), *map(str, place), "--json"]
+        made = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout)
+    measured, predicted = made["peak_rss_bytes"], made["predicted_peak_rss_bytes"]
+    sizes = f"{format_size(measured):>10} measured  {format_size(predicted):>10} predicted"
+    print(f"{file.stem:22} {precision} {sizes}  {predicted / measured - 1:+.1%}")
+    return bool(measured <= predicted * MORE_MEMORY)
+
+
 def main() -> int:
     """Compare all graphs of a folder, or those that are made here."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path)
-    folder = parser.parse_args().folder
+    parser.add_argument("--memory", action="store_true", help="predicted and measured peaks")
+    asked = parser.parse_args()
+    folder = asked.folder
     logging.disable(logging.WARNING)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as made:
         files = sorted(folder.glob("*.onnx")) if folder else write_graphs(Path(made))
-        met = [compare(file) for file in files]
+        if asked.memory:
+            met = [compare_memory(file, precision) for file in files for precision in ("int8", "fp32")]
+        else:
+            met = [compare(file) for file in files]
         return 0 if all(met) else 1
 
 

@@ -189,6 +189,7 @@ def _export_graph(request: ExportRequest, budget: int, show: Show) -> ExportResu
     from edgeglm.export.foreign.graph_plan import GraphRequest, open_graph
     from edgeglm.export.foreign.quiet import quiet
     from edgeglm.export.write.target import check_target
+    from edgeglm.runtimes.core.heap import bound_heap
     from edgeglm.scratch import scratch_folder
 
     others = {"--accuracy-drop": request.accuracy_drop is not None, "--no-resume": not request.resume}
@@ -206,6 +207,7 @@ def _export_graph(request: ExportRequest, budget: int, show: Show) -> ExportResu
     )
     folder = request.output or Path(f"{graph.name}-{graph.profile.name}")
     check_target(folder)
+    bound_heap()
     with scratch_folder("graph") as work, quiet():
         opened = open_graph(graph, budget, work)
         _, fixes, notes = export_graph(opened, folder, work, lambda stage: show(Progress(stage)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -12,6 +12,8 @@ from edgeglm.export.graph.fix.static_shapes import StaticShapes
 from edgeglm.export.graph.passes.infer_types import InferTypes
 
 RECURRENT = {"LSTM", "GRU", "RNN"}
+# Values of so many bytes may stay in memory together, however few live at once.
+LEAST_ROOM = 64 << 20
 MULTIPLY = {"Conv", "ConvTranspose", "MatMul", "Gemm", *RECURRENT}
 
 
@@ -25,6 +27,33 @@ def run_bytes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> int:
     StaticShapes({name: tuple(shape) for name, shape in shapes.items()})(model)
     InferTypes()(model)
     return _peak(model.graph)
+
+
+def kept_groups(model: ir.Model, names: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> list[list[str]]:
+    """Return values in groups that runs may keep to their end: each takes at most what lives at once anyway.
+
+    Args:
+        model: A graph, whose shapes are fixed in place.
+        names: Of its values, in the order of computation.
+        shapes: Of its inputs.
+    """
+    room = max(run_bytes(model, shapes), LEAST_ROOM)
+    sizes = {f"{value.name}": value_bytes(value) for node in model.graph for value in node.outputs}
+    groups: list[list[str]] = []
+    taken = 0
+    for name in names:
+        taken += sizes.get(name, 0)
+        if not groups or taken > room:
+            groups.append([])
+            taken = sizes.get(name, 0)
+        groups[-1].append(name)
+    return groups
+
+
+def observed_bytes(model: ir.Model, names: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> int:
+    """Return the most bytes of values that live at once in runs that keep values by `kept_groups`."""
+    groups = kept_groups(model, names, shapes)
+    return max((_peak(model.graph, frozenset(group)) for group in groups), default=0)
 
 
 def operations(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
@@ -62,21 +91,24 @@ def _elements(value: ir.Value | None) -> int:
     return math.prod(size if isinstance(size, int) else 1 for size in value.shape)
 
 
-def _peak(graph: ir.Graph) -> int:
+def _peak(graph: ir.Graph, kept: Collection[str] = ()) -> int:
+    """Return the most bytes that live at once, where the outputs, or other values in their place, stay to the end."""
     nodes = list(graph)
     last = {value: index for index, node in enumerate(nodes) for value in node.inputs if value is not None}
-    last |= dict.fromkeys(graph.outputs, len(nodes))
-    live = peak = sum(map(_nbytes, graph.inputs))
+    stay = [value for node in nodes for value in node.outputs if value.name in kept] or graph.outputs
+    last |= dict.fromkeys(stay, len(nodes))
+    live = peak = sum(map(value_bytes, graph.inputs))
     for index, node in enumerate(nodes):
-        live += sum(map(_nbytes, node.outputs))
+        live += sum(map(value_bytes, node.outputs))
         inner = max((_peak(body) for attribute in node.attributes.values() for body in bodies(attribute)), default=0)
         peak = max(peak, live + inner)
         ended = {value for value in (*node.inputs, *node.outputs) if value is not None and last.get(value, -1) <= index}
-        live -= sum(_nbytes(value) for value in ended if not value.is_initializer())
+        live -= sum(value_bytes(value) for value in ended if not value.is_initializer())
     return peak
 
 
-def _nbytes(value: ir.Value) -> int:
+def value_bytes(value: ir.Value) -> int:
+    """Return the bytes of a value of known shape, 0 of another."""
     if value.dtype is None or value.shape is None or not isinstance(value.type, ir.TensorType):
         return 0
     if value.dtype == ir.DataType.STRING:  # whose bytes nothing tells

@@ -69,14 +69,13 @@ def common_shapes(samples: Sequence[Arrays]) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in first.items() if all(shapes[name] == shape for shapes in others)}
 
 
-def largest_shapes(samples: Sequence[Arrays]) -> tuple[dict[str, tuple[int, ...]], int]:
-    """Return the shapes of the sample that takes the most bytes, and its bytes."""
+def largest_shapes(samples: Sequence[Arrays]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the sample that takes the most bytes."""
     sizes = (
         (sum(array.nbytes for array in sample.values()), {name: array.shape for name, array in sample.items()})
         for sample in samples
     )
-    nbytes, shapes = max(sizes, key=lambda size: size[0])
-    return shapes, nbytes
+    return max(sizes, key=lambda size: size[0])[1]
 
 
 def hash_samples(samples: Sequence[Arrays]) -> str:

@@ -38,21 +38,28 @@ def encode(
     others = tuple(axis for axis in range(weights.ndim) if axis not in kept)
     size = np.abs(weights).max(others, keepdims=True) / LARGEST
     if pairs_along is not None:
-        size = np.maximum(size, _pairs(weights, pairs_along).max(others, keepdims=True) / LARGEST_PAIR)
+        size = np.maximum(size, _pairs(weights, pairs_along, others) / LARGEST_PAIR)
     if least is not None:
         size = np.maximum(size, least.reshape(size.shape))
     scale = np.maximum(size, 1e-30).astype(np.float32)
-    codes = np.clip(np.rint(weights / scale), -LARGEST, LARGEST).astype(np.int8)
+    steps = weights / scale
+    codes = np.clip(np.rint(steps, out=steps), -LARGEST, LARGEST, out=steps).astype(np.int8)
+    del steps
     if pairs_along is not None:
         codes = _held(codes, pairs_along)
     return Codes(codes, scale)
 
 
-def _pairs(weights: Array, axis: int) -> Array:
-    """Return what neighbours of one sign add up to at most: on the axis, and on the last where it is another."""
-    signs = (np.maximum(weights, 0), np.maximum(-weights, 0))
-    axes = {axis, weights.ndim - 1 if axis else axis}
-    largest: Array = np.maximum.reduce([_neighbours(sign, axis) for sign in signs for axis in axes])
+def _pairs(weights: Array, axis: int, others: tuple[int, ...]) -> Array:
+    """Return what neighbours of one sign add up to at most, over all but the channels' axes.
+
+    They are neighbours on the axis, and on the last where it is another.
+    """
+    largest: Array = np.zeros(())
+    for sign in (1, -1):
+        sizes = np.maximum(sign * weights, 0)
+        for along in {axis, weights.ndim - 1 if axis else axis}:
+            largest = np.maximum(largest, _neighbours(sizes, along).max(others, keepdims=True))
     return largest
 
 

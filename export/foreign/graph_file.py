@@ -94,12 +94,14 @@ def read_graph(file: Path, work: Path) -> Source:
         UnsupportedError: An input or an output has a type that no engine here is fed.
     """
     data = _read_bytes(file)
+    sha256 = hashlib.sha256(data).hexdigest()
     try:
         proto = onnx.load_from_string(data)
         if not proto.graph.node and not proto.graph.output:
             raise ValueError("no graph")
     except Exception as error:
         raise DamagedFileError(file, "is cut off or damaged", "copy it again") from error
+    del data  # the checks copy what they read, too
     try:
         _check_external(file, proto)
         load_external_data_for_model(proto, str(file.parent))
@@ -117,7 +119,6 @@ def read_graph(file: Path, work: Path) -> Source:
     if fault and not _runs(original):
         raise DamagedFileError(file, f"is not valid ONNX: {fault}", "export it again, with its external data beside it")
     _check_outputs(file, proto)
-    sha256 = hashlib.sha256(data).hexdigest()
     return Source(file, original, proto, _inputs(file, proto), sha256, weights, quantized_by(proto), tuple(maps))
 
 
@@ -126,7 +127,8 @@ def _read_bytes(file: Path) -> bytes:
         # The first field of every ONNX file is the version of its format.
         if stream.read(1) != b"\x08":
             raise UsageError(file, "is not an ONNX file", f"give a {SUFFIX} file, or a checkpoint's folder")
-        return b"\x08" + stream.read(MAX_BYTES)
+        stream.seek(0)
+        return stream.read(MAX_BYTES + 1)
 
 
 def _fault(proto: onnx.ModelProto) -> str | None:

@@ -10,20 +10,18 @@ import onnx_ir as ir
 
 from edgeglm.engines import ACCELERATOR_BYTES, ENGINES, EngineName
 from edgeglm.errors import UnsupportedError
-from edgeglm.export.foreign.activations import run_bytes
 from edgeglm.export.foreign.arrays import make_samples
 from edgeglm.export.foreign.graph_file import Source
+from edgeglm.export.foreign.graph_peak import graph_peak, size_of
 from edgeglm.export.foreign.graph_plan import (
-    BASE_BYTES,
     BITS,
-    GROWTH,
+    CALIBRATED,
     PRECISIONS,
-    RUN,
     GraphRequest,
     graph_engine,
     graph_precision,
+    made_peak,
     read_source,
-    weights_peak,
 )
 from edgeglm.export.foreign.integers import has_blocks
 from edgeglm.export.foreign.tidy import load_model
@@ -55,8 +53,9 @@ def forecast_graph(request: GraphRequest, work: Path) -> Forecast:
     blockers = _blockers(request, source, engine, shapes)
     model = load_model(source.proto, source.shapes)
     weights = {name: _bundle_bytes(model, name) for name in PRECISIONS}
-    live = run_bytes(model, shapes)
-    peak = max(weights_peak(request.file), BASE_BYTES + GROWTH * source.weights_bytes + RUN * live)
+    steps = "fp32" if source.integers and chosen in CALIBRATED else chosen
+    size = size_of(model, shapes, source.weights_bytes, steps, engine)
+    peak, live = max(made_peak(request.file), graph_peak(size, steps, engine)), size.live
     usable = int(profile.memory.usable.value)
 
     def option(precision: str) -> Option:

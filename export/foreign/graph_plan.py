@@ -11,9 +11,9 @@ from edgeglm.devices.profile import Profile
 from edgeglm.engines import DIALECTS, ENGINES, EngineName, engine_for
 from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.export.foreign import program
-from edgeglm.export.foreign.activations import run_bytes
 from edgeglm.export.foreign.arrays import FORM, Arrays, SampleFiles, largest_shapes, make_samples
 from edgeglm.export.foreign.graph_file import Source, graph_bytes, read_graph
+from edgeglm.export.foreign.graph_peak import graph_peak, size_of, weights_only
 from edgeglm.export.foreign.program import convert_program, is_program, refuse_others
 from edgeglm.export.foreign.tidy import load_model
 from edgeglm.export.graph.conform import refuse_final
@@ -27,11 +27,6 @@ Precision = Literal["fp32", "fp16", "int8", "int4", "a8w8", "a16w8"]
 # Activations and weights in integers of these bits, as an NPU computes; `int8` begins with the first.
 BITS = ("a8w8", "a16w8")
 CALIBRATED = ("int8", *BITS)
-# Resident memory of an export, as the command prints it of products with 64 and 256 MiB of weights: without any, and
-# for a byte of them. INT8 takes the most.
-BASE_BYTES, GROWTH = 480 << 20, 7
-# For a byte of the values that a run holds at once, and for one of a sample.
-RUN, SAMPLE = 3, 3
 
 
 @dataclass(frozen=True)
@@ -88,25 +83,34 @@ def open_graph(request: GraphRequest, budget: int, work: Path) -> Plan:
     """
     engine = graph_engine(request.profile)
     precision = graph_precision(request, engine)
-    peak = weights_peak(request.file)
+    peak = weights_peak(request.file, precision, engine)
     check_peak(peak, budget, f"for {request.file}")
     source, made = read_source(request.file, work)
     kept = bool(source.integers) and precision in CALIBRATED
     samples = _samples(request, source, engine, finite=precision in CALIBRATED and not kept)
     source = _ranked(source, samples)
-    shapes, nbytes = largest_shapes(samples)
-    run = RUN * run_bytes(load_model(source.proto, source.shapes), shapes) + SAMPLE * nbytes
-    peak = max(peak, BASE_BYTES + GROWTH * source.weights_bytes + run)
+    steps = "fp32" if kept else precision
+    size = size_of(
+        load_model(source.proto, source.shapes), largest_shapes(samples), source.weights_bytes, steps, engine
+    )
+    peak = max(made_peak(request.file), graph_peak(size, steps, engine))
     check_peak(peak, budget, f"for {request.file} and its samples")
     return Plan(request, source, precision, engine, samples, peak, (*made, *_notes(request, source)), kept)
 
 
-def weights_peak(file: Path) -> int:
+def weights_peak(file: Path, precision: str, engine: EngineName) -> int:
     """Return the peak resident memory of an export as far as its weights say it."""
-    if not is_program(file):
-        return BASE_BYTES + GROWTH * graph_bytes(file)
-    size = file.stat().st_size if file.is_file() else 0
-    return max(BASE_BYTES + GROWTH * size, program.BASE_BYTES + program.GROWTH * size)
+    size = _file_bytes(file) if is_program(file) else graph_bytes(file)
+    return max(made_peak(file), graph_peak(weights_only(size), precision, engine))
+
+
+def made_peak(file: Path) -> int:
+    """Return what it takes to make a graph of a program; 0 of a graph."""
+    return program.BASE_BYTES + program.GROWTH * _file_bytes(file) if is_program(file) else 0
+
+
+def _file_bytes(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else 0
 
 
 def read_source(file: Path, work: Path) -> tuple[Source, tuple[str, ...]]:

@@ -17,6 +17,7 @@ from edgeglm.errors import UnsupportedError
 from edgeglm.export.foreign.graph_plan import Precision
 from edgeglm.export.foreign.made import Made, samples_of
 from edgeglm.export.targets.base import quantize_step
+from edgeglm.runtimes.core.heap import bound_heap
 from edgeglm.worker import Crashed, Worker, serve
 
 CONVERTER = Worker("edgeglm.export.foreign.graph_precision", Made, "the converter", "free memory, or export it in fp32")
@@ -106,4 +107,5 @@ def _quantize(task: Task) -> Made:
 
 def main() -> int:
     """Convert in this process."""
+    bound_heap()
     return serve(Task, lambda task, show: (_narrow if task.precision == "fp16" else _quantize)(task))

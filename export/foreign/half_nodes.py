@@ -10,7 +10,7 @@ from onnx_ir.traversal import RecursiveGraphIterator
 
 from edgeglm.export.evaluate.fp16_sessions import EXACT, round_results
 from edgeglm.export.foreign.half import to_half
-from edgeglm.export.foreign.made import Made, sample_files, samples_of
+from edgeglm.export.foreign.made import Made, sample_files
 from edgeglm.export.foreign.sensitivity import NAMED, search
 from edgeglm.export.foreign.tidy import name_nodes
 from edgeglm.export.foreign.trials import Trials, observe
@@ -38,7 +38,7 @@ def make_half(graph: Path, original: Path, held: Path, output: Path, limit: floa
     floats = [node for node in RecursiveGraphIterator(model.graph) if node.op_type not in EXACT and _is_float(node)]
     whole = [node for node in floats if node.graph is model.graph]
     names = [f"{value.name}" for node in whole for value in node.outputs if value.name and _is_single(value)]
-    seen = observe(model, names, samples_of(held))
+    seen = observe(model, names, sample_files(held), output.parent)
     large = {name for name, values in seen.items() if max(-values.low, values.high) > LIMIT}
     first = tuple(f"{node.name}" for node in floats if node in set(_touching(floats, large)) | set(_norms(floats)))
 

@@ -37,7 +37,11 @@ def make_integers(prepared: Path, task: Task) -> Made:
     names = [] if blocks else [f"{value.name}" for value in ranged_values(model)]
     original, samples, held = map(Path, (task.original, task.samples, task.held))
     seen, folds = make_folds(
-        lambda files: observe(model, names, map(read, files)) if names else {}, original, samples, held, output.parent
+        lambda files: observe(model, names, files, output.parent) if names else {},
+        original,
+        samples,
+        held,
+        output.parent,
     )
     error_of = error_over(folds, lambda recipe: quantize(model, recipe))
     unreached = _unreached(model, [*sample_files(samples), *sample_files(held)], output.parent)

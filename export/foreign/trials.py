@@ -15,14 +15,13 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgeglm.export.calibrate.histogram import Histogram
+from edgeglm.export.foreign.activations import kept_groups
 from edgeglm.export.foreign.difference import Comparison, worst_of
 from edgeglm.export.foreign.made import read, sample_files, write
 from edgeglm.export.prove.onnx_run import opened
 from edgeglm.runtimes.engines.ort.options import session_options
 
 Arrays = Mapping[str, NDArray[Any]]
-# Values that are asked for in one run: they are in memory together.
-TOGETHER = 32
 # How ONNX Runtime's profile ends the name of a node that it computed.
 COMPUTED = "_kernel_time"
 # Samples that forms are measured on.
@@ -119,24 +118,45 @@ def _merged(parts: Sequence[Mapping[str, Histogram]]) -> dict[str, Histogram]:
     return merged
 
 
-def observe(model: ir.Model, names: Sequence[str], samples: Iterable[Arrays]) -> dict[str, Histogram]:
-    """Return a histogram of each value, by name; a value that is never finite, or no float, has none."""
-    proto = ir.to_proto(model)
-    there = {value.name for value in proto.graph.output}
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in there)
-    graph = proto.SerializeToString()
-    session = onnxruntime.InferenceSession(graph, session_options(graph), providers=["CPUExecutionProvider"])
+def observe(model: ir.Model, names: Sequence[str], files: Sequence[Path], work: Path) -> dict[str, Histogram]:
+    """Return a histogram of each value, by name; a value that is never finite, or no float, has none.
+
+    Values are seen in groups: what a run is asked for stays in memory to its end.
+
+    Args:
+        model: The graph.
+        names: Of values and inputs.
+        files: Of samples.
+        work: A folder for the graph.
+    """
     histograms: dict[str, Histogram] = {}
-    inputs = [name for name in names if name in {value.name for value in session.get_inputs()}]
-    computed = [name for name in names if name not in inputs]
-    for sample in samples:
-        for name in inputs:
-            _add(histograms, name, sample[name])
-        for start in range(0, len(computed), TOGETHER):
-            wanted = computed[start : start + TOGETHER]
-            for name, array in zip(wanted, session.run(wanted, dict(sample)), strict=True):
-                _add(histograms, name, array)
+    inputs = {f"{value.name}" for value in model.graph.inputs}
+    shapes = {name: array.shape for name, array in read(files[0]).items()}
+    file = work / "observed.onnx"
+    ir.save(model, file, external_data="observed.bin")
+    groups = kept_groups(model.clone(), [name for name in names if name not in inputs], shapes)
+    for index, group in enumerate(groups or [[]]):
+        run = opened(file, _giving(file, group)) if group else None
+        for path in files:
+            sample = read(path)
+            if not index:
+                _count(histograms, {name: sample[name] for name in inputs.intersection(names)})
+            _count(histograms, run(sample) if run else {})
     return histograms
+
+
+def _count(histograms: dict[str, Histogram], arrays: Arrays) -> None:
+    for name, array in arrays.items():
+        _add(histograms, name, array)
+
+
+def _giving(file: Path, names: Sequence[str]) -> bytes:
+    """Return a graph, over the weights beside its file, whose outputs are some of its values."""
+    proto = onnx.load(file, load_external_data=False)
+    del proto.graph.output[:]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    graph: bytes = proto.SerializeToString()
+    return graph
 
 
 def reached(model: ir.Model, samples: Iterable[Arrays], work: Path) -> set[str]:

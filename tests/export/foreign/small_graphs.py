@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
+
+from edgeglm.export.foreign.made import write
 
 Arrays = dict[str, NDArray[Any]]
 Weights = dict[str, NDArray[Any] | np.generic]
@@ -282,3 +285,11 @@ PARTS: Sequence[Callable[[], dict[str, Small]]] = (_types, _constants, _wiring, 
 def small_graphs() -> dict[str, Small]:
     """Return all of them by name."""
     return {name: small for part in PARTS for name, small in part().items()}
+
+
+def written(folder: Path, *arrays: NDArray[np.float32]) -> list[Path]:
+    """Write a sample of the input x for each array."""
+    files = [folder / f"{index}.npz" for index in range(len(arrays))]
+    for file, array in zip(files, arrays, strict=True):
+        write(file, {"x": array})
+    return files

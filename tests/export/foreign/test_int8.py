@@ -15,16 +15,15 @@ pytest.importorskip("onnxscript")
 
 from edgeglm.bundle import read_sealed
 from edgeglm.export.api import ExportRequest, export
-from edgeglm.export.calibrate.histogram import min_max
 from edgeglm.export.foreign.codes import LARGEST_PAIR, encode
-from edgeglm.export.foreign.forms import Form, choose, costs, error_over
+from edgeglm.export.foreign.forms import Form, choose, costs
 from edgeglm.export.foreign.integers import Recipe, integer_nodes, quantize
-from edgeglm.export.foreign.made import Made, read, write
+from edgeglm.export.foreign.made import Made
 from edgeglm.export.foreign.new_nodes import float_array
 from edgeglm.export.foreign.sensitivity import search
-from edgeglm.export.foreign.trials import Seen, Trials, make_folds, observe
+from edgeglm.export.foreign.trials import Seen, Trials, observe
 from edgeglm.export.prove.onnx_run import opened
-from tests.export.foreign.small_graphs import branches, graph, node, normal, value
+from tests.export.foreign.small_graphs import branches, graph, node, normal, value, written
 from tests.haswell import run_on_haswell
 
 RANDOM = np.random.default_rng(0)
@@ -233,40 +232,14 @@ def test_a_recipe_leaves_what_it_is_told_to() -> None:
     assert [other.op_type for other in made.graph] == ["Cast", "Mul", "MatMul", "MatMul"]
 
 
-def test_ranges_are_of_all_samples_and_of_what_is_finite() -> None:
-    nodes = [node("Div", ["x", "w"], ["a"]), node("Abs", ["a"], ["y"])]
-    model = ir.from_proto(graph(nodes, [value("x", [4])], [value("y", [4])], {"w": np.array([1, 1, 1, 0], np.float32)}))
-    seen = observe(model, ["x", "a"], ({"x": np.full(4, size, np.float32)} for size in (-2.0, 3.0)))
-    assert {name: (values.low, values.high) for name, values in seen.items()} == {"x": (-2, 3), "a": (-2, 3)}
-
-
-def test_halves_of_the_samples_measure_each_other(tmp_path: Path) -> None:
-    """A value of one half alone is clipped where the other half gave the ranges."""
-    nodes = [node("MatMul", ["x", "w"], ["y"], name="product")]
-    onnx.save(graph(nodes, [value("x", [1, 8])], [value("y", [1, 8])], {"w": normal(8, 8)}), tmp_path / "model.onnx")
-    model = ir.load(tmp_path / "model.onnx")
-    for folder, indices in (("samples", (0, 1, 2)), ("held", (3,))):
-        (tmp_path / folder).mkdir()
-        for index in indices:
-            write(tmp_path / f"{folder}/{index}.npz", {"x": np.full((1, 8), 100.0 if index == 1 else 1.0, np.float32)})
-    seen, folds = make_folds(
-        lambda files: observe(model, ["x"], map(read, files)), tmp_path / "model.onnx", tmp_path / "samples",
-        tmp_path / "held", tmp_path,
-    )  # fmt: skip
-    assert [fold.seen.ranges(min_max)["x"][1] for fold in folds] == [1, 100]
-    assert [[file.name for file, _ in fold.trials.pairs] for fold in folds] == [["1.npz", "3.npz"], ["0.npz", "2.npz"]]
-    assert seen.histograms["x"].counts.sum() == 24
-    assert error_over(folds, lambda recipe: quantize(model, recipe))(Form("", Recipe("static", {}))) > 0.9
-
-
-def test_a_form_costs_what_it_multiplies() -> None:
+def test_a_form_costs_what_it_multiplies(tmp_path: Path) -> None:
     """A convolution by depth rounds more numbers than it multiplies, so integers do not pay there."""
     nodes = [node("Conv", ["x", "d"], ["a"], name="depth", group=16, pads=[1, 1, 1, 1]),
              node("Conv", ["a", "p"], ["y"], name="points")]  # fmt: skip
     weights = {"d": normal(16, 1, 3, 3), "p": normal(64, 16, 1, 1)}
     model = ir.from_proto(graph(nodes, [value("x", [1, 16, 8, 8])], [value("y", [1, 64, 8, 8])], weights))
     x = RANDOM.standard_normal((1, 16, 8, 8)).astype(np.float32)
-    cost = costs(model, Seen(observe(model, ["x", "a", "y"], [{"x": x}])))
+    cost = costs(model, Seen(observe(model, ["x", "a", "y"], written(tmp_path, x), tmp_path)))
     whole, depth = Form("", Recipe("static", {})), Form("", Recipe("static", {}, wide=["depth"]))
     assert cost(depth) < cost(whole)
     assert cost(Form("", Recipe("static", {}, wide=["depth", "points"]))) == 1
