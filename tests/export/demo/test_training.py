@@ -173,4 +173,6 @@ def test_a_run_goes_on_with_a_checkpoint(tmp_path: Path) -> None:
     assert len(trainer.tokenizer) == trainer.model.lm_head.out_features
     assert "validation" in reports[-1]
     before = WholeOriginal.load(CHECKPOINT).model.state_dict()
-    torch.testing.assert_close(trainer.model.state_dict(), before, rtol=0, atol=1e-4)
+    after, words = trainer.model.state_dict(), ("model.language_model.embed_tokens.weight", "lm_head.weight")
+    for name in before.keys() - words:  # which are of the run's own tokenizer
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-4)
