@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import click
 from click.shell_completion import shell_complete
@@ -63,7 +64,11 @@ class LazyGroup(click.Group):
         """Import a command's module and return the command, or None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
-        with installed(cmd_name, f"'edgeglm[{EXTRAS[cmd_name]}]'" if cmd_name in EXTRAS else "edgeglm"):
+        extra = EXTRAS.get(cmd_name, "")
+        with installed(cmd_name, f"'edgeglm[{extra}]'" if extra else "edgeglm"):
+            # Its commands import what is heavy when they use it, which would be too late to say so.
+            if extra.startswith("export") and not find_spec("onnx_ir"):
+                raise ModuleNotFoundError(name="onnx_ir")
             command: click.Command = importlib.import_module(module_of(cmd_name)).command
         return command
 
