@@ -195,17 +195,9 @@ def compare(file: Path) -> bool:
 def compare_memory(file: Path, precision: str) -> bool:
     """Print the peak of an export in a fresh process beside the predicted one; return whether it holds."""
     with tempfile.TemporaryDirectory() as work:
-        place = [
-            "--calibration",
-            file.with_suffix(""),
-            "--target",
-            "cpu",
-            "--precision",
-            precision,
-            "-o",
-            f"{work}/bundle",
-        ]
-        command = [sys.executable, "-m", "edgeglm", "export", str(file), *map(str, place), "--json"]
+        options = ["--calibration", file.with_suffix(""), "--target", "cpu", "--precision", precision]
+        command = [sys.executable, "-m", "edgeglm", "export", str(file), *map(str, options)]
+        command += ["-o", f"{work}/bundle", "--json"]
         made = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout)
     measured, predicted = made["peak_rss_bytes"], made["predicted_peak_rss_bytes"]
     sizes = f"{format_size(measured):>10} measured  {format_size(predicted):>10} predicted"
