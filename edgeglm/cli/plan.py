@@ -81,7 +81,8 @@ def _lines(result: Forecast) -> Iterator[str]:
     rows = [
         ("PRECISION", "BUNDLE", *(f"AT {length}" if length else "DEVICE PEAK" for length in lengths), f"FITS {usable}")
     ]
-    for option in (result.chosen, *result.options):
+    others = (option for option in result.options if option.precision != result.chosen.precision)
+    for option in (result.chosen, *others):
         peaks = (format_size(option.device_peak_rss_bytes[length]) for length in lengths)
         rows.append((option.precision, format_size(option.bundle_bytes), *peaks, "yes" if option.fits else "no"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -205,3 +205,20 @@ def test_a_file_that_is_no_whole_graph_is_one_line(files: Path, tmp_path: Path, 
         done = run(capsys, "export", file, "--target", "cpu", "--precision", "fp32", "-o", target)
         check_failure(done, status, why)
     assert left_of(target) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "precisions"),
+    [
+        ("--target cpu", ["int8", "fp32", "fp16"]),
+        ("--target cpu --precision fp16", ["fp16", "fp32", "int8"]),
+        ("--target qcs6490 --precision a16w8", ["a16w8", "int8"]),
+    ],
+)
+def test_a_plan_has_a_row_for_each_precision_the_chosen_one_first(
+    options: str, precisions: list[str], files: Path, capsys: Capture
+) -> None:
+    status, out, err = run(capsys, "plan", files / "cnn.onnx", *options.split())
+    assert (status, err) == (0, "")
+    rows = out.split("\n\n")[1].splitlines()
+    assert [row.split()[0] for row in rows] == ["PRECISION", *precisions]
