@@ -106,9 +106,9 @@ def edgeglm(folder: str, *, low_rss: bool = False) -> Load:
         spent: list[float] = []
         compute = decoder.session.run_with_iobinding
 
-        def timed_compute(binding: object) -> None:
+        def timed_compute(*arguments: object) -> None:
             start = time.perf_counter()
-            compute(binding)
+            compute(*arguments)
             spent.append(time.perf_counter() - start)
 
         decoder.session.run_with_iobinding = timed_compute

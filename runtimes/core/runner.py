@@ -203,6 +203,10 @@ class Runner(AbstractContextManager["Runner"]):
         """Forget the keys and values of earlier prompts: the next one is prefilled from its beginning."""
         self.states.forget()
 
+    def rest(self) -> None:
+        """Give back what the engine keeps for further steps; keys and values stay."""
+        (self.slots or self._state).rest()
+
     @property
     def ends(self) -> set[int]:
         """The tokens that end an answer."""

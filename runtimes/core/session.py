@@ -96,6 +96,9 @@ class DecoderSession(Protocol):
     def truncate(self, length: int) -> None:
         """Forget all tokens but the first `length`."""
 
+    def rest(self) -> None:
+        """Give back what the engine keeps for further steps; keys and values stay."""
+
     def close(self) -> None:
         """Give its memory back."""
 
@@ -117,12 +120,18 @@ class SlotsSession(Protocol):
     def step(self, asked: Mapping[int, Asked]) -> dict[int, NDArray[np.float32]]:
         """Return the logits (last, vocabulary) of each slot that is asked for some."""
 
+    def rest(self) -> None:
+        """Give back what the engine keeps for further steps; keys and values stay."""
+
     def close(self) -> None:
         """Give its memory back."""
 
 
 class LastLogitsOnly:
-    """Part of a session whose graph gives the last token's logits, and whose engine keeps its rows to itself."""
+    """Part of a session whose graph gives the last token's logits, and whose engine keeps its rows to itself.
+
+    Its buffers are those that it has from the beginning.
+    """
 
     max_last, row_bytes = 1, 0
 
@@ -133,6 +142,9 @@ class LastLogitsOnly:
     def write_rows(self, start: int, rows: NDArray[np.uint8]) -> None:
         """Refuse: see `DecoderSession.write_rows`."""
         raise ValueError("the engine takes no keys and values")
+
+    def rest(self) -> None:
+        """Do nothing: see `DecoderSession.rest`."""
 
 
 def check_last(last: int, count: int, most: int) -> None:

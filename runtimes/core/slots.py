@@ -51,6 +51,10 @@ class Slots(AbstractContextManager["Slots"]):
         """Return the logits (last, vocabulary) of each slot that is asked for some."""
         return self._session.step(asked)
 
+    def rest(self) -> None:
+        """Give back what the engine keeps for further steps; keys and values stay."""
+        self._session.rest()
+
     def __exit__(self, *_: object) -> None:
         self._session.close()
 

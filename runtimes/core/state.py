@@ -152,6 +152,11 @@ class DecoderState:
         """Forget the keys and values: the next prompt is prefilled from its beginning."""
         self._known = []
 
+    def rest(self) -> None:
+        """Give back what the engine keeps for further steps; keys and values stay."""
+        if self.session:
+            self.session.rest()
+
     def release(self) -> None:
         """Unload the decoder."""
         self.session, self.user, self._known = None, None, []

@@ -146,6 +146,15 @@ class Bundles:
             self.released["error"] += self.loaded.pop(name).hooks.run()
             self.released[reason] += 1
 
+    def rest(self) -> None:
+        """Give free memory back to the system, between two steps."""
+        hooks = Hooks()
+        hooks.add(trim)
+        hooks.add(gc.collect)
+        for loaded in self.loaded.values():
+            hooks.add(loaded.runner.rest)
+        self.released["error"] += hooks.run()
+
     def _make_room(self, name: str) -> None:
         """Release those that were asked least recently until the predicted peaks fit the budget together."""
         while self.max_ram is not None and sum(map(self.peak, (name, *self.loaded))) > self.max_ram:

@@ -6,7 +6,6 @@ A bundle with slots computes a step of several requests together, one without sl
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeglm.errors import DamagedFileError
-from edgeglm.runtimes.core.heap import trim
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.session import Asked
 from edgeglm.runtimes.serve.bundles import Bundles, Loaded
@@ -289,8 +287,7 @@ class Engine:
         self.bundles.release(idle, "idle")
         if self.rounds.is_due(now, busy=bool(waited or running)):
             self.bundles.released["round"] += 1
-            gc.collect()
-            trim()
+            self.bundles.rest()
 
     def _is_idle(self, name: str, now: float) -> bool:
         loaded = self.bundles.loaded[name]

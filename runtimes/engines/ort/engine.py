@@ -17,7 +17,7 @@ from edgeglm.runtimes.core.heap import trim
 from edgeglm.runtimes.core.session import MAX_LAST, Feeds, check_last
 from edgeglm.runtimes.engines.ort.described import as_described
 from edgeglm.runtimes.engines.ort.key_values import DTYPES, key_values
-from edgeglm.runtimes.engines.ort.options import open_session, saturates
+from edgeglm.runtimes.engines.ort.options import open_session, saturates, shrinking
 from edgeglm.runtimes.engines.ort.rows import Rows
 from edgeglm.runtimes.engines.ort.slots import SlotDecoder, slotted
 from edgeglm.runtimes.engines.ort.weights import prepacked
@@ -118,7 +118,13 @@ class Decoder(Rows):
             logits = self._pass(hidden[:, start:stop], position_ids[..., start:stop], last if stop == count else 1)
         return logits
 
-    def _pass(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64], last: int) -> NDArray[np.float32]:
+    def _pass(
+        self,
+        hidden: NDArray[np.float32],
+        position_ids: NDArray[np.int64],
+        last: int,
+        options: onnxruntime.RunOptions | None = None,
+    ) -> NDArray[np.float32]:
         count, total = hidden.shape[1], self.length + hidden.shape[1]
         if last != self.logits.shape()[1]:
             self.logits = self._room_for(last)
@@ -127,11 +133,22 @@ class Decoder(Rows):
         for name, array in feeds.items():
             self.binding.bind_cpu_input(name, array)
         self.state.bind(self.binding, self.length, count)
-        self.session.run_with_iobinding(self.binding)
+        self.session.run_with_iobinding(self.binding, options)
         self.state.take(self.binding)
         self.length = total
         logits: NDArray[np.float32] = self.logits.numpy()[0].astype(np.float32)
         return logits
+
+    def rest(self) -> None:
+        """Have the engine give back what it does not use: behind a token of a state that is nobody's."""
+        own = self.state, self.length
+        self.state, self.length = key_values(self.session.get_inputs(), 1), 0
+        axes = self.inputs["position_ids"].shape[0] if "position_ids" in self.inputs else 1
+        hidden = np.zeros((1, 1, self.inputs["hidden"].shape[-1]), np.float32)
+        try:
+            self._pass(hidden, np.zeros((axes, 1, 1), np.int64), 1, shrinking())
+        finally:
+            self.state, self.length = own
 
     def close(self) -> None:
         """Drop the session and the state."""

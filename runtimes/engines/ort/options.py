@@ -28,6 +28,8 @@ PRODUCT = (
     b'\x08\x08:=\n\x18\n\x01x\n\x01w\x12\x01y"\rMatMulInteger\x12\x00Z\t\n\x01x\x12\x04\n\x02\x08\x02'
     b"Z\t\n\x01w\x12\x04\n\x02\x08\x03b\t\n\x01y\x12\x04\n\x02\x08\x06B\x04\n\x00\x10\r"
 )
+# A run's option, by which the engine's arena gives back what no buffer is in once the run is over.
+SHRINK = "memory.enable_memory_arena_shrinkage"
 CHUNK = 1 << 20
 # Where a graph that is given as bytes has its weights.
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -97,6 +99,14 @@ def session_options(
     exact = EXACT if saturates() and _has_integer_activations(graph) else {}
     for name, value in {**exact, **(entries or {})}.items():
         options.add_session_config_entry(name, value)
+    return options
+
+
+@cache
+def shrinking() -> onnxruntime.RunOptions:
+    """Return the options of a run behind which the engine gives back the memory that it does not use."""
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry(SHRINK, "cpu:0")
     return options
 
 

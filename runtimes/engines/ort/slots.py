@@ -9,12 +9,13 @@ from typing import Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from onnxruntime import RunOptions
 
 from edgeglm.contract import COUNTS, slot_name
 from edgeglm.manifest import Module, Tensor
 from edgeglm.runtimes.core.session import MAX_LAST, Asked, check_last
 from edgeglm.runtimes.engines.ort.key_values import DTYPES, Cache
-from edgeglm.runtimes.engines.ort.options import open_session
+from edgeglm.runtimes.engines.ort.options import open_session, shrinking
 from edgeglm.runtimes.engines.ort.rows import Rows
 from edgeglm.runtimes.inputs.positions import causal_mask
 
@@ -66,6 +67,9 @@ class Slot(Rows):
             logits = self.compute(Asked(*piece, last if stop == count else 1))
         return logits
 
+    def rest(self) -> None:
+        """Do nothing: `SlotDecoder.rest` does it for all slots."""
+
     def close(self) -> None:
         """Give the buffers back."""
         self.length, self.capacity, self.buffers = 0, 1, self.buffers + 1
@@ -95,7 +99,7 @@ class SlotDecoder:
         self._slots[index].reserve(capacity)
         return self._slots[index]
 
-    def step(self, asked: Mapping[int, Asked]) -> dict[int, NDArray[np.float32]]:
+    def step(self, asked: Mapping[int, Asked], options: RunOptions | None = None) -> dict[int, NDArray[np.float32]]:
         """Return the logits (last, vocabulary) of each slot that is asked for some."""
         hidden = [one.hidden for _, one in sorted(asked.items())]
         counts = np.array([asked[slot].count if slot in asked else 0 for slot in range(self.count)])
@@ -106,10 +110,19 @@ class SlotDecoder:
         self._binding.bind_output(LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         for slot in range(self.count):
             self._bind(slot, asked.get(slot))
-        self.session.run_with_iobinding(self._binding)
+        self.session.run_with_iobinding(self._binding, options)
         for slot, one in asked.items():
             self._slots[slot].length += one.count
         return {slot: logits[0, bounds[slot] - one.last : bounds[slot]] for slot, one in asked.items()}
+
+    def rest(self) -> None:
+        """Have the engine give back what it does not use: behind a token of a slot that is nobody's."""
+        own, self._slots[0] = self._slots[0], self._empty(0)
+        token = Asked(np.zeros((1, 1, self.width), np.float32), np.zeros((self._axes(0), 1, 1), np.int64), 1)
+        try:
+            self.step({0: token}, shrinking())
+        finally:
+            self._slots[0] = own
 
     def close(self) -> None:
         """Drop the session and all states."""

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 onnx = pytest.importorskip("onnx")
 
+from edgeglm.memory import current_rss
+from edgeglm.runtimes.core.heap import trim
 from edgeglm.runtimes.core.session import MAX_LAST
 from edgeglm.runtimes.core.window import piece_for
 from edgeglm.runtimes.engines.ort.engine import Decoder
 
-CAPACITY, LENGTH = 64, 40
+CAPACITY, LENGTH, LONG = 64, 40, 600
 # What decoders of the ``ort`` dialect were exported as at first: one buffer that the engine itself fills.
 EARLIER = """
 <ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
@@ -124,9 +126,9 @@ def test_a_long_past_makes_pieces_of_a_step(open_: Open, monkeypatch: pytest.Mon
     monkeypatch.setattr("edgeglm.runtimes.core.window.SCORES_BYTES", 0)
     passes = list[object]()
 
-    def counted(binding: object) -> None:
+    def counted(binding: object, options: object) -> None:
         passes.append(binding)
-        run(binding)
+        run(binding, options)
 
     monkeypatch.setattr(decoder.session, "run_with_iobinding", counted)
     decoder.truncate(0)
@@ -184,6 +186,28 @@ def test_rows_go_on_in_another_session(open_: Open) -> None:
     assert np.array_equal(steps(second, 1), want)
     first.close()
     second.close()
+
+
+def test_at_rest_the_memory_of_long_steps_goes_back_and_the_state_stays(decoder: Decoder) -> None:
+    has_scores = any(value.name == "mask" for value in decoder.session.get_inputs())
+    want = steps(decoder, 20, 1)
+    decoder.truncate(20)
+    rest(decoder)
+    before = current_rss()
+    decoder.reserve(20 + LONG)
+    decoder.step(*inputs(decoder, LONG))
+    taken = current_rss() - before
+    decoder.truncate(20)
+    rest(decoder)
+    left = current_rss() - before
+    assert not has_scores or 4 * left < taken > 16 << 20
+    assert decoder.length == 20
+    assert np.array_equal(steps(decoder, 1), want)
+
+
+def rest(decoder: Decoder) -> None:
+    decoder.rest()
+    trim()
 
 
 def test_rows_that_do_not_fit_change_nothing(decoder: Decoder) -> None:

@@ -14,10 +14,12 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 
+from edgeglm.memory import current_rss
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.serve.engine import Engine
 from edgeglm.runtimes.serve.release import MAX_SESSIONS, OFTEN, Hooks, Idle, Rounds, Sessions, Uses
 from tests.runtimes.serve.conftest import question, serving
+from tests.runtimes.serve.engines import LONG
 
 
 def test_what_is_asked_often_is_held_longer() -> None:
@@ -91,15 +93,15 @@ def test_a_round_comes_once_behind_the_last_request() -> None:
 class Held:
     """An engine whose thread the test is."""
 
-    def __init__(self, bundle: Path) -> None:
+    def __init__(self, bundle: Path, slots: int = 1) -> None:
         self.time, self.name = 0.0, bundle.name
         idle = Idle(often=30, rare=5, session=300)
         self.engine = Engine(
-            {bundle.name: bundle}, lambda folder: Runner(folder, 1), waiting=1, idle=idle, max_ram=None,
+            {bundle.name: bundle}, lambda folder: Runner(folder, 1, slots=slots), waiting=1, idle=idle, max_ram=None,
             now=lambda: self.time,
         )  # fmt: skip
 
-    def ask(self, session: str | None = None) -> str:
+    def ask(self, session: str | None = None, text: str = "Select OK") -> str:
         """Answer as the engine does, and return the text."""
         bundles = self.engine.bundles
         bundles.uses[self.name].asked(self.time)
@@ -107,13 +109,29 @@ class Held:
             self.engine.sessions.use(session, self.name, self.time)
         runner = bundles.take(self.name).runner.beside()
         runner.user = session
-        return runner.answer(question("Select OK"), max_new_tokens=4).text
+        return runner.answer(question(text), max_new_tokens=4).text
 
     def is_held(self, seconds: float) -> bool:
         """Return whether the bundle is in memory so many seconds later."""
         self.time += seconds
         self.engine.release()
         return self.name in self.engine.bundles.loaded
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_round_gives_back_what_a_long_prompt_took_and_keeps_its_state(exact: Path, slots: int) -> None:
+    held, resident = Held(exact, slots), list[int]()
+    for text in ("Select OK", LONG):
+        first = held.ask("me", text)
+        resident.append(current_rss())
+        held.engine.rounds.ended(held.time)
+        assert held.is_held(6)
+        resident.append(current_rss())
+    _, before, taken, left = resident
+    assert 4 * (left - before) < taken - before > 16 << 20
+    assert held.ask("me", LONG) == first
+    assert held.engine.bundles.released["error"] == 0
+    held.engine.bundles.release([exact.name], "end")
 
 
 def test_a_bundle_is_held_as_long_as_it_was_asked_often_and_loaded_again_unasked(exact: Path) -> None:
