@@ -104,6 +104,10 @@ class Grammars:
             self._note(f"answers are not held to the action language: {error.why}")
             return None
 
+    def forget(self) -> None:
+        """Forget what was compiled for requests: most bring a grammar of their own, and some a large one."""
+        self._compiled.clear()
+
     def take_notes(self, guide: Guide | None) -> list[str]:
         """Return what there is to say behind an answer, and of what guided it."""
         notes, self.notes = self.notes, []

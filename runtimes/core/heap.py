@@ -7,7 +7,11 @@ module's blocks then lie in the heap among small ones that stay, and their pages
 from __future__ import annotations
 
 import ctypes
+import mmap
 from contextlib import suppress
+from typing import Any
+
+from numpy.typing import NDArray
 
 # mallopt(3)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
@@ -34,3 +38,12 @@ def trim() -> None:
     """Let the C library give freed memory back to the system, where it can."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def give_back(array: NDArray[Any]) -> None:
+    """Let the system take the pages of an array, a whole one or rows of it: what is in it is lost, its room stays."""
+    start = -(-array.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = (array.ctypes.data + array.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
+    with suppress(OSError, AttributeError):
+        if size > 0:
+            ctypes.CDLL("libc.so.6").madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)

@@ -153,6 +153,7 @@ class Bundles:
         hooks.add(gc.collect)
         for loaded in self.loaded.values():
             hooks.add(loaded.runner.rest)
+            hooks.add(loaded.runner.grammars.forget)
         self.released["error"] += hooks.run()
 
     def _make_room(self, name: str) -> None:

@@ -149,6 +149,7 @@ class Decoder(Rows):
             self._pass(hidden, np.zeros((axes, 1, 1), np.int64), 1, shrinking())
         finally:
             self.state, self.length = own
+        self.state.rest(self.length)
 
     def close(self) -> None:
         """Drop the session and the state."""

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnxruntime import IOBinding, NodeArg, OrtValue
 
+from edgeglm.runtimes.core.heap import give_back
+
 DTYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -30,6 +32,9 @@ class KeyValues(Protocol):
 
     def resize(self, length: int, capacity: int) -> None:
         """Keep the first `length` tokens, with room for `capacity`."""
+
+    def rest(self, length: int) -> None:
+        """Give back the memory behind the first `length` tokens; their room stays."""
 
     def tokens(self, start: int, stop: int) -> Iterable[NDArray[Any]]:
         """Yield layer by layer views of the keys or values of some tokens, (tokens, heads, head)."""
@@ -76,6 +81,11 @@ class Cache:
                 self._buffers[name] = grown = self._empty(name, capacity)
                 grown[:length] = buffer[:length]
 
+    def rest(self, length: int) -> None:
+        """Give back the pages of all rows but the first `length`."""
+        for buffer in self._buffers.values():
+            give_back(buffer[length:])
+
     def shrink(self) -> None:
         """Give the buffers back, but for a row each."""
         self._buffers = {name: self._empty(name, 1) for name in self._buffers}
@@ -115,6 +125,9 @@ class Filled:
                 grown = self._empty(name, capacity)
                 grown[:, :, :length] = value.numpy()[:, :, :length]
                 self._values[name] = OrtValue.ortvalue_from_numpy(grown)
+
+    def rest(self, length: int) -> None:
+        """Do nothing: bundles are not made like this any more."""
 
     def tokens(self, start: int, stop: int) -> Iterable[NDArray[Any]]:
         """Yield views of the buffers."""

@@ -123,6 +123,8 @@ class SlotDecoder:
             self.step({0: token}, shrinking())
         finally:
             self._slots[0] = own
+        for slot in self._slots:
+            slot.cache.rest(slot.length)
 
     def close(self) -> None:
         """Drop the session and all states."""

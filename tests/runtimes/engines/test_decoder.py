@@ -18,7 +18,7 @@ from edgeglm.runtimes.core.session import MAX_LAST
 from edgeglm.runtimes.core.window import piece_for
 from edgeglm.runtimes.engines.ort.engine import Decoder
 
-CAPACITY, LENGTH, LONG = 64, 40, 600
+CAPACITY, LENGTH, LONG, MANY = 64, 40, 600, 20_000
 # What decoders of the ``ort`` dialect were exported as at first: one buffer that the engine itself fills.
 EARLIER = """
 <ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
@@ -203,6 +203,22 @@ def test_at_rest_the_memory_of_long_steps_goes_back_and_the_state_stays(decoder:
     assert not has_scores or 4 * left < taken > 16 << 20
     assert decoder.length == 20
     assert np.array_equal(steps(decoder, 1), want)
+
+
+def test_at_rest_the_memory_of_forgotten_tokens_goes_back(exact: Path) -> None:
+    decoder = Decoder(exact / "decoder/model.onnx", 1, MANY)
+    want = steps(decoder, 20, 1)
+    rows = decoder.read_rows(0, 20)
+    rest(decoder)
+    before = current_rss()
+    decoder.write_rows(20, np.ones((MANY - 20, decoder.row_bytes), np.uint8))
+    taken = current_rss() - before
+    decoder.truncate(20)
+    rest(decoder)
+    assert 4 * (current_rss() - before) < taken > 16 << 20
+    assert np.array_equal(decoder.read_rows(0, 20), rows)
+    assert np.array_equal(steps(decoder, 1), want)
+    decoder.close()
 
 
 def rest(decoder: Decoder) -> None:

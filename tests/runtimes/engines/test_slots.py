@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from edgeglm.bundle import Bundle, load_bundle
 from edgeglm.errors import DamagedFileError
+from edgeglm.memory import current_rss
 from edgeglm.runtimes.core.session import Asked
 from edgeglm.runtimes.core.sessions import open_slots
 from edgeglm.runtimes.engines.ort.engine import Decoder
 from edgeglm.runtimes.engines.ort.rows import Rows
 from edgeglm.runtimes.engines.ort.slots import SlotDecoder
 
-CAPACITY = 300
+CAPACITY, MANY = 300, 20_000
 FILLINGS = ((5, 0, 0, 0), (0, 7, 0, 2), (1, 1, 0, 30), (1, 0, 4, 1), (0, 1, 1, 1), (256, 1, 1, 1))
 
 
@@ -81,6 +82,21 @@ def test_a_closed_slot_gives_its_buffers_back_and_begins_anew(several: SlotDecod
     assert (slot.length, slot.state_bytes) == (0, slot.row_bytes)
     several.step({0: asked(several, 0, 4)})  # beside which it is idle
     np.testing.assert_array_equal(several.slot(1, 5).step(*_parts(asked(several, 0, 5))), before)
+
+
+def test_at_rest_the_memory_of_forgotten_tokens_goes_back_and_other_slots_keep_theirs(several: SlotDecoder) -> None:
+    kept, slot = several.slot(0, CAPACITY), several.slot(2, MANY)
+    assert isinstance(slot, Rows)
+    want = [several.step({0: asked(several, 0, 20)})[0], kept.step(*_parts(asked(several, 20, 1)))]
+    before = current_rss()
+    slot.write_rows(0, np.ones((MANY, slot.row_bytes), np.uint8))
+    taken = current_rss() - before
+    slot.truncate(0)
+    several.rest()
+    assert 4 * (current_rss() - before) < taken > 16 << 20
+    kept.truncate(20)
+    np.testing.assert_array_equal(kept.step(*_parts(asked(several, 20, 1))), want[1])
+    np.testing.assert_array_equal(slot.step(*_parts(asked(several, 0, 20))), want[0])
 
 
 def _parts(one: Asked) -> tuple[NDArray[np.float32], NDArray[np.int64], int]:

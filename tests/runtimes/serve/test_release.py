@@ -7,6 +7,7 @@ import re
 import time
 import urllib.error
 import urllib.request
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 
 from edgeglm.memory import current_rss
+from edgeglm.runtimes.core.grammars import GrammarText
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.serve.engine import Engine
 from edgeglm.runtimes.serve.release import MAX_SESSIONS, OFTEN, Hooks, Idle, Rounds, Sessions, Uses
@@ -131,6 +133,19 @@ def test_a_round_gives_back_what_a_long_prompt_took_and_keeps_its_state(exact: P
     assert 4 * (left - before) < taken - before > 16 << 20
     assert held.ask("me", LONG) == first
     assert held.engine.bundles.released["error"] == 0
+    held.engine.bundles.release([exact.name], "end")
+
+
+def test_a_round_forgets_grammars_that_requests_brought(exact: Path) -> None:
+    pytest.importorskip("llguidance")
+    held = Held(exact)
+    held.ask("me")
+    grammars = held.engine.bundles.loaded[exact.name].runner.grammars
+    grammar = weakref.ref(grammars.find(GrammarText("schema", '{"type": "string"}', is_schema=True)))
+    assert grammar() is not None
+    held.engine.rounds.ended(held.time)
+    assert held.is_held(6)
+    assert grammar() is None
     held.engine.bundles.release([exact.name], "end")
 
 
