@@ -43,6 +43,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from benchmarks.own_graphs import write_graphs
 from edgeglm.errors import EdgeglmError
 from edgeglm.export.api import ExportRequest, export
+from edgeglm.export.foreign.clamps import reach_of
 from edgeglm.export.foreign.difference import Comparison, worst_of
 from edgeglm.units import format_size
 
@@ -121,7 +122,7 @@ def error_of(file: Path, original: Path, samples: list[Arrays]) -> float:
     for sample in samples:
         want, got = (dict(zip(names, opened.run(names, dict(sample)), strict=True)) for opened in (one, other))
         comparison.add(want, got)
-    worst = worst_of(comparison.differences())
+    worst = worst_of(comparison.differences(lambda: reach_of(original, samples)))
     return worst.error or 0.0 if worst else 0.0
 
 

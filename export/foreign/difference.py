@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,10 @@ NOISE = 1e-7
 # A lost channel varies in the original by this share of its size, and by this share of that in what was emitted.
 MOVES, STILL = 1e-3, 1e-3
 FEWEST = 4  # values of a channel that tell whether it moves
+# A channel of which a Relu or Clip takes so much away may be left with a sliver.
+CUT = 8.0
+# An error up to this passes without a note, so nothing is asked about it.
+DOUBTED = 0.1
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,22 @@ class Comparison:
             for key in sorted({*ours, *theirs}):
                 output.add(theirs.get(key, _missing(ours)), ours.get(key, _missing(theirs)))
 
-    def differences(self) -> tuple[Difference, ...]:
-        """Return the error of each output, in their order."""
-        return tuple(output.difference(name) for name, output in self._outputs.items())
+    def differences(self, reach: Reach | None = None) -> tuple[Difference, ...]:
+        """Return the error of each output, in their order.
+
+        Args:
+            reach: Gives the original's outputs before its last Relu or Clip cuts them, added as both sides. Where
+                that lets through less than 1 / `APART`, by its range, is a sliver: too little to be judged apart.
+        """
+        found = tuple(output.difference(name) for name, output in self._outputs.items())
+        if reach is None or all((difference.error or 0.0) <= DOUBTED for difference in found):
+            return found
+        uncut = reach()
+        outputs = uncut._outputs if uncut else {}
+        return tuple(output.difference(name, outputs.get(name)) for name, output in self._outputs.items())
+
+
+Reach = Callable[[], Comparison | None]
 
 
 def worst_of(differences: tuple[Difference, ...]) -> Difference | None:
@@ -77,6 +94,8 @@ class _Channels:
     made: Array
     made_squares: Array
     errors: Array
+    low: Array
+    high: Array
     count: int
 
     def plus(self, other: _Channels) -> _Channels:
@@ -87,12 +106,25 @@ class _Channels:
             self.made + other.made,
             self.made_squares + other.made_squares,
             self.errors + other.errors,
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
             self.count + other.count,
         )
 
-    def worst(self) -> tuple[float, str]:
+    def slivers(self, uncut: _Channels | None) -> NDArray[np.bool_]:
+        """Tell of which channels a Relu or Clip lets next to nothing through."""
+        if uncut is None or uncut.low.shape != self.low.shape:
+            return np.zeros(self.low.shape, np.bool_)
+        left, whole = self.high - self.low, uncut.high - uncut.low
+        reach = whole.copy()  # of few values, a channel's own range says little: its neighbours' counts too
+        for part in _parts(np.sqrt(uncut.wanted_squares / uncut.count)):
+            reach[part] = whole[part].max()
+        result: NDArray[np.bool_] = (CUT * left < whole) & (APART * left < reach)
+        return result
+
+    def worst(self, uncut: _Channels | None) -> tuple[float, str]:
         """Return the largest error of a part of the channels, and which they are; a lost channel counts 1."""
-        sizes = np.sqrt(self.wanted_squares / self.count)
+        sizes = np.where(self.slivers(uncut), 0.0, np.sqrt(self.wanted_squares / self.count))
         lost = self._lost(sizes)
         if lost.any():
             return 1.0, f"{_named(np.flatnonzero(lost))} lost"
@@ -115,11 +147,26 @@ class _Channels:
         return result
 
 
+@dataclass(frozen=True)
+class _Sample:
+    """An output of one sample: its largest magnitude and its norm in the original, and the norm of the difference."""
+
+    peak: float
+    norm: float
+    distance: float
+
+    def error(self, uncut: list[_Sample]) -> float:
+        """Return the relative error: of a sliver relative to what the samples are before they are cut."""
+        if uncut and APART * self.peak < max(sample.peak for sample in uncut):
+            return self.distance / float(np.sqrt(np.mean([sample.norm**2 for sample in uncut])))
+        return self.distance / max(self.norm, 1e-30)
+
+
 @dataclass
 class _Output:
-    """An output over the samples: the largest relative error, the shares of whole numbers, sums by channel."""
+    """An output over the samples: norms of each, the shares of whole numbers, sums by channel."""
 
-    largest: float | None = None
+    samples: list[_Sample] = field(default_factory=list)
     values: int = 0
     unequal: int = 0
     channels: dict[int, _Channels | None] = field(default_factory=dict)
@@ -138,12 +185,12 @@ class _Output:
         # What is neither finite is equal or is as wrong as can be.
         same = (np.isnan(wide) & np.isnan(made)) | (wide == made)
         if not (np.isfinite(wide) & np.isfinite(made) | same).all():
-            self.largest = float("inf")
+            self.samples.append(_Sample(1.0, 1.0, float("inf")))
             return
         known = np.isfinite(wide)
         wide, made = np.where(known, wide, 0.0), np.where(known, made, 0.0)
-        size, distance = float(np.linalg.norm(wide)), float(np.linalg.norm(made - wide))
-        self.largest = max(self.largest or 0.0, distance / max(size, 1e-30))
+        norm, distance = float(np.linalg.norm(wide)), float(np.linalg.norm(made - wide))
+        self.samples.append(_Sample(float(np.abs(wide).max()), norm, distance))
         self._add_channels(wide, made)
 
     def _add_channels(self, want: Array, got: Array) -> None:
@@ -153,7 +200,7 @@ class _Output:
             others = tuple(other for other in range(want.ndim) if other != axis)
             sums = _Channels(
                 want.sum(others), np.square(want).sum(others), got.sum(others), np.square(got).sum(others),
-                np.square(got - want).sum(others), want.size // want.shape[axis],
+                np.square(got - want).sum(others), want.min(others), want.max(others), want.size // want.shape[axis],
             )  # fmt: skip
             before = self.channels.get(axis, sums)
             if before is None or before.wanted.shape != sums.wanted.shape:
@@ -161,14 +208,14 @@ class _Output:
             else:
                 self.channels[axis] = sums if axis not in self.channels else before.plus(sums)
 
-    def difference(self, name: str) -> Difference:
+    def difference(self, name: str, uncut: _Output | None = None) -> Difference:
         """Return the largest error over the samples."""
-        if self.largest is None:
+        if not self.samples:
             return Difference(name, self.unequal / self.values if self.values else None)
-        found = (self.largest, "")
-        if np.isfinite(self.largest):
+        found = (max(sample.error(uncut.samples if uncut else []) for sample in self.samples), "")
+        if np.isfinite(found[0]):
             for axis, sums in self.channels.items():
-                error, part = sums.worst() if sums else (0.0, "")
+                error, part = sums.worst(uncut.channels.get(axis) if uncut else None) if sums else (0.0, "")
                 if error > found[0]:
                     found = (error, f"{part} of axis {axis}")
         return Difference(name, *found)

@@ -12,6 +12,7 @@ from edgeglm import manifest
 from edgeglm.engines import ENGINES
 from edgeglm.errors import AccuracyError, UnsupportedError
 from edgeglm.export.evaluate.fp16_sessions import round_results
+from edgeglm.export.foreign.clamps import reach_of
 from edgeglm.export.foreign.difference import Comparison, Difference, worst_of
 from edgeglm.export.foreign.graph_plan import Plan
 from edgeglm.export.prove.onnx_run import Run, opened
@@ -90,7 +91,8 @@ def measure(plan: Plan, file: Path) -> Accuracy:
         why = f"ONNX Runtime cannot run it in {plan.precision}: {str(error).splitlines()[0]}"
         raise UnsupportedError(plan.request.file, why, "export it in another precision") from error
     unseen = not plan.is_calibrated or len(indices) < len(plan.samples)
-    return Accuracy(comparison.differences(), len(indices), unseen)
+    differences = comparison.differences(lambda: reach_of(plan.source.original, (plan.samples[at] for at in indices)))
+    return Accuracy(differences, len(indices), unseen)
 
 
 def check_error(plan: Plan, accuracy: Accuracy, blamed: Sequence[str] = ()) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 
 from edgeglm.export.calibrate.histogram import Histogram
 from edgeglm.export.foreign.activations import kept_groups
-from edgeglm.export.foreign.difference import Comparison, worst_of
+from edgeglm.export.foreign.clamps import reach_of
+from edgeglm.export.foreign.difference import Comparison, Reach, worst_of
 from edgeglm.export.foreign.made import read, sample_files, write
 from edgeglm.export.prove.onnx_run import opened
 from edgeglm.runtimes.engines.ort.options import session_options
@@ -30,9 +32,10 @@ MOST = 32
 
 @dataclass(frozen=True)
 class Trials:
-    """Samples, and files with the outputs of the original for them."""
+    """Samples, files with the outputs of the original for them, and what these are before its last clamps."""
 
     pairs: Sequence[tuple[Path, Path]]
+    reach: Reach | None = None
 
     @classmethod
     def of(cls, original: Path, files: Sequence[Path], work: Path) -> Trials:
@@ -41,7 +44,7 @@ class Trials:
         for file in files[:: -(-len(files) // MOST) or 1]:
             pairs.append((file, work / f"outputs-{len(pairs)}-{file.name}"))
             write(pairs[-1][1], run(read(file)))
-        return cls(pairs)
+        return cls(pairs, cache(lambda: reach_of(original, (read(sample) for sample, _ in pairs))))
 
     def error_of(self, graph: bytes) -> float:
         """Return the largest error of an output; infinite where the engine does not take the graph."""
@@ -52,7 +55,7 @@ class Trials:
                 comparison.add(read(want), run(read(sample)))
         except Exception:  # the engine's own exceptions have no common base
             return float("inf")
-        worst = worst_of(comparison.differences())
+        worst = worst_of(comparison.differences(self.reach))
         return worst.error or 0.0 if worst else 0.0
 
 

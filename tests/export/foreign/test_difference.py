@@ -12,11 +12,13 @@ from edgeglm.export.foreign.difference import Comparison, Difference, worst_of
 RANDOM = np.random.default_rng(0)
 
 
-def compare(*pairs: tuple[Any, Any]) -> Difference:
-    comparison = Comparison()
+def compare(*pairs: tuple[Any, Any], uncut: Any = None) -> Difference:  # noqa: ANN401
+    comparison, reach = Comparison(), Comparison()
     for want, got in pairs:
         comparison.add({"y": want}, {"y": got})
-    (difference,) = comparison.differences()
+    if uncut is not None:
+        reach.add({"y": uncut}, {"y": uncut})
+    (difference,) = comparison.differences(lambda: reach)
     return difference
 
 
@@ -58,6 +60,57 @@ def test_a_channel_that_is_constant_in_the_original_is_not_lost() -> None:
     error = compare((want, got)).error
     assert error is not None
     assert error < 0.01
+
+
+def test_a_channel_of_which_a_cut_leaves_a_sliver_is_not_lost() -> None:
+    uncut = RANDOM.standard_normal((4, 16)).astype(np.float32)
+    uncut[:, 3] = [-1, 0.01, -0.5, -0.2]
+    want = np.maximum(uncut, 0)
+    got = want.copy()
+    got[:, 3] = 0
+    assert compare((want, got)).where == "channel 3 lost of axis 1"
+    assert compare((want, got), uncut=want).where == "channel 3 lost of axis 1"  # the original gives it uncut
+    error = compare((want, got), uncut=uncut).error
+    assert error is not None
+    assert error < 0.01
+    got[:, 3] = [0, 0.02, 0.03, 0]  # as a part of its own, 300% away
+    error = compare((want, got), uncut=uncut).error
+    assert error is not None
+    assert error < 0.01
+
+
+def test_a_channel_that_a_cut_leaves_more_of_is_lost() -> None:
+    uncut = RANDOM.standard_normal((64, 16)).astype(np.float32)
+    uncut[:, 2] *= 0.01  # small beside the others, and half of it is left
+    uncut[:, 5] = -1
+    uncut[7, 5] = 0.9  # rare, and as large as the others
+    want = np.maximum(uncut, 0)
+    for channel in (2, 5):
+        got = want.copy()
+        got[:, channel] = 0
+        assert compare((want, got), uncut=uncut).where == f"channel {channel} lost of axis 1"
+
+
+def test_rare_scores_beside_boxes_are_lost() -> None:
+    uncut = head()
+    uncut[:, 4:] = -1.5
+    uncut[:, 4:, 0] = 0.9
+    want = np.maximum(uncut, 0)
+    got = want.copy()
+    got[:, 4:] = 0
+    assert compare((want, got), uncut=uncut).where == "channels 4 to 11 lost of axis 1"
+
+
+def test_a_sample_that_is_cut_to_a_sliver_counts_by_what_it_was() -> None:
+    uncut = -RANDOM.random((4, 8)).astype(np.float32) - 0.5
+    want = np.maximum(uncut, 0)
+    got = want.copy()
+    got[0, 0] = 0.01
+    error = compare((want, got), uncut=uncut).error
+    assert error == pytest.approx(0.01 / np.linalg.norm(uncut))
+    other = compare((want, got), uncut=want).error
+    assert other is not None
+    assert other > 1
 
 
 def test_channels_of_similar_ranges_are_judged_together() -> None:
