@@ -18,8 +18,8 @@ LONGEST = 300
 UNTESTED = set(
     """
     accuracy_report adb awq budget cases chat_request chat_worker checkpoint_options compile_worker
-    compressed convert convert_task convert_worker converter device device_limits dialects execute explain
-    fill formats glm gptq graph_bundle graph_plan header header_checks matrix_cells
+    compressed convert_task convert_worker converter device device_limits dialects execute explain
+    fill formats glm gptq header header_checks matrix_cells
     observe overflow progress reader remote restore run serve
     settings shipped_assets sidecars stamp start template_limits torch_modules tower unhooked value_ranges
 """.split()

@@ -105,7 +105,12 @@ def _quantize(task: Task) -> Made:
     )
 
 
-def main() -> int:
+def make(task: Task) -> Made:
     """Convert in this process."""
+    return (_narrow if task.precision == "fp16" else _quantize)(task)
+
+
+def main() -> int:
+    """Run the worker."""
     bound_heap()
-    return serve(Task, lambda task, show: (_narrow if task.precision == "fp16" else _quantize)(task))
+    return serve(Task, lambda task, show: make(task))
