@@ -5,6 +5,7 @@ Everything of a batch derives from its index, so that a resumed run sees the sam
 
 from __future__ import annotations
 
+from collections import defaultdict
 from random import Random
 
 from torch.utils.data import Dataset
@@ -17,12 +18,12 @@ from edgeglm.export.demo.screens import Scene, sample_scene
 from edgeglm.export.demo.stages import Stage
 from edgeglm.export.demo.steps import Step
 from edgeglm.export.demo.tasks import sample_pointing, sample_practice, sample_step
-from edgeglm.export.demo.wishes import sample_goal
+from edgeglm.export.demo.wishes import sample_goal, sample_other
 
 PRACTICE = 0.4  # the share of questions that practise what is hardest
-PLAYED = 0.5  # the share of screens from a phone on which a goal is performed
 SHORT = 0.3  # the share of screens that are asked about in the short form, without a system prompt
 BARE = 0.2  # the share of histories whose answers came without their tags
+OTHERS = 8  # tries for another goal, for each that is asked about
 THIN = 0.35  # of a screen's elements, in the first steps
 
 
@@ -50,17 +51,16 @@ class Batches(Dataset[Batch | Pictures]):
         return self.packer.pack(pictures, [row for _, row in asked], system, stage.kind == "answers")
 
     def _ask(self, random: Random, density: float) -> tuple[Scene, Row]:
-        """Return a screen and what is asked about it: where a goal is performed, first its next step."""
-        stage, first = self.stage, list[Step]()
-        if stage.kind == "answers" and random.random() < PLAYED:
-            scene, step = _sample_played(random)
-            first = [step]
+        """Return a screen and what is asked about it: where goals are performed, first their next steps."""
+        stage, played = self.stage, list[Step]()
+        if stage.kind == "answers" and random.random() < stage.played:
+            scene, played = _sample_played(random, stage.goals)
         else:
             scene = sample_scene(random, density)
             while stage.kind == "pointing" and not scene.elements:
                 scene = sample_scene(random, density)
-        others = [self._sample_step(scene, random) for _ in range(stage.questions - len(first))]
-        return scene, Row((*first, *others), random.random() >= SHORT, random.random() >= BARE)
+        others = [self._sample_step(scene, random) for _ in range(stage.questions - len(played))]
+        return scene, Row((*played, *others), random.random() >= SHORT, random.random() >= BARE)
 
     def _sample_step(self, scene: Scene, random: Random) -> Step:
         if self.stage.kind == "pointing":
@@ -68,7 +68,23 @@ class Batches(Dataset[Batch | Pictures]):
         return (sample_practice if random.random() < PRACTICE else sample_step)(scene, random)
 
 
-def _sample_played(random: Random) -> tuple[Scene, Step]:
-    """Return a screen and a step of a goal that the oracle performs."""
-    goal, phone = sample_goal(random, random.choices(LANGUAGES, (3, 2))[0])
-    return random.choice(list(play(goal, phone)))
+def _sample_played(random: Random, count: int) -> tuple[Scene, list[Step]]:
+    """Return a screen and up to `count` steps on it, each of another goal that the oracle performs on one phone.
+
+    What is rare is asked as often as what every goal has: the first step's action is drawn by its type.
+    """
+    goal, phone = sample_goal(random, _sample_language(random))
+    by_type = defaultdict[str, list[tuple[Scene, Step]]](list)
+    for scene, step in play(goal, phone.copy()):
+        by_type[step.action.split(",")[0]].append((scene, step))
+    scene, first = random.choice(random.choice(list(by_type.values())))
+    steps = [first]
+    for _ in range(OTHERS * (count - 1)):
+        if len(steps) < count and (other := sample_other(random, _sample_language(random), goal, phone)):
+            here = [step for seen, step in play(other, phone.copy()) if seen == scene]
+            steps += random.sample(here, min(1, len(here)))
+    return scene, steps
+
+
+def _sample_language(random: Random) -> str:
+    return random.choices(LANGUAGES, (3, 2))[0]

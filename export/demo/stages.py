@@ -24,6 +24,8 @@ class Stage:
         last_rate: Share of the peak at the end, to which it falls as a cosine.
         helper: Weight of the helper losses at the beginning, and at the end.
         sparse: The first steps, on screens with few elements.
+        played: Share of the images that are of a phone on which a goal is performed.
+        goals: Questions behind such an image that are the next step of a goal; each is of another goal.
         share: Least and largest share of the pieces that a batch's system prompt has.
         learns_prompt: The prompt's keys and values are learnt in one step of so many, otherwise taken as they are.
     """
@@ -38,6 +40,8 @@ class Stage:
     last_rate: float = 1.0
     helper: tuple[float, float] = (1.0, 1.0)
     sparse: int = 0
+    played: float = 0.5
+    goals: int = 1
     share: tuple[float, float] = (0.0, 0.3)
     learns_prompt: int = 8
 
@@ -59,6 +63,9 @@ STAGES = (
     Stage("pointing", "pointing", 750, questions=16),
     Stage("answers", "answers", 2500, warm_up=100, helper=(0.5, 0.1), share=(0.0, 0.5)),
     Stage("whole", "answers", 1500, last_rate=0.02, helper=(0.1, 0.1), share=(0.0, 1.0)),
+    Stage(
+        "goals", "answers", 1500, last_rate=0.02, helper=(0.1, 0.1), share=(0.0, 1.0), images=12, played=0.8, goals=5
+    ),
 )
 # Of a run that goes on with a model that answers already: it has the client's form to learn.
-FURTHER = (replace(STAGES[-2], steps=800), replace(STAGES[-1], steps=1200))
+FURTHER = (replace(STAGES[-3], steps=800), replace(STAGES[-2], steps=1200), STAGES[-1])

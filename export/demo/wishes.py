@@ -50,9 +50,42 @@ def sample_goal(random: Random, language: str) -> tuple[Goal, Phone]:
             return goal, phone
 
 
+def sample_other(random: Random, language: str, goal: Goal, phone: Phone) -> Goal | None:
+    """Return another goal for a goal's phone: of its apps or one more, and of what is there; None where a try failed."""
+    apps = list(dict.fromkeys([*(app for app, _ in goal.visits), random.choice(list(APPS))]))
+    names = random.sample(apps, min(len(apps), random.choices((1, 2), (3, 2))[0]))
+    other = _write_goal(random, language, tuple((app, _choose_tasks(random, phone.apps[app])) for app in names))
+    trial = phone.copy()
+    steps = sum(1 for _ in play(other, trial))
+    return other if FEWEST_STEPS <= steps <= MOST_STEPS and other.is_reached(trial, phone) else None
+
+
+def _choose_tasks(random: Random, app: App) -> tuple[Task, ...]:
+    """Return up to two tasks with elements that an app has, those on its first page before those on its second."""
+    seen, found = set[str](), list[Task]()
+    for page, scene in enumerate(app.pages):
+        names = [element.name for element in scene.elements if _in_reach(scene, element.name)]
+        kinds = [(kind, name) for name in names if name not in seen and (kind := _kind_for(random, name))]
+        found += [Task(kind, sample_text(random) if kind == "search" else name, page) for kind, name in kinds]
+        seen |= {element.name for element in scene.elements}
+    chosen = random.sample(found, min(len(found), random.choices((0, 1, 2), (1, 4, 4))[0]))
+    return tuple(sorted(chosen, key=lambda task: task.page))
+
+
+def _kind_for(random: Random, name: str) -> str:
+    """Return what is done with an element; nothing where goals leave it alone."""
+    if name.removesuffix(" switch") in ROWS and name.endswith(" switch"):
+        return random.choice(("on", "off"))
+    named = {"search box": "search", "picture": "like", TRASH: "delete"}
+    return named.get(name) or ("press" if name in PRESSED else "")
+
+
 def _sample_wish(random: Random, language: str) -> Goal:
     names = random.sample(list(APPS), random.choices((1, 2), (3, 1))[0])
-    visits = tuple((app, _sample_tasks(random, app)) for app in names)
+    return _write_goal(random, language, tuple((app, _sample_tasks(random, app)) for app in names))
+
+
+def _write_goal(random: Random, language: str, visits: tuple[tuple[str, tuple[Task, ...]], ...]) -> Goal:
     ends_at_home = random.random() < 0.2
     parts = [_write_visit(random, language, app, tasks) for app, tasks in visits]
     if ends_at_home:
