@@ -51,8 +51,9 @@ def sample_goal(random: Random, language: str) -> tuple[Goal, Phone]:
 
 
 def sample_other(random: Random, language: str, goal: Goal, phone: Phone) -> Goal | None:
-    """Return another goal for a goal's phone: of its apps or one more, and of what is there; None where a try failed."""
-    apps = list(dict.fromkeys([*(app for app, _ in goal.visits), random.choice(list(APPS))]))
+    """Return another goal for a goal's phone, of its apps or one more that has what it asks; None where a try failed."""
+    more = random.choice([app for app in APPS if app != phone.front])
+    apps = list(dict.fromkeys([*(app for app, _ in goal.visits), more]))
     names = random.sample(apps, min(len(apps), random.choices((1, 2), (3, 2))[0]))
     other = _write_goal(random, language, tuple((app, _choose_tasks(random, phone.apps[app])) for app in names))
     trial = phone.copy()
