@@ -118,7 +118,7 @@ PROMPTS = {
     "too long": (
         "1" * 9000,
         5,
-        r"9006 tokens of prompt and 128 of answer are more than the 4096 .*; shorten the prompt",
+        r"9006 tokens of prompt and 128 of answer are more than the 8192 .*; shorten the prompt",
     ),
     "a picture's token": ("<|image|>", 2, "holds the image token"),
     "not UTF-8": (os.fsdecode(b"\xff\xfe"), 2, "the prompt: is not UTF-8"),

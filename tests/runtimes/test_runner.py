@@ -106,8 +106,8 @@ def test_options_of_the_sampling_reach_it(exact: Path, capsys: pytest.CaptureFix
 
 
 def test_what_does_not_fit_is_refused_before_it_runs(exact: Path) -> None:
-    with pytest.raises(BudgetError, match=r"are more than the 4096 that fit; ask for at most 40"):
-        ask(exact, "Open Maps", max_new_tokens=4096)
+    with pytest.raises(BudgetError, match=r"are more than the 8192 that fit; ask for at most 81"):
+        ask(exact, "Open Maps", max_new_tokens=8192)
 
 
 def test_a_wrong_picture_or_a_damaged_bundle_is_one_line(exact: Path, tmp_path: Path) -> None:

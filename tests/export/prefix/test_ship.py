@@ -204,7 +204,7 @@ def test_a_disk_without_room_for_the_state_is_a_line(
         (None, "", 2, "cannot be read"),
         (b" \n", "", 2, "is empty"),
         (b"\xff\xfe", "", 2, "is not UTF-8"),
-        (TEXT.encode() * 20, "", 5, r"takes \d+ tokens, and a conversation has 4096; shorten it"),
+        (TEXT.encode() * 20, "", 5, r"takes \d+ tokens, and a conversation has 8192; shorten it"),
         (b"You tap.", "--context 8", 5, r"takes \d+ tokens, and a conversation has 8"),
         (b"You tap.", "--max-ram 240MiB", 5, "240MiB is too little"),
         (b"You tap.", "--target jetson-orin", 3, "the decoder on TensorRT, which gives no keys and values away"),
