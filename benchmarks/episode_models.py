@@ -30,7 +30,7 @@ SIDECARS = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "g
             "preprocessor_config.json")  # fmt: skip
 PRECISIONS = ("int8", "int4")
 LONGEST = 10
-WORDS, VOCABULARY = 1024, 32000  # of the tokenizer and of the shape
+WORDS, VOCABULARY = 4096, 32000  # of the tokenizer and of the shape
 DEMO_STEPS = 30
 
 
@@ -94,12 +94,12 @@ def scripted_episodes(bundle: Path) -> list[list[dict[str, Any]]]:
     """Return the steps of each episode, with tokens for those that take tokens."""
     screens = sorted((DATA / "evaluation").glob("*.webp"))
     with Runner(bundle) as runner:
-        encode, end = runner.chat.bounded.encode, runner.bundle.manifest.generation.eos_token_ids[0]
+        encode = runner.chat.bounded.encode
         episodes = []
         for number, (task, steps) in enumerate(EPISODES):
             urls = [screen_url(screen) for screen in screens[number * LONGEST :][: len(steps)]]
             asked = [messages(task, steps, at, url) for at, url in enumerate(urls)]
-            answers = [[*encode(answer(*step[1:])), end] for step in steps]
+            answers = [encode(answer(*step[1:])) for step in steps]  # its last tag ends it
             prompts = [pictured(runner.prompt(turns), number * LONGEST + at) for at, turns in enumerate(asked)]
             rows = zip(asked, prompts, answers, strict=True)
             episodes.append([{"messages": turns, "prompt": tokens, "answer": given} for turns, tokens, given in rows])

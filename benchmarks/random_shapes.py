@@ -112,14 +112,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     # The decoder of glm4-300m with M-RoPE, a small tower, and the tokens of the demo's tokenizer.
     "glm4v-300m": glm4v_config(
         {"hidden_size": 1024, "intermediate_size": 2432, "num_attention_heads": 8, "num_hidden_layers": 24}
-        | {"eos_token_id": [1011], "pad_token_id": 1004, "vocab_size": 32000},
+        | {"eos_token_id": [4083], "pad_token_id": 4076, "vocab_size": 32000},
         {"depth": 2, "hidden_size": 256, "intermediate_size": 512, "num_heads": 4, "out_hidden_size": 1024},
-        image_start_token_id=1014,
-        image_end_token_id=1015,
-        image_token_id=1018,
-        video_start_token_id=1016,
-        video_end_token_id=1017,
-        video_token_id=1019,
+        image_start_token_id=4086,
+        image_end_token_id=4087,
+        image_token_id=4090,
+        video_start_token_id=4088,
+        video_end_token_id=4089,
+        video_token_id=4091,
     ),
     "glm4-3b": glm4_config(hidden=2560, layers=28, heads=20, kv_heads=4, intermediate=8192, vocab=151552, tied=False),
     # Tied, as models of this size are: its lm_head is the embedding.

@@ -82,7 +82,7 @@ def test_a_wrong_option_is_one_line(
 
 def test_a_picture_beyond_the_context_is_one_line(target: Path, capsys: Capture) -> None:
     done = run(capsys, "export", "--target", "cpu", "-o", target, "--image-size", "90000x90000")
-    check_failure(done, 3, r"--image-size 90000x90000: takes \d+ tokens, and a conversation has 4096")
+    check_failure(done, 3, r"--image-size 90000x90000: takes \d+ tokens, and a conversation has 8192")
     assert left_of(target) == []
 
 

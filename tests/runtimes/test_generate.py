@@ -28,7 +28,7 @@ from edgeglm.runtimes.serve.answers import ScoringSampler
 from tests.bundles import reseal
 from tests.runtimes.demo import demo_bundle
 
-SCREENS, HOT = 24, Sampling(temperature=4.0)
+SCREENS, HOT = 24, Sampling(temperature=4.0, top_k=20)
 PERSON = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "maximum": 150}},

@@ -124,7 +124,7 @@ def test_only_the_last_pictures_are_in_memory(exact: Path, tmp_path: Path) -> No
 
 
 def test_validate_measures_with_masks(exact: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["validate", str(exact), "--limit", "4", "--accuracy-drop", "100%", "--json"]
+    command = ["validate", str(exact), "--limit", "12", "--accuracy-drop", "100%", "--json"]
     shares = []
     for more in ([], ["--mask", "0,0,336,672"]):
         main([*command, *more])

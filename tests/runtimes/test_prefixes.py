@@ -26,7 +26,7 @@ from edgeglm.runtimes.engines.ort import engine
 from edgeglm.runtimes.text.messages import Message, message
 from tests.runtimes.demo import OTHER_SCREEN, SCREEN, demo_bundle
 
-RULES = "You tap what you are told to tap, and say where. " * 24
+RULES = "You tap what you are told to tap, and say where. " * 40
 MIB = 1 << 20
 SOME = Keep(64 * MIB)
 

@@ -106,7 +106,7 @@ def test_another_action_fails_though_few_tokens_differ(exact: Path, tmp_path: Pa
         (b"{", "is not a self-test"),
         (b'{"probes": [], "self_test_schema": 1}', "is not a self-test"),
         (b'{"probes": [{"prompt": "a", "tokens": [1], "likeliest": [1], "sure": []}]}', "lists differ in length"),
-        (b'{"probes": [{"prompt": "a", "tokens": [1024], "likeliest": [1], "sure": [true]}]}', "beyond the vocabulary"),
+        (b'{"probes": [{"prompt": "a", "tokens": [4096], "likeliest": [1], "sure": [true]}]}', "beyond the vocabulary"),
         (
             b'{"probes": [{"prompt": "a", "tokens": [1], "likeliest": [1], "sure": [true], "image": "../a.webp"}]}',
             "an image that the bundle lacks",

@@ -36,7 +36,7 @@ from edgeglm.export.requests import CompressRequest
 from edgeglm.export.samples.shipped import DATA
 
 SAMPLES = 33
-VOCABULARY = 1024
+VOCABULARY = 4096
 Tell = Callable[[str, float], None]
 
 

@@ -24,7 +24,7 @@ from edgeglm.runtimes.serve.schema import ChatRequest, decode
 from tests.runtimes.serve.conftest import question
 
 # A prompt of three pieces.
-LONG = "the quick brown fox jumps " * 40
+LONG = "the quick brown fox jumps " * 55
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def test_sequences_are_admitted_by_what_they_will_need(exact: Path) -> None:
             await asyncio.sleep(0.005)
         assert all(len(task.result()) > 1 for task in tasks)
         with pytest.raises(ApiError, match=r"the prompt has .* and prompt and answer together may have 1536") as error:
-            await events_of(submit(engine, chat(WORDS * 100)))
+            await events_of(submit(engine, chat(WORDS * 135)))
         assert (error.value.status, error.value.code) == (400, "context_length_exceeded")
         return most
 

@@ -16,7 +16,7 @@ import httpx
 from edgeglm.blocks import KIND
 from tests.runtimes.serve.conftest import question, serving
 
-RULES = "You tap what you are told to tap, and say where. " * 24
+RULES = "You tap what you are told to tap, and say where. " * 40
 
 
 def cached(url: str, system: str, user: Sequence[dict[str, Any]]) -> int:
