@@ -46,10 +46,12 @@ class Task:
 class Goal:
     """A wish: apps with tasks one after another, at the end the home screen or not.
 
-    `wish` is in `language`, "en" or "cn".
+    `wish` is in `language`, "en" or "cn". `parts` are those of its words that ask for one thing each, in their order:
+    for each visit to open the app and each of its tasks, at last the home screen.
     """
 
     wish: str
+    parts: tuple[str, ...]
     language: str
     visits: tuple[tuple[str, tuple[Task, ...]], ...]
     ends_at_home: bool
@@ -68,32 +70,43 @@ class Goal:
         )
 
     def next_step(self, phone: Phone, turns: Sequence[Turn] = ()) -> Step:
-        """Return the right next step: what the oracle does."""
-        mover = _Mover(self, phone, tuple(turns))
+        """Return what the oracle does next; its thought begins with the part of the wish that it works on."""
+        parts = list(self.parts)
         for app, tasks in self.visits:
+            opening, *doing = parts[: 1 + len(tasks)]
+            mover = _Mover(self, phone, tuple(turns), opening)
+            del parts[: 1 + len(tasks)]
             open_tasks = [task for task in tasks if not task.is_done(phone, app)]
             if ("opened", app, "") in phone.effects and not open_tasks:
                 continue
             if phone.front != app:
                 return mover.launch(app)
-            return mover.unblock() or mover.perform(open_tasks[0])
+            return mover.unblock() or replace(mover, part=doing[tasks.index(open_tasks[0])]).perform(open_tasks[0])
+        mover = _Mover(self, phone, tuple(turns), parts[0] if parts else "")
         if self.ends_at_home and phone.front:
             return mover.step(("Go home.", "回到主屏幕。"), do("Home"))
-        return mover.finish()
+        return replace(mover, part="").finish()
 
 
+@dataclass(frozen=True)
 class _Mover:
-    """Writes the steps of a goal on a phone as it is."""
+    """Writes the steps of a part of a goal on a phone as it is."""
 
-    def __init__(self, goal: Goal, phone: Phone, turns: tuple[Turn, ...]) -> None:
-        self.goal, self.phone, self.scene, self.turns = goal, phone, phone.scene, turns
-        self.is_chinese = goal.language == "cn"
+    goal: Goal
+    phone: Phone
+    turns: tuple[Turn, ...]
+    part: str
+
+    @property
+    def is_chinese(self) -> bool:
+        return self.goal.language == "cn"
 
     def name(self, element: str) -> str:
         return CHINESE[element] if self.is_chinese else element
 
     def step(self, thought: tuple[str, str], action: str) -> Step:
-        return Step(self.goal.wish, self.turns, thought[self.is_chinese], action, app=self._front())
+        part = f"{self.part}{('：' if self.is_chinese else ': ')}" if self.part else ""
+        return Step(self.goal.wish, self.turns, part + thought[self.is_chinese], action, app=self._front())
 
     def _front(self) -> str:
         return name_of(self.phone.front, self.goal.language)
@@ -133,18 +146,16 @@ class _Mover:
             return self.step((f"{name} is not here.", f"这里没有{name}。"), do("Swipe", start=start, end=end))
         if task.kind == "search":
             thought = (f'Tap the search box to type "{task.name}".', f'点击搜索框，输入"{task.name}"。')
-            return replace(self.touch("search box"), thought=thought[self.is_chinese])
+            return self.touch("search box", thought=thought)
         return self.touch(task.target, "Double Tap" if task.kind == "like" else "Tap")
 
-    def touch(self, element: str, action: str = "Tap") -> Step:
+    def touch(self, element: str, action: str = "Tap", thought: tuple[str, str] | None = None) -> Step:
         """Return a tap on the middle of an element."""
-        target = self.scene.find(element)
+        target = self.phone.scene.find(element)
         assert target is not None
         name = self.name(element)
-        step = self.step(
-            (f"{action} {name}.", f"{TAPPED[action]}{name}。"), do(action, element=to_units(*target.centre))
-        )
-        return replace(step, box=target.box)
+        thought = thought or (f"{action} {name}.", f"{TAPPED[action]}{name}。")
+        return replace(self.step(thought, do(action, element=to_units(*target.centre))), box=target.box)
 
 
 def play(goal: Goal, phone: Phone) -> Iterator[tuple[Scene, Step]]:

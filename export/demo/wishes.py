@@ -20,9 +20,10 @@ KINDS = {"search": 4, "press": 4, "delete": 2, "like": 1}
 # How often to try for a page with all targets, before other targets are chosen.
 TRIES = 60
 
+# What comes before an app's tasks, and what joins the two.
 VISITS = {
-    "en": ("open {a} and {d}", "in {a}, {d}"),
-    "cn": ("打开{a}，{d}", "在{a}里{d}"),
+    "en": (("open {a}", " and "), ("in {a}", ", ")),
+    "cn": (("打开{a}", "，"), ("在{a}里", "")),
 }
 OPEN = {"en": ("open {a}", "launch {a}"), "cn": ("打开{a}", "启动{a}")}
 TASKS = {
@@ -51,7 +52,7 @@ def sample_goal(random: Random, language: str) -> tuple[Goal, Phone]:
 
 
 def sample_other(random: Random, language: str, goal: Goal, phone: Phone) -> Goal | None:
-    """Return another goal for a goal's phone, of its apps or one more that has what it asks; None where a try failed."""
+    """Return another goal for a goal's phone, of what its apps or one more have; None where a try failed."""
     more = random.choice([app for app in APPS if app != phone.front])
     apps = list(dict.fromkeys([*(app for app, _ in goal.visits), more]))
     names = random.sample(apps, min(len(apps), random.choices((1, 2), (3, 2))[0]))
@@ -88,11 +89,17 @@ def _sample_wish(random: Random, language: str) -> Goal:
 
 def _write_goal(random: Random, language: str, visits: tuple[tuple[str, tuple[Task, ...]], ...]) -> Goal:
     ends_at_home = random.random() < 0.2
-    parts = [_write_visit(random, language, app, tasks) for app, tasks in visits]
+    written = [_write_visit(random, language, app, tasks) for app, tasks in visits]
     if ends_at_home:
-        parts.append(random.choice(GO_HOME[language]))
-    wish = THEN[language].join(parts)
-    return Goal(wish[0].upper() + wish[1:], language, visits, ends_at_home)
+        home = random.choice(GO_HOME[language])
+        written.append((home, [home]))
+    wish = _capitalize(THEN[language].join(text for text, _ in written))
+    first, *others = [part for _, parts in written for part in parts]
+    return Goal(wish, (_capitalize(first), *others), language, visits, ends_at_home)
+
+
+def _capitalize(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _sample_tasks(random: Random, app: str) -> tuple[Task, ...]:
@@ -116,12 +123,17 @@ def _sample_task(random: Random, kind: str, page: int) -> Task:
     return Task(kind, names.get(kind) or sample_text(random), page)
 
 
-def _write_visit(random: Random, language: str, app: str, tasks: tuple[Task, ...]) -> str:
+def _write_visit(random: Random, language: str, app: str, tasks: tuple[Task, ...]) -> tuple[str, list[str]]:
+    """Return what is wished for in an app, and its parts: to open it, and each task."""
     name = CHINESE[app] if language == "cn" else app
     if not tasks:
-        return random.choice(OPEN[language]).format(a=name)
-    done = random.choice(AND[language]).join(_write_task(random, language, task) for task in tasks)
-    return random.choice(VISITS[language]).format(a=name, d=done)
+        opening = random.choice(OPEN[language]).format(a=name)
+        return opening, [opening]
+    joint = random.choice(AND[language])
+    done = [_write_task(random, language, task) for task in tasks]
+    opening, comma = random.choice(VISITS[language])
+    opening = opening.format(a=name)
+    return f"{opening}{comma}{joint.join(done)}", [opening, *done]
 
 
 def _write_task(random: Random, language: str, task: Task) -> str:
