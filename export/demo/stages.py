@@ -64,7 +64,7 @@ STAGES = (
     Stage("answers", "answers", 2500, warm_up=100, helper=(0.5, 0.1), share=(0.0, 0.5)),
     Stage("whole", "answers", 1500, last_rate=0.02, helper=(0.1, 0.1), share=(0.0, 1.0)),
     Stage(
-        "goals", "answers", 1500, last_rate=0.02, helper=(0.1, 0.1), share=(0.0, 1.0), images=12, played=0.8, goals=5
+        "goals", "answers", 1200, last_rate=0.02, helper=(0.1, 0.1), share=(0.0, 1.0), images=12, played=0.8, goals=5
     ),
 )
 # Of a run that goes on with a model that answers already: it has the client's form to learn.

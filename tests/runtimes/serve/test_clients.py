@@ -22,15 +22,13 @@ import openai
 from langchain_openai import ChatOpenAI
 from PIL import Image
 
-from edgeglm.actions import Action
 from edgeglm.export.demo.client import read_action, split_answer
 from edgeglm.export.demo.episodes import Conversation
 from edgeglm.export.demo.prompts import client_prompt
 from edgeglm.runtimes.core.runner import Runner
+from tests.runtimes.demo import taps_ok
 from tests.runtimes.serve.conftest import SCREENS, question
 
-ACTION = 'do(action="Tap", element=[265,515])'
-SELECT_OK = f"<think>Tap OK.</think><answer>{ACTION}"
 GREEDY: dict[str, Any] = {"model": "autoglm-phone-9b", "temperature": 0}
 
 
@@ -39,25 +37,30 @@ def client(address: str) -> Any:
     return openai.OpenAI(base_url=address, api_key="none", timeout=120, max_retries=0)
 
 
-def test_an_answer_is_the_runners_up_to_what_ends_it(client: Any, exact: Path) -> None:
-    done = client.chat.completions.create(messages=question("Select OK", 1), max_tokens=3000, **GREEDY)
+@pytest.fixture(scope="module")
+def select_ok(exact: Path) -> str:
+    """The runner's answer to "Select OK" on the first screen; `</answer>` is an end token, and no text."""
     with Runner(exact) as runner:
-        plain = runner.answer(question("Select OK", 1)).text
-    assert plain == SELECT_OK  # </answer> is an end token, and no text
-    assert done.choices[0].message.content == SELECT_OK
+        return runner.answer(question("Select OK", 1)).text
+
+
+def test_an_answer_is_the_runners_up_to_what_ends_it(client: Any, select_ok: str) -> None:
+    done = client.chat.completions.create(messages=question("Select OK", 1), max_tokens=3000, **GREEDY)
+    assert done.choices[0].message.content == select_ok
     # As Open-AutoGLM's client parses it: to the end of the text.
-    assert read_action(split_answer(SELECT_OK)[1]) == Action("Tap", {"element": (265, 515)})
+    action = read_action(split_answer(select_ok)[1])
+    assert taps_ok({"action": action.type, **action.arguments})
     assert done.choices[0].finish_reason == "stop"
     assert done.usage.total_tokens == done.usage.prompt_tokens + done.usage.completion_tokens
     assert done.object == "chat.completion"
 
 
-def test_a_stream_has_the_same_text_its_role_with_the_first_token_and_its_usage_last(client: Any) -> None:
+def test_a_stream_has_the_same_text_its_role_first_and_its_usage_last(client: Any, select_ok: str) -> None:
     asked: dict[str, Any] = {"messages": question("Select OK", 1), "stream": True, **GREEDY}
     asked["stream_options"] = {"include_usage": True}
     chunks, again = ([*client.chat.completions.create(**asked)] for _ in range(2))
     deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
-    assert "".join(delta.content or "" for delta in deltas) == SELECT_OK
+    assert "".join(delta.content or "" for delta in deltas) == select_ok
     assert (deltas[0].role, [delta.role for delta in deltas[1:]]) == ("assistant", [None] * (len(deltas) - 1))
     assert deltas[0].content  # the client's time to the first token is that
     assert len({chunk.id for chunk in chunks}) == 1
@@ -67,32 +70,32 @@ def test_a_stream_has_the_same_text_its_role_with_the_first_token_and_its_usage_
     assert again[-1].usage.prompt_tokens_details.cached_tokens == chunks[-1].usage.prompt_tokens - 1
 
 
-def test_a_limit_cuts_an_answer(client: Any) -> None:
+def test_a_limit_cuts_an_answer(client: Any, select_ok: str) -> None:
     done = client.chat.completions.create(messages=question("Select OK", 1), max_completion_tokens=3, **GREEDY)
     assert done.choices[0].finish_reason == "length"
     assert done.usage.completion_tokens == 3
-    assert SELECT_OK.startswith(done.choices[0].message.content)
+    assert select_ok.startswith(done.choices[0].message.content)
 
 
-def test_stop_texts_end_an_answer_and_are_not_part_of_it(client: Any) -> None:
+def test_stop_texts_end_an_answer_and_are_not_part_of_it(client: Any, select_ok: str) -> None:
     done = client.chat.completions.create(messages=question("Select OK", 1), stop=["element", "never"], n=2, **GREEDY)
-    assert [choice.message.content for choice in done.choices] == [SELECT_OK.partition("element")[0]] * 2
+    assert [choice.message.content for choice in done.choices] == [select_ok.partition("element")[0]] * 2
     assert [choice.index for choice in done.choices] == [0, 1]
 
 
-def test_reasoning_comes_apart_where_it_is_asked_for(client: Any) -> None:
+def test_reasoning_comes_apart_where_it_is_asked_for(client: Any, select_ok: str) -> None:
     asked = {"messages": question("Select OK", 1), "extra_body": {"return_reasoning": True}}
     answer = client.chat.completions.create(**asked, **GREEDY).choices[0].message
-    assert (answer.reasoning_content, answer.content) == ("Tap OK.", f"<answer>{ACTION}")
+    assert f"<think>{answer.reasoning_content}</think>{answer.content}" == select_ok
     deltas = [chunk.choices[0].delta for chunk in client.chat.completions.create(**asked, stream=True, **GREEDY)]
-    assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == "Tap OK."
-    assert "".join(delta.content or "" for delta in deltas) == f"<answer>{ACTION}"
+    assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == answer.reasoning_content
+    assert "".join(delta.content or "" for delta in deltas) == answer.content
 
 
-def test_logprobs_are_those_of_the_chosen_tokens(client: Any) -> None:
+def test_logprobs_are_those_of_the_chosen_tokens(client: Any, select_ok: str) -> None:
     done = client.chat.completions.create(messages=question("Select OK", 1), logprobs=True, top_logprobs=3, **GREEDY)
     scores = done.choices[0].logprobs.content
-    assert "".join(score.token for score in scores).startswith(SELECT_OK)
+    assert "".join(score.token for score in scores).startswith(select_ok)
     for score in scores:
         assert score.logprob <= 0
         assert score.top_logprobs[0].token == score.token  # greedy
@@ -188,19 +191,19 @@ def test_nobody_gets_anothers_answer(client: Any) -> None:
     assert len(set(alone.values())) > 1
 
 
-def test_langchain_works_unchanged(address: str) -> None:
+def test_langchain_works_unchanged(address: str, select_ok: str) -> None:
     settings: dict[str, Any] = {
         "model": "autoglm-phone-9b", "base_url": address, "api_key": "EMPTY", "temperature": 0, "max_tokens": 256,
         "extra_body": {"enable_thinking": False, "return_reasoning": False},
     }  # fmt: skip
     chat = ChatOpenAI(**settings)
     messages = question("Select OK", 1)
-    assert chat.invoke(messages).content == SELECT_OK
+    assert chat.invoke(messages).content == select_ok
 
     async def stream() -> str:
         return "".join([str(chunk.content) async for chunk in chat.astream(messages)])
 
-    assert asyncio.run(stream()) == SELECT_OK
+    assert asyncio.run(stream()) == select_ok
 
 
 def tokens_so_far(address: str) -> dict[str, float]:
