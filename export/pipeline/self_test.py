@@ -85,8 +85,16 @@ def _screens(prepared: Prepared, samples: Sequence[Sample]) -> list[_Question]:
         if data := _webp(picture, PICTURES_BYTES // len(samples)):
             seen = replace(sample, screen=open_picture(data))
             (prompt,) = sample_prompts(prepared, [seen], answered=True)
-            questions.append(_Question(prompt, sample.prompt, sample.before, data))
+            ends = prepared.opened.generation.eos_token_ids
+            questions.append(_Question(_without_end(prompt, ends), sample.prompt, sample.before, data))
     return [question for question in questions if _fits(prepared, question)]
+
+
+def _without_end(prompt: Prompt, ends: Sequence[int]) -> Prompt:
+    """Return a prompt whose answer stops before the token that ends it, where its text has that token."""
+    if prompt.answer < 2 or prompt.tokens[-1] not in ends:
+        return prompt
+    return replace(prompt, tokens=prompt.tokens[:-1], is_image=prompt.is_image[:-1], answer=prompt.answer - 1)
 
 
 def _webp(picture: Image.Image, most: int) -> bytes | None:
