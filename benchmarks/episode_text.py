@@ -105,8 +105,8 @@ it again, letter by letter.
 33. If the task asks for the cheapest, the newest or the nearest, sort the list by it. If it cannot be sorted, compare \
 what is on the first three screens.
 34. If two apps can do it, take the one that the task names. If it names none, take the one that is on the home screen.
-35. Times are those of the phone. A day of the week means the next one from today on, and today itself only if the task \
-says so.
+35. Times are those of the phone. A day of the week means the next one from today on, and today itself only if \
+the task says so.
 36. If the phone rings, or an alarm goes off, dismiss it and go on.
 37. If the battery is low or a connection is lost, say so in the end, and do what can be done without it.
 38. If the app has crashed or you are back on the home screen, launch it again and go on where you were.

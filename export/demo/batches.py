@@ -54,7 +54,7 @@ class Batches(Dataset[Batch | Pictures]):
         """Return a screen and what is asked about it: where goals are performed, first their next steps."""
         stage, played = self.stage, list[Step]()
         if stage.kind == "answers" and random.random() < stage.played:
-            scene, played = _sample_played(random, stage.goals)
+            scene, played = _sample_played(random, min(stage.goals, stage.questions))
         else:
             scene = sample_scene(random, density)
             while stage.kind == "pointing" and not scene.elements:

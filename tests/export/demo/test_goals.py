@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from random import Random
 
@@ -49,6 +50,16 @@ def test_goals_use_what_the_phone_can_do(goals: list[tuple[Goal, Phone]]) -> Non
     kinds = {task.kind for goal, _ in goals for _, tasks in goal.visits for task in tasks}
     assert kinds == {"search", "press", "like", "delete", "on", "off"}
     assert len({goal.wish for goal, _ in goals}) > 0.95 * GOALS
+
+
+def test_a_thought_begins_with_the_part_of_the_wish_that_it_works_on(goals: list[tuple[Goal, Phone]]) -> None:
+    for goal, phone in goals:
+        *steps, last = [step for _, step in play(goal, phone.copy())]
+        begun = [step.thought.partition("：" if goal.language == "cn" else ": ")[0] for step in steps]
+        left = iter(goal.parts)  # of which a switch that is right already is passed over
+        assert all(part in left for part in dict.fromkeys(begun))
+        assert re.search(".*".join(map(re.escape, goal.parts)), goal.wish)
+        assert last.thought in ("Nothing is left to do.", "没有剩余步骤了。")
 
 
 def test_a_text_to_type_is_part_of_the_wish(goals: list[tuple[Goal, Phone]]) -> None:

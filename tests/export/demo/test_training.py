@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ pytest.importorskip("transformers")
 import click
 from transformers import Glm4vForConditionalGeneration, PreTrainedTokenizerFast
 
-from edgeglm.export.demo.batches import Batches
+from edgeglm.export.demo.batches import Batches, _sample_played
 from edgeglm.export.demo.evaluate import CHECKPOINT
 from edgeglm.export.demo.losses import encode_images
 from edgeglm.export.demo.model import build_config, build_model, build_tokenizer, take_over
@@ -26,7 +27,8 @@ from edgeglm.export.evaluate.original.whole import WholeOriginal
 
 CPU = torch.device("cpu")
 SMALL = tuple(
-    replace(stage, steps=steps, images=2, questions=3) for stage, steps in zip(STAGES, (2, 1, 1, 1, 1), strict=True)
+    replace(stage, steps=steps, images=2, questions=3)
+    for stage, steps in zip(STAGES, (2, *[1] * (len(STAGES) - 1)), strict=True)
 )
 
 
@@ -94,6 +96,16 @@ def test_a_few_steps_lower_a_loss(tokenizer: PreTrainedTokenizerFast, kind: Kind
     batches = Batches(trainer.packer, "train", stage)
     reports = [trainer.step(stage, number, batches[number % 2]) for number in range(20)]
     assert all(reports[-1][loss] < 0.7 * reports[0][loss] for loss in losses)
+
+
+def test_a_phone_is_asked_for_the_next_step_of_several_goals() -> None:
+    asked = [_sample_played(Random(number), 5) for number in range(30)]
+    assert sum(len(steps) == 5 for _, steps in asked) > 15
+    for _, steps in asked:
+        assert len({step.instruction for step in steps}) > len(steps) - 2
+    several = [steps for _, steps in asked if len(steps) > 1]
+    # What is right depends on the goal and on what is done, not on the screen alone.
+    assert sum(len({step.action for step in steps}) > 1 for steps in several) > len(several) / 2
 
 
 def test_pointing_batches_answer_only_what_is_typed(packer: Packer) -> None:
