@@ -106,12 +106,14 @@ def test_the_table_and_the_host_before_the_bundle(bundle: Path, board: Server, c
 def test_another_answer_ends_with_4_and_says_both(bundle: Path, board: Server, tmp_path: Path, capsys: Capture) -> None:
     """A board whose Python hands the runner another prompt: of two, argparse takes the last."""
     other = tmp_path / "python"
-    other.write_text(f'#!/bin/sh\n[ "$2" = --prompt ] && set -- "$@" --prompt "Go back"\nexec {sys.executable} "$@"\n')
+    other.write_text(
+        f'#!/bin/sh\n[ "$2" = --prompt ] && set -- "$@" --prompt "Open Maps"\nexec {sys.executable} "$@"\n'
+    )
     other.chmod(0o755)
     status, out, err = run(capsys, *via_ssh(bundle, "--limit", 1, python=str(other)))
     assert status == 4
     assert "  NO  " in out
-    assert f"answers 0000.webp by Back on ssh {HOST}, and by Tap element=[" in err
+    assert f"answers 0000.webp by Launch app=Maps on ssh {HOST}, and by Tap element=[" in err
     assert err.count("\n") == 1
 
 

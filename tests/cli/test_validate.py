@@ -41,8 +41,14 @@ def test_a_bundle_in_fp32_loses_nothing(demo: Path, capsys: pytest.CaptureFixtur
 
 
 def test_few_samples_are_not_passed_quietly(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page = tmp_path / "page.html"
-    assert main(["validate", str(demo), "--limit", "12", "--report", str(page)]) == 4
+    page, data = tmp_path / "page.html", tmp_path / "few.jsonl"
+    first, *others = (DATA / "evaluation.jsonl").read_text(encoding="utf-8").splitlines()[:12]
+    corner = {"target": '<think>Tap.</think><answer>do(action="Tap", element=[0,0])</answer>', "box": [0, 0, 1, 1]}
+    data.write_text("\n".join([json.dumps(json.loads(first) | corner), *others]), encoding="utf-8")
+    (tmp_path / "evaluation").mkdir()
+    for index in range(12):
+        shutil.copy(DATA / f"evaluation/{index:04d}.webp", tmp_path / "evaluation")
+    assert main(["validate", str(demo), "--data", str(data), "--report", str(page)]) == 4
     captured = capsys.readouterr()
     assert "12 samples are too few to tell: action_type drops by 0.00%, but it may be 25.00%" in captured.err
     assert captured.err.strip().endswith("give about 150 samples")

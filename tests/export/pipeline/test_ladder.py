@@ -69,7 +69,7 @@ class Climbed:
 def climbed(tmp_path_factory: pytest.TempPathFactory) -> Climbed:
     folder = tmp_path_factory.mktemp("climbed") / "bundle"
     with workplace(folder) as work:
-        ladder = climb(work, 0.1)
+        ladder = climb(work, LIMIT)
         made = prepare(open_export(replace(REQUEST, precision=ladder.precision)))
         result, _ = export(made, folder, predict(made), lambda _: None, reuse=ladder.reuse, measured=ladder.measured)
     return Climbed(ladder, folder, result, made)
@@ -79,7 +79,7 @@ def test_the_most_sensitive_parts_take_a_step_until_it_passes(climbed: Climbed) 
     ladder, result = climbed.ladder, climbed.result
     best, (first, whole, *between) = ladder.best, ladder.rungs
     assert best is not None
-    assert decoder_error(whole) < decoder_error(best) <= 0.1 < decoder_error(first)
+    assert decoder_error(whole) < decoder_error(best) <= LIMIT < decoder_error(first)
     assert first.bundle_bytes < best.bundle_bytes < whole.bundle_bytes
     # Bisection over 11 parts, the last of which does not count: it would be the whole.
     assert 3 <= len(between) <= 4
@@ -120,7 +120,7 @@ def test_it_ends_the_same_way_twice_and_as_a_plain_export_of_its_precision(
     climbed: Climbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with workplace(tmp_path / "again") as work:
-        again = climb(work, 0.1)
+        again = climb(work, LIMIT)
         made = prepare(open_export(replace(REQUEST, precision=again.precision)))
         with monkeypatch.context() as context:
             # All weights are there already, in the bundles of both ends.
