@@ -28,6 +28,7 @@ from edgeglm.export.prepare.types import Prepared, Request
 from edgeglm.export.samples.screenshots import read_samples
 from edgeglm.export.samples.shipped import DATA, DEMO_DATA
 
+LIMIT = 0.2  # more than blocks of INT8 err by, and less than INT4
 REQUEST = Request(DEMO, DEMO_NAME, load_profile("cpu"), "int4", shipped=DEMO_DATA)
 
 
