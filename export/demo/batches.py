@@ -46,7 +46,8 @@ class Batches(Dataset[Batch | Pictures]):
         if stage.kind == "tower":
             return take_pictures([sample_scene(random, density) for _ in range(stage.images)], random)
         asked = [self._ask(random, density) for _ in range(stage.images)]
-        system = sample_prompt(random, random.choice(LANGUAGES), random.uniform(*stage.share))
+        (language,) = random.choices(LANGUAGES, (1 - stage.chinese, stage.chinese))
+        system = sample_prompt(random, language, random.uniform(*stage.share))
         pictures = take_pictures([scene for scene, _ in asked], random)
         return self.packer.pack(pictures, [row for _, row in asked], system, stage.kind == "answers")
 

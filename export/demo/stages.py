@@ -27,6 +27,7 @@ class Stage:
         played: Share of the images that are of a phone on which a goal is performed.
         goals: Questions behind such an image that are the next step of a goal; each is of another goal.
         share: Least and largest share of the pieces that a batch's system prompt has.
+        chinese: Share of the system prompts that are in Chinese.
         learns_prompt: The prompt's keys and values are learnt in one step of so many, otherwise taken as they are.
     """
 
@@ -43,6 +44,7 @@ class Stage:
     played: float = 0.5
     goals: int = 1
     share: tuple[float, float] = (0.0, 0.3)
+    chinese: float = 0.5
     learns_prompt: int = 8
 
     def rate(self, step: int) -> float:
@@ -57,15 +59,17 @@ class Stage:
         return first + (last - first) * step / self.steps
 
 
+GOALS = Stage(
+    "goals", "answers", 1200, images=12, last_rate=0.02, helper=(0.1, 0.1), share=(0.0, 1.0), played=0.8, goals=5
+)
 STAGES = (
     Stage("vision", "tower", 4000, sparse=400),
     Stage("early", "answers", 1600),
     Stage("pointing", "pointing", 750, questions=16),
     Stage("answers", "answers", 2500, warm_up=100, helper=(0.5, 0.1), share=(0.0, 0.5)),
     Stage("whole", "answers", 1500, last_rate=0.02, helper=(0.1, 0.1), share=(0.0, 1.0)),
-    Stage(
-        "goals", "answers", 1200, last_rate=0.02, helper=(0.1, 0.1), share=(0.0, 1.0), images=12, played=0.8, goals=5
-    ),
+    GOALS,
+    replace(GOALS, name="long", steps=400, learning_rate=6e-4, share=(0.6, 1.0), chinese=0.7),
 )
 # Of a run that goes on with a model that answers already: it has the client's form to learn.
-FURTHER = (replace(STAGES[-3], steps=800), replace(STAGES[-2], steps=1200), STAGES[-1])
+FURTHER = (replace(STAGES[3], steps=800), replace(STAGES[4], steps=1200), *STAGES[5:])
