@@ -77,22 +77,31 @@ def texts(pieces: Pieces) -> Iterator[str]:
 
 
 def sample_prompt(random: Random, language: str, share: float = 1.0) -> str:
-    """Return a prompt for training with `share` (0 to 1) of the actions and of the rules, in any order and layout."""
+    """Return a prompt for training with `share` of the actions and of the rules, in any order and layout.
+
+    Above 1, up to 2, they are written again in other words: the client's prompt in Chinese is longer than all pieces.
+    """
     pieces, _ = read_pieces(language)
     day = date(2024, 1, 1) + timedelta(days=random.randrange(1500))
-    actions = random.sample(list(pieces.actions), round(share * len(pieces.actions)))
-    rules = random.sample(pieces.rules, round(share * len(pieces.rules)))
-    layout, bullet = random.choice(LAYOUTS), random.choice((NUMBERED, DASHED))
-    parts = [
-        random.choice(pieces.formats),
-        _listing(random.choice(pieces.listings), pieces, actions, layout, random),
-        _ruling(random.choice(pieces.rulings), rules, bullet),
-    ]
+    shares = [min(share, 1.0), share - 1] if share > 1 else [share]
+    parts = [part for each in shares for part in _sample_parts(random, pieces, each)]
     if random.random() < 0.3:
         random.shuffle(parts)
     opening = [random.choice(pieces.headings), random.choice(pieces.roles)]
     opening.insert(random.random() < 0.1, random.choice(pieces.dates).replace("{date}", write_day(day, language)))
     return "\n".join(part for part in ["\n".join(filter(None, opening)), *parts] if part)
+
+
+def _sample_parts(random: Random, pieces: Pieces, share: float) -> list[str]:
+    """Return the form of an answer, some of the actions and some of the rules."""
+    actions = random.sample(list(pieces.actions), round(share * len(pieces.actions)))
+    rules = random.sample(pieces.rules, round(share * len(pieces.rules)))
+    layout, bullet = random.choice(LAYOUTS), random.choice((NUMBERED, DASHED))
+    return [
+        random.choice(pieces.formats),
+        _listing(random.choice(pieces.listings), pieces, actions, layout, random),
+        _ruling(random.choice(pieces.rulings), rules, bullet),
+    ]
 
 
 def client_prompt(language: str, day: date) -> str:
