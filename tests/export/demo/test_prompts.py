@@ -6,7 +6,9 @@ from datetime import date
 from random import Random
 
 import pytest
+from tokenizers import Tokenizer
 
+from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.demo.prompts import FORMS, LANGUAGES, client_prompt, read_pieces, sample_prompt, texts, write_day
 
 DAY = date(2026, 11, 29)
@@ -27,11 +29,19 @@ def test_prompts_vary_and_a_seed_repeats_them(language: str) -> None:
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_share_of_the_pieces_makes_a_short_prompt(language: str) -> None:
     lengths = [
-        sum(len(sample_prompt(Random(seed), language, share)) for seed in range(20)) for share in (0.0, 0.2, 0.6, 1.0)
+        sum(len(sample_prompt(Random(seed), language, share)) for seed in range(9))
+        for share in (0.0, 0.2, 0.6, 1.0, 1.5)
     ]
     assert lengths == sorted(lengths)
-    assert lengths[-1] > 5 * lengths[0]
+    assert lengths[3] > 5 * lengths[0]
     assert all(form in sample_prompt(Random(1), language) for name, form in FORMS.items() if name in _actions(language))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_training_sees_prompts_of_as_many_tokens_as_the_clients(language: str) -> None:
+    tokenizer = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
+    longest = max(len(tokenizer.encode(sample_prompt(Random(seed), language, 2.0)).ids) for seed in range(8))
+    assert longest > 0.9 * len(tokenizer.encode(client_prompt(language, DAY)).ids)
 
 
 def _actions(language: str) -> list[str]:
