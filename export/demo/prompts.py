@@ -77,14 +77,18 @@ def texts(pieces: Pieces) -> Iterator[str]:
 
 
 def sample_prompt(random: Random, language: str, share: float = 1.0) -> str:
-    """Return a prompt for training with `share` of the actions and of the rules, in any order and layout.
+    """Return a prompt for training with a share of the actions and of the rules, in any order and layout.
 
-    Above 1, up to 2, they are written again in other words: the client's prompt in Chinese is longer than all pieces.
+    Args:
+        random: Chooses pieces, wordings and order.
+        language: "en" or "cn".
+        share: Of the pieces, 0 to 1. Above 1, up to 2, they are written again in other words: the client's prompt in
+            Chinese is longer than all pieces.
     """
     pieces, _ = read_pieces(language)
     day = date(2024, 1, 1) + timedelta(days=random.randrange(1500))
     shares = [min(share, 1.0), share - 1] if share > 1 else [share]
-    parts = [part for each in shares for part in _sample_parts(random, pieces, each)]
+    parts = [part for written in shares for part in _sample_parts(random, pieces, written)]
     if random.random() < 0.3:
         random.shuffle(parts)
     opening = [random.choice(pieces.headings), random.choice(pieces.roles)]

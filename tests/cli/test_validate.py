@@ -57,7 +57,7 @@ def test_few_samples_are_not_passed_quietly(demo: Path, tmp_path: Path, capsys: 
     text = page.read_text()
     assert "edgeglm-demo on" in text
     assert text.count("150 samples would tell") == 3
-    assert text.count('<figure class="case">') == text.count("data:image/webp;base64,") == 1
+    assert text.count('<figure class="case">') == text.count("data:image/webp;base64,") >= 1
     measured, predicted = re.findall(r"One answer on this machine, \d+ tokens.*?([\d.]+)MiB.*?([\d.]+)MiB", text)[0]
     assert float(predicted) / 2 < float(measured) < 2 * float(predicted)
 

@@ -25,7 +25,7 @@ from edgeglm.export.samples.shipped import DATA
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.sampling import Sampling
 from edgeglm.runtimes.text.messages import message
-from tests.runtimes.demo import SCREEN, ask, demo_bundle
+from tests.runtimes.demo import SCREEN, ask, demo_bundle, taps_ok
 
 
 @pytest.mark.slow
@@ -72,10 +72,11 @@ def test_sampling_is_reproducible(exact: Path) -> None:
 
 
 def test_an_answer_that_was_cut_off_says_so(exact: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["run", str(exact), "--prompt", "Open Maps", "--image", str(SCREEN)]
+    command = ["run", str(exact), "--prompt", "Select OK", "--image", str(SCREEN)]
     assert main([*command, "--json"]) == 0
     whole = json.loads(capsys.readouterr().out)
-    assert (whole["finish_reason"], whole["action"]) == ("stop", {"action": "Launch", "app": "Maps"})
+    assert whole["finish_reason"] == "stop"
+    assert taps_ok(whole["action"])
     length = whole["generated_tokens"]
     for tokens, reason in ((length, "stop"), (length - 1, "length"), (3, "length")):
         assert main([*command, "--json", "--max-new-tokens", str(tokens)]) == 0

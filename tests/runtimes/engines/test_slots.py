@@ -88,12 +88,14 @@ def test_at_rest_the_memory_of_forgotten_tokens_goes_back_and_other_slots_keep_t
     kept, slot = several.slot(0, CAPACITY), several.slot(2, MANY)
     assert isinstance(slot, Rows)
     want = [several.step({0: asked(several, 0, 20)})[0], kept.step(*_parts(asked(several, 20, 1)))]
+    slot.truncate(0)
+    several.rest()  # so that what other tests left does not count
     before = current_rss()
     slot.write_rows(0, np.ones((MANY, slot.row_bytes), np.uint8))
     taken = current_rss() - before
     slot.truncate(0)
     several.rest()
-    assert 4 * (current_rss() - before) < taken > 16 << 20
+    assert 4 * (current_rss() - before) < taken > 8 << 20
     kept.truncate(20)
     np.testing.assert_array_equal(kept.step(*_parts(asked(several, 20, 1))), want[1])
     np.testing.assert_array_equal(slot.step(*_parts(asked(several, 0, 20))), want[0])
