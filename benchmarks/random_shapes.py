@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 Shapes = dict[str, tuple[int, ...]]
 
 TRANSFORMERS_VERSION = "5.23.0"
+DEMO = json.loads((Path(__file__).parents[1] / "export/demo/checkpoint/config.json").read_bytes())
 
 
 def glm4_config(
@@ -112,14 +115,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     # The decoder of glm4-300m with M-RoPE, a small tower, and the tokens of the demo's tokenizer.
     "glm4v-300m": glm4v_config(
         {"hidden_size": 1024, "intermediate_size": 2432, "num_attention_heads": 8, "num_hidden_layers": 24}
-        | {"eos_token_id": [4083], "pad_token_id": 4076, "vocab_size": 32000},
+        | {name: DEMO["text_config"][name] for name in ("eos_token_id", "pad_token_id")}
+        | {"vocab_size": 32000},
         {"depth": 2, "hidden_size": 256, "intermediate_size": 512, "num_heads": 4, "out_hidden_size": 1024},
-        image_start_token_id=4086,
-        image_end_token_id=4087,
-        image_token_id=4090,
-        video_start_token_id=4088,
-        video_end_token_id=4089,
-        video_token_id=4091,
+        **{name: token for name, token in DEMO.items() if name.endswith("_token_id")},
     ),
     "glm4-3b": glm4_config(hidden=2560, layers=28, heads=20, kv_heads=4, intermediate=8192, vocab=151552, tied=False),
     # Tied, as models of this size are: its lm_head is the embedding.

@@ -81,9 +81,12 @@ def _sample_played(random: Random, count: int) -> tuple[Scene, list[Step]]:
     scene, first = random.choice(random.choice(list(by_type.values())))
     steps = [first]
     for _ in range(OTHERS * (count - 1)):
-        if len(steps) < count and (other := sample_other(random, _sample_language(random), goal, phone)):
-            here = [step for seen, step in play(other, phone.copy()) if seen == scene]
-            steps += random.sample(here, min(1, len(here)))
+        if len(steps) == count:
+            break
+        other = sample_other(random, _sample_language(random), goal, phone)
+        here = [step for seen, step in play(other, phone.copy()) if seen == scene] if other else []
+        if here:
+            steps.append(random.choice(here))
     return scene, steps
 
 

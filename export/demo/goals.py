@@ -82,10 +82,9 @@ class Goal:
             if phone.front != app:
                 return mover.launch(app)
             return mover.unblock() or replace(mover, part=doing[tasks.index(open_tasks[0])]).perform(open_tasks[0])
-        mover = _Mover(self, phone, tuple(turns), parts[0] if parts else "")
         if self.ends_at_home and phone.front:
-            return mover.step(("Go home.", "回到主屏幕。"), do("Home"))
-        return replace(mover, part="").finish()
+            return _Mover(self, phone, tuple(turns), parts[0]).step(("Go home.", "回到主屏幕。"), do("Home"))
+        return _Mover(self, phone, tuple(turns), "").finish()
 
 
 @dataclass(frozen=True)
