@@ -15,22 +15,28 @@ from statistics import median
 from edgeglm.export.samples.screenshots import read_samples
 from edgeglm.export.samples.shipped import DATA
 from edgeglm.runtimes.core.answer import Answer
-from edgeglm.runtimes.core.drafts import Drafts, Lookup
+from edgeglm.runtimes.core.drafts import Drafts, Kind, Lookup
 from edgeglm.runtimes.core.grammars import Choice
 from edgeglm.runtimes.core.prompt import Prompt
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.sampling import Sampling
 
 
+class Wrong(Lookup):
+    """Finds what followed, and guesses another token."""
+
+    def find(self, stop: int) -> tuple[int, Kind] | None:
+        """Return what may not come, and its kind."""
+        found = super().find(stop)
+        return found and (found[0] ^ 1, found[1])
+
+
 class Useless(Drafts):
-    """Drafts what is looked up, with another token in the place of each."""
+    """Drafts what is wrong wherever something can be looked up."""
 
     def begin(self, prompt: Sequence[int], limit: int) -> Lookup:
         """Begin an answer."""
-        lookup = super().begin(prompt, limit)
-        guess = lookup.guess
-        lookup.guess = lambda most: [token ^ 1 for token in guess(most)]  # type: ignore[method-assign]
-        return lookup
+        return Wrong(self.known(prompt), limit, self.chances)
 
 
 def decode_ms(answers: Sequence[Answer]) -> float:

@@ -1,61 +1,39 @@
 """Drafts of an answer: what followed the same tokens in the prompt, in the answer so far, or in earlier answers.
 
-The decoder checks a draft in one pass. The length of a draft follows what was accepted of earlier ones, for each length
-of the match that they were found by.
+The decoder checks a draft in one pass. How far a draft goes follows from how often such guesses were right: a guess is
+of a kind, by how many tokens match, and by how far the places where they match agree on the next one.
 """
 
 from __future__ import annotations
 
-import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 # The longest match that is told from a longer one.
-LONGEST = 4
+LONGEST = 8
 # Of earlier answers, each with the end of its prompt, by which its first tokens are found.
 ANSWERS, TOKENS, TAIL = 64, 8192, 2
 # A drafted token costs a part of a pass, and saves one if it is accepted: below this chance it is not worth it.
-WORTH = 0.2
-# How fast chances follow what is accepted, where they begin, and after how many matches without a draft one is tried.
-PACE, FIRST, REST, RETRY = 0.15, 0.5, 0.8, 48
+WORTH = 0.15
+# How fast the chance of a kind of guess follows those that were right.
+PACE = 0.1
+# A guess that so many places agree on, and no other.
+MANY = 4
+# First chances of a session: of one place, of places of which less than half agree, at least half, all, and many.
+ONE, SPLIT, MOST, ALL, CERTAIN = 0.4, 0.25, 0.6, 0.75, 0.95
 
-
-@dataclass
-class Chance:
-    """The chance that a draft's first token is accepted, and each further one behind accepted ones."""
-
-    first: float = FIRST
-    rest: float = REST
-    waited: int = 0
-
-    def length(self, most: int) -> int:
-        """Return how many tokens are worth drafting, at most `most`."""
-        if self.first < WORTH:
-            self.waited += 1
-            if self.waited < RETRY:
-                return 0
-            self.waited = 0
-            return min(1, most)
-        return min(most, 1 + int(math.log(WORTH / self.first) / math.log(self.rest)))
-
-    def learn(self, drafted: int, accepted: int) -> None:
-        """Follow what was accepted of a draft."""
-        self.first += PACE * (float(accepted > 0) - self.first)
-        for place in range(1, min(drafted, accepted + 1)):
-            self.rest += PACE * (float(place < accepted) - self.rest)
-        self.rest = min(self.rest, 0.97)
+Kind = tuple[int, float]
 
 
 class Drafts:
-    """The drafts of a session: its earlier answers, and how drafts have done."""
+    """The drafts of a session: its earlier answers, and how often each kind of guess was right."""
 
     def __init__(self) -> None:
         self._earlier: deque[list[int]] = deque(maxlen=ANSWERS)
-        self.chances = {length: Chance() for length in range(1, LONGEST + 1)}
+        self.chances: dict[Kind, float] = {}
 
     def clear(self) -> None:
         """Forget the earlier answers."""
@@ -63,8 +41,11 @@ class Drafts:
 
     def begin(self, prompt: Sequence[int], limit: int) -> Lookup:
         """Begin an answer of up to `limit` tokens."""
-        earlier = [token for answer in self._earlier for token in answer][-TOKENS:]
-        return Lookup([*earlier, *prompt], limit, self.chances)
+        return Lookup(self.known(prompt), limit, self.chances)
+
+    def known(self, prompt: Sequence[int]) -> list[int]:
+        """Return what an answer to a prompt is looked up in: earlier answers, and the prompt."""
+        return [*[token for answer in self._earlier for token in answer][-TOKENS:], *prompt]
 
     def keep(self, prompt: Sequence[int], answer: Sequence[int]) -> None:
         """Keep an answer for later ones."""
@@ -77,41 +58,68 @@ class Lookup:
     Args:
         known: The tokens before it.
         limit: Of its tokens.
-        chances: By the length of the match.
+        chances: Of each kind of guess; they follow the answer.
     """
 
-    def __init__(self, known: Sequence[int], limit: int, chances: dict[int, Chance]) -> None:
+    def __init__(self, known: Sequence[int], limit: int, chances: dict[Kind, float]) -> None:
         self._tokens = np.empty(len(known) + limit, np.int64)
         self._tokens[: len(known)] = known
         self._count, self._chances = len(known), chances
-        self._matched = 0
+        self._next = self.find(self._count)
 
     def add(self, token: int) -> None:
-        """Take the next token of the answer."""
+        """Take the next token of the answer, and whether it was the one to be guessed."""
+        if self._next:
+            guess, kind = self._next
+            chance = self._chance(kind)
+            self._chances[kind] = chance + PACE * ((guess == token) - chance)
         self._tokens[self._count] = token
         self._count += 1
+        self._next = self.find(self._count)
 
     def guess(self, most: int) -> list[int]:
-        """Return up to `most` tokens that may come next: those behind the last of the longest matches."""
-        places = self._match()
+        """Return up to `most` tokens that may come next, as far as all of them are likely enough to be right."""
+        draft, found, chance = list[int](), self._next, 1.0
+        while found and len(draft) < most:
+            token, kind = found
+            chance *= self._chance(kind)
+            if chance < WORTH:
+                break
+            draft.append(token)
+            stop = self._count + len(draft)
+            if stop >= len(self._tokens):
+                break
+            self._tokens[stop - 1] = token
+            found = self.find(stop)
+        return draft
+
+    def _chance(self, kind: Kind) -> float:
+        return self._chances.get(kind, kind[1])
+
+    def find(self, stop: int) -> tuple[int, Kind] | None:
+        """Return what may come behind the first `stop` tokens, of which the last ones may be a draft; and its kind."""
+        places, matched = self._match(stop)
         if not len(places):
-            return []
-        length = self._chances[self._matched].length(most)
-        start = int(places[-1]) + 1
-        return [int(token) for token in self._tokens[start : min(start + length, self._count)]]
+            return None
+        followers = self._tokens[places + 1].tolist()
+        # Of tokens that follow equally often, the one that did so last.
+        (token, count), *others = Counter(reversed(followers)).most_common()
+        if len(followers) == 1:
+            return token, (matched, ONE)
+        if not others:
+            return token, (matched, CERTAIN if count >= MANY else ALL)
+        return token, (matched, MOST if 2 * count >= len(followers) else SPLIT)
 
-    def learn(self, drafted: int, accepted: int) -> None:
-        """Take in how many tokens of the last guess were accepted."""
-        self._chances[self._matched].learn(drafted, accepted)
-
-    def _match(self) -> NDArray[np.intp]:
-        """Return where the last tokens have been before, as many of them as possible; their number is kept."""
-        tokens, last = self._tokens[: self._count], self._count - 1
-        places, self._matched = np.flatnonzero(tokens[:-1] == tokens[-1]), 1
-        while len(places) and self._matched < LONGEST:
-            longer = places[places >= self._matched]
-            longer = longer[tokens[longer - self._matched] == tokens[last - self._matched]]
+    def _match(self, stop: int) -> tuple[NDArray[np.intp], int]:
+        """Return where the tokens before `stop` have been before, as many of them as possible, and how many."""
+        tokens, last = self._tokens, stop - 1
+        if last < 0:
+            return np.empty(0, np.intp), 0
+        places, matched = np.flatnonzero(tokens[: self._count - 1] == tokens[last]), 1
+        while len(places) and matched < LONGEST:
+            longer = places[places >= matched]
+            longer = longer[tokens[longer - matched] == tokens[last - matched]]
             if not len(longer):
                 break
-            places, self._matched = longer, self._matched + 1
-        return places
+            places, matched = longer, matched + 1
+        return places, matched

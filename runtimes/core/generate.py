@@ -90,7 +90,6 @@ class Generation:
         self._forced: list[int] = []
         self._prompt = decoder.length + len(lead.hidden)  # tokens before the answer
         self._fed: list[int] = []  # what the decoder holds behind the prompt: the answer, and then a draft
-        self._drafted: range | None = None  # the places of the draft that was guessed last, until it is judged
         self._logits = np.empty((0, 0), np.float32)  # of the places from `_first` on
         self._first = 0
 
@@ -140,19 +139,10 @@ class Generation:
             self.guide.accept(token)
         if self._lookup:
             self._lookup.add(token)
-        differs = place < len(self._fed) and self._fed[place] != token
-        if differs:
+        if place < len(self._fed) and self._fed[place] != token:
             self.decoder.truncate(self._prompt + place)
             del self._fed[place:]
             self._logits = self._logits[: place + 1 - self._first]
-        self._judge(place + (not differs), is_over=differs)
-
-    def _judge(self, accepted: int, *, is_over: bool) -> None:
-        """Tell how the guessed draft has done, once it was accepted up to a place where it is over."""
-        drafted = self._drafted
-        if self._lookup and drafted and (is_over or accepted >= drafted.stop):
-            self._lookup.learn(len(drafted), min(accepted, drafted.stop) - drafted.start)
-            self._drafted = None
 
     def _here(self) -> NDArray[np.float32]:
         """Return the logits (vocabulary) of the next token."""
@@ -186,12 +176,8 @@ class Generation:
             return self._forced[:room]
         if room <= 0 or not self._lookup:
             return []
-        draft = guess = self._lookup.guess(room)
-        if self.guide and guess:
-            draft = self.guide.drafted(guess)[:room]
-        if draft:
-            self._drafted = range(len(self.tokens), len(self.tokens) + min(len(guess), len(draft)))
-        return draft
+        guess = self._lookup.guess(room)
+        return self.guide.drafted(guess)[:room] if self.guide and guess else guess
 
     def _new(self, tokens: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return embeddings and positions of tokens that the decoder lacks, the first time behind the prompt's."""

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeglm.runtimes.core.drafts import ANSWERS, RETRY, Chance, Drafts
+from edgeglm.runtimes.core.drafts import ALL, ANSWERS, CERTAIN, MOST, ONE, SPLIT, Drafts
 from edgeglm.runtimes.core.generate import Generation, Lead, Wish
 from edgeglm.runtimes.core.sampling import Sampler, Sampling
 
 WORDS = 6
+KINDS = (ONE, SPLIT, MOST, ALL, CERTAIN)
 # The logits behind each token.
 TABLE = np.random.default_rng(0).normal(size=(WORDS, WORDS)).astype(np.float32)
 
@@ -60,15 +61,31 @@ def generate(
     return generation, decoder
 
 
-def test_the_last_of_the_longest_matches_is_followed() -> None:
+def test_the_longest_match_is_followed() -> None:
     lookup = Drafts().begin([1, 2, 3, 7, 7, 2, 3, 8, 9, 9, 5, 3, 6, 1, 2], 4)
     lookup.add(3)
-    assert lookup.guess(2) == [7, 7]
+    assert lookup.guess(1) == [7]
     lookup.add(4)
     assert lookup.guess(2) == []
+
+
+def test_what_most_places_agree_on_is_followed_and_else_the_last() -> None:
+    known = [2, 3, 4, 9, 2, 3, 4, 8, 2, 3, 5, 7]
+    lookup = Drafts().begin(known, 4)
+    lookup.add(2)
+    lookup.add(3)
+    assert lookup.guess(1) == [4]
     lookup = Drafts().begin([2, 3, 4, 2, 3, 5, 2], 4)
     lookup.add(3)
     assert lookup.guess(1) == [5]
+
+
+def test_a_draft_may_go_on_into_itself_up_to_the_limit() -> None:
+    drafts = Drafts()
+    drafts.chances.update(dict.fromkeys(((matched, kind) for matched in range(1, 9) for kind in KINDS), 0.99))
+    assert drafts.begin([1, 2, 1, 2, 1, 2, 1], 6).guess(9) == [2, 1, 2, 1, 2, 1]
+    assert drafts.begin([1, 2, 1, 2, 1, 2, 1], 6).guess(3) == [2, 1, 2]
+    assert drafts.begin([], 6).guess(3) == []
 
 
 def test_earlier_answers_are_followed_and_the_oldest_forgotten() -> None:
@@ -80,18 +97,15 @@ def test_earlier_answers_are_followed_and_the_oldest_forgotten() -> None:
     assert drafts.begin([6, 50, 51], 4).guess(2) == []
 
 
-def test_the_length_of_a_draft_follows_what_is_accepted() -> None:
-    chance = Chance()
-    first = chance.length(16)
-    for _ in range(30):
-        chance.learn(16, 16)
-    assert chance.length(16) == 16 > first
-    for _ in range(30):
-        chance.learn(8, 3)
-    assert 1 < chance.length(16) < 16
-    for _ in range(30):
-        chance.learn(4, 0)
-    assert [chance.length(16) for _ in range(2 * RETRY)].count(0) == 2 * (RETRY - 1)
+def test_drafts_end_where_guesses_of_their_kind_are_wrong_and_come_back_where_they_are_right() -> None:
+    drafts, lengths = Drafts(), list[int]()
+    for token in [*range(100, 130), *[7] * 30]:
+        lookup = drafts.begin([1, 7, 7, 7, 7, 7, 2, 1], 8)
+        lengths.append(len(lookup.guess(8)))
+        lookup.add(token)
+    assert lengths[0] > 0
+    assert lengths[25:30] == [0] * 5
+    assert lengths[-1] >= lengths[0]
 
 
 @pytest.mark.parametrize("max_last", [1, 2, 16])
@@ -121,9 +135,6 @@ class Stubborn(Drafts):
         return self
 
     def add(self, token: int) -> None:
-        pass
-
-    def learn(self, drafted: int, accepted: int) -> None:
         pass
 
     def guess(self, most: int) -> list[int]:
