@@ -19,17 +19,7 @@ import msgspec
 
 from edgeglm.digest import READ_ONLY, Hashed, Identity, KnownHashes
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
-from edgeglm.manifest import (
-    MANIFEST,
-    SCHEMA,
-    File,
-    GraphManifest,
-    Manifest,
-    Module,
-    Sealed,
-    Vision,
-    parse_manifest,
-)
+from edgeglm.manifest import MANIFEST, SCHEMA, File, GraphManifest, Manifest, Module, Sealed, Vision, parse_manifest
 from edgeglm.roles import Kind, ModuleName
 
 MAX_MANIFEST_BYTES = 4 << 20
@@ -46,6 +36,7 @@ class Bundle:
     folder: Path
     manifest: Manifest
     _verified: dict[str, Hashed] = field(default_factory=dict, compare=False, repr=False)
+    _names: dict[tuple[str, ...], list[str]] = field(default_factory=dict, compare=False, repr=False)
 
     def path(self, relative: str) -> Path:
         """Return the path of a file of the bundle; another one is a KeyError."""
@@ -87,9 +78,9 @@ class Bundle:
         Raises:
             DamagedFileError: One was changed, or cannot be read.
         """
-        for relative, file in self.manifest.files.items():
-            if relative.startswith(tuple(f"{folder}/" for folder in folders)) and not self._is_verified(relative):
-                self._verify(relative, file)
+        for relative in self._inside(*folders):
+            if not self._is_verified(relative):
+                self._verify(relative, self.manifest.files[relative])
 
     @contextmanager
     def opening(self, folder: str) -> Iterator[None]:
@@ -99,11 +90,18 @@ class Bundle:
             DamagedFileError: One is not what the manifest says, or was changed meanwhile.
         """
         self.check(folder)
-        before = {name: self._verified[name].identity for name in self.manifest.files if name.startswith(f"{folder}/")}
+        before = {name: self._verified[name].identity for name in self._inside(folder)}
         yield
         for name, identity in before.items():
             if self._status(name) != identity:
                 raise DamagedFileError(self.folder / name, "was changed while it was opened", AGAIN)
+
+    def _inside(self, *folders: str) -> list[str]:
+        """Return the files of some folders. They are found once: each pass of a decoder asks for them."""
+        if folders not in self._names:
+            within = tuple(f"{folder}/" for folder in folders)
+            self._names[folders] = [name for name in self.manifest.files if name.startswith(within)]
+        return self._names[folders]
 
     def _verify(self, relative: str, file: File) -> None:
         fault = _fault(self.folder, relative, file)
@@ -117,7 +115,7 @@ class Bundle:
 
     def _status(self, relative: str) -> Identity | None:
         try:
-            return Identity.of(os.stat(self.folder / relative))
+            return Identity.of(os.stat(f"{self.folder}/{relative}"))
         except OSError:
             return None
 

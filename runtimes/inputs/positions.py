@@ -40,7 +40,8 @@ def causal_mask(count: int, total: int) -> NDArray[np.float32]:
     (1, 1, count, total), as decoders take it, most of them; -1e4 hides a token, and fits into fp16.
     """
     mask = np.zeros((1, 1, count, total), np.float32)
-    mask[..., total - count :] = np.triu(np.full((count, count), -1e4, np.float32), 1)
+    if count > 1:
+        mask[..., total - count :] = np.triu(np.full((count, count), -1e4, np.float32), 1)
     return mask
 
 
