@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,10 @@ APART = 32.0
 NOISE = 1e-7
 # A lost channel varies in the original by this share of its size, and by this share of that in what was emitted.
 MOVES, STILL = 1e-3, 1e-3
-FEWEST = 4  # values of a channel that tell whether it moves
+FEWEST = 4  # values that tell whether a channel moves and of what size a part is, and samples that are a part
+# An output of fewer values than this in a sample has its size over samples: one value near 0 is not a small output.
+FEW = 8
+STANDS = "which stands still,"
 # A channel of which a Relu or Clip takes so much away may be left with a sliver.
 CUT = 8.0
 # An error up to this passes without a note, so nothing is asked about it.
@@ -131,6 +134,8 @@ class _Channels:
         found = (0.0, "")
         parts = _parts(sizes)
         for part in parts if len(parts) > 1 else ():
+            if part.size * self.count < FEWEST:
+                continue  # near 0 by accident
             error = float(np.sqrt(self.errors[part].sum() / max(self.wanted_squares[part].sum(), 1e-60)))
             found = max(found, (error, _named(np.sort(part))))
         return found
@@ -149,11 +154,19 @@ class _Channels:
 
 @dataclass(frozen=True)
 class _Sample:
-    """An output of one sample: its largest magnitude and its norm in the original, and the norm of the difference."""
+    """An output of one sample: the original's largest magnitude and norm, the difference's norm, how many values."""
 
     peak: float
     norm: float
     distance: float
+    values: int
+
+    @staticmethod
+    def joined(samples: Sequence[_Sample]) -> _Sample:
+        """Return samples as one batch of them."""
+        norm = float(np.linalg.norm([sample.norm for sample in samples]))
+        distance = float(np.linalg.norm([sample.distance for sample in samples]))
+        return _Sample(max(sample.peak for sample in samples), norm, distance, sum(sample.values for sample in samples))
 
     def error(self, uncut: list[_Sample]) -> float:
         """Return the relative error: of a sliver relative to what the samples are before they are cut."""
@@ -185,18 +198,19 @@ class _Output:
         # What is neither finite is equal or is as wrong as can be.
         same = (np.isnan(wide) & np.isnan(made)) | (wide == made)
         if not (np.isfinite(wide) & np.isfinite(made) | same).all():
-            self.samples.append(_Sample(1.0, 1.0, float("inf")))
+            self.samples.append(_Sample(1.0, 1.0, float("inf"), want.size))
             return
         known = np.isfinite(wide)
         wide, made = np.where(known, wide, 0.0), np.where(known, made, 0.0)
         norm, distance = float(np.linalg.norm(wide)), float(np.linalg.norm(made - wide))
-        self.samples.append(_Sample(float(np.abs(wide).max()), norm, distance))
+        self.samples.append(_Sample(float(np.abs(wide).max()), norm, distance, wide.size))
         self._add_channels(wide, made)
 
     def _add_channels(self, want: Array, got: Array) -> None:
-        for axis in {1, want.ndim - 1} if want.ndim > 1 else ():
-            if want.shape[axis] < 2:
-                continue
+        axes = {axis for axis in (1, want.ndim - 1) if want.ndim > 1 and want.shape[axis] > 1}
+        if not axes:  # the whole output is the one channel
+            want, got, axes = want.reshape(-1, 1), got.reshape(-1, 1), {1}
+        for axis in axes:
             others = tuple(other for other in range(want.ndim) if other != axis)
             sums = _Channels(
                 want.sum(others), np.square(want).sum(others), got.sum(others), np.square(got).sum(others),
@@ -212,13 +226,22 @@ class _Output:
         """Return the largest error over the samples."""
         if not self.samples:
             return Difference(name, self.unequal / self.values if self.values else None)
-        found = (max(sample.error(uncut.samples if uncut else []) for sample in self.samples), "")
+        found = (self._sampled(uncut.samples if uncut else []), "")
         if np.isfinite(found[0]):
             for axis, sums in self.channels.items():
                 error, part = sums.worst(uncut.channels.get(axis) if uncut else None) if sums else (0.0, "")
                 if error > found[0]:
-                    found = (error, f"{part} of axis {axis}")
+                    found = (error, f"{part} of axis {axis}" if sums and sums.wanted.size > 1 else STANDS)
         return Difference(name, *found)
+
+    def _sampled(self, uncut: list[_Sample]) -> float:
+        """Return the largest error of a sample; of few values, that of all samples, or of those of another size."""
+        if max(sample.values for sample in self.samples) >= FEW:
+            return max(sample.error(uncut) for sample in self.samples)
+        parts = _parts(np.array([sample.norm for sample in self.samples]))
+        apart = [[self.samples[index] for index in part] for part in parts if part.size >= FEWEST]
+        whole = [_Sample.joined(uncut)] if uncut else []
+        return max(_Sample.joined(group).error(whole) for group in (self.samples, *apart))
 
 
 def _missing(arrays: Mapping[str, Array]) -> Array:

@@ -33,6 +33,34 @@ def test_the_largest_error_of_a_sample_counts() -> None:
     assert compare((ones, ones * 1.01), (ones, ones * 1.2), (ones, ones)).error == pytest.approx(0.2)
 
 
+def test_few_values_have_their_size_over_all_samples() -> None:
+    """A regressor's value near 0 is an accident, not a small output: its own size says nothing of its error."""
+    values = np.array([1.5, -0.8, 0.001, 0.9, -1.2], np.float32).reshape(-1, 1, 1)
+    pairs = [(value, value + 0.01) for value in values]
+    assert compare(*pairs).error == pytest.approx(0.01 * np.sqrt(5) / np.linalg.norm(values), rel=1e-4)
+    batch = compare((values.reshape(1, 5), values.reshape(1, 5) + 0.01))
+    assert batch.error == pytest.approx(compare(*pairs).error, rel=1e-4)
+
+
+def test_samples_of_another_size_are_judged_apart() -> None:
+    sizes = [1000.0, 1100, 900, 1200, 1, 1.1, 0.9, 1.2]
+    pairs = [(np.array([size], np.float32), np.array([size + 0.2], np.float32)) for size in sizes]
+    assert compare(*pairs).error == pytest.approx(0.2 * 2 / np.linalg.norm(sizes[4:]), rel=1e-3)
+    one = compare(*pairs[:5]).error  # one alone is no part
+    assert one is not None
+    assert one < 0.001
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (6,)])
+def test_an_output_that_stands_still_is_lost(shape: tuple[int, ...]) -> None:
+    values = 100 + RANDOM.standard_normal((5, *shape)).astype(np.float32)
+    found = compare(*[(value, np.full(shape, 100, np.float32)) for value in values])
+    assert (found.error, str(found)) == (1.0, "y, which stands still,")
+    moving = compare(*[(value, value + np.float32(0.3)) for value in values]).error
+    assert moving is not None
+    assert moving < 0.01
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_scores_beside_boxes_are_judged_apart(transposed: bool) -> None:
     want = head()
@@ -155,4 +183,6 @@ def test_another_number_of_detections_is_an_error() -> None:
 def test_sequences_and_maps_are_compared_by_place() -> None:
     want = [{"a": 0.5, "b": 0.25}, {"a": 1.0}]
     assert compare((want, want)).error == 0
-    assert compare((want, [{"a": 0.5, "b": 0.0}, {"a": 1.0}])).error == pytest.approx(1.0)
+    assert compare((want, [{"a": 0.5, "b": 0.0}, {"a": 1.0}])).error == pytest.approx(
+        0.25 / np.sqrt(0.5**2 + 0.25**2 + 1)
+    )
