@@ -14,6 +14,7 @@ from edgeglm.runtimes.inputs.positions import Grid
 from edgeglm.runtimes.text.chat import Chat
 from edgeglm.runtimes.text.messages import Message, normalize, parts, pictures, texts
 
+RESULTS = ("tool", "observation")  # roles of what a tool returned
 Key = int | bytes  # a token, or the hash of the picture that it is a piece of
 FeaturesKey = tuple[bytes, Grid]  # the hash of a picture, and the grid that it is brought to
 
@@ -134,7 +135,10 @@ def _shape(source: Source, shapes: Sequence[Vision]) -> Vision:
 
 
 def _has_content(last: Message) -> bool:
-    return any(part.get("text", "").strip() for part in parts(last))
+    """Return whether there is something to answer: a text, images and nothing else, or a result, even an empty one."""
+    said = parts(last)
+    speaks = any(part.get("text", "").strip() for part in said) or all(part["type"] == "image" for part in said)
+    return speaks or last["role"] in RESULTS
 
 
 def _is_unicode(text: str) -> bool:

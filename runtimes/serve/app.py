@@ -28,9 +28,11 @@ from edgeglm.runtimes.serve.completions import (
     usage_chunk,
 )
 from edgeglm.runtimes.serve.engine import Engine
-from edgeglm.runtimes.serve.errors import ApiError, to_api
+from edgeglm.runtimes.serve.errors import ApiError, naming, to_api
 from edgeglm.runtimes.serve.jobs import Job
 from edgeglm.runtimes.serve.media import Media
+from edgeglm.runtimes.serve.models import Models
+from edgeglm.runtimes.serve.release import session_key
 from edgeglm.runtimes.serve.responses import Completion, error_event
 from edgeglm.runtimes.serve.schedule import Kind
 from edgeglm.runtimes.serve.schema import (
@@ -71,6 +73,7 @@ class Service:
         self.origins, self.bodies = tuple(origins), Bodies()
         self.media = Media(media, self.bodies)
         self.engine, self.keys, self.metrics = engine, [key.encode() for key in keys], engine.metrics
+        self.models = Models(engine.bundles)
 
     def app(self) -> Starlette:
         """Return the application that a server runs."""
@@ -131,30 +134,30 @@ class Service:
     async def _text(self, request: Request) -> Response:
         async with self.bodies.read(request, TextRequest) as asked:
             check_text(asked)
-            return await self._complete(request, asked, "text", work=text_work(asked), is_chat=False)
+            with naming("prompt"):
+                return await self._complete(request, asked, "text", work=text_work(asked), is_chat=False)
 
     async def _tokenize(self, request: Request) -> Response:
         async with self.bodies.read(request, TokenizeRequest) as asked, self.media.fetched(asked.messages):
             if (asked.prompt is None) == (asked.messages is None):
                 raise ApiError(400, "give either prompt or messages", param="prompt")
-            return await self._single(request, self._name(asked.model), tokenize_work(asked))
+            with naming("messages" if asked.prompt is None else "prompt"):
+                return await self._single(request, self.models.find(asked.model), tokenize_work(asked))
 
     async def _detokenize(self, request: Request) -> Response:
         async with self.bodies.read(request, DetokenizeRequest) as asked:
-            return await self._single(request, self._name(asked.model), detokenize_work(asked))
+            return await self._single(request, self.models.find(asked.model), detokenize_work(asked))
 
     async def _models(self, request: Request) -> Response:
-        return _json({"object": "list", "data": [self._about(name) for name in self.engine.bundles.folders]})
+        return _json(self.models.listed())
 
     async def _model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        if name not in self.engine.bundles.folders:
-            raise self._unknown(name)
-        return _json(self._about(name))
+        return _json(self.models.about(name) if name else self.models.listed())
 
     async def _end_session(self, request: Request) -> Response:
         name = request.path_params["name"]
-        if not self.engine.end_session(name):
+        if not self.engine.end_session(session_key(name)):
             raise ApiError(404, f"no session {name[:200]!r}; it may have ended by itself", code="session_not_found")
         return _json({"id": name, "object": "session", "deleted": True})
 
@@ -172,40 +175,14 @@ class Service:
     async def _not_found(self, request: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)
         why = "no such address" if status == 404 else f"{request.method} is not for this address"
-        return _error(ApiError(status, f"{request.url.path[:200]}: {why}"))
-
-    def _about(self, name: str) -> dict[str, object]:
-        bundle = self.engine.bundles.described[name]
-        created, model = int(bundle.folder.stat().st_mtime), bundle.manifest.model
-        about = {"id": name, "object": "model", "created": created, "owned_by": "edgeglm"}
-        return {
-            **about,
-            "max_model_len": self.engine.bundles.windows[name],
-            "modalities": ["text", "image"][: 1 + bool(model.vision)],
-        }
-
-    def _name(self, asked: str | None) -> str:
-        """Return the bundle that a request means: any name will do where there is one alone.
-
-        Raises:
-            ApiError: There are several, and none has the name.
-        """
-        names = [*self.engine.bundles.folders]
-        if len(names) == 1:
-            return names[0]
-        if asked not in names:
-            raise self._unknown(asked)
-        return asked
-
-    def _unknown(self, name: str | None) -> ApiError:
-        known = ", ".join(self.engine.bundles.folders)
-        return ApiError(404, f"no model {str(name)[:200]!r}; there is {known}", param="model", code="model_not_found")
+        headers = getattr(error, "headers", None)  # of a 405: what is for this address
+        return _error(ApiError(status, f"{request.url.path[:200]}: {why}", headers=headers))
 
     async def _complete(self, request: Request, asked: Common, kind: Kind, *, work: Work, is_chat: bool) -> Response:
         """Answer a completion, at once or as a stream; a prompt that is refused is an error before any stream."""
-        name, began = self._name(asked.model), time.monotonic()
-        session = request.headers.get(SESSION, asked.user) or None
-        job = self.engine.submit(name, work, kind, asked.priority or "normal", session)
+        name, began = self.models.find(asked.model), time.monotonic()
+        session = request.headers.get(SESSION, asked.user)
+        job = self.engine.submit(name, work, kind, asked.priority or "normal", session and session_key(session))
         completion = Completion(name, is_chat, usage_chunk=usage_chunk(asked))
         watch = asyncio.ensure_future(_until_gone(request))
         try:

@@ -15,7 +15,7 @@ from edgeglm.runtimes.serve.errors import ApiError
 from edgeglm.runtimes.serve.schema import decode
 from edgeglm.units import format_size
 
-JSON = "application/json"
+JSON, PLAIN = "application/json", "identity"
 # Of a request's body: ten screenshots as base64, and a long conversation.
 MAX_BODY_BYTES = 64 << 20
 # Of all bodies together: four of the largest, or two hundred screenshots.
@@ -103,6 +103,8 @@ def _check_head(headers: Headers) -> None:
     kind = headers.get("content-type", JSON).partition(";")[0].strip().lower()
     if kind != JSON:
         raise ApiError(415, f"the content type is {kind[:100]}, and {JSON} is taken")
+    if (coding := headers.get("content-encoding", PLAIN).strip().lower()) != PLAIN:
+        raise ApiError(415, f"the content encoding is {coding[:100]}; send the body as it is")
     # Whoever waits to be told to go on is told at once; others read no answer before they have sent all.
     if "expect" in headers and int(headers.get("content-length", 0)) > MAX_BODY_BYTES:
         raise _too_large()

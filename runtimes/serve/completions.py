@@ -15,11 +15,12 @@ from edgeglm.runtimes.core.sampling import Sampling
 from edgeglm.runtimes.serve.answers import Made, Settings, answer
 from edgeglm.runtimes.serve.errors import TOO_LONG, ApiError
 from edgeglm.runtimes.serve.jobs import Job
+from edgeglm.runtimes.serve.roles import in_form
 from edgeglm.runtimes.serve.schedule import Kind
 from edgeglm.runtimes.serve.schema import ChatRequest, Common, DetokenizeRequest, TextRequest, TokenizeRequest
 from edgeglm.runtimes.serve.tool_grammar import tool_grammar
-from edgeglm.runtimes.serve.tools import Tool, form_of, read_tools, template_text, with_calls
-from edgeglm.runtimes.text.messages import PICTURES, Message, normalize, texts
+from edgeglm.runtimes.serve.tools import Tool, form_of, read_tools, template_text
+from edgeglm.runtimes.text.messages import PICTURES, Message, normalize, parts, texts
 
 Work = Callable[[Runner, Job], None]
 # What an agent's answer ends with. Clients take it for a part of the action, so it ends the answer before it is text.
@@ -70,6 +71,8 @@ def text_work(asked: TextRequest) -> Work:
     def work(runner: Runner, job: Job) -> None:
         text = _single(asked.prompt)
         check_length(runner, 1, len(text))
+        if not isinstance(text, str):
+            check_tokens(runner, text, "prompt")
         prompt = text_prompt(runner.chat, runner.model, text)
         settings = replace(
             _settings(asked, runner), stops=asked.stops, limit=asked.max_tokens or 16, top_logprobs=asked.logprobs
@@ -98,8 +101,7 @@ def detokenize_work(asked: DetokenizeRequest) -> Work:
     """Return the work of ``/detokenize``."""
 
     def work(runner: Runner, job: Job) -> None:
-        if any(not 0 <= token < runner.model.vocabulary for token in asked.tokens):
-            raise ApiError(400, f"tokens are 0 to {runner.model.vocabulary - 1}", param="tokens")
+        check_tokens(runner, asked.tokens, "tokens")
         job.emit(Made({"prompt": runner.chat.tokenizer.decode(asked.tokens, skip_special_tokens=False)}))
 
     return work
@@ -120,7 +122,7 @@ def read_messages(
         ApiError: They are too long, or there are tools, and the chat template takes none.
         EdgeglmError: As `Runner.prompt`.
     """
-    said = with_calls(normalize(messages, files=False), template_text(runner.chat))
+    said = in_form(_asked(normalize(messages, files=False)), runner.chat, template_text(runner.chat))
     check_length(runner, len(said), sum(map(len, texts(said))))
     prompt = runner.prompt(said, tools=tools, variables=names)
     if not tools or prompt.tokens != (plain := runner.prompt(said, variables=names)).tokens:
@@ -131,6 +133,16 @@ def read_messages(
     if prompt.tokens in (empty.tokens, plain.tokens):
         raise ApiError(400, "the model's chat template takes no tools; leave them out", param="tools")
     return prompt
+
+
+def _asked(messages: Sequence[Message]) -> list[Message]:
+    """Return messages without the blank texts that clients send beside an image that is to speak for itself."""
+    return [
+        {**message, "content": [part for part in parts(message) if part["type"] == "image" or part["text"].strip()]}
+        if any(part["type"] == "image" for part in parts(message))
+        else message
+        for message in messages
+    ]
 
 
 def check_length(runner: Runner, messages: int, characters: int) -> None:
@@ -149,6 +161,12 @@ def check_length(runner: Runner, messages: int, characters: int) -> None:
         why = f"there are {messages} messages of {characters} characters"
         why += f", and prompt and answer together may have {window} tokens"
         raise ApiError(400, f"{why}; shorten the messages", param="messages", code=TOO_LONG)
+
+
+def check_tokens(runner: Runner, tokens: Sequence[int], param: str) -> None:
+    """Refuse numbers that are no tokens; the error names the field."""
+    if any(not 0 <= token < runner.model.vocabulary for token in tokens):
+        raise ApiError(400, f"{param}: tokens are 0 to {runner.model.vocabulary - 1}", param=param)
 
 
 def variables(asked: ChatRequest) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
 
@@ -46,6 +48,16 @@ class ApiError(Exception):
         return msgspec.json.encode({"error": error})
 
 
+@contextmanager
+def naming(param: str) -> Iterator[None]:
+    """Have errors of a prompt name the field that it came in."""
+    try:
+        yield
+    except ApiError as error:
+        error.param = param if error.param == "messages" else error.param
+        raise
+
+
 def to_api(error: BaseException) -> ApiError:
     """Return what a client is told of an error; what is the server's own fault goes to stderr in full.
 
@@ -54,6 +66,12 @@ def to_api(error: BaseException) -> ApiError:
     told = _told(error)
     told.__traceback__ = told.__context__ = told.__cause__ = None
     return told
+
+
+def _without_folder(error: EdgeglmError) -> str:
+    """Return what an error says; a client is told which file of a bundle is at fault, and not where the bundle is."""
+    text = str(error)
+    return text.replace(error.what, Path(error.what).name, 1) if error.what.startswith("/") else text
 
 
 def _told(error: BaseException) -> ApiError:
@@ -67,7 +85,7 @@ def _told(error: BaseException) -> ApiError:
     if isinstance(known, BudgetError) and known.what == "context":
         return ApiError(400, str(known), param="messages", code=TOO_LONG)
     if isinstance(known, (UsageError, UnsupportedError, BudgetError)) and isinstance(error, EdgeglmError):
-        return ApiError(400, str(known), param="messages")
+        return ApiError(400, _without_folder(known), param="messages")
     if isinstance(known, DamagedFileError):
         return ApiError(500, "a file of the bundle was changed or damaged; the server's log names it")
     if known is not None:

@@ -90,7 +90,8 @@ def serve(arguments: Sequence[str] | None = None, bundle: Path | None = None) ->
 async def _run(service: Service, listener: socket.socket, drain: int) -> bool:
     """Serve until a signal comes; return whether it was Ctrl-C."""
     config = uvicorn.Config(
-        service.app(), log_level="warning", access_log=False, timeout_graceful_shutdown=drain, lifespan="off",
+        # Its warnings are of what clients send, and anyone could fill a log with them.
+        service.app(), log_level="error", access_log=False, timeout_graceful_shutdown=drain, lifespan="off",
         server_header=False, ws="none", timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )  # fmt: skip
     server, came = _Server(config), list[int]()
@@ -139,7 +140,7 @@ def read_keys(path: Path) -> tuple[str, ...]:
         UsageError: The file cannot be read, or has no key.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:  # some editors begin with a mark of the byte order
             lines = file.read(MAX_KEYS_BYTES).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", "it is no UTF-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import traceback
 from collections import deque
@@ -12,6 +13,8 @@ from dataclasses import dataclass, field
 OFTEN, OFTEN_SECONDS = 3, 60.0
 # Sessions that are remembered; the one that was used least recently ends first.
 MAX_SESSIONS = 1024
+# Characters of an id that are remembered as they are.
+MAX_NAME = 128
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class Idle:
     round_requests: float = 1000
     round_seconds: float = 60.0
     round_quiet: float = 5.0
+
+
+def session_key(name: str) -> str:
+    """Return what stands for a session's id, however long that is."""
+    return name if len(name) <= MAX_NAME else hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
 
 
 class Hooks:

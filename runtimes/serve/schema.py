@@ -68,6 +68,7 @@ class ChatRequest(Common, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     functions: list[Any] | None = None
     function_call: Any = None
+    continue_final_message: bool | None = None
     audio: Any = None
     modalities: list[str] | None = None
 
@@ -148,7 +149,12 @@ def decode(body: bytes | bytearray, kind: type[T]) -> T:
         ApiError: The body is not JSON, or a field has another type; it names the field.
     """
     try:
-        return msgspec.json.decode(body, type=kind)
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except msgspec.ValidationError as error:
+            if "got `float`" not in str(error):
+                raise
+            return _with_whole_numbers(body, kind)
     except msgspec.ValidationError as error:
         why, _, where = str(error).partition(" - at `$.")
         raise ApiError(400, str(error), param=where.rstrip("`").partition("[")[0] or _missing(why)) from error
@@ -158,6 +164,13 @@ def decode(body: bytes | bytearray, kind: type[T]) -> T:
         raise ApiError(400, "the body is nested too deeply") from error
     except UnicodeDecodeError as error:
         raise ApiError(400, "the body is not UTF-8") from error
+
+
+def _with_whole_numbers(body: bytes | bytearray, kind: type[T]) -> T:
+    """Read a request whose language writes whole numbers as 1.0, such as Dart or Java with Gson."""
+    fields: dict[str, Any] = msgspec.json.decode(body)
+    floats = {name: value for name, value in fields.items() if isinstance(value, float) and value.is_integer()}
+    return msgspec.convert({**fields, **{name: int(value) for name, value in floats.items()}}, kind)
 
 
 def check_common(asked: Common) -> None:
@@ -176,8 +189,6 @@ def check_common(asked: Common) -> None:
     _between("n", asked.n, 1, MAX_CHOICES)
     if asked.repetition_penalty is not None and asked.repetition_penalty <= 0:
         raise ApiError(400, "repetition_penalty is not above 0", param="repetition_penalty")
-    if asked.top_p == 0:
-        raise ApiError(400, "top_p is not above 0", param="top_p")
     if len(asked.stops) > MAX_STOPS or "" in asked.stops:
         raise ApiError(400, f"stop takes up to {MAX_STOPS} texts, none of them empty", param="stop")
     if asked.stream_options is not None and not asked.stream:
@@ -190,9 +201,9 @@ def check_chat(asked: ChatRequest) -> None:
     check_common(asked)
     _between("max_completion_tokens", asked.max_completion_tokens, 1, 1 << 31)
     _between("top_logprobs", asked.top_logprobs, 0, MAX_TOP_LOGPROBS)
-    if asked.top_logprobs is not None and not asked.logprobs:
+    if asked.top_logprobs and not asked.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
-    _refuse(asked, ("functions", "function_call", "audio"))
+    _refuse(asked, ("functions", "function_call", "continue_final_message", "audio"))
     if asked.modalities not in (None, ["text"]):
         raise ApiError(400, "modalities: this server answers in text alone", param="modalities")
     if asked.callable_tools and asked.schema is not None:

@@ -26,6 +26,7 @@ PICTURES = ("image", "image_url", "input_image")
 PLACES = ("image", "image_url", "url", "path", "base64")
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 TAKEN = "give a path, a file URL or a data URL of a WebP, PNG or JPEG"
+SENT = "send a data URL of a WebP, PNG or JPEG"
 
 
 def message(role: str, text: str, image: Path | None = None) -> Message:
@@ -54,7 +55,13 @@ def normalize(messages: Sequence[Message], *, files: bool = True) -> list[dict[s
     room = [MAX_TEXT]
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         raise UsageError("the messages", "are no list", "give a list of messages")
-    return [_normalized(f"message {number}", message, room, files) for number, message in enumerate(messages, start=1)]
+    try:
+        return [
+            _normalized(f"message {number}", message, room, files) for number, message in enumerate(messages, start=1)
+        ]
+    except UsageError as error:
+        remedy = error.remedy if files else error.remedy.replace(TAKEN, SENT)
+        raise UsageError(error.what, error.why, remedy) from error
 
 
 def pictures(messages: Sequence[Message]) -> list[Path | bytes]:

@@ -123,7 +123,7 @@ def test_a_text_is_completed_without_the_chat_template(client: Any) -> None:
     ("field", "value"),
     [
         ("temperature", 9),
-        ("top_p", 0),
+        ("top_p", -0.1),
         ("n", 1000),
         ("frequency_penalty", 3),
         ("top_logprobs", 2),

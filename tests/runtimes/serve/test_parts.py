@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 
-from edgeglm.errors import BudgetError, DamagedFileError, UsageError
+from edgeglm.errors import BudgetError, DamagedFileError, UnsupportedError, UsageError
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.serve.answers import Delta, Event, Finished, Started, TokenScore
 from edgeglm.runtimes.serve.completions import chat_work, kind_of, variables
@@ -95,6 +95,7 @@ def test_chunks_add_up_to_the_whole() -> None:
         (UsageError("the prompt", "is empty", "say what to do"), 400, None),
         (BudgetError("context", "is too short", "shorten the prompt"), 400, "context_length_exceeded"),
         (DamagedFileError("/srv/secret", "was changed", "copy it again"), 500, None),
+        (UnsupportedError("/srv/secret/chat_template.jinja", "refuses it", "change it"), 400, None),
         (MemoryError(), 503, None),
         (ZeroDivisionError("secret"), 500, None),
     ],
