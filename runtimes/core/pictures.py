@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
 
@@ -57,11 +57,12 @@ class PictureEncoder:
         self._features = Features(prefixes, bundle.manifest.model.hidden_size, window.spare)
         self._digests = dict[bytes, bytes]()  # of masked pixels, by that of the file's bytes
         self._held = dict[FeaturesKey, NDArray[np.float32]]()
+        self._ahead = dict[FeaturesKey, NDArray[np.float32]]()
 
     def beside(self, costs: Costs) -> PictureEncoder:
         """Return an encoder of the same pictures for a request of other costs."""
         encoder = copy(self)
-        encoder.costs = costs
+        encoder.costs, encoder._ahead = costs, {}
         return encoder
 
     def hold(self, pictures: Sequence[Picture]) -> None:
@@ -69,6 +70,22 @@ class PictureEncoder:
         by_key = {picture.key: picture for picture in pictures}
         self._held = {}
         self._held = dict(zip(by_key, self.features(list(by_key.values())), strict=True))
+
+    def encode_ahead(self, pictures: Sequence[Picture], wait: Callable[[Callable[[], bool]], object]) -> None:
+        """Encode several pictures one at a time for the next `features`; others go on between two of them.
+
+        The vision module is opened for each: nobody else could use its memory meanwhile. Raises as `features`.
+
+        Args:
+            pictures: Of a prompt; a single one is left to `features`.
+            wait: Returns as soon as its argument is true, and lets others go on until then.
+        """
+        by_key = {picture.key: picture for picture in pictures}
+        for number, (key, picture) in enumerate(by_key.items() if len(by_key) > 1 else ()):
+            if number:
+                wait(partial(next, iter([False]), True))  # once
+            ahead, self._ahead = self._ahead, {}
+            self._ahead = {**ahead, key: self.features([picture])[0]}
 
     def features(self, pictures: Sequence[Picture]) -> list[NDArray[np.float32]]:
         """Return the features of each picture, (tokens, hidden).
@@ -78,7 +95,8 @@ class PictureEncoder:
             BudgetError: They take more than is left.
             DamagedFileError: The vision module is missing, or another one by now.
         """
-        encoded, new = dict(self._held), dict[FeaturesKey, Picture]()
+        encoded, new = {**self._held, **self._ahead}, dict[FeaturesKey, Picture]()
+        self._ahead = {}
         for picture in pictures:
             if picture.key in encoded or picture.key in new:
                 continue

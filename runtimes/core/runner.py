@@ -131,9 +131,8 @@ class Runner(AbstractContextManager["Runner"]):
         variables: Mapping[str, Any] | None = None,
     ) -> Prompt:
         """Return the prompt that a conversation is; tools and variables are the chat template's. Raises as `answer`."""
-        shapes = self.bundle.shapes
         read = partial(
-            read_prompt, self.chat, self.model, shapes=shapes, tools=tools, variables=variables,
+            read_prompt, self.chat, self.model, shapes=self.bundle.shapes, tools=tools, variables=variables,
             digest=self.pictures.digest,
         )  # fmt: skip
         return self.prefixes.marked(read(messages), messages, read, (tools, variables) if tools else None)
@@ -215,6 +214,8 @@ class Runner(AbstractContextManager["Runner"]):
     def _complete(self, prompt: Prompt, wish: Wish) -> Generator[int]:
         """Load what the prompt needs, and return what generates the tokens behind it."""
         capacity = self.window.capacity(len(prompt.tokens), wish.limit)
+        if self.slots:  # whose other requests need not wait for all of its images
+            self.pictures.encode_ahead(prompt.unseen(self.states.shared(prompt)), self.wait)
         self.wait(partial(self.states.has_room, capacity))
         self._state = self.states.take(prompt, self, capacity)
         self._state.costs = self._costs
@@ -236,8 +237,7 @@ class Runner(AbstractContextManager["Runner"]):
         start = beginning.tokens
         hidden = self.rows.gather(prompt.tokens[start:])
         prompt.place(hidden, self.pictures.features(prompt.unseen(start)), start)
-        decoder = self._state.prepare(capacity, beginning)
-        if decoder is None:
+        if (decoder := self._state.prepare(capacity, beginning)) is None:
             return False
         self._prefilled, self._restored = len(hidden), start - beginning.shared
         lead = Lead(prompt.tokens, hidden, prompt.positions[:, :, -len(hidden) :], prompt.begun)

@@ -192,6 +192,10 @@ class States:
         sessions = [state.session for state in self.states]
         return asides + sum(session.state_bytes for session in sessions if session)
 
+    def shared(self, prompt: Prompt) -> int:
+        """Return how many tokens of a prompt one of them holds."""
+        return max(state.shared(prompt) for state in self.states)
+
     def has_room(self, capacity: int) -> bool:
         """Return whether a request can take a state now, with room for so many tokens."""
         return any(state.taken_by is None for state in self.states) and self._leaves(capacity)

@@ -227,11 +227,11 @@ class Engine:
         active.sort(key=lambda task: self._order(task, start))
         loaded = self.bundles.loaded[active[0].job.bundle]
         tasks = active[:1]
-        if active[0].asked:
+        if loaded.runner.slots:
             tasks = together([task for task in active if task.job.bundle == active[0].job.bundle])
         results, claims = compute(loaded.runner, tasks), [task.job.claim for task in tasks]
         for task in tasks:
-            self._resume(loaded, task, results.get(task.slot))
+            self._resume(loaded, task, results.get(task.slot) if task.asked else None)
         self.schedule.serve(claims, start, self.now())
         return True
 

@@ -97,17 +97,19 @@ def _always() -> bool:
 def together(tasks: Sequence[Task]) -> list[Task]:
     """Return the tasks, of those in their order, whose steps are computed together.
 
-    They are all that decode, and one that has a piece of a prompt left: so no one waits for more than a piece.
+    They are all that decode, and one that has a piece of a prompt or an image left: so no one waits for more than that.
+    An image comes behind the step.
     """
-    pieces = [task for task in tasks if task.asked and task.asked.count > MAX_LAST]
-    return [task for task in tasks if task.asked and task not in pieces[1:]]
+    pieces = [task for task in tasks if not task.asked or task.asked.count > MAX_LAST]
+    return sorted((task for task in tasks if task not in pieces[1:]), key=lambda task: task.asked is None)
 
 
 def compute(runner: Runner, tasks: Sequence[Task]) -> dict[int, Result]:
     """Return what requests wait for, by slot; those that ask for nothing compute their steps themselves."""
-    if not runner.slots or not tasks[0].asked:
+    asked = {task.slot: task.asked for task in tasks if task.asked}
+    if not runner.slots or not asked:
         return {}
     try:
-        return {**runner.slots.step({task.slot: task.asked for task in tasks if task.asked})}
+        return {**runner.slots.step(asked)}
     except Exception as error:
-        return dict.fromkeys((task.slot for task in tasks), error)
+        return dict.fromkeys(asked, error)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import http.client
+import io
 import json
 import shutil
 import threading
@@ -18,10 +21,18 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
+pytest.importorskip("llguidance")
+
+from PIL import Image
+
 from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.runtimes.core.runner import Runner
+from edgeglm.runtimes.serve.answers import Started
+from edgeglm.runtimes.serve.engine import Engine
+from edgeglm.runtimes.serve.schema import ChatRequest
 from tests.bundles import reseal
 from tests.runtimes.serve.conftest import question, serving
+from tests.runtimes.serve.engines import chat, events_of, running, submit
 
 QUESTIONS = [question("Select OK", 1), question("Select OK", 2), question("What is this?"), question("Go back", 4)]
 
@@ -84,6 +95,38 @@ def test_an_answer_does_not_wait_for_the_end_of_a_longer_one(slotted: str) -> No
     ended.append("short")
     thread.join()
     assert ended == ["short", "long"]
+
+
+def screens(count: int, size: int = 1500) -> list[dict[str, Any]]:
+    """A question behind images that nobody has seen before."""
+    parts: list[dict[str, Any]] = []
+    for _ in range(count):
+        file = io.BytesIO()
+        Image.effect_noise((size, size), 99).save(file, "PNG", compress_level=1)
+        data = base64.b64encode(file.getvalue()).decode()
+        parts.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}})
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": "Select OK"}]}]
+
+
+def test_others_go_on_between_the_images_of_a_prompt(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = {"type": "object", "properties": {"a": {"type": "string", "minLength": 4000}}, "required": ["a"]}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": long}}
+    steps, read_at = list[object](), list[int]()
+
+    async def both(engine: Engine) -> None:
+        writer = submit(engine, chat("x", max_tokens=3000, response_format=form))
+        assert isinstance(await writer.events.get(), Started)
+        await events_of(submit(engine, ChatRequest(messages=screens(4), temperature=0, max_tokens=2)))
+        writer.cancelled = True
+
+    with running(exact, slots=2) as engine:
+        runner = engine.bundles.loaded[exact.name].runner
+        assert runner.slots
+        step, read = runner.slots.step, runner.pictures._read
+        monkeypatch.setattr(runner.slots, "step", lambda asked: (steps.append(asked), step(asked))[1])
+        monkeypatch.setattr(runner.pictures, "_read", lambda *args: (read_at.append(len(steps)), read(*args))[1])
+        asyncio.run(both(engine))
+    assert len(read_at) == len(set(read_at)) == 4  # each behind a further step of the other one
 
 
 def test_whoever_goes_away_frees_a_slot(slotted: str) -> None:

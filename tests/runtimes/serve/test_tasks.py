@@ -41,6 +41,16 @@ def test_a_step_has_all_that_decode_and_the_first_piece_of_a_prompt() -> None:
         assert task.is_over
 
 
+def test_an_image_goes_with_a_step_as_a_piece_of_a_prompt_does() -> None:
+    decoding, image, piece = (Waiting(count).task for count in (1, 1, 256))
+    asked, image.asked = image.asked, None  # it computes something of its own
+    assert together([image, decoding, piece]) == [decoding, image]
+    assert together([piece, image, decoding]) == [piece, decoding]
+    image.asked = asked
+    for task in (decoding, image, piece):
+        task.resume(np.zeros(1, np.float32))
+
+
 def test_a_task_goes_on_with_what_it_is_given() -> None:
     waiting = Waiting(1)
     waiting.task.resume(np.full(1, 7, np.float32))
