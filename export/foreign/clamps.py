@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnx.inliner
 from numpy.typing import NDArray
-from onnx import GraphProto, NodeProto, TensorProto, helper
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edgeglm.export.foreign.difference import Comparison
 from edgeglm.export.prove.onnx_run import opened
@@ -25,18 +27,20 @@ PASSED = {
 }  # fmt: skip
 JOINED = {"Add", "Concat", "Mean", "Sub", "Sum"}
 SCALED = {"Div", "Mul"}  # by a constant
+BODIES = {"If", "Loop", "Scan"}
 BEFORE = ".before_clamps"
 
 
 def reach_of(original: Path, samples: Iterable[Mapping[str, NDArray[Any]]]) -> Comparison | None:
     """Return a graph's outputs on samples as they are before its last clamps, None where it has none."""
     proto = onnx.load(original, load_external_data=False)
-    names = give_before_clamps(proto.graph)
-    if not names:
-        return None
-    graph, reach = proto.SerializeToString(), Comparison()
-    del proto
     try:
+        proto = onnx.inliner.inline_local_functions(proto) if proto.functions else proto
+        names = give_before_clamps(proto.graph)
+        if not names:
+            return None
+        graph, reach = proto.SerializeToString(), Comparison()
+        del proto
         run = opened(original, graph)
         for sample in samples:
             outputs = run(sample)
@@ -77,6 +81,8 @@ class _Tails:
         return self._before[name]
 
     def _without(self, node: NodeProto, name: str) -> dict[str, str]:
+        if node.op_type in BODIES:
+            return self._in_bodies(node, name)
         varying = [taken for taken in node.input if taken and taken not in self._constants]
         if node.op_type in CLAMPS or (node.op_type in COMPARED and len(node.input) > len(varying) == 1):
             return {name: varying[0]} if varying else {name: name}
@@ -87,6 +93,32 @@ class _Tails:
             return {name: name}
         inputs = [self.before(taken) if joined or not index else taken for index, taken in enumerate(node.input)]
         return self._copied(node, inputs) if inputs != [*node.input] else {name: name}
+
+    def _in_bodies(self, node: NodeProto, name: str) -> dict[str, str]:
+        """Let bodies give a value as it is before their clamps, and the node after its other outputs."""
+        bodies = [attribute.g for attribute in node.attribute if attribute.type == AttributeProto.GRAPH]
+        index = [*node.output].index(name)
+        carried = _carried(node)
+        place = index + (node.op_type == "Loop")  # whose bodies give the condition first
+        tails = [_Tails(body) for body in bodies]
+        before = [tail.before(body.output[place].name) for tail, body in zip(tails, bodies, strict=True)]
+        if all(uncut == body.output[place].name for uncut, body in zip(before, bodies, strict=True)):
+            return {name: name}
+        made = f"{name}{BEFORE}"
+        for tail, body, uncut in zip(tails, bodies, before, strict=True):
+            body.node.extend(tail.added)
+            given = f"{made}.given"  # a body gives no value twice
+            body.node.append(helper.make_node("Identity", [uncut], [given]))
+            body.output.append(onnx.ValueInfoProto(name=given))
+        _give_as(node, index - carried)
+        if index >= carried:
+            node.output.append(made)
+            return {name: made}
+        # What a loop carries is given of every round; the last is the one.
+        node.output.append(f"{made}.rounds")
+        self._graph.initializer.append(numpy_helper.from_array(np.array(-1), f"{made}.last"))
+        self.added.append(helper.make_node("Gather", [f"{made}.rounds", f"{made}.last"], [made]))
+        return {name: made}
 
     def _copied(self, node: NodeProto, inputs: list[str]) -> dict[str, str]:
         copy = NodeProto()
@@ -106,3 +138,20 @@ class _Tails:
         self._graph.initializer.append(helper.make_tensor(factor, TensorProto.FLOAT, [], [slope]))
         self.added.append(helper.make_node("Mul", [node.input[0], factor], [made]))
         return made
+
+
+def _carried(node: NodeProto) -> int:
+    """Return how many outputs of a node its rounds carry from one to the next."""
+    if node.op_type == "If":
+        return 0
+    if node.op_type == "Loop":
+        return len(node.input) - 2  # the number of rounds, and whether there is a first
+    scanned = next(attribute.i for attribute in node.attribute if attribute.name == "num_scan_inputs")
+    return len(node.input) - scanned
+
+
+def _give_as(node: NodeProto, scanned: int) -> None:
+    """Let a Scan stack its new output as it does another; what is carried, on the first axis."""
+    for attribute in node.attribute:
+        if attribute.name in ("scan_output_axes", "scan_output_directions"):
+            attribute.ints.append(attribute.ints[scanned] if scanned >= 0 else 0)

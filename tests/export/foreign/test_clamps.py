@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ import pytest
 
 pytest.importorskip("onnxscript")
 
+from onnx import TensorProto
+
 from edgeglm.bundle import read_sealed
 from edgeglm.export.api import ExportRequest, export
 from edgeglm.export.foreign.clamps import BEFORE, give_before_clamps, reach_of
+from edgeglm.export.foreign.difference import Comparison
 from edgeglm.export.prove.onnx_run import opened
 from tests.export.foreign.small_graphs import Weights, graph, node, normal, value
 
@@ -26,7 +30,9 @@ CUT = {
     "twice": [node("Max", ["m", "low"], ["a"]), node("Flatten", ["a"], ["y"])],
     "moved": [node("Relu", ["m"], ["a"]), node("Transpose", ["a"], ["b"]), node("Transpose", ["b"], ["y"])],
 }
-WEIGHTS: Weights = {"low": LOW, "high": HIGH}
+WEIGHTS: Weights = {
+    "low": LOW, "high": HIGH, "yes": np.array(True), "three": np.array(3), "zeros": np.zeros(8, np.float32)
+}  # fmt: skip
 
 
 def uncut(nodes: list[onnx.NodeProto], outputs: list[str]) -> dict[str, np.ndarray]:
@@ -76,6 +82,77 @@ def test_a_graph_without_a_cut_has_none(tmp_path: Path) -> None:
     nodes = [node("Relu", ["x"], ["a"]), node("Sigmoid", ["a"], ["y"])]
     onnx.save(graph(nodes, [value("x", [2, 8])], [value("y", [2, 8])]), tmp_path / "model.onnx")
     assert reach_of(tmp_path / "model.onnx", []) is None
+
+
+def body(
+    name: str, nodes: list[onnx.NodeProto], inputs: list[onnx.ValueInfoProto], outputs: list[str]
+) -> onnx.GraphProto:
+    """Return a body."""
+    return onnx.helper.make_graph(nodes, name, inputs, [onnx.ValueInfoProto(name=output) for output in outputs])
+
+
+def in_if() -> list[onnx.NodeProto]:
+    """Return branches that both cut m, and pass it on."""
+    branches = {}
+    for name in ("then", "else"):
+        nodes = [node("Relu", ["m"], [f"{name}.a"]), node("Flatten", [f"{name}.a"], [name])]
+        branches[f"{name}_branch"] = body(name, nodes, [], [name])
+    return [node("If", ["yes"], ["y"], **branches)]
+
+
+def in_loop(given: str) -> list[onnx.NodeProto]:
+    """Return three rounds that carry a and give b, both cut in the body."""
+    inputs = [value("i", [], TensorProto.INT64), value("go", [], TensorProto.BOOL), value("s", [2, 8])]
+    nodes = [node("Identity", ["go"], ["on"]), node("Relu", ["m"], ["a"]), node("Clip", ["m", "low", "high"], ["b"])]
+    outputs = ["last", "y"] if given == "b" else ["y", "each"]
+    return [node("Loop", ["three", "", "m"], outputs, body=body("round", nodes, inputs, ["on", "a", "b"]))]
+
+
+def in_scan(given: str) -> list[onnx.NodeProto]:
+    """Return the rows of m, of which the last is carried, and all are given in columns."""
+    inputs = [value("s", [8]), value("row", [8])]
+    nodes = [node("Relu", ["row"], ["a"]), node("Relu", ["row"], ["b"])]
+    outputs = ["last", "y"] if given == "b" else ["y", "each"]
+    rounds = body("round", nodes, inputs, ["a", "b"])
+    return [node("Scan", ["zeros", "m"], outputs, body=rounds, num_scan_inputs=1, scan_output_axes=[1])]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wanted"),
+    [
+        (in_if(), lambda m: m),
+        (in_loop("a"), lambda m: m),
+        (in_loop("b"), lambda m: np.stack([m] * 3)),
+        (in_scan("a"), lambda m: m[1]),
+        (in_scan("b"), lambda m: m.T),
+    ],
+    ids=["if", "loop, carried", "loop", "scan, carried", "scan"],
+)
+def test_a_cut_in_a_body_is_taken_away(nodes: list[onnx.NodeProto], wanted: Callable[[np.ndarray], np.ndarray]) -> None:
+    made = uncut(nodes, ["y"])
+    assert (made["m"] < 0).any()
+    assert np.array_equal(made["y"], wanted(made["m"]))
+
+
+def test_a_body_without_a_cut_has_none() -> None:
+    branches = {f"{name}_branch": body(name, [node("Tanh", ["x"], [name])], [], [name]) for name in ("then", "else")}
+    model = graph([node("If", ["c"], ["y"], **branches)], [value("x", [2, 8]), value("c", [], TensorProto.BOOL)],
+                  [value("y", [2, 8])])  # fmt: skip
+    assert give_before_clamps(model.graph) == {}
+
+
+def test_a_cut_in_a_function_is_taken_away(tmp_path: Path) -> None:
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    function = onnx.helper.make_function("own", "Cut", ["a"], ["b"], [node("Relu", ["a"], ["b"])], opsets)
+    model = graph([node("Cut", ["x"], ["y"], domain="own")], [value("x", [2, 8])], [value("y", [2, 8])],
+                  domains=["own"])  # fmt: skip
+    model.functions.append(function)
+    onnx.save(model, tmp_path / "model.onnx")
+    x = normal(2, 8)
+    found, wanted = reach_of(tmp_path / "model.onnx", [{"x": x}]), Comparison()
+    assert found is not None
+    wanted.add({"y": x}, {"y": x})
+    assert found._outputs["y"].samples == wanted._outputs["y"].samples
 
 
 def test_barely_active_channels_do_not_refuse_int8(tmp_path: Path) -> None:
