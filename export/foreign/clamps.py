@@ -42,6 +42,7 @@ def reach_of(original: Path, samples: Iterable[Mapping[str, NDArray[Any]]]) -> C
         graph, reach = proto.SerializeToString(), Comparison()
         del proto
         run = opened(original, graph)
+        del graph
         for sample in samples:
             outputs = run(sample)
             uncut = {name: outputs[before] for name, before in names.items()}

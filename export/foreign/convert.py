@@ -17,7 +17,7 @@ from edgeglm.devices.operator_table import table_for
 from edgeglm.engines import ENGINES
 from edgeglm.errors import AccuracyError, UnsupportedError
 from edgeglm.export.foreign.arrays import Arrays, common_shapes
-from edgeglm.export.foreign.error import MAX_ERROR, calibrating, measured
+from edgeglm.export.foreign.error import MAX_ERROR, calibrating, measured, open_original
 from edgeglm.export.foreign.graph_plan import Plan, computes_floats
 from edgeglm.export.foreign.graph_precision import Task, convert
 from edgeglm.export.foreign.integers import has_blocks
@@ -101,7 +101,11 @@ def convert_model(plan: Plan, model: ir.Model, work: Path) -> tuple[ir.Model, Ma
     pairs = plan.request.profile.cpu.architecture.value == X86
     floats = computes_floats(plan.request.profile, plan.engine)
     places = str(output), str(plan.source.original), held
-    found = convert(Task(plan.precision, str(graph), samples, plan.engine, *places, limit, floats, pairs))
+    try:
+        found = convert(Task(plan.precision, str(graph), samples, plan.engine, *places, limit, floats, pairs))
+    except UnsupportedError:
+        open_original(plan)  # which a converter's message does not name, if that is the cause
+        raise
     made = ir.load(output)
     for tidying in (ClearMetadataAndDocStringPass(), NameFixPass(), TopologicalSortPass()):
         tidying(made)

@@ -80,11 +80,12 @@ def measure(plan: Plan, file: Path) -> Accuracy:
         UnsupportedError: ONNX Runtime cannot run one of the graphs on the samples.
     """
     comparison, indices = Comparison(), measured(plan)
-    original = _original(plan)
+    original = open_original(plan)
     try:
         emitted = open_emitted(plan, file)
         for index in indices:
             comparison.add(original(plan.samples[index]), emitted(plan.samples[index]))
+        del original, emitted  # as `reach_of` opens a session too
     except UnsupportedError:
         raise
     except Exception as error:
@@ -118,7 +119,12 @@ def open_emitted(plan: Plan, file: Path) -> Run:
     return opened(file, round_results(onnx.load(file, load_external_data=False)).SerializeToString())
 
 
-def _original(plan: Plan) -> Run:
+def open_original(plan: Plan) -> Run:
+    """Return what runs the user's graph.
+
+    Raises:
+        UnsupportedError: ONNX Runtime does not load it, or, of what is returned, does not run it on a sample.
+    """
     file = plan.request.file  # which messages name
 
     def run(sample: object) -> dict[str, object]:
@@ -130,7 +136,8 @@ def _original(plan: Plan) -> Run:
     try:
         session = opened(plan.source.original)
     except Exception as error:
-        raise _refused(file, error) from error
+        why = f"ONNX Runtime does not load it: {str(error).splitlines()[0]}"
+        raise UnsupportedError(file, why, "mend the graph where that says, and export it again") from error
     return run
 
 

@@ -31,6 +31,7 @@ KINDS = {
     "optional_type": "an optional value",
     "sparse_tensor_type": "a sparse tensor",
 }
+HARMLESS = ("No Op registered", "Field 'shape' of 'type' is required")
 REMEDIES = {
     "ZipMap": "export it without ZipMap (zipmap=False)", "SplitToSequence": "give its parts by Split",
     "TreeEnsembleClassifier": "export it with whole numbers as classes",
@@ -77,7 +78,9 @@ class Source:
     def varying(self) -> list[str]:
         """The inputs of which a dimension varies."""
         return [
-            value.name for value in self.inputs if any(isinstance(size, str) for size in value.shape or ["unknown"])
+            value.name
+            for value in self.inputs
+            if value.shape is None or any(isinstance(size, str) for size in value.shape)
         ]
 
 
@@ -136,8 +139,8 @@ def _fault(proto: onnx.ModelProto) -> str | None:
     try:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:
-        # An operator that ONNX does not know is for the check to list.
-        return None if "No Op registered" in str(error) else _first_line(error)
+        # An operator that ONNX does not know is for the check to list, and a shape that an output lacks is inferred.
+        return None if any(harmless in str(error) for harmless in HARMLESS) else _first_line(error)
     except ValueError:  # larger than a protocol buffer: its files are not checked
         return None
     return None

@@ -53,6 +53,7 @@ class Trials:
             run = opened(Path(), graph)
             for sample, want in self.pairs:
                 comparison.add(read(want), run(read(sample)))
+            del run  # as `reach` opens the original
         except Exception:  # the engine's own exceptions have no common base
             return float("inf")
         worst = worst_of(comparison.differences(self.reach))

@@ -54,7 +54,8 @@ def _graph_violations(model: ir.Model, table: Table, limits: Limits | None) -> I
         yield Violation("opset", WHOLE, str(opset), f"{table.title} reads opsets {oldest} to {newest}")
     if limits and not limits.dynamic_shapes.value:
         for value in model.graph.inputs:
-            if dynamic := [str(size) for size in value.shape or ["rank"] if not isinstance(size, int)]:
+            sizes = ["rank"] if value.shape is None else value.shape  # of a scalar, none
+            if dynamic := [str(size) for size in sizes if not isinstance(size, int)]:
                 why = f"it has dimensions that vary, {', '.join(dynamic)}, and the device takes static shapes only"
                 yield Violation(f"{value.name}", WHOLE, "input", why, FIXED_SIZES)
 

@@ -14,6 +14,8 @@ import onnx
 import onnx_ir as ir
 
 from edgeglm.bundle import read_sealed
+from edgeglm.devices.loader import load_profile
+from edgeglm.devices.operator_table import table_for
 from edgeglm.errors import EdgeglmError, UnsupportedError
 from edgeglm.export.api import ExportRequest, export
 from edgeglm.export.foreign.activations import run_bytes
@@ -22,6 +24,7 @@ from edgeglm.export.foreign.half import to_half
 from edgeglm.export.foreign.operand_types import complete_types, operands_of
 from edgeglm.export.foreign.quiet import quiet
 from edgeglm.export.foreign.tidy import load_model
+from edgeglm.export.graph.check import check
 from edgeglm.export.graph.passes.infer_types import InferTypes
 from edgeglm.export.prove.onnx_run import run_file
 from tests.export.foreign.small_graphs import Small, X, graph, node, normal, plain, small_graphs, value
@@ -124,6 +127,36 @@ def test_what_a_bundle_cannot_describe_is_named(tmp_path: Path) -> None:
         onnx.save(model, tmp_path / "model.onnx")
         with pytest.raises(EdgeglmError, match=why):
             read_graph(tmp_path / "model.onnx", tmp_path)
+
+
+def test_a_scalar_does_not_vary(tmp_path: Path) -> None:
+    inputs = [value("x", [1, 32]), value("c", [], onnx.TensorProto.BOOL), value("k", None), value("n", ["n"])]
+    onnx.save(graph([node("Where", ["c", "x", "x"], ["y"])], inputs, [value("y", [1, 32])]), tmp_path / "model.onnx")
+    source = read_graph(tmp_path / "model.onnx", tmp_path)
+    assert source.varying == ["k", "n"]
+    profile = load_profile("qcs6490")
+    table = table_for(profile, "qnn")
+    assert table is not None
+    found = check(load_model(source.proto, source.shapes), table, profile.limits)
+    assert [violation.node for violation in found if violation.operator == "input"] == ["k", "n"]
+
+
+def test_an_output_without_a_shape_is_no_fault_beside_others(tmp_path: Path) -> None:
+    """What is wrong is named: an operator that is not there, or what the engine says."""
+    for nodes, inputs, why in (
+        ([node("Spin", ["x"], ["y"], domain="acme", name="spinner")], X, r"spinner \(acme.Spin\): ONNX Runtime"),
+        ([node("MatMul", ["x", "w"], ["y"], name="product")], X, r"ONNX Runtime does not load it: .*\(product\)"),
+    ):
+        model = graph(nodes, inputs, [value("y", None)], {"w": normal(4, 4)}, domains=["acme"])
+        onnx.save(model, tmp_path / "model.onnx")
+        np.savez(tmp_path / "sample.npz", x=normal(2, 8))
+        request = ExportRequest(
+            model=str(tmp_path / "model.onnx"), target="cpu", precision="int8", calibration=tmp_path / "sample.npz",
+            output=tmp_path / "bundle",
+        )  # fmt: skip
+        with pytest.raises(UnsupportedError, match=why):
+            export(request)
+        assert not (tmp_path / "bundle").exists()
 
 
 def test_values_that_live_at_once_are_counted() -> None:
