@@ -22,6 +22,7 @@ from edgeglm.runtimes.core.keep_options import add_keep_options, read_keep
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.serve.app import Service
 from edgeglm.runtimes.serve.engine import Engine
+from edgeglm.runtimes.serve.errors import ApiError
 from edgeglm.runtimes.serve.release import Idle
 from edgeglm.runtimes.serve.schedule import WEIGHTS
 from edgeglm.units import parse_size
@@ -31,6 +32,8 @@ BACKLOG = 2048
 # Clients keep a connection, many of them 5 seconds: whoever closes first must not be the server.
 KEEP_ALIVE_SECONDS = 75
 MAX_KEYS_BYTES = 1 << 20
+# In which clients whose requests are not finished may read that.
+LAST_SECONDS = 2
 
 
 def serve(arguments: Sequence[str] | None = None, bundle: Path | None = None) -> None:
@@ -91,23 +94,34 @@ async def _run(service: Service, listener: socket.socket, drain: int) -> bool:
     """Serve until a signal comes; return whether it was Ctrl-C."""
     config = uvicorn.Config(
         # Its warnings are of what clients send, and anyone could fill a log with them.
-        service.app(), log_level="error", access_log=False, timeout_graceful_shutdown=drain, lifespan="off",
-        server_header=False, ws="none", timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        service.app(), log_level="error", access_log=False, lifespan="off", server_header=False, ws="none",
+        timeout_graceful_shutdown=drain + LAST_SECONDS, timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )  # fmt: skip
-    server, came = _Server(config), list[int]()
+    server, came, loop = _Server(config), list[int](), asyncio.get_running_loop()
 
     def end(number: int) -> None:
-        server.force_exit = bool(came)
         server.should_exit = True
+        loop.call_later(0 if came else drain, abandon, service.engine)
+        if came:
+            loop.call_later(LAST_SECONDS, setattr, server, "force_exit", True)
         came.append(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, end, number)
+        loop.add_signal_handler(number, end, number)
     host, port, *_ = listener.getsockname()
     address = f"[{host}]" if ":" in host else host
     print(f"serving {', '.join(service.engine.bundles.folders)} at http://{address}:{port}/v1", flush=True)
     await server.serve(sockets=[listener])
     return came[:1] == [signal.SIGINT]
+
+
+def abandon(engine: Engine) -> None:
+    """Tell the clients of all that waits and runs that the server ends before their answers."""
+    error = ApiError(503, "the server is being stopped; ask it again once it runs", code="stopping")
+    running = [getattr(task, "job", None) for task in engine.running]  # without those that end meanwhile
+    for job in [*engine.waiting, *filter(None, running)]:
+        job.emit(error)
+        job.cancelled = True
 
 
 class _Server(uvicorn.Server):

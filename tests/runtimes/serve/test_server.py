@@ -155,6 +155,33 @@ def test_sigterm_lets_the_running_request_finish(exact: Path) -> None:
         assert process.wait(30) == 0
 
 
+@pytest.mark.parametrize("signals", [1, 2])
+def test_what_is_not_finished_in_time_is_told(exact: Path, signals: int) -> None:
+    """One request runs and streams, and one waits; nothing of it is a traceback."""
+    pytest.importorskip("llguidance")
+    drain = "1" if signals == 1 else "60"
+    with serving(exact, "--drain", drain, within=lambda command: ["sh", "-c", 'exec "$@" 2>&1', "sh", *command]) as (
+        process, address,
+    ):  # fmt: skip
+        schema = {"type": "object", "properties": {"a": {"type": "string", "minLength": 20_000}}, "required": ["a"]}
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        body = chat(max_tokens=8000, response_format=form, stream=True)
+        with connect(address, body) as running_one, connect(address, chat(n=16, max_tokens=500)) as waiting_one:
+            assert running_one.recv(1)
+            while "edgeglm_requests_waiting 1.0" not in get(address, "/metrics"):
+                time.sleep(0.05)
+            for _ in range(signals):
+                process.terminate()
+                time.sleep(0.2)
+            assert '"code":"stopping"' in whole(running_one)[-300:]
+            told = whole(waiting_one)
+        assert told.startswith("HTTP/1.1 503 ")
+        assert json.loads(told.rpartition("\n")[2])["error"]["code"] == "stopping"
+        assert process.wait(30) == 0
+        assert process.stdout is not None
+        assert process.stdout.read() == b""
+
+
 def test_ctrl_c_ends_it(exact: Path) -> None:
     with serving(exact) as (process, _):
         os.kill(process.pid, signal.SIGINT)
