@@ -28,7 +28,7 @@ from edgeglm.runtimes.serve.completions import (
     usage_chunk,
 )
 from edgeglm.runtimes.serve.engine import Engine
-from edgeglm.runtimes.serve.errors import ApiError, naming, to_api
+from edgeglm.runtimes.serve.errors import ApiError, naming, stopping, to_api
 from edgeglm.runtimes.serve.jobs import Job
 from edgeglm.runtimes.serve.media import Media
 from edgeglm.runtimes.serve.models import Models
@@ -113,6 +113,8 @@ class Service:
                 response = await handler(request)
             except ClientDisconnect:
                 response = Response(status_code=499)
+            except asyncio.CancelledError:  # by uvicorn, where a body is not whole when the server is to end
+                response = _error(stopping())
             except Exception as error:
                 response = _error(to_api(error))
             self.metrics.answered(path, response.status_code)

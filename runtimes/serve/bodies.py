@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
 from starlette.datastructures import Headers
@@ -21,6 +22,8 @@ MAX_BODY_BYTES = 64 << 20
 # Of all bodies together: four of the largest, or two hundred screenshots.
 MAX_BYTES = 256 << 20
 RETRY_SECONDS = 2
+# A client that sends nothing for so long has gone, or keeps others from the room that its body takes.
+SECONDS = 60.0
 NOT_SERVED = "not_supported"
 T = TypeVar("T")
 
@@ -30,25 +33,27 @@ class Bodies:
 
     Args:
         most: Bytes that all of them may take together.
+        seconds: In which a further piece of a body comes.
 
     Attributes:
         held: Bytes that they take.
     """
 
-    def __init__(self, most: int = MAX_BYTES) -> None:
-        self.most, self.held = most, 0
+    def __init__(self, most: int = MAX_BYTES, seconds: float = SECONDS) -> None:
+        self.most, self.seconds, self.held = most, seconds, 0
 
     @asynccontextmanager
     async def read(self, request: Request, kind: type[T]) -> AsyncIterator[T]:
         """Give a request's body as a type of `schema`; its bytes count until it is left.
 
         Raises:
-            ApiError: It is too large, there is no room for it, it is no JSON by its own account, or as `decode` says.
+            ApiError: It is too large, there is no room for it, it does not come, is no JSON by its own account, or as
+                `decode` says.
         """
         _check_head(request.headers)
         body, taken = bytearray(), 0
         try:
-            async for piece in request.stream():
+            async for piece in self._pieces(request):
                 taken, self.held = taken + len(piece), self.held + len(piece)
                 if taken > MAX_BODY_BYTES:
                     raise _too_large()
@@ -62,6 +67,17 @@ class Bodies:
             yield asked
         finally:
             self.held -= taken
+
+    async def _pieces(self, request: Request) -> AsyncIterator[bytes]:
+        """Yield the pieces of a body, of which each comes in time."""
+        pieces = aiter(request.stream())
+        with suppress(StopAsyncIteration):
+            while True:
+                try:
+                    yield await asyncio.wait_for(anext(pieces), self.seconds)
+                except asyncio.TimeoutError as error:
+                    why = f"nothing of the body has come for {self.seconds:g} seconds"
+                    raise ApiError(408, why, headers={"Connection": "close"}) from error
 
 
 async def refuse_speech(request: Request) -> Response:

@@ -48,6 +48,11 @@ class ApiError(Exception):
         return msgspec.json.encode({"error": error})
 
 
+def stopping() -> ApiError:
+    """Return what a client is told whose request the end of the server leaves unfinished."""
+    return ApiError(503, "the server is being stopped; ask it again once it runs", code="stopping")
+
+
 @contextmanager
 def naming(param: str) -> Iterator[None]:
     """Have errors of a prompt name the field that it came in."""

@@ -22,7 +22,7 @@ from edgeglm.runtimes.core.keep_options import add_keep_options, read_keep
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.serve.app import Service
 from edgeglm.runtimes.serve.engine import Engine
-from edgeglm.runtimes.serve.errors import ApiError
+from edgeglm.runtimes.serve.errors import stopping
 from edgeglm.runtimes.serve.release import Idle
 from edgeglm.runtimes.serve.schedule import WEIGHTS
 from edgeglm.units import parse_size
@@ -117,10 +117,9 @@ async def _run(service: Service, listener: socket.socket, drain: int) -> bool:
 
 def abandon(engine: Engine) -> None:
     """Tell the clients of all that waits and runs that the server ends before their answers."""
-    error = ApiError(503, "the server is being stopped; ask it again once it runs", code="stopping")
     running = [getattr(task, "job", None) for task in engine.running]  # without those that end meanwhile
     for job in [*engine.waiting, *filter(None, running)]:
-        job.emit(error)
+        job.emit(stopping())
         job.cancelled = True
 
 

@@ -154,6 +154,26 @@ def test_bodies_that_wait_have_a_bound_together() -> None:
     assert taken.held == 0
 
 
+def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    taken = Bodies(seconds=0.05)
+
+    async def receive() -> Message:
+        came.append(1)
+        if len(came) == 1:
+            return {"type": "http.request", "body": b"{", "more_body": True}
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    async def read() -> None:
+        async with taken.read(Request({"type": "http", "headers": []}, receive), DetokenizeRequest):
+            pass
+
+    came = list[int]()
+    with pytest.raises(ApiError, match=r"has come for 0\.05 seconds") as caught:
+        asyncio.run(read())
+    assert (caught.value.status, taken.held) == (408, 0)
+
+
 def test_who_waits_to_be_told_to_send_too_much_is_told_at_once() -> None:
     headers = {"content-length": str(bodies.MAX_BODY_BYTES + 1), "expect": "100-continue"}
 

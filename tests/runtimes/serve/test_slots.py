@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -20,13 +20,16 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 pytest.importorskip("llguidance")
 
 from PIL import Image
 
 from edgeglm.errors import UnsupportedError, UsageError
+from edgeglm.runtimes.core.prompt import Picture
 from edgeglm.runtimes.core.runner import Runner
+from edgeglm.runtimes.core.session import Asked
 from edgeglm.runtimes.serve.answers import Started
 from edgeglm.runtimes.serve.engine import Engine
 from edgeglm.runtimes.serve.schema import ChatRequest
@@ -123,8 +126,17 @@ def test_others_go_on_between_the_images_of_a_prompt(exact: Path, monkeypatch: p
         runner = engine.bundles.loaded[exact.name].runner
         assert runner.slots
         step, read = runner.slots.step, runner.pictures._read
-        monkeypatch.setattr(runner.slots, "step", lambda asked: (steps.append(asked), step(asked))[1])
-        monkeypatch.setattr(runner.pictures, "_read", lambda *args: (read_at.append(len(steps)), read(*args))[1])
+
+        def count_step(asked: Mapping[int, Asked]) -> Mapping[int, NDArray[np.float32]]:
+            steps.append(asked)
+            return step(asked)
+
+        def note_read(picture: Picture, count: int) -> NDArray[np.float32]:
+            read_at.append(len(steps))
+            return read(picture, count)
+
+        monkeypatch.setattr(runner.slots, "step", count_step)
+        monkeypatch.setattr(runner.pictures, "_read", note_read)
         asyncio.run(both(engine))
     assert len(read_at) == len(set(read_at)) == 4  # each behind a further step of the other one
 
