@@ -44,6 +44,7 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # its lines on a worker that died would come into the command's output
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_worker_register_timeout_seconds": "300",
+    "RAY_worker_niceness": "0",  # else 15: whatever else runs would come before a trial, and into its figures
 }
 
 
