@@ -1,8 +1,12 @@
-"""Encode the pictures of prompts that were not encoded lately: the vision module is loaded only meanwhile."""
+"""Encode the pictures of prompts that were not encoded lately.
+
+The vision module is loaded for that. It stays loaded if it was loaded beside the decoder: then there is room for both.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from functools import partial
 
@@ -15,6 +19,7 @@ from edgeglm.manifest import Module
 from edgeglm.memory import current_rss
 from edgeglm.runtimes.core.costs import Costs
 from edgeglm.runtimes.core.features import Features
+from edgeglm.runtimes.core.held import HeldEncoder
 from edgeglm.runtimes.core.prefixes import Prefixes
 from edgeglm.runtimes.core.prompt import FeaturesKey, Picture
 from edgeglm.runtimes.core.session import EncoderSession, Sessions
@@ -39,6 +44,11 @@ class PictureEncoder:
         max_ram: The budget in bytes, if there is one.
         prefixes: Of the bundle in the store, beside which features are kept.
         masks: Regions that are blanked.
+
+    Attributes:
+        held: The vision module, where it stays.
+        spare: Returns the bytes of the budget that nothing else takes, if there is a budget.
+        is_decoder_loaded: Returns whether the decoder is in memory, so that the vision module may stay.
     """
 
     def __init__(  # noqa: PLR0913 (the runner's own parts)
@@ -54,6 +64,9 @@ class PictureEncoder:
     ) -> None:
         self.bundle, self.window, self.costs = bundle, window, costs
         self.sessions, self.threads, self.max_ram, self.masks = sessions, threads, max_ram, tuple(masks)
+        self.held = HeldEncoder()
+        self.spare: Callable[[], int | None] = lambda: window.spare
+        self.is_decoder_loaded: Callable[[], bool] = lambda: False
         self._features = Features(prefixes, bundle.manifest.model.hidden_size, window.spare)
         self._digests = dict[bytes, bytes]()  # of masked pixels, by that of the file's bytes
         self._held = dict[FeaturesKey, NDArray[np.float32]]()
@@ -68,13 +81,27 @@ class PictureEncoder:
     def hold(self, pictures: Sequence[Picture]) -> None:
         """Encode pictures, and have their features at hand until the next call. Raises as `features`."""
         by_key = {picture.key: picture for picture in pictures}
+        self.held.release()
         self._held = {}
         self._held = dict(zip(by_key, self.features(list(by_key.values())), strict=True))
 
-    def encode_ahead(self, pictures: Sequence[Picture], wait: Callable[[Callable[[], bool]], object]) -> None:
-        """Encode several pictures one at a time for the next `features`; others go on between two of them.
+    def has_room(self) -> bool:
+        """Return whether the vision module may be in memory beside the decoder with a whole window."""
+        spare = self.spare()
+        if spare is None or self.window.counts_both or self.held.taken:
+            return True
+        return self.held.nbytes is not None and self.held.nbytes <= spare
 
-        The vision module is opened for each: nobody else could use its memory meanwhile. Raises as `features`.
+    @property
+    def beyond(self) -> int:
+        """Bytes that the vision module takes now beyond the predicted peak."""
+        return 0 if self.window.counts_both else self.held.taken
+
+    def encode_ahead(self, pictures: Sequence[Picture], wait: Callable[[Callable[[], bool]], object]) -> None:
+        """Encode several pictures one at a time for the next `features`; with slots, others go on between two of them.
+
+        A vision module that may not stay is opened for each: nobody else could use its memory meanwhile. Raises as
+        `features`.
 
         Args:
             pictures: Of a prompt; a single one is left to `features`.
@@ -110,8 +137,9 @@ class PictureEncoder:
         return [encoded[picture.key] for picture in pictures]
 
     def clear(self) -> None:
-        """Forget what was encoded and is in memory."""
+        """Forget what was encoded and is in memory, and release the vision module."""
         self._features.clear()
+        self.held.release()
 
     def keep(self) -> None:
         """Keep in the store what was encoded."""
@@ -142,10 +170,9 @@ class PictureEncoder:
             patches = [self._read(picture, len(pictures)) for picture in pictures]
         if (module := self.bundle.encoder("image")) is None:
             raise DamagedFileError(self.bundle.folder, "has no vision module", "export the bundle again")
-        size = self.bundle.manifest.module_bytes(module)
         encoded = dict[int, NDArray[np.float32]]()
         for grid in dict.fromkeys(picture.vision.grid for picture in pictures):
-            with self.costs.loaded(module, size, partial(self._open, grid)) as encoder:
+            with self._encoder(module, grid) as encoder:
                 for index, picture in enumerate(pictures):
                     if picture.vision.grid == grid:
                         with self.costs.phase("encode image"):
@@ -153,6 +180,20 @@ class PictureEncoder:
                             encoded[index] = features.astype(np.float32)
         self.bundle.check(module.name)  # whose weights were mapped
         return [encoded[index] for index in range(len(pictures))]
+
+    @contextmanager
+    def _encoder(self, module: Module, grid: Grid) -> Iterator[EncoderSession]:
+        """Return the vision module: the one that is held, or one that is loaded now, and then held if it may stay."""
+        size, before = self.bundle.manifest.module_bytes(module), current_rss()
+        with ExitStack() as stay:
+            if held := self.held.take(grid, stay):
+                self.bundle.check(module.name)  # before it runs: a map of a file that has shrunk ends the process
+            encoder = held or stay.enter_context(self.costs.loaded(module, size, partial(self._open, grid)))
+            yield encoder
+            if not held:
+                self.held.nbytes = max(size, current_rss() - before)
+            if self.is_decoder_loaded() and self.has_room():
+                self.held.hold(grid, encoder, stay.pop_all())
 
     def _open(self, grid: Grid, module: Module) -> EncoderSession:
         return self.sessions.open_encoder(self.bundle, module.for_grid(grid), self.threads)

@@ -38,14 +38,13 @@ from edgeglm.runtimes.text.messages import Message
 class Runner(AbstractContextManager["Runner"]):
     """A bundle that is ready to answer, one request after the other; a context manager.
 
-    The decoder stays loaded between requests, with the keys and values of the last one: a prompt that begins in the
-    same way is prefilled from where it differs.
+    The decoder stays loaded, with the keys and values of the last request: a prompt is prefilled from where it differs.
 
     Args:
         folder: The bundle.
         threads: Of the engine, at most one a core, for more only disturb each other; all cores if None.
         context: The most tokens of prompt and answer; the bundle's if None.
-        max_ram: The budget in bytes. The decoder makes room for a later picture, and forgets its state.
+        max_ram: The budget in bytes. Without room for both, the decoder makes room for a later picture's module.
         low_rss: Take packed weights from a file whose pages the kernel may drop, made on first use.
         keep: What to keep in the user's store for later runners, and to begin with; nothing if None.
         masks: Regions of pictures that are blanked before they are compared and encoded.
@@ -55,8 +54,7 @@ class Runner(AbstractContextManager["Runner"]):
     Attributes:
         drafts: Of answers; None for none.
         prefixes: What prompts begin with, in the bundle and in the store.
-        resources: What is to be undone when the runner closes: last in, first out, each once, and an error in one keeps
-            no other from being undone.
+        resources: What is undone when the runner closes: last in first out, each once, whatever fails in another.
 
     Raises:
         UsageError, DamagedFileError, UnsupportedError: The folder is no bundle that can be run here.
@@ -95,7 +93,9 @@ class Runner(AbstractContextManager["Runner"]):
         self._aside: Aside | None = None
         self.user: str | None = None  # the session that a request is of
         self._state = self.states.states[0]
-        self.resources.callback(self.states.release)
+        self.pictures.is_decoder_loaded = lambda: any(state.session for state in states)
+        for release in (self.states.release, self.pictures.held.release):
+            self.resources.callback(release)
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -203,7 +203,8 @@ class Runner(AbstractContextManager["Runner"]):
         self.states.forget()
 
     def rest(self) -> None:
-        """Give back what the engine keeps for further steps; keys and values stay."""
+        """Give back what the engine keeps for further steps, and the vision module; keys and values stay."""
+        self.pictures.held.release()
         (self.slots or self._state).rest()
 
     @property
@@ -214,8 +215,7 @@ class Runner(AbstractContextManager["Runner"]):
     def _complete(self, prompt: Prompt, wish: Wish) -> Generator[int]:
         """Load what the prompt needs, and return what generates the tokens behind it."""
         capacity = self.window.capacity(len(prompt.tokens), wish.limit)
-        if self.slots:  # whose other requests need not wait for all of its images
-            self.pictures.encode_ahead(prompt.unseen(self.states.shared(prompt)), self.wait)
+        self.pictures.encode_ahead(prompt.unseen(self.states.shared(prompt)) if self.slots else (), self.wait)
         self.wait(partial(self.states.has_room, capacity))
         self._state = self.states.take(prompt, self, capacity)
         self._state.costs = self._costs
@@ -231,7 +231,7 @@ class Runner(AbstractContextManager["Runner"]):
     def _begin(self, prompt: Prompt, wish: Wish, capacity: int) -> bool:
         """Prepare what generates; False where the store's blocks turn out to be of no use."""
         beginning = self._state.begin(prompt)
-        if self.max_ram is not None and not self.slots and prompt.unseen(beginning.tokens):
+        if not self.slots and prompt.unseen(beginning.tokens) and not self.pictures.has_room():
             self._state.release()
             beginning = self._state.begin(prompt)
         start = beginning.tokens

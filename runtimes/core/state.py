@@ -69,7 +69,12 @@ class DecoderState:
         self._known: list[Key] = []
 
     def begin(self, prompt: Prompt) -> Beginning:
-        """Return what is at hand of a prompt."""
+        """Return what is at hand of a prompt.
+
+        Raises:
+            DamagedFileError: The decoder's file is another by now: a map of one that has shrunk ends the process.
+        """
+        self.bundle.check(self.bundle.decoder.name)
         keys = prompt.keys()
         shared = shared_length(self._known, keys)
         with self.costs.phase("find prefix") if self.prefixes.is_on else nullcontext():

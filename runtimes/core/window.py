@@ -57,6 +57,11 @@ class Window:
         return capacity_for(prompt + answer, self.tokens)
 
     @property
+    def counts_both(self) -> bool:
+        """Whether the predicted peak is that of the decoder and an encoder, and not of the larger of them."""
+        return self._token_bytes > 0
+
+    @property
     def spare(self) -> int | None:
         """Bytes of the budget beyond the predicted peak of a whole window and beyond a pool, if there is a budget."""
         if self._max_ram is None or self._token_bytes:

@@ -114,7 +114,7 @@ class Bundles:
         if name not in self.loaded:
             self._make_room(name)
             runner = self.open_runner(self.folders[name])
-            runner.states.room = partial(self._room, name)
+            runner.states.room, runner.pictures.spare = partial(self._room, name), self._spare
             self.loaded[name], self.windows[name] = Loaded(runner, 0.0), runner.window.tokens
             self.loaded[name].hooks.add(trim)
             self.loaded[name].hooks.add(gc.collect)  # sessions of an engine refer to each other
@@ -128,7 +128,7 @@ class Bundles:
         """Return the predicted peak of a bundle in bytes: with a whole window, or with what its requests have."""
         if loaded := self.loaded.get(name):
             self._peaks[name] = loaded.runner.window.peak()
-            return loaded.runner.window.peak(loaded.runner.states.taken)
+            return loaded.runner.window.peak(loaded.runner.states.taken) + loaded.runner.pictures.beyond
         known = self.described[name].manifest.predicted.device_peak_rss_bytes
         return self._peaks.get(name, max(known.values()))
 
@@ -139,6 +139,10 @@ class Bundles:
             return None
         others = sum(self.peak(other) for other in [*self.loaded] if other != name)
         return loaded.runner.window.room(self.max_ram - others)
+
+    def _spare(self) -> int | None:
+        """Return the bytes of the budget beyond the predicted peaks, if there is one."""
+        return None if self.max_ram is None else max(0, self.max_ram - sum(map(self.peak, [*self.loaded])))
 
     def release(self, names: Iterable[str], reason: str) -> None:
         """Release some of them; what fails in one keeps no other in memory."""
@@ -159,6 +163,10 @@ class Bundles:
     def _make_room(self, name: str) -> None:
         """Release those that were asked least recently until the predicted peaks fit the budget together."""
         while self.max_ram is not None and sum(map(self.peak, (name, *self.loaded))) > self.max_ram:
+            for loaded in self.loaded.values():
+                loaded.runner.pictures.held.release()
+            if sum(map(self.peak, (name, *self.loaded))) <= self.max_ram:
+                return
             idle = [other for other, loaded in self.loaded.items() if not loaded.tasks]
             if not idle:
                 return  # it is alone, and its window is what the budget has room for

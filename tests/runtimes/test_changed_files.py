@@ -37,11 +37,14 @@ def copy(exact: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exact, tmp_path / "copy"))
 
 
-@pytest.fixture
-def runner(copy: Path) -> Iterator[Runner]:
-    """One that opens its decoder anew for each picture."""
+@pytest.fixture(params=["modules that stay", "modules that make room"])
+def runner(copy: Path, request: pytest.FixtureRequest) -> Iterator[Runner]:
+    """One that has both modules in memory, or that opens them anew for each picture."""
     with Runner(copy, max_ram=1 << 40) as runner:
+        if request.param == "modules that make room":
+            runner.pictures.spare = lambda: 0
         ask(runner, SCREEN)
+        ask(runner, SCREEN.with_name("0003.webp"))
         yield runner
 
 
@@ -68,6 +71,7 @@ def shrink(path: Path) -> None:
 HARM = [
     ("vision/weights.bin", overwrite),
     ("vision/weights.bin", replace),
+    ("vision/weights.bin", shrink),
     ("vision/model.onnx", Path.unlink),
     ("decoder/weights.bin", shrink),
     ("decoder/weights.bin", overwrite),

@@ -15,6 +15,7 @@ from edgeglm.memory import current_rss
 from edgeglm.runtimes.core.answer import Answer
 from edgeglm.runtimes.core.conversation import Conversation
 from edgeglm.runtimes.core.runner import Runner
+from edgeglm.runtimes.engines.ort.engine import Encoder
 from edgeglm.runtimes.text.messages import Message, message
 from tests.runtimes.demo import OTHER_SCREEN, SCREEN, demo_bundle
 
@@ -67,8 +68,9 @@ def test_a_later_picture_is_seen_too(exact: Path) -> None:
     assert names(second)[1:3] == ["load vision", "encode image"]
 
 
-def test_with_a_budget_the_decoder_makes_room_for_a_later_picture(exact: Path) -> None:
+def test_without_room_for_both_the_decoder_makes_room_for_a_later_picture(exact: Path) -> None:
     with Runner(exact, max_ram=current_rss() + (1 << 30)) as runner:
+        runner.pictures.spare = lambda: 0
         runner.answer([message("user", "Select OK", SCREEN)])
         other = runner.answer([message("user", "Select OK", OTHER_SCREEN)])
     decoder, vision, again = other.modules
@@ -76,6 +78,39 @@ def test_with_a_budget_the_decoder_makes_room_for_a_later_picture(exact: Path) -
     assert decoder.unloaded is not None
     assert vision.unloaded is not None
     assert decoder.unloaded <= vision.loaded < vision.unloaded <= again.loaded
+
+
+@pytest.mark.parametrize("room", [None, 1 << 30])
+def test_the_vision_module_stays_where_it_was_loaded_beside_the_decoder(exact: Path, room: int | None) -> None:
+    asked = [[message("user", "Select OK", screen)] for screen in (SCREEN, OTHER_SCREEN)] * 3
+    with Runner(exact, max_ram=room and current_rss() + room) as runner:
+        answers = list[Answer]()
+        for messages in asked:
+            answers.append(runner.answer(messages))
+            runner.pictures._features.clear()
+            runner.forget()
+            if len(answers) == 5:
+                runner.rest()
+    about = [[phase for phase in names(answer) if phase.endswith("vision")] for answer in answers]
+    assert about == [["load vision", "release vision"], ["load vision"], [], [], [], ["load vision"]]
+    assert all(module.unloaded is not None for module in answers[-1].modules)
+    expected = [fresh(exact, messages).text for messages in asked[:2]]
+    assert [answer.text for answer in answers] == expected * 3
+
+
+def test_what_fails_while_it_encodes_releases_the_vision_module(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Runner(exact) as runner:
+        expected = runner.answer([message("user", "Select OK", SCREEN)]).text
+        runner.answer([message("user", "Select OK", OTHER_SCREEN)])
+        assert runner.pictures.held.taken
+        runner.pictures._features.clear()
+        runner.forget()
+        with monkeypatch.context() as patch:
+            patch.setattr(Encoder, "run", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                runner.answer([message("user", "Select OK", SCREEN)])
+        assert not runner.pictures.held.taken
+        assert runner.answer([message("user", "Select OK", SCREEN)]).text == expected
 
 
 def test_a_buffer_grows_with_its_content(exact: Path) -> None:
