@@ -147,7 +147,7 @@ def _carried(node: NodeProto) -> int:
         return 0
     if node.op_type == "Loop":
         return len(node.input) - 2  # the number of rounds, and whether there is a first
-    scanned = next(attribute.i for attribute in node.attribute if attribute.name == "num_scan_inputs")
+    scanned: int = next(attribute.i for attribute in node.attribute if attribute.name == "num_scan_inputs")
     return len(node.input) - scanned
 
 
