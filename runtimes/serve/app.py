@@ -17,7 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from edgeglm.runtimes.serve.answers import Beat, Delta, Event, Made
-from edgeglm.runtimes.serve.bodies import JSON, Bodies, OneLength, refuse_speech
+from edgeglm.runtimes.serve.bodies import JSON, MAX_BYTES, Bodies, OneLength, refuse_speech
 from edgeglm.runtimes.serve.completions import (
     Work,
     chat_work,
@@ -65,12 +65,14 @@ class Service:
         keys: Of which a client must have one; none is asked for if there are none.
         origins: Of the pages that a browser lets ask; ``*`` is any.
         media: Hosts from which images are fetched, as `Media` says.
+        most: Bytes that all bodies may take together.
     """
 
     def __init__(
-        self, engine: Engine, keys: tuple[str, ...] = (), origins: Sequence[str] = (), media: Sequence[str] = ()
-    ) -> None:
-        self.origins, self.bodies = tuple(origins), Bodies()
+        self, engine: Engine, keys: tuple[str, ...] = (), origins: Sequence[str] = (), media: Sequence[str] = (),
+        most: int = MAX_BYTES,
+    ) -> None:  # fmt: skip
+        self.origins, self.bodies = tuple(origins), Bodies(most)
         self.media = Media(media, self.bodies)
         self.engine, self.keys, self.metrics = engine, [key.encode() for key in keys], engine.metrics
         self.models = Models(engine.bundles)

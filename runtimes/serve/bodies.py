@@ -37,10 +37,11 @@ class Bodies:
 
     Attributes:
         held: Bytes that they take.
+        largest: Bytes that one of them may have.
     """
 
     def __init__(self, most: int = MAX_BYTES, seconds: float = SECONDS) -> None:
-        self.most, self.seconds, self.held = most, seconds, 0
+        self.most, self.largest, self.seconds, self.held = most, min(most, MAX_BODY_BYTES), seconds, 0
 
     @asynccontextmanager
     async def read(self, request: Request, kind: type[T]) -> AsyncIterator[T]:
@@ -50,13 +51,13 @@ class Bodies:
             ApiError: It is too large, there is no room for it, it does not come, is no JSON by its own account, or as
                 `decode` says.
         """
-        _check_head(request.headers)
+        self._check_head(request.headers)
         body, taken = bytearray(), 0
         try:
             async for piece in self._pieces(request):
                 taken, self.held = taken + len(piece), self.held + len(piece)
-                if taken > MAX_BODY_BYTES:
-                    raise _too_large()
+                if taken > self.largest:
+                    raise _too_large(self.largest)
                 if self.held > self.most:
                     why = f"requests of {format_size(self.most)} are waiting already; try again"
                     again = {"Retry-After": str(RETRY_SECONDS), "Connection": "close"}
@@ -67,6 +68,17 @@ class Bodies:
             yield asked
         finally:
             self.held -= taken
+
+    def _check_head(self, headers: Headers) -> None:
+        """Refuse a body by what its head says of it."""
+        kind = headers.get("content-type", JSON).partition(";")[0].strip().lower()
+        if kind != JSON:
+            raise ApiError(415, f"the content type is {kind[:100]}, and {JSON} is taken")
+        if (coding := headers.get("content-encoding", PLAIN).strip().lower()) != PLAIN:
+            raise ApiError(415, f"the content encoding is {coding[:100]}; send the body as it is")
+        # Whoever waits to be told to go on is told at once; others read no answer before they have sent all.
+        if "expect" in headers and int(headers.get("content-length", 0)) > self.largest:
+            raise _too_large(self.largest)
 
     async def _pieces(self, request: Request) -> AsyncIterator[bytes]:
         """Yield the pieces of a body, of which each comes in time."""
@@ -90,7 +102,7 @@ async def refuse_speech(request: Request) -> Response:
     async for piece in request.stream():
         taken += len(piece)
         if taken > MAX_BODY_BYTES:
-            raise _too_large()
+            raise _too_large(MAX_BODY_BYTES)
     raise ApiError(404, f"{request.url.path}: no bundle that can be served transcribes speech yet", code=NOT_SERVED)
 
 
@@ -114,17 +126,5 @@ class OneLength:
         await Response(error.body(), error.status, error.headers, JSON)(scope, receive, send)
 
 
-def _check_head(headers: Headers) -> None:
-    """Refuse a body by what its head says of it."""
-    kind = headers.get("content-type", JSON).partition(";")[0].strip().lower()
-    if kind != JSON:
-        raise ApiError(415, f"the content type is {kind[:100]}, and {JSON} is taken")
-    if (coding := headers.get("content-encoding", PLAIN).strip().lower()) != PLAIN:
-        raise ApiError(415, f"the content encoding is {coding[:100]}; send the body as it is")
-    # Whoever waits to be told to go on is told at once; others read no answer before they have sent all.
-    if "expect" in headers and int(headers.get("content-length", 0)) > MAX_BODY_BYTES:
-        raise _too_large()
-
-
-def _too_large() -> ApiError:
-    return ApiError(413, f"the body is larger than {format_size(MAX_BODY_BYTES)}", headers={"Connection": "close"})
+def _too_large(largest: int) -> ApiError:
+    return ApiError(413, f"the body is larger than {format_size(largest)}", headers={"Connection": "close"})

@@ -16,11 +16,13 @@ from typing import NoReturn
 
 import uvicorn
 
+from edgeglm.bundle import load_bundle
 from edgeglm.errors import UsageError
 from edgeglm.runtimes.core.grammars import AUTO, read_grammar
 from edgeglm.runtimes.core.keep_options import add_keep_options, read_keep
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.serve.app import Service
+from edgeglm.runtimes.serve.budget import divide
 from edgeglm.runtimes.serve.engine import Engine
 from edgeglm.runtimes.serve.errors import stopping
 from edgeglm.runtimes.serve.release import Idle
@@ -50,7 +52,9 @@ def serve(arguments: Sequence[str] | None = None, bundle: Path | None = None) ->
     """
     options = _parser(bundle).parse_args(arguments)
     keys = read_keys(options.api_key_file) if options.api_key_file else ()
-    max_ram = parse_size(options.max_ram) if options.max_ram else None
+    folders, budget = named(options.bundles), parse_size(options.max_ram) if options.max_ram else None
+    manifests = [load_bundle(folder).manifest for folder in folders.values()]
+    max_ram, most = divide(budget, manifests, options.context, is_shared=options.slots > 1)
     keep, grammar = read_keep(options.prefix, options.keep), read_grammar(options.grammar)
     make = partial(
         Runner,
@@ -73,7 +77,7 @@ def serve(arguments: Sequence[str] | None = None, bundle: Path | None = None) ->
 
     with _listening(options.host, options.port) as listener:
         engine = Engine(
-            named(options.bundles),
+            folders,
             open_runner,
             waiting=options.queue,
             idle=options.idle,
@@ -82,7 +86,7 @@ def serve(arguments: Sequence[str] | None = None, bundle: Path | None = None) ->
         )
         try:
             engine.start()
-            service = Service(engine, keys, options.cors, options.allowed_media_domains)
+            service = Service(engine, keys, options.cors, options.allowed_media_domains, most)
             interrupted = asyncio.run(_run(service, listener, options.drain))
         finally:
             engine.stop()
