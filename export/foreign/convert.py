@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, NameFixPass, TopologicalSortPass
 
 from edgeglm.devices.operator_table import table_for
-from edgeglm.engines import ENGINES
+from edgeglm.engines import DIALECTS, ENGINES
 from edgeglm.errors import AccuracyError, UnsupportedError
 from edgeglm.export.foreign.arrays import Arrays, common_shapes
+from edgeglm.export.foreign.difference import Comparison, worst_of
 from edgeglm.export.foreign.error import MAX_ERROR, calibrating, measured, open_original
 from edgeglm.export.foreign.graph_plan import Plan, computes_floats
 from edgeglm.export.foreign.graph_precision import Task, convert
 from edgeglm.export.foreign.integers import has_blocks
 from edgeglm.export.foreign.made import Made, write
+from edgeglm.export.foreign.single import is_other, to_single
 from edgeglm.export.foreign.tidy import load_model
 from edgeglm.export.graph.check import check
 from edgeglm.export.graph.conform import fit, refusal, to_opset
@@ -33,6 +35,7 @@ from edgeglm.export.targets.base import graph_step
 
 # The first opset in which DequantizeLinear has an axis, and those that are tried in its place.
 X86 = "x86_64"
+ROUNDED_ERROR = 0.02  # of fp16 against fp32
 SCALES_OPSET, RAISED_OPSETS = 13, (13, 14, 15, 16, 17)
 
 
@@ -87,8 +90,9 @@ def convert_model(plan: Plan, model: ir.Model, work: Path) -> tuple[ir.Model, Ma
     """Return the graph in its precision, checked again: what a converter wrote must run too."""
     if plan.precision == "fp32" or plan.kept:
         return model, Made()
+    ours = DIALECTS[ENGINES[plan.engine].dialect].contrib  # others have no cast of an input to take
     if plan.precision != "fp16":
-        model = _raised(plan, model, work)
+        model = _raised(plan, _single(plan, model, work) if ours else model, work)
         MaskRange()(model)
     if plan.precision == "int4" and not has_blocks(model):
         why = "INT4 is for matrix products with constant weights of 64 or more inputs, and it has none"
@@ -132,6 +136,22 @@ def _saved(plan: Plan, indices: Sequence[int], folder: Path) -> str:
     for index in indices:
         write(folder / f"{index}.npz", plan.samples[index])
     return str(folder)
+
+
+def _single(plan: Plan, model: ir.Model, work: Path) -> ir.Model:
+    """Return a graph in fp16 or fp64 as one in fp32, where it computes the same."""
+    if not is_other(model):
+        return model
+    single, file = model.clone(), work / "single.onnx"
+    to_single(single)
+    ir.save(single, file)
+    sample, comparison = plan.samples[0], Comparison()
+    want, got = run_file(plan.source.original, sample), _tried(file, sample)
+    if want.keys() != got.keys():
+        return model
+    comparison.add(want, got)
+    worst = worst_of(comparison.differences())
+    return single if worst is None or (worst.error or 0.0) < ROUNDED_ERROR else model
 
 
 def _raised(plan: Plan, model: ir.Model, work: Path) -> ir.Model:

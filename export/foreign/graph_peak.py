@@ -47,6 +47,7 @@ class GraphSize:
         widest: The largest value that is computed.
         outputs: All outputs.
         output: The largest of them.
+        inputs: All inputs, a sample of which waits while an engine's builder runs.
     """
 
     weights: int
@@ -56,6 +57,7 @@ class GraphSize:
     widest: int
     outputs: int
     output: int
+    inputs: int = 0
 
     @property
     def compared(self) -> int:
@@ -78,10 +80,10 @@ def size_of(
     live = run_bytes(model, shapes)
     names = _seen(model, precision, engine)
     computed = [value_bytes(value) for node in model.graph for value in node.outputs]
-    outputs = [value_bytes(value) for value in model.graph.outputs]
+    inputs, outputs = ([value_bytes(value) for value in values] for values in (model.graph.inputs, model.graph.outputs))
     stored = (value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     observed = observed_bytes(model, names, shapes) if names else 0
-    return GraphSize(weights, _most(stored), live, observed, _most(computed), sum(outputs), _most(outputs))
+    return GraphSize(weights, _most(stored), live, observed, _most(computed), sum(outputs), _most(outputs), sum(inputs))
 
 
 def _seen(model: ir.Model, precision: str, engine: EngineName) -> list[str]:
@@ -98,7 +100,8 @@ def weights_only(weights: int) -> GraphSize:
 def graph_peak(size: GraphSize, precision: str, engine: EngineName) -> int:
     """Return the peak resident memory of an export of a graph."""
     measured = int(MEASURED * size.weights + PACKED * size.largest) + size.compared
-    beside = max(_converting(size, precision, engine), _building(size, engine))
+    building = _building(size, engine)
+    beside = max(_converting(size, precision, engine), building + size.inputs if building else 0)
     alone = EXPORTER + max((READ if precision == "fp32" else WRITTEN) * size.weights, measured)
     return max(alone, WAITING + BESIDE * size.weights + beside if beside else 0)
 

@@ -76,8 +76,10 @@ def least_cosine(done: Compiled) -> float | None:
 
 
 def cosine(one: NDArray[Any], other: NDArray[Any]) -> float:
-    """Return the cosine of the angle between two arrays."""
+    """Return the cosine of the angle between two arrays; 1 where both are zero, as a class that is not there."""
     a, b = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
+    if not (a.any() or b.any()):
+        return 1.0
     return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30))
 
 

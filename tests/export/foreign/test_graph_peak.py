@@ -16,6 +16,7 @@ pytest.importorskip("onnxscript")
 import subprocess
 
 from edgeglm.export.foreign.activations import kept_groups
+from edgeglm.export.foreign.graph_peak import graph_peak, size_of
 from tests.export.foreign.small_graphs import graph, node, normal, value
 
 SIZE, CHANNELS = 384, 32
@@ -50,3 +51,14 @@ def test_values_that_are_kept_together_take_no_more_than_a_run() -> None:
     size = [32 << 20]  # of 128 MiB each, of which two live at once
     model = ir.from_proto(graph(nodes, [value("x", size)], [value("y", size)], {}))
     assert kept_groups(model, names, {"x": size}) == [["a", "b"], ["c", "y"]]
+
+
+def test_a_sample_waits_while_an_engine_is_built() -> None:
+    """TensorRT in a process of its own takes more than the run of a small graph with a large input."""
+    peaks = []
+    for size in (8, 2048):
+        shape = [1, 3, size, size]
+        nodes = [node("AveragePool", ["x"], ["a"], kernel_shape=[4, 4], strides=[4, 4]), node("Relu", ["a"], ["y"])]
+        model = ir.from_proto(graph(nodes, [value("x", shape)], [value("y", None)], {}))
+        peaks.append(graph_peak(size_of(model, {"x": shape}, 0, "fp16", "tensorrt"), "fp16", "tensorrt"))
+    assert peaks[1] - peaks[0] == 4 * 3 * (2048**2 - 8**2)

@@ -16,6 +16,7 @@ from edgeglm.bundle import read_sealed
 from edgeglm.errors import AccuracyError, UnsupportedError
 from edgeglm.export.api import ExportRequest, export
 from edgeglm.export.targets.base import graph_step
+from edgeglm.export.targets.qnn.compile import cosine
 from edgeglm.manifest import GraphManifest
 from tests.export.foreign.small_graphs import graph, node, normal, value
 
@@ -89,6 +90,14 @@ def test_what_the_simulator_computes_wrong_is_named(tmp_path: Path) -> None:
     behind = [node("CumSum", ["c", "a"], ["s"], name="sum"), node("Relu", ["s"], ["y"], name="behind")]
     with pytest.raises(AccuracyError, match=r"with a cosine of .*, below 0.999, from sum \(CumSum\) on"):
         exported(tmp_path, *behind, a=np.array(2))
+
+
+def test_outputs_that_are_both_zero_are_alike() -> None:
+    """A mask of nothing, or a class that no sample has."""
+    zeros, ones = np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)
+    assert cosine(zeros, zeros) == 1
+    assert cosine(zeros, ones) == 0
+    assert cosine(ones, ones) == pytest.approx(1)
 
 
 def test_without_the_compiler_nothing_is_proven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
