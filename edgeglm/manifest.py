@@ -95,7 +95,7 @@ class Metric(Struct, frozen=True, forbid_unknown_fields=True):
 class Rung(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A precision that was tried; ``refused`` is why its export failed before it could be measured.
 
-    ``figures`` has what a search measured: ``answer_ms`` or ``peak_rss_bytes``.
+    ``figures`` has what a search measured: ``answer_ms`` or ``peak_rss_bytes``. ``options`` are what else it chose.
     """
 
     precision: Text
@@ -104,6 +104,7 @@ class Rung(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     metrics: tuple[Metric, ...] = ()
     refused: Text | None = None
     figures: dict[Text, Annotated[float, Meta(ge=0)]] = {}
+    options: dict[Text, Text] = {}
 
 
 class Measured(Struct, frozen=True, forbid_unknown_fields=True):

@@ -192,7 +192,11 @@ def _export_graph(request: ExportRequest, budget: int, show: Show) -> ExportResu
     from edgeglm.runtimes.core.heap import bound_heap
     from edgeglm.scratch import scratch_folder
 
-    others = {"--accuracy-drop": request.accuracy_drop is not None, "--no-resume": not request.resume}
+    others = {
+        "--accuracy-drop": request.accuracy_drop is not None,
+        "--equalization": request.equalization != "on",
+        "--no-resume": not request.resume,
+    }
     _refuse_options({**_for_checkpoints(request), **others})
     if request.format != USUAL_FORMAT:
         raise UsageError(

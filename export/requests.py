@@ -17,6 +17,7 @@ from edgeglm.export.model import KvType
 from edgeglm.manifest import GraphManifest, Manifest, Rung
 
 Size = tuple[int, int]
+Switch = Literal["on", "off"]
 # What a file of samples is called; any other is a text.
 SAMPLES = ".jsonl"
 
@@ -56,6 +57,7 @@ class ExportRequest(PlanRequest, frozen=True, kw_only=True, tag=True):
         accuracy_drop: The largest drop of a metric, such as 0.02; None measures nothing.
         max_error: The largest relative error of an output of an ONNX graph; None for less than 0.5.
         calibration: Samples or a text to calibrate with; None for the demo's own.
+        equalization: ``on`` or ``off``, whether a calibration moves scales between weights.
         resume: Whether to go on from a partial bundle.
     """
 
@@ -65,6 +67,7 @@ class ExportRequest(PlanRequest, frozen=True, kw_only=True, tag=True):
     accuracy_drop: float | None = None
     max_error: float | None = None
     calibration: Path | None = None
+    equalization: Switch = "on"
     resume: bool = True
 
 
@@ -76,6 +79,7 @@ class SearchRequest(ExportRequest, frozen=True, kw_only=True, tag=True):
         trials: Bundles that are measured at most.
         study: The file that the search goes on from; None for the bundle's name with ``.study``.
         cluster: The address of the Ray that makes and measures bundles, or ``local``; None for this process.
+        equalizations: What ``equalization`` can be.
         via: The board that latency or memory is measured on, ``ssh HOST`` or ``adb``; None for this machine.
         python: Python's command there.
     """
@@ -84,6 +88,7 @@ class SearchRequest(ExportRequest, frozen=True, kw_only=True, tag=True):
     trials: int = 20
     study: Path | None = None
     cluster: str | None = None
+    equalizations: tuple[Switch, ...] = ("on",)
     via: str | None = None
     python: str = "python3"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import click
 import msgspec
@@ -20,8 +20,9 @@ from edgeglm.cli.progress import Display
 from edgeglm.errors import printable
 from edgeglm.export.api import ExportRequest, ExportResult, Progress, export
 from edgeglm.export.model import KvType
-from edgeglm.export.pipeline.gate import brief
+from edgeglm.export.pipeline.gate import describe
 from edgeglm.export.pipeline.job import NothingPassed
+from edgeglm.export.requests import Switch
 from edgeglm.manifest import GraphManifest, Rung
 from edgeglm.units import format_size, parse_percent
 
@@ -42,6 +43,13 @@ T = TypeVar("T", bound=ExportRequest)
 @click.option("--accuracy-drop", metavar="PCT", help="Maximum accuracy drop; raises precision until the bundle passes.")
 @click.option("--max-error", metavar="PCT", help="Maximum error of an ONNX graph's output (default: below 50%).")
 @calibration_option
+@click.option(
+    "--equalization",
+    type=click.Choice(get_args(Switch)),
+    default="on",
+    show_default=True,
+    help="Whether a calibration moves scales between weights.",
+)
 @click.option("--no-resume", is_flag=True, help="Discard a partial bundle instead of resuming it.")
 @json_option
 def command(
@@ -59,6 +67,7 @@ def command(
     accuracy_drop: str | None,
     max_error: str | None,
     calibration: Path | None,
+    equalization: Switch,
     no_resume: bool,
     as_json: bool,
 ) -> None:
@@ -82,6 +91,7 @@ def command(
         accuracy_drop=parse_percent(accuracy_drop) if accuracy_drop else None,
         max_error=parse_percent(max_error) if max_error else None,
         calibration=calibration,
+        equalization=equalization,
         resume=not no_resume,
     )
     print_result(run_export(request, export, as_json=as_json), as_json=as_json)
@@ -115,7 +125,7 @@ def print_result(result: ExportResult, *, as_json: bool) -> None:
 def _show(display: Display, progress: Progress) -> None:
     if progress.rung:
         rung = progress.rung
-        display.line(f"{'passes' if rung.passed else 'fails'}: {brief(rung.precision)}")
+        display.line(f"{'passes' if rung.passed else 'fails'}: {describe(rung)}")
     else:
         display(progress)
 

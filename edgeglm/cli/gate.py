@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from edgeglm.export.pipeline.gate import amount, brief
+from edgeglm.export.pipeline.gate import amount, describe
 from edgeglm.manifest import Metric, Rung
 
 
@@ -23,7 +23,7 @@ def ladder_table(rungs: Sequence[Rung]) -> Iterator[str]:
         drops = {metric.name: amount(metric, metric.drop) for metric in rung.metrics}
         verdict = "pass" if rung.passed else "refused" if rung.refused else _failing(rung.metrics)
         size = f"{rung.bundle_bytes / (1 << 20):.2f}MiB"
-        rows.append((brief(rung.precision), size, *(drops.get(name, "-") for name in names), verdict))
+        rows.append((describe(rung), size, *(drops.get(name, "-") for name in names), verdict))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     yield from ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar, cast, get_args
 
 import click
 
@@ -12,9 +13,14 @@ from edgeglm.cli.checkpoint_options import calibration_option, image_sizes, mode
 from edgeglm.cli.export import print_result, run_export
 from edgeglm.cli.output import json_option
 from edgeglm.cli.via import ViaCommand, python_option
+from edgeglm.errors import UsageError
 from edgeglm.export.api import SearchRequest, search
 from edgeglm.export.model import KvType
+from edgeglm.export.requests import Switch
+from edgeglm.suggest import nearest_name
 from edgeglm.units import parse_percent
+
+T = TypeVar("T", bound=str)
 
 
 @click.command("search", cls=ViaCommand)
@@ -32,6 +38,13 @@ from edgeglm.units import parse_percent
     "--trials", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="Bundles measured at most."
 )
 @calibration_option
+@click.option(
+    "--equalization",
+    default="on",
+    show_default=True,
+    metavar="LIST",
+    help="on, off, or both as on,off: whether a calibration moves scales between weights.",
+)
 @click.option(
     "--study",
     type=click.Path(path_type=Path),
@@ -56,6 +69,7 @@ def command(
     goal: Literal["size", "latency", "memory"],
     trials: int,
     calibration: Path | None,
+    equalization: str,
     study: Path | None,
     via: str | None,
     python: str,
@@ -68,6 +82,7 @@ def command(
 
     MODEL is a Hugging Face checkpoint directory, or org/name of one on the hub; without it, the demo.
     """
+    ways = _choices("--equalization", equalization, cast(tuple[Switch, ...], get_args(Switch)))
     request = SearchRequest(
         model=model,
         target=target,
@@ -80,6 +95,8 @@ def command(
         max_ram=parse_budget(max_ram),
         accuracy_drop=parse_percent(accuracy_drop),
         calibration=calibration,
+        equalization=ways[0],
+        equalizations=ways,
         goal=goal,
         trials=trials,
         study=study,
@@ -88,3 +105,12 @@ def command(
         cluster=cluster,
     )
     print_result(run_export(request, search, as_json=as_json), as_json=as_json)
+
+
+def _choices(option: str, text: str, known: Sequence[T]) -> tuple[T, ...]:
+    """Return the values of a list, in their own order. Raises UsageError for what is none."""
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{option} {text}", f"{name!r} is none of {', '.join(known)}", nearest_name(name, known))
+    return tuple(name for name in known if name in names)

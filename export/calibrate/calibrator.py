@@ -105,7 +105,8 @@ def observe(
     check_examples(prepared, examples)
     source, prompts = replace(prepared.checkpoint, keep_pages=True), example_prompts(prepared, examples)
     choices = {module.choice.name: module.choice for module in prepared.modules}
-    learner = Learner(choices, source, work / FEEDBACK if work else None, len(prompts), widest)
+    file, equalizes = work / FEEDBACK if work else None, prepared.request.equalizes
+    learner = Learner(choices, source, file, len(prompts), widest, equalizes=equalizes)
     observed = Observed(OriginalWeights(source), learner.see)
     try:
         with (

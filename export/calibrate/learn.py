@@ -107,13 +107,21 @@ class Learner:
         file: Where feedback is kept; None for none.
         prompts: How many pass through.
         widest: Most input channels of a matrix that has feedback.
+        equalizes: Whether scales are moved.
     """
 
     def __init__(
-        self, choices: Mapping[ModuleName, Choice], source: Rows, file: Path | None, prompts: int, widest: int
+        self,
+        choices: Mapping[ModuleName, Choice],
+        source: Rows,
+        file: Path | None,
+        prompts: int,
+        widest: int,
+        *,
+        equalizes: bool = True,
     ) -> None:
         self.choices, self.source, self.file = choices, source, file
-        self.prompts, self.widest = prompts, widest
+        self.prompts, self.widest, self.equalizes = prompts, widest, equalizes
         self.learned = Learned()
         self.values: dict[str, str] = {}
         self.tokens: dict[str, Tokens] = {}
@@ -124,7 +132,7 @@ class Learner:
         """Start with a segment."""
         self.choice, self.part = self.choices[module], part
         self.scheme = _rounded_by(self.choice, part)
-        found = find_pairs(graph) if self.scheme else ()
+        found = find_pairs(graph) if self.scheme and self.equalizes else ()
         self.pairs = [pair for pair in found if not any(self._is_kept(name) for name in pair.tensors)]
         self.values, self.tokens = {}, {}
         for node in graph if self.scheme else ():

@@ -86,6 +86,7 @@ def export(  # noqa: PLR0913 (until requests are frozen dataclasses)
         DamagedFileError, UnsupportedError: A weight cannot be read, changes meanwhile, or does not fit the precision.
     """
     config, unchanged = _config_sha256(prepared), Unchanged(prepared)
+    made_of = f"{unchanged.identity} {prepared.request.equalizes}"
     opened = BundleWriter(
         target,
         prepared.key(),
@@ -111,7 +112,7 @@ def export(  # noqa: PLR0913 (until requests are frozen dataclasses)
                 continue
             output = outputs[module]
             if reuse:
-                _copy(module, output, writer, reuse, unchanged.identity)
+                _copy(module, output, writer, reuse, made_of)
             modules.append(_export_module(prepared, module, output, writer, pool, prover, report))
         notes += [_wide_note(module) for module in modules if module.fp32_values]
         if carry_test and not prepared.request.shipped:
@@ -126,7 +127,7 @@ def export(  # noqa: PLR0913 (until requests are frozen dataclasses)
         path = writer.finish(made)
     if reuse:
         for module in ours:
-            reuse.add(module.choice, _written(module, writer, path / module.weights_file, unchanged.identity))
+            reuse.add(module.choice, _written(module, writer, path / module.weights_file, made_of))
     return read_manifest(path), tuple(notes)
 
 

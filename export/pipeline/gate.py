@@ -91,10 +91,15 @@ def nothing_passed(folder: Path, ladder: Ladder) -> AccuracyError:
     metric = worst(rung)
     drop, high, limit = (amount(metric, value) for value in (metric.drop, metric.drop_interval[1], metric.limit))
     why = (
-        f"no precision passes; the best, {brief(rung.precision)}, drops {metric.name} by {drop} "
+        f"no precision passes; the best, {describe(rung)}, drops {metric.name} by {drop} "
         f"and perhaps by {high}, where {limit} is allowed"
     )
     return AccuracyError(folder, why, "allow more with --accuracy-drop")
+
+
+def describe(rung: manifest.Rung) -> str:
+    """Return what an attempt was made with: its precision in brief, and its options."""
+    return "; ".join([brief(rung.precision), *(f"{name} {value}" for name, value in rung.options.items())])
 
 
 def brief(precision: str) -> str:

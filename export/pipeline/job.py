@@ -86,10 +86,9 @@ class Job:
             request, found = self.calibrated(show, leave)
             ladder = None
             if self.gate:
-                means = self.means(leave.enter_context(workplace(self.folder)), found, show, report)
+                means = self.means(leave.enter_context(workplace(self.folder)), found, show, report, leave)
                 ladder = self._climb(request, means)
-                request = replace(request, precision=ladder.precision)
-            prepared = prepare(open_export(request), found)
+            prepared = ladder.prepared() if ladder else prepare(open_export(request), found)
             _, notes = export(
                 prepared,
                 self.folder,
@@ -100,10 +99,10 @@ class Job:
                 measured=ladder.measured if ladder else None,
                 held_out=self.held_out,
             )
-        told = found.notes if found else ()
+        told = prepared.calibration.notes if prepared.calibration else ()
         return [*prepared.notes, *told, *notes], ladder.rungs if ladder else []
 
-    def means(self, work: Path, found: Calibration | None, show: Show, report: Report) -> Means:
+    def means(self, work: Path, found: Calibration | None, show: Show, report: Report, leave: ExitStack) -> Means:
         """Return the inputs of a climb.
 
         Args:
@@ -111,6 +110,7 @@ class Job:
             found: What weights are encoded by, if anything.
             show: Told of each measurement and rung.
             report: Told of the progress of an export.
+            leave: Removes the files of further calibrations.
         """
         assert self.gate
         return Means(
@@ -121,6 +121,7 @@ class Job:
             check=self._check,
             report=report,
             show=lambda rung: show(Progress("tried", rung=rung)),
+            calibrate=lambda request: replace(self, request=request).calibrated(show, leave),
         )
 
     def peak(self, opened: Opened) -> int:

@@ -30,6 +30,7 @@ SENSITIVITY_SAMPLES = 16
 
 Precisions = dict[str, str]  # by part, as --precision names it: decoder.layer.0, or embedding
 Measure = Callable[[Path], tuple[manifest.Metric, ...]]
+Calibrate = Callable[[Request], tuple[Request, Calibration | None]]
 
 RUNG = re.compile(r"rung-\d+(\.partial)?")
 
@@ -76,6 +77,7 @@ class Means:
         check: Whether an export fits the memory budget; raises BudgetError.
         report: Told of the progress of an export.
         show: Told of each rung.
+        calibrate: Returns what another request's weights are encoded by, as `Job.calibrated` does.
     """
 
     work: Path
@@ -85,6 +87,7 @@ class Means:
     check: Callable[[Opened], object]
     report: Report
     show: Callable[[manifest.Rung], None]
+    calibrate: Calibrate = lambda request: (request, None)
 
 
 @dataclass
@@ -114,6 +117,10 @@ class Ladder:
         assert self.best
         return self.request.precision if self.best is self.rungs[0] else self.best.precision
 
+    def prepared(self) -> Prepared:
+        """Return the export of the best attempt."""
+        return prepare(open_export(replace(self.request, precision=self.precision)), self.means.calibration)
+
     @property
     def measured(self) -> manifest.Measured:
         """The measurements for the manifest of the best attempt."""
@@ -130,7 +137,7 @@ class Ladder:
         prepared = self._prepare(self.request.precision)
         parts, low = precisions(prepared), self._try(prepared)
         if self.best:
-            self._order(parts)
+            self._order(prepared)
         onnx = self.request.format == USUAL_FORMAT
         while onnx and not self.best and any(precision in HIGHER for precision in parts.values()):
             raised = {part: HIGHER.get(precision, precision) for part, precision in parts.items()}
@@ -142,7 +149,7 @@ class Ladder:
             parts, low = raised, high
 
     def _bisect(self, parts: Precisions, raised: Precisions) -> None:
-        order = self._order(parts)
+        order = self._order(self._prepare(spell(parts)))
         low, high = 0, len(order)  # so many of the first are too few, are enough
         while high - low > 1:
             middle = (low + high) // 2
@@ -153,11 +160,10 @@ class Ladder:
             else:
                 low = middle
 
-    def _order(self, parts: Precisions) -> list[str]:
+    def _order(self, prepared: Prepared) -> list[str]:
         """Return the parts that can take a step, the most sensitive first."""
-        prepared = self._prepare(spell(parts))
         prompts = example_prompts(prepared, self.means.samples[:SENSITIVITY_SAMPLES])
-        movable = {part: precision for part, precision in parts.items() if precision in HIGHER}
+        movable = {part: precision for part, precision in precisions(prepared).items() if precision in HIGHER}
         self.sensitivity = sensitivities(prepared, prompts, movable)
         return sorted(movable, key=lambda part: -self.sensitivity[part])
 

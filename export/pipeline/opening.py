@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeglm.devices.loader import load_profile
+from edgeglm.errors import UsageError
 from edgeglm.export.calibrate.calibrator import read_calibration
 from edgeglm.export.checkpoint.locate import locate, locate_headers
 from edgeglm.export.checkpoint.reader import Checkpoint
@@ -30,7 +31,11 @@ def open_job(request: ExportRequest, budget: int) -> Job:
     if request.model == name and not any(source.glob("*.safetensors")):
         with locate_headers(name) as (names, _):  # which has the names of all files of a repository
             Checkpoint.open(names, headers_only=True)
-    opened = replace(asked(request, profile, source, name), format=request.format)
+    equalizes = request.equalization == "on"
+    if not equalizes and request.calibration is None:
+        why = "has nothing to switch off: a calibration moves scales, and there is none"
+        raise UsageError("--equalization off", why, "give --calibration FILE, or leave it out")
+    opened = replace(asked(request, profile, source, name), format=request.format, equalizes=equalizes)
     folder = request.output or Path(f"{opened.name.rpartition('/')[2]}-{opened.profile.name}")
     check_target(folder)
     calibration, allowed = request.calibration, request.accuracy_drop

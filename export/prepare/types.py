@@ -43,7 +43,10 @@ COMPUTED = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", "embeddings.positi
 
 @dataclass(frozen=True)
 class Request:
-    """The user's request; `name` is the model's name in the bundle, `shipped` the data that comes with the model."""
+    """The user's request; `name` is the model's name in the bundle, `shipped` the data that comes with the model.
+
+    `equalizes` is whether a calibration moves scales between weights.
+    """
 
     folder: Path
     name: str
@@ -56,6 +59,7 @@ class Request:
     adapter: Path | None = None
     prefixes: tuple[Path, ...] = ()
     kv: KvType = "fp32"
+    equalizes: bool = True
 
 
 @dataclass(frozen=True)
@@ -261,6 +265,8 @@ class Prepared:
         more = {} if self.request.format == USUAL_FORMAT else {"format": self.request.format}
         if self.request.kv != "fp32":
             more["kv"] = self.request.kv
+        if not self.request.equalizes:
+            more["equalization"] = "off"
         if self.checkpoint.adapter_sha256:
             more["adapter_sha256"] = self.checkpoint.adapter_sha256
         if lineage := read_lineage(self.checkpoint.folder):

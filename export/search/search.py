@@ -6,116 +6,59 @@ A bundle that cannot be better than the best one is not made, and one that fails
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import msgspec
 import optuna
 from optuna.trial import TrialState
 
 from edgeglm.errors import BudgetError, UnsupportedError, UsageError
-from edgeglm.export.burn.figures import measure_there
-from edgeglm.export.calibrate.calibrator import examples_hash
-from edgeglm.export.evaluate.speed import MEASURER, SpeedRequest
-from edgeglm.export.pipeline.job import Job
-from edgeglm.export.pipeline.ladder import Ladder, Measure, excess, precisions, spell, worst
-from edgeglm.export.prepare.preparation import open_export
-from edgeglm.export.prepare.types import Opened, Prepared
-from edgeglm.export.requests import SearchRequest
-from edgeglm.export.search.knobs import STEPS, Knobs
+from edgeglm.export.pipeline.ladder import Ladder, Precisions, excess, precisions, spell, worst
+from edgeglm.export.prepare.preparation import open_export, prepare
+from edgeglm.export.prepare.types import Calibration, Prepared, Request
+from edgeglm.export.requests import Switch
+from edgeglm.export.search.aim import EARLY, Aim
+from edgeglm.export.search.knobs import Knobs, Setting
 from edgeglm.export.search.study import open_study
-from edgeglm.manifest import Metric, Rung
+from edgeglm.manifest import Measured, Metric, Rung
 
-Goal = Literal["size", "latency", "memory"]
+Calibrated = tuple[Request, Calibration | None]
 # So many questions in a row that bring nothing to measure end a search.
 ASKED = 50
 # What a goal is measured by; the size of a bundle is known.
 FIGURES = {"latency": "answer_ms", "memory": "peak_rss_bytes"}
-# Samples, or windows of a text, that tell whether a bundle fails for sure; bytes of each end of a file that are hashed.
-EARLY, END = 128, 1 << 20
 # The excess of what could not be measured.
 REFUSED = 1e9
 
 
-@dataclass(frozen=True)
-class Aim:
-    """The goal of a search.
-
-    Args:
-        goal: The figure that is to be least.
-        trials: Bundles that are measured at most.
-        study: The file that the study is kept in.
-        identity: Of the model, the device, the samples and the limit: a study of others is refused.
-        early: Measures a bundle on few samples; None to measure on all at once.
-        figures: Measures a bundle by goal; a search for size does without.
-    """
-
-    goal: Goal
-    trials: int
-    study: Path
-    identity: str
-    early: Measure | None
-    figures: Callable[[Path], dict[str, float]]
-
-
-def aim_of(job: Job, request: SearchRequest) -> tuple[Job, Aim]:
-    """Return a job that begins with all parts in their smallest precision, and its aim. Raises as `open_export`."""
-    assert job.gate
-    asked = replace(job.request, precision=STEPS[0])
-    try:
-        opened = open_export(asked)
-    except UnsupportedError:  # what an NPU computes, for one, has a precision of its own
-        asked = job.request
-        opened = open_export(asked)
-    gate = job.gate
-    aim = Aim(
-        goal=request.goal,
-        trials=request.trials,
-        study=request.study or job.folder.with_name(f"{job.folder.name}.study"),
-        identity=_identity(opened, job, request),
-        early=lambda bundle: gate.metrics(bundle, EARLY),
-        figures=partial(measure_there, request.via, request.python) if request.via else _figures,
-    )
-    return replace(job, request=asked), aim
-
-
-def _identity(opened: Opened, job: Job, request: SearchRequest) -> str:
-    """Return a hash of what a study is of: the weights by their sizes and ends, the device, samples, limit and goal.
-
-    Unlike `edgeglm.export.prepare.identity`, which tells files of one machine apart, it is the same for a copy.
-    """
-    digest = hashlib.sha256()
-    folder = opened.checkpoint.folder
-    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
-        size = file.stat().st_size
-        with open(file, "rb") as source:
-            digest.update(f"{file.name}\0{size}\0".encode() + source.read(END))
-            source.seek(max(0, size - END))
-            digest.update(source.read(END))
-    options = (request.goal, request.accuracy_drop, request.context, request.image_sizes, request.prefixes, request.kv)
-    board = (request.via,) if request.via else ()
-    digest.update(repr((job.request.profile, opened.checkpoint.adapter_sha256, options, *board)).encode())
-    digest.update(examples_hash(job.samples).encode())
-    return digest.hexdigest()
-
-
-def _figures(bundle: Path) -> dict[str, float]:
-    speed = MEASURER.run(SpeedRequest(bundle), "measuring")
-    return {"latency": speed.answer_ms, "memory": float(speed.peak_rss_bytes)}
+def setting_of(prepared: Prepared) -> Setting:
+    """Return the choices that an export was prepared with."""
+    return Setting(spell(precisions(prepared)), "on" if prepared.request.equalizes else "off")
 
 
 @dataclass
 class Search(Ladder):
-    """Rungs in the order in which a study tried them."""
+    """Rungs in the order in which a study tried them.
+
+    Args:
+        aim: The goal.
+        calibrated: What each way of calibrating gave; a worker's attempts share it.
+        taken: What was tried, or need not be.
+        smallest: The precision of all parts, each in the smallest.
+        least: The size of the smallest bundle.
+        orders: By way of calibrating, the parts by their sensitivity.
+    """
 
     aim: Aim = field(kw_only=True)
-    taken: set[str] = field(default_factory=set)
-    lowest: str = ""
+    calibrated: dict[Switch, Calibrated] = field(default_factory=dict)
+    taken: set[Setting] = field(default_factory=set)
+    smallest: Precisions = field(default_factory=dict)
+    least: int = 0
+    orders: dict[Switch, tuple[list[str], dict[str, float]]] = field(default_factory=dict)
 
     @property
     def best(self) -> Rung | None:
@@ -125,11 +68,17 @@ class Search(Ladder):
     def _figure(self, rung: Rung) -> float:
         return rung.figures[FIGURES[self.aim.goal]] if self.aim.goal in FIGURES else float(rung.bundle_bytes)
 
-    @property
-    def precision(self) -> str:
-        """The precision of the best attempt."""
+    def prepared(self) -> Prepared:
+        """Return the export of the best attempt."""
         assert self.best
-        return self.best.precision
+        return self._make(Setting.of(self.best))
+
+    @property
+    def measured(self) -> Measured:
+        """The measurements for the manifest of the best attempt."""
+        assert self.best
+        _, sensitivity = self._ordered(Setting.of(self.best))
+        return Measured(self.best.metrics, tuple(self.rungs), sensitivity)
 
     def climb(self) -> None:
         """Try what the study proposes, go on where it was left, and remember every attempt in it.
@@ -148,18 +97,18 @@ class Search(Ladder):
                 if other != kept:
                     shutil.rmtree(other, ignore_errors=True)
 
-    def attempt(self, precision: str) -> Rung:
-        """Make a bundle of a precision and measure it."""
-        self._try(self._prepare(precision))
+    def attempt(self, setting: Setting) -> Rung:
+        """Make a bundle and measure it."""
+        self._try(self._make(setting))
         return self.rungs[-1]
 
     def _open(self) -> tuple[optuna.Study, Knobs]:
         """Return the study with what is tried first, and its knobs."""
         study = open_study(self.aim.study, self.aim.identity)
         self._remember(study)
-        lowest = precisions(self._prepare(self.request.precision))
-        knobs = Knobs.of(lowest, self._order(lowest), self._is_possible)
-        self.lowest = spell(lowest)
+        prepared = self._prepare(self.request.precision)
+        self.smallest, self.least = precisions(prepared), prepared.bundle_bytes
+        knobs = Knobs.of(self.smallest, self._is_possible, {"equalization": self.aim.equalization})
         for first in knobs.first():
             study.enqueue_trial(first, skip_if_exists=True)
         return study, knobs
@@ -170,10 +119,10 @@ class Search(Ladder):
             if self._is_least():
                 break
             trial = study.ask(knobs.distributions)
-            spelled = spell(knobs.parts(trial.params))
-            if spelled not in self.taken:
-                self.taken.add(spelled)
-                prepared = self._prepare(spelled)
+            setting = self._setting(knobs, trial.params)
+            if setting not in self.taken:
+                self.taken.add(setting)
+                prepared = self._make(setting)
                 if self.aim.goal != "size" or not self.best or prepared.bundle_bytes < self.best.bundle_bytes:
                     return trial, prepared
             study.tell(trial, state=TrialState.FAIL)
@@ -181,21 +130,50 @@ class Search(Ladder):
 
     def _is_least(self) -> bool:
         """Return whether the smallest bundle passes, which none can be smaller than."""
-        return self.aim.goal == "size" and bool(self.best and self.best.precision == self.lowest)
+        return self.aim.goal == "size" and bool(self.best and self.best.bundle_bytes <= self.least)
+
+    def _setting(self, knobs: Knobs, chosen: Mapping[str, Any]) -> Setting:
+        setting = Setting("", knobs.option(chosen, "equalization"))
+        order, _ = self._ordered(setting)
+        return msgspec.structs.replace(setting, precision=spell(knobs.parts(chosen, self.smallest, order)))
+
+    def _ordered(self, setting: Setting) -> tuple[list[str], dict[str, float]]:
+        """Return the parts that can take a step, the most sensitive first, and how sensitive they are."""
+        way = setting.equalization
+        if way not in self.orders:
+            smallest = self._make(Setting(self.request.precision, way))
+            self.orders[way] = self._order(smallest), self.sensitivity
+        return self.orders[way]
+
+    def _make(self, setting: Setting) -> Prepared:
+        request, calibration = self._calibrated(setting)
+        opened = open_export(replace(request, precision=setting.precision))
+        self.means.check(opened)
+        return prepare(opened, calibration)
+
+    def _calibrated(self, setting: Setting) -> Calibrated:
+        """Return a request and what its weights are encoded by, which is found once."""
+        way = setting.equalization
+        if way not in self.calibrated:
+            request = replace(self.request, equalizes=way == "on")
+            own = self.request, self.means.calibration
+            self.calibrated[way] = own if request == self.request else self.means.calibrate(request)
+        return self.calibrated[way]
 
     def _tell(self, study: optuna.Study, trial: optuna.Trial, rung: Rung) -> None:
         trial.set_user_attr("rung", msgspec.json.encode(rung).decode())
         study.tell(trial, [self._figure(rung), excess(worst(rung))] if rung.metrics else [REFUSED, REFUSED])
 
     def _rung(self, prepared: Prepared, folder: Path) -> Rung:
-        rung = super()._rung(prepared, folder)
+        options = setting_of(prepared).options
+        rung = msgspec.structs.replace(super()._rung(prepared, folder), options=options)
         if self.aim.goal not in FIGURES or rung.refused is not None:
             return rung
         try:
             figure = self.aim.figures(folder)[self.aim.goal]
         except BudgetError as error:  # the board has not enough for it
             why = f"{error.what}: {error.why}"
-            return Rung(rung.precision, rung.bundle_bytes, passed=False, refused=why)
+            return Rung(rung.precision, rung.bundle_bytes, passed=False, refused=why, options=options)
         return msgspec.structs.replace(rung, figures={FIGURES[self.aim.goal]: round(figure, 1)})
 
     def _measured(self, folder: Path) -> tuple[Metric, ...]:
@@ -223,4 +201,4 @@ class Search(Ladder):
             elif trial.state == TrialState.COMPLETE:
                 rung = msgspec.json.decode(trial.user_attrs["rung"], type=Rung)
                 self.rungs.append(rung)
-                self.taken.add(rung.precision)
+                self.taken.add(Setting.of(rung))

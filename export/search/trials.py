@@ -12,11 +12,12 @@ import optuna
 
 from edgeglm.export.cluster import Cluster, Running, connect
 from edgeglm.export.pipeline.job import Job
-from edgeglm.export.pipeline.ladder import precisions, spell
 from edgeglm.export.pipeline.opening import open_job
 from edgeglm.export.prepare.types import Calibration, Prepared, Request
-from edgeglm.export.requests import SearchRequest
-from edgeglm.export.search.search import Aim, Search, aim_of
+from edgeglm.export.requests import SearchRequest, Switch
+from edgeglm.export.search.aim import Aim, aim_of
+from edgeglm.export.search.knobs import Setting
+from edgeglm.export.search.search import Calibrated, Search, setting_of
 from edgeglm.manifest import Rung
 from edgeglm.scratch import scratch_folder
 
@@ -30,12 +31,12 @@ class Trial(msgspec.Struct, frozen=True):
 
     Args:
         search: What is searched for.
-        precision: Of the bundle, as ``--precision`` takes it.
+        setting: Of the bundle.
         budget: Bytes of memory.
     """
 
     search: SearchRequest
-    precision: str
+    setting: Setting
     budget: int
 
 
@@ -71,14 +72,10 @@ class Spread(Search):
                 self.means.show(rung)
 
     def _start(self, cluster: Cluster, prepared: Prepared) -> Running:
-        task = Trial(msgspec.structs.replace(self.search, cluster=None), _spelled(prepared), self.job.budget)
+        task = Trial(msgspec.structs.replace(self.search, cluster=None), setting_of(prepared), self.job.budget)
         # What else a machine does would be in a latency.
         processors = cluster.machine if self.aim.goal == "latency" else 1
         return cluster.start(try_precision, task, self.job.peak(prepared.opened), processors)
-
-
-def _spelled(prepared: Prepared) -> str:
-    return spell(precisions(prepared))
 
 
 def searching(job: Job, request: SearchRequest) -> Job:
@@ -93,18 +90,19 @@ def try_precision(trial: Trial) -> Rung:
     """Make a bundle and measure it; it is gone afterwards. Raises as `edgeglm.export.api.export`."""
     ready = _ready(trial.search, trial.budget)
     with scratch_folder("trial") as work:
-        means = ready.job.means(work, ready.calibration, lambda _: None, lambda _: None)
-        return Search(ready.request, means, aim=ready.aim).attempt(trial.precision)
+        means = ready.job.means(work, ready.calibration, lambda _: None, lambda _: None, _LEAVE)
+        return Search(ready.request, means, aim=ready.aim, calibrated=ready.calibrated).attempt(trial.setting)
 
 
 @dataclass(frozen=True)
 class _Ready:
-    """What all attempts of a worker share: it calibrates once."""
+    """What all attempts of a worker share: it calibrates once in each way."""
 
     job: Job
     aim: Aim
     request: Request
     calibration: Calibration | None
+    calibrated: dict[Switch, Calibrated] = field(default_factory=dict)
 
 
 @cache

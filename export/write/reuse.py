@@ -21,7 +21,7 @@ COPY_BYTES = 16 << 20
 class Found:
     """A stored weight in an earlier bundle: its place, its journal's note, and its checksums.
 
-    ``source`` identifies the weights that it was made from.
+    ``source`` identifies the weights that it was made from, and how they were calibrated.
     """
 
     source: str

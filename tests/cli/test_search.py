@@ -25,13 +25,15 @@ def test_a_text_model_is_searched_for_memory(tmp_path: Path, capsys: Capture) ->
     save(SHAPES["glm4"], model)
     write_tokenizer(model / "tokenizer.json")
     write_text(text, 36)
-    options = ["--target", "cpu", "--accuracy-drop", "40%", "--calibration", text, "--for", "memory", "--trials", 2]
+    drop = ["--target", "cpu", "--accuracy-drop", "40%", "--calibration", text, "--equalization", "on,off"]
+    options = [*drop, "--for", "memory", "--trials", 2]
     study = ["--study", tmp_path / "study", "--json"]
 
     status, out, err = run(capsys, "search", model, *options, "-o", tmp_path / "one", *study)
     assert status == 0, err
     ladder = json.loads(out)["ladder"]
-    assert len(ladder) == 2
+    assert [rung.get("options") for rung in ladder] == [None, {"equalization": "off"}]
+    assert ladder[0]["precision"] == ladder[1]["precision"]
     assert all(rung["figures"]["peak_rss_bytes"] > 1e6 for rung in ladder)
     assert any(rung["passed"] for rung in ladder)
 
@@ -54,8 +56,10 @@ def test_a_text_model_is_searched_for_memory(tmp_path: Path, capsys: Capture) ->
     [
         (["--target", "cpu", "--accuracy-drop", "1%", "--trials", "0"], "trials"),
         (["--target", "cpu", "--accuracy-drop", "1%", "--for", "speed"], "speed"),
-        (["model.onnx", "--target", "cpu", "--accuracy-drop", "1%"], "model.onnx is a graph"),
+        (["--target", "cpu", "--accuracy-drop", "1%", "--equalization", "on,of"], "'of' is none of on, off"),
+        (["--target", "cpu", "--accuracy-drop", "1%", "--equalization", "on,off"], "has nothing to switch off"),
+        (["model.onnx", "--target", "cpu", "--accuracy-drop", "1%"], "is a graph: a search is of checkpoints"),
     ],
 )
 def test_what_is_asked_wrong_is_one_line(arguments: list[str], text: str, capsys: Capture) -> None:
-    check_failure(run(capsys, "search", *arguments), 2, text.partition(" ")[0])
+    check_failure(run(capsys, "search", *arguments), 2, text)

@@ -64,13 +64,17 @@ class Memory:
 
 @dataclass(frozen=True)
 class Rung:
-    """A precision that an export tried: the bundle's size, its drops and figures, or why there was none."""
+    """A precision that an export tried, or a search with `options`: the bundle's size, its drops and figures.
+
+    ``refused`` is why there was none.
+    """
 
     precision: str
     nbytes: int
     metrics: tuple[Metric, ...] = ()
     refused: str | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -112,7 +116,7 @@ class Report:
         if measured is UNSET:
             return cls(manifest, module_bytes, original_bytes)
         rungs = (
-            Rung(rung.precision, rung.bundle_bytes, _metrics(rung.metrics), rung.refused, rung.figures)
+            Rung(rung.precision, rung.bundle_bytes, _metrics(rung.metrics), rung.refused, rung.figures, rung.options)
             for rung in measured.ladder
         )
         return cls(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,11 @@ def test_a_walk_learns_what_every_int4_matrix_needs(prepared: Prepared, tmp_path
     assert wide.feedback is None
     assert "model.language_model.layers.0.mlp.down_proj.weight" in learned.left
     (*_, note) = learned.notes()
+    plain = replace(prepared, opened=replace(prepared.opened, request=replace(prepared.request, equalizes=False)))
+    _, unmoved = observe(plain, samples)
+    assert learned.divisors
+    assert not unmoved.divisors
+    assert all(inputs.factor is None for inputs in unmoved.inputs.values())
     assert (
         "no room to feed rounding errors back for the inputs of model.visual.patch_embed.proj.weight and 6 oth" in note
     )

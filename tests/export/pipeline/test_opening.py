@@ -17,6 +17,7 @@ from edgeglm.export.pipeline.opening import open_job
 from edgeglm.export.prepare.asked import asked
 from edgeglm.export.requests import ExportRequest, SearchRequest
 from edgeglm.export.samples.shipped import DEMO_DATA
+from edgeglm.export.search.knobs import Setting
 from edgeglm.export.search.trials import Trial
 
 BUDGET = 2 << 30
@@ -35,6 +36,14 @@ def test_a_drop_has_a_gate_within_the_budget() -> None:
     assert (gate.request.accuracy_drop, gate.request.max_ram) == (0.03, BUDGET)
 
 
+def test_equalization_is_switched_off_where_there_is_one() -> None:
+    calibration = DEMO_DATA.calibration
+    job = open_job(ExportRequest(target="cpu", calibration=calibration, equalization="off"), BUDGET)
+    assert not job.request.equalizes
+    with pytest.raises(UsageError, match="has nothing to switch off"):
+        open_job(ExportRequest(target="cpu", equalization="off"), BUDGET)
+
+
 def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("")
     with pytest.raises(UsageError):
@@ -49,7 +58,8 @@ def test_sizes_are_kept_once(tmp_path: Path) -> None:
 
 
 def test_a_trial_travels_whole() -> None:
-    trial = Trial(SearchRequest(target="cpu", accuracy_drop=0.01, prefixes=(Path("one"),)), "decoder=int4", BUDGET)
+    search = SearchRequest(target="cpu", accuracy_drop=0.01, prefixes=(Path("one"),), equalizations=("on", "off"))
+    trial = Trial(search, Setting("decoder=int4", "off"), BUDGET)
     back = pickle.loads(pickle.dumps(trial))
     assert back == trial
     assert hash(back.search) == hash(trial.search)  # which a worker's calibration is kept by

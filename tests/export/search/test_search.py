@@ -23,7 +23,8 @@ from edgeglm.export.pipeline.ladder import Means, workplace
 from edgeglm.export.prepare.types import Request
 from edgeglm.export.samples.screenshots import read_samples
 from edgeglm.export.samples.shipped import DATA, DEMO_DATA
-from edgeglm.export.search.search import Aim, Search
+from edgeglm.export.search.aim import Aim
+from edgeglm.export.search.search import Search
 from edgeglm.export.search.study import open_study
 from tests.export.pipeline.test_ladder import errors_within
 

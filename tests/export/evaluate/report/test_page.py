@@ -177,7 +177,7 @@ def test_what_the_manifest_says_was_measured_is_shown() -> None:
     measured = manifest.Measured(
         (recorded, error),
         (
-            manifest.Rung("int4", 2 << 20, False, (lost, error)),
+            manifest.Rung("int4", 2 << 20, False, (lost, error), options={"equalization": "off"}),
             manifest.Rung("odd", 0, False, refused="computes garbage"),
             manifest.Rung("int8", 4 << 20, True, (recorded, error)),
         ),
@@ -193,5 +193,5 @@ def test_what_the_manifest_says_was_measured_is_shown() -> None:
     assert list(report.sensitivity) == ["decoder.layer.2", "decoder.layer.10"]
     text = words(report)
     assert "passes 2 of 2 metrics within their limits at 95% confidence" in text
-    assert "1 int4 2MiB 5.00% 0.2 no 2 odd – computes garbage no 3 int8 4MiB 1.00% 0.2 pass" in text
+    assert "1 int4 equalization: off 2MiB 5.00% 0.2 no 2 odd – computes garbage no 3 int8 4MiB 1.00% 0.2 pass" in text
     assert "not measured" in words(Report.of(sample_manifest(), plain().module_bytes, 0))

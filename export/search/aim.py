@@ -1,0 +1,99 @@
+"""The goal of a search, what it chooses among, and what a study of it is of."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from edgeglm.errors import UnsupportedError, UsageError
+from edgeglm.export.burn.figures import measure_there
+from edgeglm.export.calibrate.calibrator import examples_hash
+from edgeglm.export.evaluate.speed import MEASURER, SpeedRequest
+from edgeglm.export.pipeline.job import Job
+from edgeglm.export.pipeline.ladder import Measure
+from edgeglm.export.prepare.preparation import open_export
+from edgeglm.export.prepare.types import Opened
+from edgeglm.export.requests import SearchRequest, Switch
+from edgeglm.export.search.knobs import STEPS
+
+Goal = Literal["size", "latency", "memory"]
+# Samples, or windows of a text, that tell whether a bundle fails for sure; bytes of each end of a file that are hashed.
+EARLY, END = 128, 1 << 20
+
+
+@dataclass(frozen=True)
+class Aim:
+    """The goal of a search.
+
+    Args:
+        goal: The figure that is to be least.
+        trials: Bundles that are measured at most.
+        study: The file that the study is kept in.
+        identity: Of the model, the device, the samples and the limit: a study of others is refused.
+        early: Measures a bundle on few samples; None to measure on all at once.
+        figures: Measures a bundle by goal; a search for size does without.
+        equalization: What it can be.
+    """
+
+    goal: Goal
+    trials: int
+    study: Path
+    identity: str
+    early: Measure | None
+    figures: Callable[[Path], dict[str, float]]
+    equalization: tuple[Switch, ...] = ("on",)
+
+
+def aim_of(job: Job, request: SearchRequest) -> tuple[Job, Aim]:
+    """Return a job that begins with all parts in their smallest precision, and its aim. Raises as `open_export`."""
+    assert job.gate
+    if "off" in request.equalizations and not job.samples:
+        why = "has nothing to switch off: a calibration moves scales, and there is none"
+        raise UsageError("--equalization off", why, "give --calibration FILE, or leave it out")
+    asked = replace(job.request, precision=STEPS[0])
+    try:
+        opened = open_export(asked)
+    except UnsupportedError:  # what an NPU computes, for one, has a precision of its own
+        asked = job.request
+        opened = open_export(asked)
+    gate = job.gate
+    aim = Aim(
+        goal=request.goal,
+        trials=request.trials,
+        study=request.study or job.folder.with_name(f"{job.folder.name}.study"),
+        identity=_identity(opened, job, request),
+        early=lambda bundle: gate.metrics(bundle, EARLY),
+        figures=partial(measure_there, request.via, request.python) if request.via else _figures,
+        equalization=request.equalizations,
+    )
+    return replace(job, request=asked), aim
+
+
+def _identity(opened: Opened, job: Job, request: SearchRequest) -> str:
+    """Return a hash of what a study is of: the weights by their sizes and ends, the device, samples, limit and goal.
+
+    Unlike `edgeglm.export.prepare.identity`, which tells files of one machine apart, it is the same for a copy.
+    """
+    digest = hashlib.sha256()
+    folder = opened.checkpoint.folder
+    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+        size = file.stat().st_size
+        with open(file, "rb") as source:
+            digest.update(f"{file.name}\0{size}\0".encode() + source.read(END))
+            source.seek(max(0, size - END))
+            digest.update(source.read(END))
+    options = (request.goal, request.accuracy_drop, request.context, request.image_sizes, request.prefixes, request.kv)
+    board = (request.via,) if request.via else ()
+    others: tuple[object, ...] = () if request.equalizations == ("on",) else (request.equalizations,)
+    digest.update(repr((job.request.profile, opened.checkpoint.adapter_sha256, options, *board, *others)).encode())
+    digest.update(examples_hash(job.samples).encode())
+    return digest.hexdigest()
+
+
+def _figures(bundle: Path) -> dict[str, float]:
+    speed = MEASURER.run(SpeedRequest(bundle), "measuring")
+    return {"latency": speed.answer_ms, "memory": float(speed.peak_rss_bytes)}
