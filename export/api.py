@@ -178,7 +178,7 @@ def _export_checkpoint(request: ExportRequest, budget: int, show: Show) -> Expor
     if isinstance(request, SearchRequest):
         from edgeglm.export.search.trials import searching
 
-        job = searching(job, request)
+        job = searching(job, request, show)
     expected = job.expected()
     notes, rungs = job.run(show, resume=request.resume)
     return ExportResult(bundle=job.folder, notes=notes, rungs=rungs, predicted_peak_rss_bytes=expected, max_ram=budget)

@@ -80,6 +80,8 @@ class SearchRequest(ExportRequest, frozen=True, kw_only=True, tag=True):
         study: The file that the search goes on from; None for the bundle's name with ``.study``.
         cluster: The address of the Ray that makes and measures bundles, or ``local``; None for this process.
         equalizations: What ``equalization`` can be.
+        also: Smaller checkpoints that `compress` made of the model, to choose from too.
+        prune: Rates of pruning as `CompressRequest` has them: a checkpoint of each is made, to choose from too.
         via: The board that latency or memory is measured on, ``ssh HOST`` or ``adb``; None for this machine.
         python: Python's command there.
     """
@@ -89,6 +91,8 @@ class SearchRequest(ExportRequest, frozen=True, kw_only=True, tag=True):
     study: Path | None = None
     cluster: str | None = None
     equalizations: tuple[Switch, ...] = ("on",)
+    also: tuple[str, ...] = ()
+    prune: tuple[str, ...] = ()
     via: str | None = None
     python: str = "python3"
 

@@ -17,7 +17,7 @@ HEAVY = (*HOST_ONLY, "onnxruntime", "onnxruntime_qnn", "ai_edge_litert", "tensor
 # The parts of export/ in the order of the data: each imports itself and those before it.
 LAYERS = """
     model metric families checkpoint samples chat choose trace graph requests cluster quantize write prepare prefix
-    prove calibrate targets predict evaluate burn pipeline search compress foreign api api_worker matrix demo
+    prove calibrate targets predict evaluate burn pipeline compress search foreign api api_worker matrix demo
 """.split()
 
 

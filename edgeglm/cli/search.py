@@ -51,6 +51,18 @@ T = TypeVar("T", bound=str)
     metavar="FILE",
     help="The file that a search is kept in and goes on from (default: DIR.study).",
 )
+@click.option(
+    "--also",
+    multiple=True,
+    metavar="CHECKPOINT",
+    help="A checkpoint that edgeglm compress made of MODEL, to choose from too; once for each.",
+)
+@click.option(
+    "--prune",
+    multiple=True,
+    metavar="RATE",
+    help="A rate of edgeglm compress: what it makes of MODEL is chosen from too; once for each.",
+)
 @click.option("--via", metavar="BACKEND", help="The board to measure on: ssh HOST, or adb (default: this machine).")
 @python_option
 @cluster_option
@@ -70,6 +82,8 @@ def command(
     trials: int,
     calibration: Path | None,
     equalization: str,
+    also: tuple[str, ...],
+    prune: tuple[str, ...],
     study: Path | None,
     via: str | None,
     python: str,
@@ -97,6 +111,8 @@ def command(
         calibration=calibration,
         equalization=ways[0],
         equalizations=ways,
+        also=also,
+        prune=prune,
         goal=goal,
         trials=trials,
         study=study,

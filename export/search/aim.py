@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,7 @@ from edgeglm.export.pipeline.ladder import Measure
 from edgeglm.export.prepare.preparation import open_export
 from edgeglm.export.prepare.types import Opened
 from edgeglm.export.requests import SearchRequest, Switch
+from edgeglm.export.search.candidates import find_candidates
 from edgeglm.export.search.knobs import STEPS
 
 Goal = Literal["size", "latency", "memory"]
@@ -37,6 +38,7 @@ class Aim:
         early: Measures a bundle on few samples; None to measure on all at once.
         figures: Measures a bundle by goal; a search for size does without.
         equalization: What it can be.
+        models: The folders of smaller checkpoints by name, to choose from beside MODEL.
     """
 
     goal: Goal
@@ -46,6 +48,12 @@ class Aim:
     early: Measure | None
     figures: Callable[[Path], dict[str, float]]
     equalization: tuple[Switch, ...] = ("on",)
+    models: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def options(self) -> dict[str, Sequence[str]]:
+        """The values that options of a `Setting` can have, by name."""
+        return {"equalization": self.equalization, "model": ["", *self.models]}
 
 
 def aim_of(job: Job, request: SearchRequest) -> tuple[Job, Aim]:
@@ -60,35 +68,42 @@ def aim_of(job: Job, request: SearchRequest) -> tuple[Job, Aim]:
     except UnsupportedError:  # what an NPU computes, for one, has a precision of its own
         asked = job.request
         opened = open_export(asked)
-    gate = job.gate
+    gate, models = job.gate, find_candidates(job, asked, request.also)
     aim = Aim(
         goal=request.goal,
         trials=request.trials,
-        study=request.study or job.folder.with_name(f"{job.folder.name}.study"),
-        identity=_identity(opened, job, request),
+        study=study_of(job, request),
+        identity=_identity(opened, job, request, models),
         early=lambda bundle: gate.metrics(bundle, EARLY),
         figures=partial(measure_there, request.via, request.python) if request.via else _figures,
         equalization=request.equalizations,
+        models=models,
     )
     return replace(job, request=asked), aim
 
 
-def _identity(opened: Opened, job: Job, request: SearchRequest) -> str:
+def study_of(job: Job, request: SearchRequest) -> Path:
+    """Return the file of a search's study."""
+    return request.study or job.folder.with_name(f"{job.folder.name}.study")
+
+
+def _identity(opened: Opened, job: Job, request: SearchRequest, models: Mapping[str, Path]) -> str:
     """Return a hash of what a study is of: the weights by their sizes and ends, the device, samples, limit and goal.
 
     Unlike `edgeglm.export.prepare.identity`, which tells files of one machine apart, it is the same for a copy.
     """
     digest = hashlib.sha256()
-    folder = opened.checkpoint.folder
-    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
-        size = file.stat().st_size
-        with open(file, "rb") as source:
-            digest.update(f"{file.name}\0{size}\0".encode() + source.read(END))
-            source.seek(max(0, size - END))
-            digest.update(source.read(END))
+    for folder in (opened.checkpoint.folder, *models.values()):
+        for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+            size = file.stat().st_size
+            with open(file, "rb") as source:
+                digest.update(f"{file.name}\0{size}\0".encode() + source.read(END))
+                source.seek(max(0, size - END))
+                digest.update(source.read(END))
     options = (request.goal, request.accuracy_drop, request.context, request.image_sizes, request.prefixes, request.kv)
     board = (request.via,) if request.via else ()
     others: tuple[object, ...] = () if request.equalizations == ("on",) else (request.equalizations,)
+    others += tuple(models)
     digest.update(repr((job.request.profile, opened.checkpoint.adapter_sha256, options, *board, *others)).encode())
     digest.update(examples_hash(job.samples).encode())
     return digest.hexdigest()

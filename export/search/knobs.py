@@ -24,10 +24,12 @@ class Setting(msgspec.Struct, frozen=True):
     Args:
         precision: Of all parts, as ``--precision`` takes it.
         equalization: Whether a calibration moves scales, as ``--equalization`` takes it.
+        model: The name of a smaller checkpoint; empty for MODEL.
     """
 
     precision: str
     equalization: Switch = "on"
+    model: str = ""
 
     @classmethod
     def of(cls, rung: Rung) -> Setting:
@@ -47,7 +49,7 @@ class Knobs:
 
     Args:
         steps: The precisions that a module can have, from the smallest.
-        counts: How many parts of a module can take one step up; those of an embedding are none.
+        counts: How many parts of a module can take one step up, in the model with most; those of an embedding are none.
         options: What options of a `Setting` can be, by name, the first choice first.
     """
 
@@ -56,18 +58,20 @@ class Knobs:
     options: Mapping[str, Sequence[str]]
 
     @classmethod
-    def of(cls, parts: Precisions, is_possible: Callable[[str], bool], options: Mapping[str, Sequence[str]]) -> Knobs:
+    def of(
+        cls, models: Sequence[Precisions], is_possible: Callable[[str], bool], options: Mapping[str, Sequence[str]]
+    ) -> Knobs:
         """Return the knobs of modules.
 
         Args:
-            parts: The precision of all parts, each in the smallest.
+            models: Of each model the precision of all parts, each in the smallest; MODEL is the first.
             is_possible: Whether a ``--precision`` has a place on the device.
             options: What they can be.
         """
         steps, counts = dict[str, Sequence[str]](), dict[str, int]()
-        for module in dict.fromkeys(part.partition(".")[0] for part in parts):
-            count = len(movable(parts, module))
-            tried = STEPS if count else TABLE_STEPS if parts.get(module) in TABLE_STEPS else ()
+        for module in dict.fromkeys(part.partition(".")[0] for part in models[0]):
+            count = max(len(movable(parts, module)) for parts in models)
+            tried = STEPS if count else TABLE_STEPS if models[0].get(module) in TABLE_STEPS else ()
             possible = [name for name in tried if is_possible(f"{module}={name}")]
             if possible:
                 steps[module], counts[module] = possible, count
@@ -108,7 +112,7 @@ class Knobs:
 
         Args:
             chosen: A choice.
-            smallest: The precision of all parts, each in the smallest.
+            smallest: The precision of all parts of the model, each in the smallest.
             order: Those that can take a step, the most sensitive first.
         """
         parts = dict(smallest)

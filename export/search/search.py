@@ -22,11 +22,14 @@ from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Calibration, Prepared, Request
 from edgeglm.export.requests import Switch
 from edgeglm.export.search.aim import EARLY, Aim
+from edgeglm.export.search.candidates import smaller
 from edgeglm.export.search.knobs import Knobs, Setting
 from edgeglm.export.search.study import open_study
 from edgeglm.manifest import Measured, Metric, Rung
 
 Calibrated = tuple[Request, Calibration | None]
+# A model, and whether it is equalized.
+Variant = tuple[str, Switch]
 # So many questions in a row that bring nothing to measure end a search.
 ASKED = 50
 # What a goal is measured by; the size of a bundle is known.
@@ -35,30 +38,25 @@ FIGURES = {"latency": "answer_ms", "memory": "peak_rss_bytes"}
 REFUSED = 1e9
 
 
-def setting_of(prepared: Prepared) -> Setting:
-    """Return the choices that an export was prepared with."""
-    return Setting(spell(precisions(prepared)), "on" if prepared.request.equalizes else "off")
-
-
 @dataclass
 class Search(Ladder):
     """Rungs in the order in which a study tried them.
 
     Args:
         aim: The goal.
-        calibrated: What each way of calibrating gave; a worker's attempts share it.
+        calibrated: What calibrating each model in each way gave; a worker's attempts share it.
         taken: What was tried, or need not be.
-        smallest: The precision of all parts, each in the smallest.
+        smallest: By model, the precision of all parts, each in the smallest.
         least: The size of the smallest bundle.
-        orders: By way of calibrating, the parts by their sensitivity.
+        orders: The parts by their sensitivity, which depends on model and calibration.
     """
 
     aim: Aim = field(kw_only=True)
-    calibrated: dict[Switch, Calibrated] = field(default_factory=dict)
+    calibrated: dict[Variant, Calibrated] = field(default_factory=dict)
     taken: set[Setting] = field(default_factory=set)
-    smallest: Precisions = field(default_factory=dict)
+    smallest: dict[str, Precisions] = field(default_factory=dict)
     least: int = 0
-    orders: dict[Switch, tuple[list[str], dict[str, float]]] = field(default_factory=dict)
+    orders: dict[Variant, tuple[list[str], dict[str, float]]] = field(default_factory=dict)
 
     @property
     def best(self) -> Rung | None:
@@ -106,9 +104,10 @@ class Search(Ladder):
         """Return the study with what is tried first, and its knobs."""
         study = open_study(self.aim.study, self.aim.identity)
         self._remember(study)
-        prepared = self._prepare(self.request.precision)
-        self.smallest, self.least = precisions(prepared), prepared.bundle_bytes
-        knobs = Knobs.of(self.smallest, self._is_possible, {"equalization": self.aim.equalization})
+        smallest = {model: prepare(open_export(self._request(model))) for model in self.aim.options["model"]}
+        self.smallest = {model: precisions(prepared) for model, prepared in smallest.items()}
+        self.least = min(prepared.bundle_bytes for prepared in smallest.values())
+        knobs = Knobs.of([*self.smallest.values()], self._is_possible, self.aim.options)
         for first in knobs.first():
             study.enqueue_trial(first, skip_if_exists=True)
         return study, knobs
@@ -133,17 +132,18 @@ class Search(Ladder):
         return self.aim.goal == "size" and bool(self.best and self.best.bundle_bytes <= self.least)
 
     def _setting(self, knobs: Knobs, chosen: Mapping[str, Any]) -> Setting:
-        setting = Setting("", knobs.option(chosen, "equalization"))
+        setting = Setting("", **{name: knobs.option(chosen, name) for name in self.aim.options})
         order, _ = self._ordered(setting)
-        return msgspec.structs.replace(setting, precision=spell(knobs.parts(chosen, self.smallest, order)))
+        parts = knobs.parts(chosen, self.smallest[setting.model], order)
+        return msgspec.structs.replace(setting, precision=spell(parts))
 
     def _ordered(self, setting: Setting) -> tuple[list[str], dict[str, float]]:
         """Return the parts that can take a step, the most sensitive first, and how sensitive they are."""
-        way = setting.equalization
-        if way not in self.orders:
-            smallest = self._make(Setting(self.request.precision, way))
-            self.orders[way] = self._order(smallest), self.sensitivity
-        return self.orders[way]
+        variant = setting.model, setting.equalization
+        if variant not in self.orders:
+            smallest = self._make(msgspec.structs.replace(setting, precision=self.request.precision))
+            self.orders[variant] = self._order(smallest), self.sensitivity
+        return self.orders[variant]
 
     def _make(self, setting: Setting) -> Prepared:
         request, calibration = self._calibrated(setting)
@@ -153,19 +153,28 @@ class Search(Ladder):
 
     def _calibrated(self, setting: Setting) -> Calibrated:
         """Return a request and what its weights are encoded by, which is found once."""
-        way = setting.equalization
-        if way not in self.calibrated:
-            request = replace(self.request, equalizes=way == "on")
+        variant = setting.model, setting.equalization
+        if variant not in self.calibrated:
+            request = replace(self._request(setting.model), equalizes=setting.equalization == "on")
             own = self.request, self.means.calibration
-            self.calibrated[way] = own if request == self.request else self.means.calibrate(request)
-        return self.calibrated[way]
+            self.calibrated[variant] = own if request == self.request else self.means.calibrate(request)
+        return self.calibrated[variant]
+
+    def _request(self, model: str) -> Request:
+        return smaller(self.request, self.aim.models[model], model) if model else self.request
+
+    def setting_of(self, prepared: Prepared) -> Setting:
+        """Return the choices that an export was prepared with."""
+        request = prepared.request
+        model = "" if request.folder == self.request.folder else request.name
+        return Setting(spell(precisions(prepared)), "on" if request.equalizes else "off", model)
 
     def _tell(self, study: optuna.Study, trial: optuna.Trial, rung: Rung) -> None:
         trial.set_user_attr("rung", msgspec.json.encode(rung).decode())
         study.tell(trial, [self._figure(rung), excess(worst(rung))] if rung.metrics else [REFUSED, REFUSED])
 
     def _rung(self, prepared: Prepared, folder: Path) -> Rung:
-        options = setting_of(prepared).options
+        options = self.setting_of(prepared).options
         rung = msgspec.structs.replace(super()._rung(prepared, folder), options=options)
         if self.aim.goal not in FIGURES or rung.refused is not None:
             return rung

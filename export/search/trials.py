@@ -14,10 +14,11 @@ from edgeglm.export.cluster import Cluster, Running, connect
 from edgeglm.export.pipeline.job import Job
 from edgeglm.export.pipeline.opening import open_job
 from edgeglm.export.prepare.types import Calibration, Prepared, Request
-from edgeglm.export.requests import SearchRequest, Switch
-from edgeglm.export.search.aim import Aim, aim_of
+from edgeglm.export.requests import SearchRequest, Show
+from edgeglm.export.search.aim import Aim, aim_of, study_of
+from edgeglm.export.search.candidates import with_pruned
 from edgeglm.export.search.knobs import Setting
-from edgeglm.export.search.search import Calibrated, Search, setting_of
+from edgeglm.export.search.search import Calibrated, Search, Variant
 from edgeglm.manifest import Rung
 from edgeglm.scratch import scratch_folder
 
@@ -72,14 +73,15 @@ class Spread(Search):
                 self.means.show(rung)
 
     def _start(self, cluster: Cluster, prepared: Prepared) -> Running:
-        task = Trial(msgspec.structs.replace(self.search, cluster=None), setting_of(prepared), self.job.budget)
+        task = Trial(msgspec.structs.replace(self.search, cluster=None), self.setting_of(prepared), self.job.budget)
         # What else a machine does would be in a latency.
         processors = cluster.machine if self.aim.goal == "latency" else 1
         return cluster.start(try_precision, task, self.job.peak(prepared.opened), processors)
 
 
-def searching(job: Job, request: SearchRequest) -> Job:
-    """Return a job that searches for its precision, here or on a cluster. Raises as `open_export`."""
+def searching(job: Job, request: SearchRequest, show: Show) -> Job:
+    """Return a job that searches for the best bundle, here or on a cluster. Raises as `open_export`."""
+    request = with_pruned(job, request, study_of(job, request), show)
     asked, aim = aim_of(job, request)
     if request.cluster is None:
         return replace(asked, climber=partial(Search, aim=aim))
@@ -102,7 +104,7 @@ class _Ready:
     aim: Aim
     request: Request
     calibration: Calibration | None
-    calibrated: dict[Switch, Calibrated] = field(default_factory=dict)
+    calibrated: dict[Variant, Calibrated] = field(default_factory=dict)
 
 
 @cache

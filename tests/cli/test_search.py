@@ -20,20 +20,21 @@ Capture = pytest.CaptureFixture[str]
 
 
 def test_a_text_model_is_searched_for_memory(tmp_path: Path, capsys: Capture) -> None:
-    """Two attempts with their figures; the study is gone on from for another folder, and nothing is tried again."""
+    """Attempts with their figures, one pruned; another folder goes on from the study, and nothing is tried again."""
     model, text = tmp_path / "model", tmp_path / "text.txt"
     save(SHAPES["glm4"], model)
     write_tokenizer(model / "tokenizer.json")
     write_text(text, 36)
     drop = ["--target", "cpu", "--accuracy-drop", "40%", "--calibration", text, "--equalization", "on,off"]
-    options = [*drop, "--for", "memory", "--trials", 2]
+    options = [*drop, "--prune", "30%", "--for", "memory", "--trials", 3]
     study = ["--study", tmp_path / "study", "--json"]
 
     status, out, err = run(capsys, "search", model, *options, "-o", tmp_path / "one", *study)
     assert status == 0, err
     ladder = json.loads(out)["ladder"]
-    assert [rung.get("options") for rung in ladder] == [None, {"equalization": "off"}]
-    assert ladder[0]["precision"] == ladder[1]["precision"]
+    assert [rung.get("options") for rung in ladder] == [None, {"equalization": "off"}, {"model": "pruned-30%"}]
+    assert len({rung["precision"] for rung in ladder}) == 1
+    assert ladder[2]["bundle_bytes"] < ladder[0]["bundle_bytes"]
     assert all(rung["figures"]["peak_rss_bytes"] > 1e6 for rung in ladder)
     assert any(rung["passed"] for rung in ladder)
 
@@ -45,7 +46,14 @@ def test_a_text_model_is_searched_for_memory(tmp_path: Path, capsys: Capture) ->
     assert [file.sha256 for name, file in one.files.items() if name.startswith("decoder")] == [
         file.sha256 for name, file in two.files.items() if name.startswith("decoder")
     ]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "one", "study", "text.txt", "two"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "model",
+        "one",
+        "study",
+        "study.models",
+        "text.txt",
+        "two",
+    ]
     other = ["--target", "cpu", "--accuracy-drop", "30%", "--calibration", text]
     done = run(capsys, "search", model, *other, "-o", tmp_path / "three", *study)
     check_failure(done, 2, "is a study of another model, device, limit, goal, or of other samples")
