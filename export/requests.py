@@ -81,6 +81,7 @@ class SearchRequest(ExportRequest, frozen=True, kw_only=True, tag=True):
         cluster: The address of the Ray that makes and measures bundles, or ``local``; None for this process.
         equalizations: What ``equalization`` can be.
         also: Smaller checkpoints that `compress` made of the model, to choose from too.
+        formats: What those of modules can be: ``onnx``, ``tflite``.
         prune: Rates of pruning as `CompressRequest` has them: a checkpoint of each is made, to choose from too.
         via: The board that latency or memory is measured on, ``ssh HOST`` or ``adb``; None for this machine.
         python: Python's command there.
@@ -91,6 +92,7 @@ class SearchRequest(ExportRequest, frozen=True, kw_only=True, tag=True):
     study: Path | None = None
     cluster: str | None = None
     equalizations: tuple[Switch, ...] = ("on",)
+    formats: tuple[str, ...] = ("onnx",)
     also: tuple[str, ...] = ()
     prune: tuple[str, ...] = ()
     via: str | None = None

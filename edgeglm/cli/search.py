@@ -13,8 +13,10 @@ from edgeglm.cli.checkpoint_options import calibration_option, image_sizes, mode
 from edgeglm.cli.export import print_result, run_export
 from edgeglm.cli.output import json_option
 from edgeglm.cli.via import ViaCommand, python_option
+from edgeglm.engines import USUAL_FORMAT
 from edgeglm.errors import UsageError
 from edgeglm.export.api import SearchRequest, search
+from edgeglm.export.choose.formats import FORMATS
 from edgeglm.export.model import KvType
 from edgeglm.export.requests import Switch
 from edgeglm.suggest import nearest_name
@@ -52,6 +54,13 @@ T = TypeVar("T", bound=str)
     help="The file that a search is kept in and goes on from (default: DIR.study).",
 )
 @click.option(
+    "--formats",
+    default=USUAL_FORMAT,
+    show_default=True,
+    metavar="LIST",
+    help="onnx, tflite, or both as onnx,tflite: the formats that a module may have.",
+)
+@click.option(
     "--also",
     multiple=True,
     metavar="CHECKPOINT",
@@ -82,6 +91,7 @@ def command(
     trials: int,
     calibration: Path | None,
     equalization: str,
+    formats: str,
     also: tuple[str, ...],
     prune: tuple[str, ...],
     study: Path | None,
@@ -111,6 +121,7 @@ def command(
         calibration=calibration,
         equalization=ways[0],
         equalizations=ways,
+        formats=_choices("--formats", formats, FORMATS),
         also=also,
         prune=prune,
         goal=goal,

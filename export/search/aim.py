@@ -9,17 +9,21 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from edgeglm.engines import USUAL_FORMAT
 from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.export.burn.figures import measure_there
 from edgeglm.export.calibrate.calibrator import examples_hash
 from edgeglm.export.evaluate.speed import MEASURER, SpeedRequest
 from edgeglm.export.pipeline.job import Job
 from edgeglm.export.pipeline.ladder import Measure
+from edgeglm.export.prefix.lengths import prefix_lengths
 from edgeglm.export.prepare.preparation import open_export
-from edgeglm.export.prepare.types import Opened
+from edgeglm.export.prepare.types import Opened, Request
 from edgeglm.export.requests import SearchRequest, Switch
 from edgeglm.export.search.candidates import find_candidates
 from edgeglm.export.search.knobs import STEPS
+from edgeglm.roles import DECODER
+from edgeglm.suggest import nearest_name
 
 Goal = Literal["size", "latency", "memory"]
 # Samples, or windows of a text, that tell whether a bundle fails for sure; bytes of each end of a file that are hashed.
@@ -39,6 +43,7 @@ class Aim:
         figures: Measures a bundle by goal; a search for size does without.
         equalization: What it can be.
         models: The folders of smaller checkpoints by name, to choose from beside MODEL.
+        formats: What those of modules can be.
     """
 
     goal: Goal
@@ -49,6 +54,7 @@ class Aim:
     figures: Callable[[Path], dict[str, float]]
     equalization: tuple[Switch, ...] = ("on",)
     models: Mapping[str, Path] = field(default_factory=dict)
+    formats: tuple[str, ...] = (USUAL_FORMAT,)
 
     @property
     def options(self) -> dict[str, Sequence[str]]:
@@ -62,12 +68,13 @@ def aim_of(job: Job, request: SearchRequest) -> tuple[Job, Aim]:
     if "off" in request.equalizations and not job.samples:
         why = "has nothing to switch off: a calibration moves scales, and there is none"
         raise UsageError("--equalization off", why, "give --calibration FILE, or leave it out")
-    asked = replace(job.request, precision=STEPS[0])
+    asked = replace(job.request, precision=STEPS[USUAL_FORMAT][0])
     try:
         opened = open_export(asked)
     except UnsupportedError:  # what an NPU computes, for one, has a precision of its own
         asked = job.request
         opened = open_export(asked)
+    _check_formats(asked, request.formats)
     gate, models = job.gate, find_candidates(job, asked, request.also)
     aim = Aim(
         goal=request.goal,
@@ -78,8 +85,21 @@ def aim_of(job: Job, request: SearchRequest) -> tuple[Job, Aim]:
         figures=partial(measure_there, request.via, request.python) if request.via else _figures,
         equalization=request.equalizations,
         models=models,
+        formats=request.formats,
     )
     return replace(job, request=asked), aim
+
+
+def _check_formats(asked: Request, formats: Sequence[str]) -> None:
+    """Check that the device runs the formats, of the decoder at least, and that its engine can ship prefixes.
+
+    Raises:
+        UsageError, UnsupportedError: Of a format.
+    """
+    for name in formats:
+        if name not in STEPS:
+            raise UsageError(f"--formats {name}", "is no format", nearest_name(name, STEPS))
+        prefix_lengths(open_export(replace(asked, precision=f"{DECODER}=int8", format=f"{DECODER}={name}")))
 
 
 def study_of(job: Job, request: SearchRequest) -> Path:
@@ -103,7 +123,7 @@ def _identity(opened: Opened, job: Job, request: SearchRequest, models: Mapping[
     options = (request.goal, request.accuracy_drop, request.context, request.image_sizes, request.prefixes, request.kv)
     board = (request.via,) if request.via else ()
     others: tuple[object, ...] = () if request.equalizations == ("on",) else (request.equalizations,)
-    others += tuple(models)
+    others += (*models, *(() if request.formats == (USUAL_FORMAT,) else request.formats))
     digest.update(repr((job.request.profile, opened.checkpoint.adapter_sha256, options, *board, *others)).encode())
     digest.update(examples_hash(job.samples).encode())
     return digest.hexdigest()

@@ -16,6 +16,8 @@ import msgspec
 import optuna
 from optuna.trial import TrialState
 
+from edgeglm.bundle import read_manifest
+from edgeglm.engines import USUAL_FORMAT
 from edgeglm.errors import BudgetError, UnsupportedError, UsageError
 from edgeglm.export.pipeline.ladder import Ladder, Precisions, excess, precisions, spell, worst
 from edgeglm.export.prepare.preparation import open_export, prepare
@@ -23,7 +25,7 @@ from edgeglm.export.prepare.types import Calibration, Prepared, Request
 from edgeglm.export.requests import Switch
 from edgeglm.export.search.aim import EARLY, Aim
 from edgeglm.export.search.candidates import smaller
-from edgeglm.export.search.knobs import Knobs, Setting
+from edgeglm.export.search.knobs import Knobs, Setting, precision_of
 from edgeglm.export.search.study import open_study
 from edgeglm.manifest import Measured, Metric, Rung
 
@@ -106,11 +108,16 @@ class Search(Ladder):
         self._remember(study)
         smallest = {model: prepare(open_export(self._request(model))) for model in self.aim.options["model"]}
         self.smallest = {model: precisions(prepared) for model, prepared in smallest.items()}
-        self.least = min(prepared.bundle_bytes for prepared in smallest.values())
-        knobs = Knobs.of([*self.smallest.values()], self._is_possible, self.aim.options)
+        knobs = Knobs.of([*self.smallest.values()], self._is_possible, self.aim.options, self.aim.formats)
+        self.least = min(self._bytes_of(model, knobs, forms) for model in smallest for forms in knobs.smallest())
         for first in knobs.first():
             study.enqueue_trial(first, skip_if_exists=True)
         return study, knobs
+
+    def _bytes_of(self, model: str, knobs: Knobs, forms: Mapping[str, str]) -> int:
+        named = [self.request.precision, *(f"{module}={precision_of(form)}" for module, form in forms.items())]
+        request = replace(self._request(model), precision=",".join(named), format=knobs.format(forms))
+        return prepare(open_export(request)).bundle_bytes
 
     def _propose(self, study: optuna.Study, knobs: Knobs) -> tuple[optuna.Trial, Prepared] | None:
         """Return what is tried next; None where nothing can be better, or nothing new comes of many questions."""
@@ -135,19 +142,21 @@ class Search(Ladder):
         setting = Setting("", **{name: knobs.option(chosen, name) for name in self.aim.options})
         order, _ = self._ordered(setting)
         parts = knobs.parts(chosen, self.smallest[setting.model], order)
-        return msgspec.structs.replace(setting, precision=spell(parts))
+        return msgspec.structs.replace(setting, precision=spell(parts), format=knobs.format(chosen))
 
     def _ordered(self, setting: Setting) -> tuple[list[str], dict[str, float]]:
         """Return the parts that can take a step, the most sensitive first, and how sensitive they are."""
         variant = setting.model, setting.equalization
+        if USUAL_FORMAT not in self.aim.formats:  # others have one precision for all parts
+            return [], {}
         if variant not in self.orders:
-            smallest = self._make(msgspec.structs.replace(setting, precision=self.request.precision))
+            smallest = self._make(Setting(self.request.precision, setting.equalization, setting.model))
             self.orders[variant] = self._order(smallest), self.sensitivity
         return self.orders[variant]
 
     def _make(self, setting: Setting) -> Prepared:
         request, calibration = self._calibrated(setting)
-        opened = open_export(replace(request, precision=setting.precision))
+        opened = open_export(replace(request, precision=setting.precision, format=setting.format))
         self.means.check(opened)
         return prepare(opened, calibration)
 
@@ -167,7 +176,8 @@ class Search(Ladder):
         """Return the choices that an export was prepared with."""
         request = prepared.request
         model = "" if request.folder == self.request.folder else request.name
-        return Setting(spell(precisions(prepared)), "on" if request.equalizes else "off", model)
+        equalization: Switch = "on" if request.equalizes else "off"
+        return Setting(spell(precisions(prepared)), equalization, model, request.format)
 
     def _tell(self, study: optuna.Study, trial: optuna.Trial, rung: Rung) -> None:
         trial.set_user_attr("rung", msgspec.json.encode(rung).decode())
@@ -176,6 +186,8 @@ class Search(Ladder):
     def _rung(self, prepared: Prepared, folder: Path) -> Rung:
         options = self.setting_of(prepared).options
         rung = msgspec.structs.replace(super()._rung(prepared, folder), options=options)
+        if rung.refused is None:
+            rung = msgspec.structs.replace(rung, bundle_bytes=_bytes(folder))
         if self.aim.goal not in FIGURES or rung.refused is not None:
             return rung
         try:
@@ -194,11 +206,13 @@ class Search(Ladder):
                 return metrics
         return self.means.measure(folder)
 
-    def _is_possible(self, precision: str) -> bool:
+    def _is_possible(self, precision: str, format_: str) -> bool:
         try:
-            open_export(replace(self.request, precision=precision))
+            opened = open_export(replace(self.request, precision=precision, format=format_))
         except (UnsupportedError, UsageError):
             return False
+        if format_ != USUAL_FORMAT:  # whose converter may take more than the budget
+            self.means.check(opened)
         return True
 
     def _remember(self, study: optuna.Study) -> None:
@@ -211,3 +225,9 @@ class Search(Ladder):
                 rung = msgspec.json.decode(trial.user_attrs["rung"], type=Rung)
                 self.rungs.append(rung)
                 self.taken.add(Setting.of(rung))
+
+
+def _bytes(folder: Path) -> int:
+    """Return what `Prepared.bundle_bytes` foresees, with the files that a converter has made."""
+    made = read_manifest(folder)
+    return made.bundle_bytes - made.files["report.html"].bytes

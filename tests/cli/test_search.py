@@ -56,7 +56,29 @@ def test_a_text_model_is_searched_for_memory(tmp_path: Path, capsys: Capture) ->
     ]
     other = ["--target", "cpu", "--accuracy-drop", "30%", "--calibration", text]
     done = run(capsys, "search", model, *other, "-o", tmp_path / "three", *study)
-    check_failure(done, 2, "is a study of another model, device, limit, goal, or of other samples")
+    check_failure(done, 2, "is a study of another model, device, limit, goal, or of other samples or options")
+
+
+@pytest.mark.slow
+def test_a_format_is_searched_for(tmp_path: Path, capsys: Capture) -> None:
+    pytest.importorskip("litert_torch")
+    model, text = tmp_path / "model", tmp_path / "text.txt"
+    save(SHAPES["glm4"], model)
+    write_tokenizer(model / "tokenizer.json")
+    write_text(text, 36)
+    options = ["--target", "cpu", "--accuracy-drop", "90%", "--calibration", text, "--formats", "onnx,tflite"]
+    status, out, err = run(
+        capsys, "search", model, *options, "--for", "memory", "--trials", 2, "-o", tmp_path / "one", "--json"
+    )
+    assert status == 0, err
+    ladder = json.loads(out)["ladder"]
+    assert [rung.get("options") for rung in ladder] == [None, {"format": "decoder=tflite"}]
+    assert all(rung["figures"]["peak_rss_bytes"] > 1e6 for rung in ladder)
+    made, best = read_manifest(tmp_path / "one"), min(ladder, key=lambda rung: rung["figures"]["peak_rss_bytes"])
+    (decoder,) = (module for module in made.modules if module.name == "decoder")
+    assert decoder.format == ("tflite" if "options" in best else "onnx")
+    kept = [made.files[name].bytes for name in made.files if name == "report.html" or name.startswith("assets/")]
+    assert made.bundle_bytes - sum(kept) == best["bundle_bytes"]
 
 
 @pytest.mark.parametrize(
@@ -66,8 +88,15 @@ def test_a_text_model_is_searched_for_memory(tmp_path: Path, capsys: Capture) ->
         (["--target", "cpu", "--accuracy-drop", "1%", "--for", "speed"], "speed"),
         (["--target", "cpu", "--accuracy-drop", "1%", "--equalization", "on,of"], "'of' is none of on, off"),
         (["--target", "cpu", "--accuracy-drop", "1%", "--equalization", "on,off"], "has nothing to switch off"),
+        (["--target", "cpu", "--accuracy-drop", "1%", "--formats", "onnx,tflit"], "'tflit' is none of onnx, tflite"),
         (["model.onnx", "--target", "cpu", "--accuracy-drop", "1%"], "is a graph: a search is of checkpoints"),
     ],
 )
 def test_what_is_asked_wrong_is_one_line(arguments: list[str], text: str, capsys: Capture) -> None:
     check_failure(run(capsys, "search", *arguments), 2, text)
+
+
+def test_a_format_that_the_device_does_not_run_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    arguments = ["--target", "jetson-orin", "--accuracy-drop", "1%", "--formats", "onnx,tflite", "-o", tmp_path / "one"]
+    check_failure(run(capsys, "search", *arguments), 3, "jetson-orin has no LiteRT among its engines")
+    assert list(tmp_path.iterdir()) == []

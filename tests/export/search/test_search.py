@@ -85,7 +85,9 @@ def test_it_goes_on_where_it_was_killed(searched: tuple[Path, Search]) -> None:
 
 def test_a_study_of_others_is_refused(searched: tuple[Path, Search]) -> None:
     folder, _ = searched
-    with pytest.raises(UsageError, match="is a study of another model, device, limit, goal, or of other samples"):
+    with pytest.raises(
+        UsageError, match="is a study of another model, device, limit, goal, or of other samples or options"
+    ):
         open_study(folder / "study", "two")
 
 
