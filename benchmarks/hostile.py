@@ -111,6 +111,8 @@ def broken_json() -> Iterator[Attack]:
         "cut off": b"{",
         "a list": b"[]",
         "a text": b'"x"',
+        "a number": b"1.0",
+        "a fraction in a list": b'{"messages": [1.0]}',
         "no messages": b"{}",
         "no UTF-8": b"\xff\xfe",
         "UTF-16": json.dumps(fields()).encode("utf-16"),

@@ -7,6 +7,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -39,6 +40,7 @@ class Completion:
     cached_tokens: int = 0
     begun: set[int] = field(default_factory=set)
     called: Counter[int] = field(default_factory=Counter)
+    scored: Counter[int] = field(default_factory=Counter)  # characters of the tokens whose scores were told
     texts: dict[int, list[Delta]] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     created: int = field(default_factory=lambda: int(time.time()))
@@ -145,7 +147,7 @@ class Completion:
     def _text_choice(self, index: int, deltas: Sequence[Delta], reason: str | None) -> Fields:
         scores = [score for delta in deltas for score in delta.scores]
         text = "".join(delta.content for delta in deltas)
-        logprobs = self._text_scores(scores) if scores else None
+        logprobs = self._text_scores(index, scores) if scores else None
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
     def _scores(self, scores: Sequence[TokenScore]) -> Fields:
@@ -161,8 +163,11 @@ class Completion:
     def _score(self, text: str, logprob: float) -> Fields:
         return {"token": text, "logprob": logprob, "bytes": None if CUT in text else list(text.encode())}
 
-    def _text_scores(self, scores: Sequence[TokenScore]) -> Fields:
+    def _text_scores(self, index: int, scores: Sequence[TokenScore]) -> Fields:
+        offsets = [*accumulate((len(score.token) for score in scores), initial=self.scored[index])]
+        self.scored[index] = offsets.pop()
         return {
+            "text_offset": offsets,
             "tokens": [score.token for score in scores],
             "token_logprobs": [score.logprob for score in scores],
             "top_logprobs": [dict(score.top) for score in scores],

@@ -168,7 +168,7 @@ def decode(body: bytes | bytearray, kind: type[T]) -> T:
 
 def _with_whole_numbers(body: bytes | bytearray, kind: type[T]) -> T:
     """Read a request whose language writes whole numbers as 1.0, such as Dart or Java with Gson."""
-    fields: dict[str, Any] = msgspec.json.decode(body)
+    fields = msgspec.json.decode(body, type=dict[str, Any])
     floats = {name: value for name, value in fields.items() if isinstance(value, float) and value.is_integer()}
     return msgspec.convert({**fields, **{name: int(value) for name, value in floats.items()}}, kind)
 

@@ -8,6 +8,7 @@ import re
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,12 @@ def test_a_text_is_completed_without_the_chat_template(client: Any) -> None:
     asked: dict[str, Any] = {"prompt": "<think>Tap OK.</think><answer>do(", "max_tokens": 4, **GREEDY}
     done = client.completions.create(**asked, logprobs=1)
     assert 0 < len(done.choices[0].logprobs.tokens) == done.usage.completion_tokens <= 4
-    chunks = [*client.completions.create(**asked, stream=True)]
+    scores = done.choices[0].logprobs
+    assert scores.text_offset == [0, *accumulate(map(len, scores.tokens))][:-1]
+    chunks = [*client.completions.create(**asked, stream=True, logprobs=1)]
     assert "".join(chunk.choices[0].text for chunk in chunks) == done.choices[0].text
+    told = [chunk.choices[0].logprobs.text_offset for chunk in chunks if chunk.choices[0].logprobs]
+    assert [offset for offsets in told for offset in offsets] == scores.text_offset
 
 
 @pytest.mark.parametrize(
