@@ -70,6 +70,7 @@ STAGES = (
     Stage("whole", "answers", 1500, last_rate=0.02, helper=(0.1, 0.1), share=(0.0, 1.0)),
     GOALS,
     replace(GOALS, name="long", steps=400, learning_rate=6e-4, share=(0.6, 2.0), chinese=0.7),
+    replace(GOALS, name="mixed", steps=1500, learning_rate=8e-4, share=(0.0, 2.0), played=0.6, goals=4),
 )
 # Of a run that goes on with a model that answers already: it has the client's form to learn.
 FURTHER = (replace(STAGES[3], steps=800), replace(STAGES[4], steps=1200), *STAGES[5:])
