@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, numpy_helper
 from onnx_ir.passes.common import (
     ClearMetadataAndDocStringPass,
+    IdentityEliminationPass,
     InlinePass,
     LiftConstantsToInitializersPass,
     NameFixPass,
@@ -72,12 +73,28 @@ def load_model(proto: ModelProto, shapes: Mapping[str, Sequence[int | str]]) -> 
     RemoveInitializersFromInputsPass()(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     ClearMetadataAndDocStringPass()(model)
+    _pass_dropouts(model)
+    IdentityEliminationPass()(model)
     name_nodes(model)
     for value in model.graph.inputs:
         if (name := f"{value.name}") in shapes:
             value.shape = ir.Shape(shapes[name])
     InferTypes()(model)
     return model
+
+
+def _pass_dropouts(model: ir.Model) -> None:
+    """Let a Dropout that does nothing be an Identity: only in training does it drop, and no engine here trains."""
+    for node in RecursiveGraphIterator(model.graph):
+        if (node.domain, node.op_type) != ("", "Dropout"):
+            continue
+        training = node.inputs[2] if len(node.inputs) > 2 else None
+        trains = training is not None and (training.const_value is None or bool(training.const_value.numpy()))
+        if not trains and not any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
+            node.op_type = "Identity"
+            node.resize_inputs(1)
+            node.resize_outputs(1)
+            node.attributes.clear()
 
 
 def name_nodes(model: ir.Model) -> None:

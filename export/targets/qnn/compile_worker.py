@@ -48,7 +48,9 @@ def do(work: Work) -> None:
         if work.model:
             found |= _run("onnx", _reference(work.model), samples)
         if work.simulate and work.context:
-            found |= _run("npu", npu.session(work.context, work.chip, {}), samples)
+            session = npu.session(work.context, work.chip, {})
+            session.disable_fallback()  # which would hide why a run fails
+            found |= _run("npu", session, samples)
         np.savez(work.outputs, **found)
 
 

@@ -27,7 +27,7 @@ from edgeglm.export.foreign.tidy import load_model
 from edgeglm.export.graph.check import check
 from edgeglm.export.graph.passes.infer_types import InferTypes
 from edgeglm.export.prove.onnx_run import run_file
-from tests.export.foreign.small_graphs import Small, X, graph, node, normal, plain, small_graphs, value
+from tests.export.foreign.small_graphs import Small, Weights, X, graph, node, normal, plain, small_graphs, value
 from tests.export.foreign.small_operators import small_operators
 
 Capture = pytest.CaptureFixture[str]
@@ -157,6 +157,21 @@ def test_an_output_without_a_shape_is_no_fault_beside_others(tmp_path: Path) -> 
         with pytest.raises(UnsupportedError, match=why):
             export(request)
         assert not (tmp_path / "bundle").exists()
+
+
+def test_a_dropout_that_does_nothing_is_not_there() -> None:
+    weights: Weights = {"w": normal(8, 8), "ratio": np.float32(0.5), "no": np.array(False), "yes": np.array(True)}
+    nodes = [
+        node("MatMul", ["x", "w"], ["a"]), node("Dropout", ["a", "ratio", "no"], ["b", ""]), node("Relu", ["b"], ["c"]),
+        node("Identity", ["c"], ["d"]), node("Dropout", ["d"], ["e", "unused"]), node("Neg", ["e"], ["f"]),
+        node("Dropout", ["f"], ["y"]), node("Dropout", ["f"], ["z", "mask"]),
+        node("Dropout", ["f", "ratio", "yes"], ["t"]),
+    ]  # fmt: skip
+    outputs = [value(name, None, onnx.TensorProto.BOOL if name == "mask" else onnx.TensorProto.FLOAT) for name in
+               ("y", "z", "mask", "t")]  # fmt: skip
+    made = load_model(graph(nodes, X, outputs, weights), {"x": (2, 8)})
+    assert [left.op_type for left in made.graph] == ["MatMul", "Relu", "Neg", "Dropout", "Dropout"]
+    assert [output.name for output in made.graph.outputs] == ["y", "z", "mask", "t"]
 
 
 def test_values_that_live_at_once_are_counted() -> None:
