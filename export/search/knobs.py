@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import msgspec
@@ -133,11 +132,6 @@ class Knobs:
                 module: next((form for form in forms if format_of(form) == format_), forms[0])
                 for module, forms in self.steps.items()
             }
-
-    def smallest(self) -> Iterator[dict[str, str]]:
-        """Yield the smallest form of each module, in all mixtures of formats."""
-        named = [{format_of(form): form for form in reversed(forms)}.values() for forms in self.steps.values()]
-        yield from (dict(zip(self.steps, forms, strict=True)) for forms in product(*named))
 
     def format(self, chosen: Mapping[str, Any]) -> str:
         """Return the ``--format`` of a choice."""

@@ -25,7 +25,7 @@ from edgeglm.export.prepare.types import Calibration, Prepared, Request
 from edgeglm.export.requests import Switch
 from edgeglm.export.search.aim import EARLY, Aim
 from edgeglm.export.search.candidates import smaller
-from edgeglm.export.search.knobs import Knobs, Setting, precision_of
+from edgeglm.export.search.knobs import Knobs, Setting
 from edgeglm.export.search.study import open_study
 from edgeglm.manifest import Measured, Metric, Rung
 
@@ -49,7 +49,7 @@ class Search(Ladder):
         calibrated: What calibrating each model in each way gave; a worker's attempts share it.
         taken: What was tried, or need not be.
         smallest: By model, the precision of all parts, each in the smallest.
-        least: The size of the smallest bundle.
+        least: The size of the smallest bundle; 0 where a converter may make a smaller one.
         orders: The parts by their sensitivity, which depends on model and calibration.
     """
 
@@ -109,15 +109,11 @@ class Search(Ladder):
         smallest = {model: prepare(open_export(self._request(model))) for model in self.aim.options["model"]}
         self.smallest = {model: precisions(prepared) for model, prepared in smallest.items()}
         knobs = Knobs.of([*self.smallest.values()], self._is_possible, self.aim.options, self.aim.formats)
-        self.least = min(self._bytes_of(model, knobs, forms) for model in smallest for forms in knobs.smallest())
+        if self.aim.formats == (USUAL_FORMAT,):
+            self.least = min(prepared.bundle_bytes for prepared in smallest.values())
         for first in knobs.first():
             study.enqueue_trial(first, skip_if_exists=True)
         return study, knobs
-
-    def _bytes_of(self, model: str, knobs: Knobs, forms: Mapping[str, str]) -> int:
-        named = [self.request.precision, *(f"{module}={precision_of(form)}" for module, form in forms.items())]
-        request = replace(self._request(model), precision=",".join(named), format=knobs.format(forms))
-        return prepare(open_export(request)).bundle_bytes
 
     def _propose(self, study: optuna.Study, knobs: Knobs) -> tuple[optuna.Trial, Prepared] | None:
         """Return what is tried next; None where nothing can be better, or nothing new comes of many questions."""
@@ -129,10 +125,15 @@ class Search(Ladder):
             if setting not in self.taken:
                 self.taken.add(setting)
                 prepared = self._make(setting)
-                if self.aim.goal != "size" or not self.best or prepared.bundle_bytes < self.best.bundle_bytes:
+                if self._can_be_better(prepared):
                     return trial, prepared
             study.tell(trial, state=TrialState.FAIL)
         return None
+
+    def _can_be_better(self, prepared: Prepared) -> bool:
+        """Return whether a bundle may be better than the best; a converter's files have no size before."""
+        converted = any(module.choice.is_converted for module in prepared.modules)
+        return self.aim.goal != "size" or not self.best or converted or prepared.bundle_bytes < self.best.bundle_bytes
 
     def _is_least(self) -> bool:
         """Return whether the smallest bundle passes, which none can be smaller than."""
