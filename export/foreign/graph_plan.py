@@ -129,9 +129,11 @@ def _samples(request: GraphRequest, source: Source, engine: EngineName, *, finit
     if finite:
         model = load_model(source.proto, source.shapes)
         refuse_final(model, request.profile, engine, str(request.file))
-        raise UsageError(
-            f"--precision {graph_precision(request, engine)}", "takes ranges of activations", f"{FORM} by --calibration"
-        )
+        precision, why = graph_precision(request, engine), "takes ranges of activations"
+        if request.precision == "auto":
+            why = f"is {precision} for {request.profile.name}, which {why}"
+        others = ", or choose --precision fp32" if computes_floats(request.profile, engine) else ""
+        raise UsageError(f"--precision {request.precision}", why, f"{FORM} by --calibration{others}")
     if unknown := [value.name for value in source.inputs if value.shape is None]:
         why = f"its input {unknown[0]} has no shape"
         raise UnsupportedError(request.file, why, "give samples by --calibration, which have one")

@@ -160,7 +160,12 @@ def test_samples_that_do_not_fit_are_one_line(
 @pytest.mark.parametrize(
     ("options", "status", "why"),
     [
-        ("", 2, "--precision int8: takes ranges of activations; give a .npz file"),
+        (
+            "",
+            2,
+            "--precision auto: is int8 for cpu, which takes ranges of activations; give .* or choose --precision fp32",
+        ),
+        ("--precision int8", 2, "--precision int8: takes ranges of activations; give a .npz file"),
         ("--precision int2", 2, "int2: is not available for ONNX graphs"),
         ("--precision fp32 --context 5", 2, "--context: is only for checkpoints"),
         ("--precision fp32 --accuracy-drop 2%", 2, "--accuracy-drop: is only for checkpoints"),
