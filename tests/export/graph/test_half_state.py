@@ -22,7 +22,7 @@ from tests.runtimes.demo import demo_bundle
 
 CAPACITY, STEPS = 256, (40, 1, 7, 1, 100, 1)
 # Values of 11 bits instead of 24, in attention alone.
-ROUNDED = 2e-3
+ROUNDED = 0.005
 
 
 @pytest.fixture(scope="module")
