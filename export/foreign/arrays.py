@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def common_shapes(samples: Sequence[Arrays]) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in first.items() if all(shapes[name] == shape for shapes in others)}
 
 
-def largest_shapes(samples: Sequence[Arrays]) -> dict[str, tuple[int, ...]]:
+def largest_shapes(samples: Iterable[Arrays]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the sample that takes the most bytes."""
     sizes = (
         (sum(array.nbytes for array in sample.values()), {name: array.shape for name, array in sample.items()})

@@ -19,10 +19,12 @@ from edgeglm.errors import AccuracyError, UnsupportedError
 from edgeglm.export.foreign.arrays import Arrays, common_shapes
 from edgeglm.export.foreign.difference import Comparison, worst_of
 from edgeglm.export.foreign.error import MAX_ERROR, calibrating, measured, open_original
+from edgeglm.export.foreign.formless import list_formless
 from edgeglm.export.foreign.graph_plan import Plan, computes_floats
 from edgeglm.export.foreign.graph_precision import Task, convert
 from edgeglm.export.foreign.integers import has_blocks
 from edgeglm.export.foreign.made import Made, write
+from edgeglm.export.foreign.plain_products import make_plain
 from edgeglm.export.foreign.single import is_other, to_single
 from edgeglm.export.foreign.tidy import load_model
 from edgeglm.export.graph.check import check
@@ -94,6 +96,9 @@ def convert_model(plan: Plan, model: ir.Model, work: Path) -> tuple[ir.Model, Ma
     if plan.precision != "fp16":
         model = _raised(plan, _single(plan, model, work) if ours else model, work)
         MaskRange()(model)
+    if plan.precision != "fp16" and ours:
+        model = model.clone()  # as the graph stays as it is where no form is found
+        make_plain(model)
     if plan.precision == "int4" and not has_blocks(model):
         why = "INT4 is for matrix products with constant weights of 64 or more inputs, and it has none"
         raise UnsupportedError(plan.request.file, why, "export it in int8")
@@ -125,7 +130,8 @@ def convert_model(plan: Plan, model: ir.Model, work: Path) -> tuple[ir.Model, Ma
         if found.untouched:
             why = f"in {title} any of its weights takes an output further than {limit:.2g} from the original's"
             raise AccuracyError(name, why, "export it in fp16 or fp32")
-        why = f"{title} has no form for any of its operators"
+        named = list_formless(model)
+        why = f"{title} has no form for any of its operators{': ' if named else ''}{named}"
         raise NoFormError(name, why, "export it in fp16 or fp32")
     return made, found
 

@@ -1,7 +1,7 @@
 """The choice between forms of a graph's nodes: the least product of error and cost, measured on samples.
 
-The cost is counted, so that two exports choose the same: products of a run, of which integers take a part, and steps of
-rounding what flows in. Half of the error is worth twice the products.
+The cost is counted, so that two exports choose the same: products of a run, of which integers take a part, steps of
+rounding what flows in, and what it takes to begin. Half of the error is worth twice the products.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from edgeglm.export.calibrate.histogram import Histogram, least_squares, min_max
+from edgeglm.export.foreign.activations import operations
 from edgeglm.export.foreign.integers import Recipe, formed_nodes, in_blocks, integer_nodes, kind_of, step_behind
 from edgeglm.export.foreign.new_nodes import RECURRENT, float_array
 from edgeglm.export.foreign.sensitivity import grouped
 from edgeglm.export.foreign.trials import Choose, Fold, Seen
 
-# Of a product in floating point: one of integers. And of a number: its rounding.
-INTEGER, ROUNDING = 1 / 3, 4
+# Of a product in floating point: one of integers. And of a number: its rounding. And of a node: the steps that it takes
+# beside the one of floating point; a layer of 256 x 256 and one row takes as long in either.
+INTEGER, ROUNDING, BEGINNING = 1 / 3, 4, 20_000
+# Rows and products up to which those of unsigned weights take at most a tenth longer than those of signed ones.
+FEW, SHORT = 2, 1 << 18
 RANGES = {"": min_max, ", ranges of least error": least_squares}
 # Groups of nodes that are tried in floating point for the product's sake.
 REFINED = 12
@@ -47,8 +51,14 @@ class Form:
         return replace(self, recipe=replace(self.recipe, wide=frozenset([*self.recipe.wide, *names])))
 
 
-def forms_of(model: ir.Model, *, pairs: bool) -> list[Form]:
-    """Return the forms between which it is measured, those of fewer kinds of integers last."""
+def forms_of(model: ir.Model, *, pairs: bool, few: Collection[str] = ()) -> list[Form]:
+    """Return the forms between which it is measured, those of fewer kinds of integers last.
+
+    Args:
+        model: The graph.
+        pairs: Whether neighbouring weights must not saturate.
+        few: Names of products of few rows.
+    """
     names: dict[str, list[str]] = {"convolution": [], "product": [], "LSTM": []}
     for node in integer_nodes(model):
         names[f"{kind_of(node)}"].append(f"{node.name}")
@@ -59,7 +69,7 @@ def forms_of(model: ir.Model, *, pairs: bool) -> list[Form]:
             told = ((form, "convolutions"), (product, "products"))
             title = ", ".join(f"{kind} {name}" for name, kind in told if name) or "dynamic"
             wide = frozenset(convolutions if form == "floating" else ())
-            recipe = Recipe("dynamic" if product == "dynamic" else "static", {}, wide=wide, pairs=pairs)
+            recipe = Recipe("dynamic" if product == "dynamic" else "static", {}, wide=wide, pairs=pairs, unsigned=few)
             for suffix, choose in RANGES.items() if "static" in (form, product) else [("", min_max)]:
                 if form != "floating" or product:
                     forms.append(Form(f"{title}{suffix}", recipe, choose))
@@ -120,12 +130,30 @@ def refined_groups(model: ir.Model) -> list[tuple[str, ...]]:
     return grouped([f"{node.name}" for node in integer_nodes(model)], REFINED)
 
 
-def costs(model: ir.Model, seen: Seen) -> Callable[[Form], float]:
-    """Return what counts the cost of a form, relative to floating point."""
-    products, numbers = {}, {}
+def few_rows(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> frozenset[str]:
+    """Return the names of small products that have few rows with inputs of these shapes."""
+    computed, names = operations(model.clone(), shapes), set[str]()
+    for node in integer_nodes(model):
+        weight, count = float_array(node.inputs[1]), computed.get(f"{node.name}", 0)
+        if kind_of(node) == "product" and weight is not None and 0 < count <= min(FEW * weight.size, SHORT):
+            names.add(f"{node.name}")
+    return frozenset(names)
+
+
+def costs(model: ir.Model, seen: Seen, runs: int = 1) -> Callable[[Form], float]:
+    """Return what counts the cost of a form, relative to floating point.
+
+    Args:
+        model: The graph.
+        seen: Values of samples.
+        runs: How many samples these are.
+    """
+    products, rounded = {}, {}
     for node in formed_nodes(model):
         if node.op_type != "Gather":
-            products[f"{node.name}"], numbers[f"{node.name}"] = _counts(node, seen.histograms)
+            name = f"{node.name}"
+            products[name], numbers = _counts(node, seen.histograms)
+            rounded[name] = numbers * ROUNDING + BEGINNING * (runs if numbers else 1)
     whole = max(sum(products.values()), 1.0)
     integers = {f"{node.name}" for node in integer_nodes(model)}
 
@@ -133,7 +161,7 @@ def costs(model: ir.Model, seen: Seen) -> Callable[[Form], float]:
         total = 0.0
         for name, count in products.items():
             whole_number = name in integers and name not in {*form.recipe.wide, *form.recipe.floating}
-            total += count * INTEGER + numbers[name] * ROUNDING if whole_number else count
+            total += count * INTEGER + rounded[name] if whole_number else count
         return total / whole
 
     return cost_of

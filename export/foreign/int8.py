@@ -11,7 +11,18 @@ import onnx_ir as ir
 from onnx_ir.traversal import RecursiveGraphIterator
 
 from edgeglm.export.foreign.activations import operations
-from edgeglm.export.foreign.forms import Form, blocks_form, choose, costs, error_over, forms_of, refined_groups
+from edgeglm.export.foreign.arrays import largest_shapes
+from edgeglm.export.foreign.formless import list_formless
+from edgeglm.export.foreign.forms import (
+    Form,
+    blocks_form,
+    choose,
+    costs,
+    error_over,
+    few_rows,
+    forms_of,
+    refined_groups,
+)
 from edgeglm.export.foreign.graph_precision import Task
 from edgeglm.export.foreign.integers import formed_nodes, integer_nodes, quantize, ranged_values
 from edgeglm.export.foreign.made import Made, read, sample_files
@@ -45,9 +56,9 @@ def make_integers(prepared: Path, task: Task) -> Made:
     )
     error_of = error_over(folds, lambda recipe: quantize(model, recipe))
     unreached = _unreached(model, [*sample_files(samples), *sample_files(held)], output.parent)
-    forms = [blocks_form(model)] if blocks else forms_of(model, pairs=task.pairs)
-    forms = [form.with_floating(unreached) for form in forms]
-    chosen, errors, refined = choose(forms, error_of, costs(model, seen), refined_groups(model))
+    forms = [form.with_floating(unreached) for form in _forms(model, task)]
+    runs = len(sample_files(samples))
+    chosen, errors, refined = choose(forms, error_of, costs(model, seen, runs), refined_groups(model))
 
     form, found, untouched = _kept(model, chosen, error_of, limit)
     before = errors[chosen.title] if refined else found.before
@@ -68,7 +79,15 @@ def make_integers(prepared: Path, task: Task) -> Made:
         chosen.title,
         _cost(model, (*found.wide, *refined), task),
         described(unreached),
+        list_formless(model),
     )
+
+
+def _forms(model: ir.Model, task: Task) -> list[Form]:
+    if task.precision == "int4":
+        return [blocks_form(model)]
+    shapes = largest_shapes(map(read, sample_files(Path(task.samples))))
+    return forms_of(model, pairs=task.pairs, few=few_rows(model, shapes) if task.pairs else ())
 
 
 def widen(prepared: Path, quantizer: Quantizer, task: Task) -> Made:

@@ -6,7 +6,7 @@
 - LSTMs are dynamic. GRUs, RNNs, tables and what is kept wide store their weights in INT8 and compute in floating point.
 
 Weights have a scale a channel. For x86 their neighbours in a product never add up to more than 128, so that kernels
-which add pairs of products in 16 bits do not saturate.
+which add pairs of products in 16 bits do not saturate. Or they are unsigned, whose kernels are as fast for few rows.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 from onnx_ir.traversal import RecursiveGraphIterator
 
 from edgeglm.export.foreign.codes import encode
+from edgeglm.export.foreign.dynamic import put_dynamic, put_dynamic_lstm
 from edgeglm.export.foreign.new_nodes import (
     CONTRIB,
     INT4,
@@ -32,7 +33,6 @@ from edgeglm.export.foreign.new_nodes import (
     drop_unused,
     float_array,
     put_blocks,
-    put_dynamic,
     store,
     store_table,
     transposed,
@@ -56,6 +56,7 @@ class Recipe:
         wide: Names of nodes that compute in floating point; their weights are in INT8 all the same.
         floating: Names of nodes that stay as they are.
         pairs: Whether neighbouring weights must not saturate on x86.
+        unsigned: Names of products whose weights are unsigned where they must not, if they are dynamic.
     """
 
     products: Products
@@ -63,6 +64,7 @@ class Recipe:
     wide: Collection[str] = ()
     floating: Collection[str] = ()
     pairs: bool = True
+    unsigned: Collection[str] = ()
 
 
 def integer_nodes(model: ir.Model) -> list[ir.Node]:
@@ -146,43 +148,15 @@ def _quantize_node(model: ir.Model, node: ir.Node, recipe: Recipe) -> None:
     elif kind == "stored" or (wide and kind):
         store(node)
     elif kind == "LSTM":
-        _dynamic_lstm(node, recipe.pairs)
+        put_dynamic_lstm(node, pairs=recipe.pairs)
     elif kind == "product" and recipe.products == "blocks":
         put_blocks(node)
     elif kind == "product" and (recipe.products == "dynamic" or inside):
-        put_dynamic(node, recipe.pairs)
+        put_dynamic(node, pairs=recipe.pairs, unsigned=recipe.pairs and node.name in recipe.unsigned)
     elif kind and not inside:
         _static(node, kind, recipe)
     elif kind:
         store(node)
-
-
-# -- dynamic ---------------------------------------------------------------------------
-
-
-def _dynamic_lstm(node: ir.Node, pairs: bool) -> None:
-    inputs: list[ir.Value | None] = [*node.inputs, *[None] * (8 - len(node.inputs))]
-    scales: list[ir.Value | None] = []
-    for index, name in ((1, "W"), (2, "R")):
-        array = float_array(node.inputs[index])
-        assert array is not None
-        array = array.transpose(0, 2, 1)
-        codes = encode(array, (0, 2), pairs_along=1 if pairs else None)
-        inputs[index] = constant(node, f"{name}.codes", codes.codes)
-        scales += [
-            constant(node, f"{name}.scale", codes.scale.reshape(array.shape[0], -1)),
-            constant(node, f"{name}.zero", np.zeros((array.shape[0], array.shape[2]), np.int8)),
-        ]
-    attributes = [attribute for name, attribute in node.attributes.items() if name != "layout"]  # is 0, the one it has
-    made = ir.Node(CONTRIB, "DynamicQuantizeLSTM", [*inputs, *scales], attributes,
-                   num_outputs=len(node.outputs), name=f"{node.name}.lstm")  # fmt: skip
-    assert node.graph is not None
-    node.graph.insert_before(node, made)
-    for old, new in zip(node.outputs, made.outputs, strict=True):
-        new.name, old.name = old.name, f"{old.name}.before"
-        describe(new, old)
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-    node.graph.remove(node, safe=True)
 
 
 # -- static ----------------------------------------------------------------------------
@@ -204,7 +178,7 @@ def _static(node: ir.Node, kind: str, recipe: Recipe) -> None:
     least = (
         None if bias is None or bias.ndim != 1 or bias.size != weight.shape[axis] else np.abs(bias) / (step * 2.0**30)
     )
-    codes = encode(weight, axis, pairs_along=along if recipe.pairs else None, least=least)
+    codes = encode(weight, axis, pairs_along=along if recipe.pairs else None, least=least, even=kind == "product")
     node.replace_input_with(0, _rounded(x, step, zero))
     scale = codes.scale.reshape(-1)
     node.replace_input_with(1, _dequantized(node, "weights", codes.codes, scale, axis))

@@ -31,6 +31,7 @@ class Made(msgspec.Struct, frozen=True):
         untouched: Nodes whose weights are not in INT8 either, most to blame first.
         form: The title of the form that was chosen.
         unreached: Nodes in bodies of If and Loop that no sample reaches, which stay as they are.
+        formless: Nodes without a form of INT8, and why.
     """
 
     tried: dict[str, float] = {}
@@ -43,6 +44,7 @@ class Made(msgspec.Struct, frozen=True):
     form: str = ""
     cost: float | None = None
     unreached: tuple[str, ...] = ()
+    formless: str = ""
 
     def notes(self) -> list[str]:
         """Return what the user should know."""
@@ -60,8 +62,8 @@ class Made(msgspec.Struct, frozen=True):
                 others = f" and {len(nodes) - NAMED} more" if len(nodes) > NAMED else ""
                 notes.append(f"{title}: {', '.join(nodes[:NAMED])}{others}{more}")
         if self.share is not None and self.share < MOST and not self.unreached:
-            why = "the others are of operators without a form of it"
-            notes.append(f"{self.share:.0%} of the weights are in 8 bits or fewer: {why}")
+            why = f"; {self.formless}" if self.formless else ""
+            notes.append(f"{self.share:.0%} of the weights are in 8 bits or fewer{why}")
         return notes
 
 

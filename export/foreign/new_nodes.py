@@ -107,22 +107,6 @@ def transposed(node: ir.Node) -> bool:
     return node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0
 
 
-def put_dynamic(node: ir.Node, pairs: bool) -> None:
-    """Put a product of integers in a node's place, whose inputs are rounded in the ranges of each run."""
-    weight = float_array(node.inputs[1])
-    assert weight is not None
-    if transposed(node):
-        weight = weight.T
-    codes = encode(weight, 1, pairs_along=0 if pairs else None)
-    inputs = [
-        node.inputs[0],
-        constant(node, "codes", codes.codes),
-        constant(node, "scale", codes.scale.reshape(-1)),
-        constant(node, "zero", np.zeros(weight.shape[1], np.int8)),
-    ]
-    _with_bias(node, before(node, "DynamicQuantizeMatMul", inputs, "product", CONTRIB))
-
-
 def put_blocks(node: ir.Node) -> None:
     """Put a product whose weights are in blocks of INT4 in a node's place."""
     weight = float_array(node.inputs[1])
