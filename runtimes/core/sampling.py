@@ -66,11 +66,17 @@ class Sampler:
         self.chosen += 1
         if self.sampling.temperature == 0 or not np.isfinite(scores.max()):
             return int(scores.argmax())
-        return int(self.random.choice(len(scores), p=_shares(self.warp(scores))))
+        return self._draw(self.warp(scores))
 
     def force(self, token: int, logits: NDArray[np.float32] | None = None) -> None:
         """Take a token that could be no other; penalties count it."""
         self.chosen += 1
+
+    def _draw(self, scores: Scores) -> int:
+        """Return the token that `Generator.choice` would draw, which checks all shares again."""
+        ends = _shares(scores).cumsum()
+        ends /= ends[-1]
+        return int(ends.searchsorted(self.random.random(), side="right"))
 
     def allow(self, scores: Scores, seen: Sequence[int], allowed: NDArray[np.bool_] | None = None) -> Scores:
         """Return the scores with the penalty for repetition, and -inf for what may not come now."""
@@ -123,12 +129,18 @@ def _shares(scores: Scores) -> Scores:
 
 
 def _nucleus(scores: Scores, top_p: float) -> Scores:
-    """Keep the likeliest tokens that together reach `top_p`, and one at least."""
-    order = np.argsort(-scores, kind="stable")
-    shares = _shares(scores)[order]
-    drop = np.cumsum(shares) - shares >= top_p
-    drop[0] = False
-    return _without(scores, order[drop])
+    """Keep the likeliest tokens that together reach `top_p`, and one at least.
+
+    Tokens so unlikely that all others reach it without them are not sorted: of a large vocabulary that is most of them.
+    """
+    shares = _shares(scores)
+    likely = np.flatnonzero(shares > min((1.0 - top_p) / (2 * len(shares)), shares.max() / 2))
+    order = likely[np.argsort(-shares[likely], kind="stable")]
+    sums = np.cumsum(shares[order]) - shares[order]
+    kept = order[: max(1, int(np.searchsorted(sums, top_p)))]
+    nucleus = np.full_like(scores, -np.inf)
+    nucleus[kept] = scores[kept]
+    return nucleus
 
 
 def _typical(scores: Scores, mass: float) -> Scores:
