@@ -32,6 +32,7 @@ from edgeglm.runtimes.serve.errors import ApiError, naming, stopping, to_api
 from edgeglm.runtimes.serve.jobs import Job
 from edgeglm.runtimes.serve.media import Media
 from edgeglm.runtimes.serve.models import Models
+from edgeglm.runtimes.serve.pages import OwnPages
 from edgeglm.runtimes.serve.release import session_key
 from edgeglm.runtimes.serve.responses import Completion, error_event
 from edgeglm.runtimes.serve.schedule import Kind
@@ -66,13 +67,14 @@ class Service:
         origins: Of the pages that a browser lets ask; ``*`` is any.
         media: Hosts from which images are fetched, as `Media` says.
         most: Bytes that all bodies may take together.
+        is_local: Whether the server listens on this machine alone.
     """
 
     def __init__(
         self, engine: Engine, keys: tuple[str, ...] = (), origins: Sequence[str] = (), media: Sequence[str] = (),
-        most: int = MAX_BYTES,
+        most: int = MAX_BYTES, *, is_local: bool = False,
     ) -> None:  # fmt: skip
-        self.origins, self.bodies = tuple(origins), Bodies(most)
+        self.origins, self.bodies, self.is_local = tuple(origins), Bodies(most), is_local
         self.media = Media(media, self.bodies)
         self.engine, self.keys, self.metrics = engine, [key.encode() for key in keys], engine.metrics
         self.models = Models(engine.bundles)
@@ -102,7 +104,9 @@ class Service:
             CORSMiddleware, allow_origins=self.origins, allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"],
             expose_headers=["Retry-After"],
         )  # fmt: skip
-        middleware = [Middleware(OneLength), *([shared] if self.origins else [])]
+        # A page has no key, so where keys are asked for no page needs to be told from other clients.
+        pages = [] if self.keys else [Middleware(OwnPages, origins=self.origins, is_local=self.is_local)]
+        middleware = [Middleware(OneLength), *([shared] if self.origins else []), *pages]
         return Starlette(routes=routes, exception_handlers=handlers, middleware=middleware)
 
     def _guarded(self, path: str, handler: Handler) -> Handler:

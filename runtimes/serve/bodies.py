@@ -22,8 +22,9 @@ MAX_BODY_BYTES = 64 << 20
 # Of all bodies together: four of the largest, or two hundred screenshots.
 MAX_BYTES = 256 << 20
 RETRY_SECONDS = 2
-# A client that sends nothing for so long has gone, or keeps others from the room that its body takes.
-SECONDS = 60.0
+# A client that sends nothing for so long has gone, or keeps others from the room that its body takes; and one that
+# sends fewer bytes a second than this is as good as gone then.
+SECONDS, LEAST_RATE = 60.0, 4096
 NOT_SERVED = "not_supported"
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ class Bodies:
 
     Args:
         most: Bytes that all of them may take together.
-        seconds: In which a further piece of a body comes.
+        seconds: In which a further piece of a body comes, and all of it but for what is due to its length.
 
     Attributes:
         held: Bytes that they take.
@@ -82,14 +83,17 @@ class Bodies:
 
     async def _pieces(self, request: Request) -> AsyncIterator[bytes]:
         """Yield the pieces of a body, of which each comes in time."""
-        pieces = aiter(request.stream())
+        pieces, now = aiter(request.stream()), asyncio.get_running_loop().time
+        deadline = now() + self.seconds
         with suppress(StopAsyncIteration):
             while True:
                 try:
-                    yield await asyncio.wait_for(anext(pieces), self.seconds)
+                    piece = await asyncio.wait_for(anext(pieces), min(self.seconds, deadline - now()))
                 except asyncio.TimeoutError as error:
-                    why = f"nothing of the body has come for {self.seconds:g} seconds"
+                    why = f"the body comes too slowly: nothing for {self.seconds:g} seconds, or too little in them"
                     raise ApiError(408, why, headers={"Connection": "close"}) from error
+                deadline += len(piece) / LEAST_RATE
+                yield piece
 
 
 async def refuse_speech(request: Request) -> Response:

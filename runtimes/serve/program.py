@@ -9,8 +9,9 @@ import signal
 import socket
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,6 +24,7 @@ from edgeglm.runtimes.core.keep_options import add_keep_options, read_keep
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.serve.app import Service
 from edgeglm.runtimes.serve.budget import divide
+from edgeglm.runtimes.serve.connections import Connection, Server
 from edgeglm.runtimes.serve.engine import Engine
 from edgeglm.runtimes.serve.errors import stopping
 from edgeglm.runtimes.serve.release import Idle
@@ -86,7 +88,8 @@ def serve(arguments: Sequence[str] | None = None, bundle: Path | None = None) ->
         )
         try:
             engine.start()
-            service = Service(engine, keys, options.cors, options.allowed_media_domains, most)
+            is_local = ip_address(listener.getsockname()[0]).is_loopback
+            service = Service(engine, keys, options.cors, options.allowed_media_domains, most, is_local=is_local)
             interrupted = asyncio.run(_run(service, listener, options.drain))
         finally:
             engine.stop()
@@ -98,13 +101,13 @@ async def _run(service: Service, listener: socket.socket, drain: int) -> bool:
     """Serve until a signal comes; return whether it was Ctrl-C."""
     config = uvicorn.Config(
         # Its warnings are of what clients send, and anyone could fill a log with them.
-        service.app(), log_level="error", access_log=False, lifespan="off", server_header=False, ws="none",
-        timeout_graceful_shutdown=drain + LAST_SECONDS, timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        service.app(), http=Connection, log_level="error", access_log=False, lifespan="off", server_header=False,
+        ws="none", timeout_graceful_shutdown=drain + LAST_SECONDS, timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )  # fmt: skip
-    server, came, loop = _Server(config), list[int](), asyncio.get_running_loop()
+    server, came, loop = Server(config), list[int](), asyncio.get_running_loop()
 
     def end(number: int) -> None:
-        server.should_exit = True
+        server.end()
         loop.call_later(0 if came else drain, abandon, service.engine)
         if came:
             loop.call_later(LAST_SECONDS, setattr, server, "force_exit", True)
@@ -125,14 +128,6 @@ def abandon(engine: Engine) -> None:
     for job in [*engine.waiting, *filter(None, running)]:
         job.emit(stopping())
         job.cancelled = True
-
-
-class _Server(uvicorn.Server):
-    """Leaves the signals to us: uvicorn would raise them again, and a drained server would end as a killed one."""
-
-    def capture_signals(self) -> nullcontext[None]:  # type: ignore[override]
-        """Capture none."""
-        return nullcontext()
 
 
 def named(bundles: Sequence[Path]) -> dict[str, Path]:
