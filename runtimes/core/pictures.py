@@ -49,6 +49,7 @@ class PictureEncoder:
         held: The vision module, where it stays.
         spare: Returns the bytes of the budget that nothing else takes, if there is a budget.
         is_decoder_loaded: Returns whether the decoder is in memory, so that the vision module may stay.
+        between: Is called before each picture is read, and encoded; what it raises ends the request.
     """
 
     def __init__(  # noqa: PLR0913 (the runner's own parts)
@@ -67,6 +68,7 @@ class PictureEncoder:
         self.held = HeldEncoder()
         self.spare: Callable[[], int | None] = lambda: window.spare
         self.is_decoder_loaded: Callable[[], bool] = lambda: False
+        self.between: Callable[[], object] = lambda: None
         self._features = Features(prefixes, bundle.manifest.model.hidden_size, window.spare)
         self._digests = dict[bytes, bytes]()  # of masked pixels, by that of the file's bytes
         self._held = dict[FeaturesKey, NDArray[np.float32]]()
@@ -175,6 +177,7 @@ class PictureEncoder:
             with self._encoder(module, grid) as encoder:
                 for index, picture in enumerate(pictures):
                     if picture.vision.grid == grid:
+                        self.between()
                         with self.costs.phase("encode image"):
                             features = encoder.run({"pixel_values": patches[index]})["features"]
                             encoded[index] = features.astype(np.float32)
@@ -200,6 +203,7 @@ class PictureEncoder:
 
     def _read(self, picture: Picture, count: int) -> NDArray[np.float32]:
         """Return the patches of one of `count` pictures, all of which are in memory when the vision module is."""
+        self.between()
         self.window.check_pictures(count, picture_bytes(picture.vision))
         image = open_masked(picture.source, self.masks, self._room())
         if note := squeezed(image, picture.vision):

@@ -20,7 +20,7 @@ from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.session import Asked
 from edgeglm.runtimes.serve.bundles import Bundles, Loaded
 from edgeglm.runtimes.serve.errors import ApiError, to_api
-from edgeglm.runtimes.serve.jobs import Cancelled, Job
+from edgeglm.runtimes.serve.jobs import Cancelled, Job, Outbox
 from edgeglm.runtimes.serve.metrics import Metrics
 from edgeglm.runtimes.serve.release import Idle, Rounds, Sessions
 from edgeglm.runtimes.serve.schedule import AGE_SECONDS, WEIGHTS, Claim, Kind, Priority, Schedule
@@ -62,6 +62,7 @@ class Engine:
         self._jobs: list[Job] = []
         self._changed, self._stops = threading.Condition(), False
         self._current: Task | None = None
+        self._outbox = Outbox(None)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.metrics = Metrics(self)
 
@@ -105,7 +106,9 @@ class Engine:
         Raises:
             ApiError: Too many wait already.
         """
-        job = Job(bundle, work, asyncio.get_running_loop(), Claim(kind, priority, self.now()), session)
+        if self._outbox.loop is not (loop := asyncio.get_running_loop()):
+            self._outbox = Outbox(loop)
+        job = Job(bundle, work, self._outbox, Claim(kind, priority, self.now()), session)
         with self._changed:
             if len(self._jobs) >= self.most_waiting:
                 self.metrics.refused.inc()
@@ -199,7 +202,7 @@ class Engine:
         if loaded.runner.slots:
             loaded.runner.slots.compute = self._wait
         task = Task(loaded.runner.beside(), job)
-        task.runner.wait, task.runner.user = task.wait_for, job.session
+        task.runner.wait, task.runner.user, task.runner.pictures.between = task.wait_for, job.session, job.check
         if not loaded.runner.slots:
             job.pause = partial(self._pause, task)
         loaded.tasks.append(task)
@@ -226,12 +229,15 @@ class Engine:
             return False
         active.sort(key=lambda task: self._order(task, start))
         loaded = self.bundles.loaded[active[0].job.bundle]
-        tasks = active[:1]
-        if loaded.runner.slots:
-            tasks = together([task for task in active if task.job.bundle == active[0].job.bundle])
-        results, claims = compute(loaded.runner, tasks), [task.job.claim for task in tasks]
-        for task in tasks:
-            self._resume(loaded, task, results.get(task.slot) if task.asked else None)
+        here = [task for task in active if task.job.bundle == active[0].job.bundle]
+        tasks = together(here) if loaded.runner.slots else active[:1]
+        claims, shared = [task.job.claim for task in tasks], [task for task in tasks if task.asked]
+        results = compute(loaded.runner, tasks)
+        with self._outbox.together():
+            for task in shared:
+                self._resume(loaded, task, results.get(task.slot))
+        for task in (task for task in tasks if task not in shared):
+            self._resume(loaded, task)
         self.schedule.serve(claims, start, self.now())
         return True
 
@@ -290,6 +296,5 @@ class Engine:
             self.bundles.rest()
 
     def _is_idle(self, name: str, now: float) -> bool:
-        loaded = self.bundles.loaded[name]
-        held = bool(loaded.tasks) or self.sessions.hold(name)
+        held = bool((loaded := self.bundles.loaded[name]).tasks) or self.sessions.hold(name)
         return not held and now - loaded.used > self.bundles.uses[name].seconds

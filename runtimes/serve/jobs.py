@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from edgeglm.runtimes.core.runner import Runner
@@ -31,7 +33,7 @@ class Job:
 
     bundle: str
     work: Callable[[Runner, Job], None]
-    loop: asyncio.AbstractEventLoop
+    outbox: Outbox
     claim: Claim
     session: str | None = None
     events: asyncio.Queue[Event | ApiError | None] = field(default_factory=asyncio.Queue)
@@ -40,10 +42,7 @@ class Job:
 
     def emit(self, event: Event | ApiError | None) -> None:
         """Hand an event over to the server's event loop."""
-        try:
-            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
-        except RuntimeError:  # the loop has closed: the server has ended
-            self.cancelled = True
+        self.outbox.put(self, event)
 
     def check(self) -> None:
         """Raise where nobody waits any more.
@@ -59,3 +58,49 @@ class Job:
         self.check()
         self.pause()
         self.check()
+
+
+class Outbox:
+    """Events on their way to an event loop, which is woken once for all that come together.
+
+    Args:
+        loop: Of the server; None until there is one.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        self.loop, self._events = loop, deque[tuple[Job, Event | ApiError | None]]()
+        self._holds = self._is_woken = False
+
+    def put(self, job: Job, event: Event | ApiError | None) -> None:
+        """Hand over an event of a request, from any thread."""
+        self._events.append((job, event))
+        if not self._holds:
+            self._wake()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Hand over at the end what is put meanwhile: tokens of a step, which many streams wait for."""
+        self._holds = True
+        try:
+            yield
+        finally:
+            self._holds = False
+            if self._events:
+                self._wake()
+
+    def _wake(self) -> None:
+        if self._is_woken:
+            return
+        assert self.loop
+        self._is_woken = True  # before the loop may look
+        try:
+            self.loop.call_soon_threadsafe(self._deliver)
+        except RuntimeError:  # the loop has closed: the server has ended
+            for job, _ in self._events:
+                job.cancelled = True
+
+    def _deliver(self) -> None:
+        self._is_woken = False  # what comes from here on may come too late for this time
+        while self._events:
+            job, event = self._events.popleft()
+            job.events.put_nowait(event)

@@ -27,7 +27,7 @@ from edgeglm.runtimes.serve.app import Service
 from edgeglm.runtimes.serve.bodies import Bodies
 from edgeglm.runtimes.serve.engine import Engine
 from edgeglm.runtimes.serve.errors import ApiError
-from edgeglm.runtimes.serve.jobs import Job
+from edgeglm.runtimes.serve.jobs import Job, Outbox
 from edgeglm.runtimes.serve.program import named
 from edgeglm.runtimes.serve.release import Idle
 from edgeglm.runtimes.serve.schedule import Claim
@@ -87,7 +87,7 @@ class Silent(Engine):
     """An engine that accepts a prompt, and says no more of itself."""
 
     def submit(self, bundle: str, work: Any, *_: object) -> Job:
-        self.job = Job(bundle, work, asyncio.get_running_loop(), Claim("text", "normal", 0.0))
+        self.job = Job(bundle, work, Outbox(asyncio.get_running_loop()), Claim("text", "normal", 0.0))
         self.job.emit(Started(2))
         return self.job
 

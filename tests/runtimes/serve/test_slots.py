@@ -31,7 +31,9 @@ from edgeglm.runtimes.core.prompt import Picture
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.session import Asked
 from edgeglm.runtimes.serve.answers import Started
+from edgeglm.runtimes.serve.completions import chat_work
 from edgeglm.runtimes.serve.engine import Engine
+from edgeglm.runtimes.serve.jobs import Job
 from edgeglm.runtimes.serve.schema import ChatRequest
 from tests.bundles import reseal
 from tests.runtimes.serve.conftest import question, serving
@@ -139,6 +141,32 @@ def test_others_go_on_between_the_images_of_a_prompt(exact: Path, monkeypatch: p
         monkeypatch.setattr(runner.pictures, "_read", note_read)
         asyncio.run(both(engine))
     assert len(read_at) == len(set(read_at)) == 4  # each behind a further step of the other one
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_whoever_goes_away_stops_the_encoding_of_images(exact: Path, slots: int) -> None:
+    """Behind the second of four images, wherever the request has its turns."""
+    asked = ChatRequest(messages=screens(4, 300), temperature=0, max_tokens=2)
+    encoded = list[object]()
+
+    def leave(runner: Runner, job: Job) -> None:
+        features = runner.pictures.between
+
+        def between() -> None:
+            encoded[:] = [phase for phase in runner._costs.phases if phase.name == "encode image"]
+            job.cancelled = len(encoded) == 2
+            features()
+
+        runner.pictures.between = between
+        chat_work(asked)(runner, job)
+
+    async def ask(engine: Engine) -> None:
+        submit(engine, asked, leave)
+        await events_of(submit(engine, chat("Select OK")))
+
+    with running(exact, slots=slots) as engine:
+        asyncio.run(ask(engine))
+    assert len(encoded) == 2
 
 
 def test_whoever_goes_away_frees_a_slot(slotted: str) -> None:

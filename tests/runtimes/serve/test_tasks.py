@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -12,9 +13,25 @@ pytest.importorskip("uvicorn", reason="needs the extra serve")
 
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.session import Asked
-from edgeglm.runtimes.serve.jobs import Cancelled, Job
+from edgeglm.runtimes.serve.answers import Beat, Started
+from edgeglm.runtimes.serve.jobs import Cancelled, Job, Outbox
 from edgeglm.runtimes.serve.schedule import Claim
 from edgeglm.runtimes.serve.tasks import Task, together
+
+
+def job(outbox: Outbox, work: Callable[[Runner, Job], None] = lambda runner, job: None) -> Job:
+    return Job("bundle", work, outbox, Claim("text", "normal", 0.0))
+
+
+class Loop:
+    """An event loop that counts how often it is woken."""
+
+    def __init__(self) -> None:
+        self.loop, self.woken = asyncio.get_running_loop(), 0
+
+    def call_soon_threadsafe(self, call: Callable[[], object]) -> None:
+        self.woken += 1
+        self.loop.call_soon_threadsafe(call)
 
 
 class Waiting:
@@ -23,8 +40,7 @@ class Waiting:
     def __init__(self, count: int) -> None:
         self.seen: list[Any] = []
         self.step = Asked(np.zeros((1, count, 1), np.float32), np.zeros((1, 1, count), np.int64), 1)
-        loop = cast(asyncio.AbstractEventLoop, None)  # no event is emitted
-        self.job = Job("bundle", self._work, loop, Claim("text", "normal", 0.0))
+        self.job = job(Outbox(None), self._work)  # no event is emitted
         self.task = Task(cast(Runner, None), self.job)
         self.task.resume()
 
@@ -69,3 +85,32 @@ def test_a_job_that_nobody_waits_for_ends_between_steps() -> None:
     job.pause = lambda: setattr(job, "cancelled", True)
     with pytest.raises(Cancelled):
         job.between_steps()
+
+
+def test_what_comes_together_wakes_the_loop_once_and_stays_in_order() -> None:
+    async def deliver() -> None:
+        loop = Loop()
+        outbox = Outbox(cast(asyncio.AbstractEventLoop, loop))
+        first, second = job(outbox), job(outbox)
+
+        def step() -> None:
+            with outbox.together():
+                for each, count in ((first, 1), (second, 2), (first, 3)):
+                    each.emit(Started(count))
+                assert not loop.woken
+
+        await asyncio.to_thread(step)
+        got = [await each.events.get() for each in (first, first, second)]
+        assert got == [Started(1), Started(3), Started(2)]
+        assert loop.woken == 1
+        await asyncio.to_thread(second.emit, Beat())  # alone, it comes at once
+        assert (await second.events.get(), loop.woken) == (Beat(), 2)
+
+    asyncio.run(asyncio.wait_for(deliver(), 30))
+
+
+def test_a_loop_that_has_closed_leaves_its_requests_to_nobody() -> None:
+    loop = asyncio.new_event_loop()
+    loop.close()
+    (left := job(Outbox(loop))).emit(Beat())
+    assert left.cancelled
