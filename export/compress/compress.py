@@ -37,6 +37,7 @@ from edgeglm.export.compress.sparsity import sparsify
 from edgeglm.export.compress.walks import Shown, run_walk
 from edgeglm.export.compress.write import write_checkpoint
 from edgeglm.export.predict.peaks import EXPORT_BYTES, TRACE_BYTES, check_peak
+from edgeglm.export.predict.torch_build import with_torch
 from edgeglm.export.prepare.preparation import open_export
 from edgeglm.export.prepare.types import Opened, Prepared, Request
 from edgeglm.export.prove.probes import Example, example_prompts
@@ -239,7 +240,7 @@ def _widest(opened: Opened, plan: Mapping[Part, Left], examples: Sequence[Exampl
         BudgetError: Not even the walk fits.
     """
     needed = EXPORT_BYTES + samples_bytes(opened, examples)
-    check_peak(max(needed, TRACE_BYTES), budget, f"to compress {opened.request.name}")
+    check_peak(max(needed, with_torch(TRACE_BYTES)), budget, f"to compress {opened.request.name}")
     widths = {opened.checkpoint.find(reader).shape[1] for reader in removed(plan)}
     fitting = [width for width in widths if needed + COPIES * 4 * width * width <= budget]
     return max(fitting, default=0)

@@ -18,7 +18,7 @@ from edgeglm.export.compress.teacher import Teacher
 from edgeglm.export.compress.team import ALONE, Team
 from edgeglm.export.compress.write import copy_small_files
 from edgeglm.export.evaluate.original.decoder import parts_of
-from edgeglm.export.evaluate.original.memory import BASE_BYTES, streamed_bytes
+from edgeglm.export.evaluate.original.memory import base_bytes, streamed_bytes
 from edgeglm.export.evaluate.original.whole import Prompts
 from edgeglm.export.predict.peaks import check_peak
 from edgeglm.export.requests import CompressRequest
@@ -64,10 +64,10 @@ def recover(
     """
     assert request.distill is not None
     smaller = Checkpoint.open(folder)
-    each = BASE_BYTES + LOADED * smaller.parameters
-    learning = BASE_BYTES + LEARNING * smaller.parameters
+    each = base_bytes() + LOADED * smaller.parameters
+    learning = base_bytes() + LEARNING * smaller.parameters
     if team.size > 1:
-        learning = max(learning + each + (team.size - 1) * BASE_BYTES, team.size * each)
+        learning = max(learning + each + (team.size - 1) * base_bytes(), team.size * each)
     check_peak(max(learning, streamed_bytes(original)), budget, f"to recover {request.output}")
     config, family, _ = parts_of(original.config)
     decoder = family.describe(config, None).decoder

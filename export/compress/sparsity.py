@@ -32,6 +32,7 @@ from edgeglm.export.compress.zeros import (
 )
 from edgeglm.export.model import Rows
 from edgeglm.export.predict.peaks import EXPORT_BYTES, TRACE_BYTES, check_peak
+from edgeglm.export.predict.torch_build import with_torch
 from edgeglm.export.prepare.types import Opened, Prepared
 from edgeglm.export.prove.probes import Example, example_prompts
 from edgeglm.export.prove.reference import OriginalWeights, Segment
@@ -188,7 +189,7 @@ def widest_input(
         BudgetError: Not even the walk fits.
     """
     needed = EXPORT_BYTES + samples_bytes(opened, examples)
-    check_peak(max(needed, TRACE_BYTES), budget, f"to compress {opened.request.name}")
+    check_peak(max(needed, with_torch(TRACE_BYTES)), budget, f"to compress {opened.request.name}")
     needed += COPIES * 8 * TILE**2
     widest = 0
     for width in sorted({columns for shapes in wanted.values() for _, columns in shapes.values()}):

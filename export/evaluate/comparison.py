@@ -13,7 +13,7 @@ from edgeglm.export.checkpoint.locate import DEMO, DEMO_NAME, locate
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.evaluate.accuracy_report import Found, OnScreens, OnText, write_report
 from edgeglm.export.evaluate.answers import artifact_answers, drafter, reference_answers, where_run
-from edgeglm.export.evaluate.original.memory import BASE_BYTES, is_streamed, streamed_bytes, whole_bytes
+from edgeglm.export.evaluate.original.memory import base_bytes, is_streamed, streamed_bytes, whole_bytes
 from edgeglm.export.evaluate.original.proven import check_pictures, unproven_bytes
 from edgeglm.export.evaluate.tasks.agent import compare_agents
 from edgeglm.export.evaluate.tasks.text import artifact_scores, compare_texts, reference_scores
@@ -45,7 +45,7 @@ def compare(request: ValidateRequest, budget: int, show: Show) -> ValidateResult
     original = _original(bundle.manifest, request.reference, request.adapter)
     file = _data(bundle.manifest, request.data)
     loaded = min(bundle.manifest.predicted.device_peak_rss_bytes.values())
-    peak = max(streamed_bytes(original), BASE_BYTES + loaded)
+    peak = max(streamed_bytes(original), base_bytes() + loaded)
     check_peak(peak, budget, f"to compare {bundle.manifest.model.name} with its original")
     on_screens = file.suffix == SAMPLES
     if request.masks and not on_screens:

@@ -18,6 +18,7 @@ from edgeglm.export.foreign.program import convert_program, is_program, refuse_o
 from edgeglm.export.foreign.tidy import load_model
 from edgeglm.export.graph.conform import refuse_final
 from edgeglm.export.predict.peaks import check_peak
+from edgeglm.export.predict.torch_build import with_torch
 from edgeglm.export.targets.base import graph_step
 from edgeglm.strict_json import fitted
 from edgeglm.suggest import nearest_name
@@ -106,7 +107,7 @@ def weights_peak(file: Path, precision: str, engine: EngineName) -> int:
 
 def made_peak(file: Path) -> int:
     """Return what it takes to make a graph of a program; 0 of a graph."""
-    return program.BASE_BYTES + program.GROWTH * _file_bytes(file) if is_program(file) else 0
+    return with_torch(program.BASE_BYTES + program.GROWTH * _file_bytes(file)) if is_program(file) else 0
 
 
 def _file_bytes(file: Path) -> int:

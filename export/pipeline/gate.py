@@ -14,7 +14,7 @@ from edgeglm.export.checkpoint.adapter import open_checkpoint
 from edgeglm.export.checkpoint.lineage import find_original
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.choose.precision import parse_precisions
-from edgeglm.export.evaluate.original.memory import BASE_BYTES, is_streamed, streamed_bytes, whole_bytes
+from edgeglm.export.evaluate.original.memory import base_bytes, is_streamed, streamed_bytes, whole_bytes
 from edgeglm.export.pipeline.ladder import SENSITIVITY_SAMPLES, Ladder, worst
 from edgeglm.export.predict.forecast import loaded_bytes
 from edgeglm.export.predict.peaks import check_peak
@@ -53,7 +53,7 @@ class Gate:
         original, data, budget = _original(opened), self.request.data, self.request.max_ram or 0
         streamed = is_streamed(original, budget) or (data is not None and data.suffix != SAMPLES)
         whole = streamed_bytes(original) if streamed else whole_bytes(original)
-        peak = max(whole, BASE_BYTES + loaded_bytes(opened))
+        peak = max(whole, base_bytes() + loaded_bytes(opened))
         or_without = "; or leave --accuracy-drop out, and validate elsewhere"
         check_peak(peak, budget, f"to measure {self.name}", or_without)
         return peak

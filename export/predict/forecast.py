@@ -18,6 +18,7 @@ from edgeglm.export.model import Choice, Stored
 from edgeglm.export.predict import peaks as plan
 from edgeglm.export.predict.answer import Blocker, Forecast, Option
 from edgeglm.export.predict.learning import feedback_bytes
+from edgeglm.export.predict.torch_build import beyond_cpu_build
 from edgeglm.export.prefix.lengths import prefix_lengths
 from edgeglm.export.prepare.header_checks import part_of
 from edgeglm.export.prepare.preparation import open_export, prepare
@@ -39,8 +40,16 @@ TENSOR_BYTES = 1000
 ANGLES = 4
 
 
-def export_peak(opened: Opened, *, workers: int, traced: bool) -> int:
-    """Return the export's peak memory, from the headers alone; `traced` if its blocks must be traced first."""
+def export_peak(opened: Opened, *, workers: int, traced: bool, torch: int | None = None) -> int:
+    """Return the export's peak memory, from the headers alone.
+
+    Args:
+        opened: The model.
+        workers: Encoding threads.
+        traced: Whether its blocks must be traced first.
+        torch: Bytes that torch takes beyond its CPU build; those of the installed one if None.
+    """
+    torch = beyond_cpu_build() if torch is None else torch
     sizes = [_from_headers(opened, choice) for choice in opened.choices]
     # By each worker, and by the proof that follows them.
     decoding = (workers + 1) * max((tensor.decoding_bytes for tensor in opened.checkpoint.tensors.values()), default=0)
@@ -48,13 +57,13 @@ def export_peak(opened: Opened, *, workers: int, traced: bool) -> int:
         sizes,
         workers,
         ENGINE_BYTES,
-        traced=traced,
+        torch=torch if traced else None,
         examples=_example_bytes(opened),
         decoding=decoding,
         words=_words(opened),
     )
     tensors = len(opened.checkpoint.tensors) + len(opened.checkpoint.foreign)
-    own = (step.export_peak(opened) for step in peak_steps(opened.choices))
+    own = (converting + torch for step in peak_steps(opened.choices) if (converting := step.export_peak(opened)))
     return max([peak, *own]) + TENSOR_BYTES * tensors
 
 
@@ -104,9 +113,9 @@ def check_budget(opened: Opened, budget: int, samples_bytes: int = 0) -> int:
 
 
 def predict(prepared: Prepared) -> manifest.Predicted:
-    """Return the peaks of a whole export and of running its bundle."""
+    """Return the peaks of a whole export and of running its bundle, the same on each machine."""
     peaks = plan.by_context(module_sizes(prepared), prepared.model.decoder, prepared.opened.context)
-    return manifest.Predicted(export_peak(prepared.opened, workers=plan.USUAL_WORKERS, traced=True), peaks)
+    return manifest.Predicted(export_peak(prepared.opened, workers=plan.USUAL_WORKERS, traced=True, torch=0), peaks)
 
 
 def predict_slots(prepared: Prepared, slots: int) -> tuple[int, int]:

@@ -113,7 +113,7 @@ def export_peak(
     workers: int,
     engine_bytes: int,
     *,
-    traced: bool,
+    torch: int | None,
     examples: int = 0,
     decoding: int = 0,
     words: int = 0,
@@ -124,7 +124,7 @@ def export_peak(
         modules: All of them.
         workers: Encoding threads.
         engine_bytes: Up to which size of its weights a module is run as a whole.
-        traced: Whether the tracing child runs, or its result is found in the cache.
+        torch: Bytes that the tracing child takes beyond torch's CPU build; None if its result is found in the cache.
         examples: Bytes of a vision tower's inputs, which the child is given as examples.
         decoding: Bytes that it takes to compute rows from what they are stored as.
         words: Of the tokenizer.
@@ -132,9 +132,10 @@ def export_peak(
     streamed = max(_streaming(module, workers) for module in modules)
     run = max((int(2.5 * module.nbytes) for module in modules if module.nbytes <= engine_bytes), default=0)
     compiled = max((_compiling(module) for module in modules), default=0)
-    child, loading = TRACE_BYTES + max(0, examples - EXAMPLE_BYTES), int(WORD_BYTES * LOADING * words)
-    chat = CHAT_BYTES + WORD_BYTES * words + loading if words else 0
-    return max(EXPORT_BYTES + max(streamed + decoding, run, compiled, loading), max(child, chat) if traced else 0)
+    child = 0 if torch is None else TRACE_BYTES + torch + max(0, examples - EXAMPLE_BYTES)
+    loading = int(WORD_BYTES * LOADING * words)
+    chat = CHAT_BYTES + WORD_BYTES * words + loading if words and child else 0
+    return max(EXPORT_BYTES + max(streamed + decoding, run, compiled, loading), child, chat)
 
 
 def _compiling(module: ModuleSize) -> int:

@@ -25,7 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 from edgeglm import manifest
 from edgeglm.errors import AccuracyError, DamagedFileError, UnsupportedError
 from edgeglm.export.evaluate.original.decoder import StreamedDecoder
-from edgeglm.export.evaluate.original.memory import BASE_BYTES
+from edgeglm.export.evaluate.original.memory import base_bytes
 from edgeglm.export.evaluate.original.tower import StreamedTower
 from edgeglm.export.evaluate.original.whole import image_processor
 from edgeglm.export.families.building import reference_config
@@ -44,7 +44,7 @@ LAYER = re.compile(r"\.(\d{1,6})\.")
 
 def proof_bytes(original: Original) -> int:
     """Return what `prove_reading` takes: the cut model, and the block that edgeglm fills."""
-    return BASE_BYTES + 6 * sum(math.prod(_cut_shape(original, name)) for name in _kept(original))
+    return base_bytes() + 6 * sum(math.prod(_cut_shape(original, name)) for name in _kept(original))
 
 
 def prove_reading(original: Original) -> None:

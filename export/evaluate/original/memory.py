@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from edgeglm.export.model import Original
+from edgeglm.export.predict.torch_build import with_torch
 
-# torch, transformers, an engine, and a batch of screens or sequences.
+# torch's CPU build, transformers, an engine, and a batch of screens or sequences.
 BASE_BYTES = 900 << 20
+
+
+def base_bytes() -> int:
+    """Return what a process takes besides weights: `BASE_BYTES` with the installed torch."""
+    return with_torch(BASE_BYTES)
 
 
 def whole_bytes(original: Original) -> int:
     """Return the memory of the whole original in fp32."""
-    return BASE_BYTES + 4 * original.parameters
+    return base_bytes() + 4 * original.parameters
 
 
 def is_streamed(original: Original, budget: int) -> bool:
@@ -22,4 +28,4 @@ def streamed_bytes(original: Original) -> int:
     """Return the memory of one layer at a time; nothing else in memory at once is larger."""
     text = original.config.get("text_config")
     layers = (text if isinstance(text, dict) else original.config).get("num_hidden_layers")
-    return BASE_BYTES + 4 * original.parameters // (layers if isinstance(layers, int) and layers > 0 else 1)
+    return base_bytes() + 4 * original.parameters // (layers if isinstance(layers, int) and layers > 0 else 1)
