@@ -54,12 +54,21 @@ CPU_OF_PROCESS = 2
 
 
 class Stream(NamedTuple):
-    """When a stream's first and last pieces came, by the clock, and its tokens."""
+    """When a stream was asked for and when its pieces came, by the clock, and its tokens."""
 
     begun: float
-    first: float
-    last: float
+    times: tuple[float, ...]
     tokens: int
+
+    @property
+    def first(self) -> float:
+        """When the first piece came."""
+        return self.times[0]
+
+    @property
+    def last(self) -> float:
+        """When the last piece came."""
+        return self.times[-1]
 
 
 class Server(NamedTuple):
@@ -87,7 +96,7 @@ class Server(NamedTuple):
                         told = (chunk.get("usage") or {}).get("completion_tokens", told)
         if len(times) < 2:
             raise RuntimeError("the text came as a whole: take a bundle whose tokens are whole characters")
-        return Stream(begun, times[0], times[-1], told or len(times))
+        return Stream(begun, tuple(times), told or len(times))
 
     def cpu(self) -> float:
         """Return the processor seconds of its process so far."""
@@ -138,8 +147,21 @@ def measure(server: Server, turn: int) -> Figures:
             done = list(pool.map(partial(server.stream, WORDS, TOKENS), seeds))
         begun, last = min(stream.first for stream in done), max(stream.last for stream in done)
         figures[f"streams {count}"] = sum(stream.tokens - 1 for stream in done) / (last - begun)
+        figures["together"] = together(done)
         figures[f"first {count}"] = statistics.median(stream.first - stream.begun for stream in done)
     return {**figures, **mixed(server, turn)}
+
+
+def together(streams: Sequence[Stream]) -> float:
+    """Return the tokens a second while all streams are answered: 0 if they are answered one after the other.
+
+    Servers take prompts in different order: one begins to answer when all are read, another when the first is. What the
+    prompts cost is in the rate of the whole, in the time to the first token and in the mixed load.
+    """
+    begun, ended = max(stream.first for stream in streams), min(stream.last for stream in streams)
+    if ended <= begun:
+        return 0.0
+    return sum(sum(begun < time <= ended for time in stream.times) for stream in streams) / (ended - begun)
 
 
 def mixed(server: Server, turn: int) -> Figures:
@@ -189,11 +211,12 @@ def medians(runs: Sequence[Figures]) -> Figures:
 
 def table(figures: Mapping[str, Figures]) -> Iterator[str]:
     """Yield a row a server."""
-    yield f"{'':<20}FIRST TOKEN   TOKENS/S: 1       2       4   MIXED: P50     P99   CPU A TOKEN"
+    yield f"{'':<20}FIRST TOKEN   TOKENS/S: 1       2       4  DECODING 4   MIXED: P50     P99   CPU A TOKEN"
     for name, row in figures.items():
         rates = "".join(f"{row[f'streams {count}']:>8.1f}" for count in STREAMS)
+        mixed_load = f"{row['p50']:>9.2f} s{row['p99']:>6.2f} s"
         yield (
-            f"{name:<20}{row['first 1']:>9.3f} s    {rates}  {row['p50']:>9.2f} s{row['p99']:>6.2f} s"
+            f"{name:<20}{row['first 1']:>9.3f} s    {rates}{row['together']:>12.1f}  {mixed_load}"
             f"{1e3 * row['token cpu']:>9.2f} ms"
         )
 
@@ -242,8 +265,11 @@ def main() -> int:
             print(f"turn {turn + 1}: load {os.getloadavg()[0]:.1f}", flush=True)
     figures = {name: medians(runs[name]) | medians([pair[name] for pair in pairs]) for name in commands}
     print("\n".join(["", *table(figures), ""]))
-    slotted = figures["edgeglm --slots 4"]
-    print(f"4 streams beside 1: {slotted['streams 4'] / slotted['streams 1']:.2f}x")
+    for name, row in figures.items():
+        whole, decoding = row["streams 4"] / row["streams 1"], row["together"] / row["streams 1"]
+        print(
+            f"{name}: 4 streams beside 1: {whole:.2f}x with their prompts, {decoding:.2f}x while all four are decoded"
+        )
     print("\n".join(told_costs(pairs)))
     return 0
 
