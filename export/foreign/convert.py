@@ -19,13 +19,14 @@ from edgeglm.errors import AccuracyError, UnsupportedError
 from edgeglm.export.foreign.arrays import Arrays, common_shapes
 from edgeglm.export.foreign.difference import Comparison, worst_of
 from edgeglm.export.foreign.error import MAX_ERROR, calibrating, measured, open_original
+from edgeglm.export.foreign.fold import fold
 from edgeglm.export.foreign.formless import list_formless
 from edgeglm.export.foreign.graph_plan import Plan, computes_floats
 from edgeglm.export.foreign.graph_precision import Task, convert
 from edgeglm.export.foreign.integers import has_blocks
 from edgeglm.export.foreign.made import Made, write
 from edgeglm.export.foreign.plain_products import make_plain
-from edgeglm.export.foreign.single import is_other, to_single
+from edgeglm.export.foreign.single import is_other, other_ends, to_single
 from edgeglm.export.foreign.tidy import load_model
 from edgeglm.export.graph.check import check
 from edgeglm.export.graph.conform import fit, refusal, to_opset
@@ -59,6 +60,7 @@ def converted(plan: Plan, model: ir.Model, work: Path) -> tuple[Plan, ir.Model, 
 def fit_model(plan: Plan) -> tuple[ir.Model, tuple[Violation, ...]]:
     """Return the graph as the engine takes it: checked and fixed."""
     model = load_model(plan.source.proto, plan.source.shapes)
+    fold(model, plan.engine)
     shapes = common_shapes(plan.samples) if plan.request.calibration else {}
     model, fixes = fit(model, plan.request.profile, plan.engine, str(plan.request.file), shapes)
     if graph_step(plan.engine).SIZED and plan.source.varying:
@@ -92,9 +94,9 @@ def convert_model(plan: Plan, model: ir.Model, work: Path) -> tuple[ir.Model, Ma
     """Return the graph in its precision, checked again: what a converter wrote must run too."""
     if plan.precision == "fp32" or plan.kept:
         return model, Made()
-    ours = DIALECTS[ENGINES[plan.engine].dialect].contrib  # others have no cast of an input to take
+    ours = DIALECTS[ENGINES[plan.engine].dialect].contrib
     if plan.precision != "fp16":
-        model = _raised(plan, _single(plan, model, work) if ours else model, work)
+        model = _raised(plan, _single(plan, model, work), work)
         MaskRange()(model)
     if plan.precision != "fp16" and ours:
         model = model.clone()  # as the graph stays as it is where no form is found
@@ -145,11 +147,21 @@ def _saved(plan: Plan, indices: Sequence[int], folder: Path) -> str:
 
 
 def _single(plan: Plan, model: ir.Model, work: Path) -> ir.Model:
-    """Return a graph in fp16 or fp64 as one in fp32, where it computes the same."""
+    """Return a graph in fp16 or fp64 as one in fp32, where it computes the same, or where integers are all there is.
+
+    Raises:
+        UnsupportedError: An NPU, which has no cast of them, would have to take or give such values.
+    """
     if not is_other(model):
         return model
     single, file = model.clone(), work / "single.onnx"
     to_single(single)
+    if DIALECTS[ENGINES[plan.engine].dialect].integers:
+        if ends := other_ends(model):
+            title = ENGINES[plan.engine].title
+            why = f"its inputs or outputs {', '.join(ends)} are in fp16 or fp64, of which {title} has none"
+            raise UnsupportedError(plan.request.file, why, "export it with inputs and outputs in fp32")
+        return single
     ir.save(single, file)
     sample, comparison = plan.samples[0], Comparison()
     want, got = run_file(plan.source.original, sample), _tried(file, sample)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from edgeglm.engines import ACCELERATOR_BYTES, ENGINES, EngineName
 from edgeglm.errors import UnsupportedError
 from edgeglm.export.foreign.arrays import make_samples
+from edgeglm.export.foreign.fold import fold
 from edgeglm.export.foreign.graph_file import Source
 from edgeglm.export.foreign.graph_peak import graph_peak, size_of
 from edgeglm.export.foreign.graph_plan import (
@@ -80,6 +81,7 @@ def _blockers(
 ) -> tuple[Blocker, ...]:
     """Return what of the graph the engine refuses."""
     model = load_model(source.proto, source.shapes)
+    fold(model, engine)
     try:
         fit(model, request.profile, engine, str(request.file), shapes)
     except UnsupportedError as error:

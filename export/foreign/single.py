@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import IdentityEliminationPass
+from onnx_ir.traversal import RecursiveGraphIterator
 
 OTHERS = {ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16}
 # Attributes that name a type of a result, and those that hold a value of it.
@@ -36,6 +38,23 @@ def to_single(model: ir.Model) -> None:
                 _widen(value)
     _cast_inputs(model.graph)
     _cast_outputs(model.graph, types)
+    for node in RecursiveGraphIterator(model.graph):
+        if _is_idle(node):
+            node.op_type = "Identity"
+            node.attributes.clear()
+    IdentityEliminationPass()(model)
+
+
+def other_ends(model: ir.Model) -> list[str]:
+    """Return the inputs and outputs that are in fp16 or fp64."""
+    return [f"{value.name}" for value in (*model.graph.inputs, *model.graph.outputs) if value.dtype in OTHERS]
+
+
+def _is_idle(node: ir.Node) -> bool:
+    """Tell whether a node casts fp32 to fp32, as what was a cast to fp16 does now."""
+    if (node.domain, node.op_type) != ("", "Cast") or node.inputs[0] is None:
+        return False
+    return node.inputs[0].dtype == ir.DataType.FLOAT and node.attributes.get_int("to", 0) == ir.DataType.FLOAT
 
 
 def _graphs(model: ir.Model) -> Iterator[ir.Graph]:
@@ -45,14 +64,14 @@ def _graphs(model: ir.Model) -> Iterator[ir.Graph]:
 
 def _widen(value: ir.Value) -> None:
     if value.dtype in OTHERS:
-        value.dtype = ir.DataType.FLOAT
+        value.type = ir.TensorType(ir.DataType.FLOAT)  # another type, as a clone shares its own with the original
 
 
 def _widen_weight(value: ir.Value) -> None:
     tensor = value.const_value
     if tensor is not None and tensor.dtype in OTHERS:
         value.const_value = ir.tensor(tensor.numpy().astype(np.float32), name=value.name)
-        value.dtype = ir.DataType.FLOAT
+        value.type = ir.TensorType(ir.DataType.FLOAT)
 
 
 def _widen_attributes(node: ir.Node) -> None:

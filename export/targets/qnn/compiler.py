@@ -26,6 +26,10 @@ CHIP = re.compile(rb"soc_type=(\w+);arch=(\d+)")
 CHIPS = {93: "QCS6490", 43: "SM8550"}
 UNSUPPORTED = re.compile(r"Unsupported nodes in QNN EP:(.*)")
 NODE = re.compile(r"\{ name: (.*?), type: (\w+) \}")
+# How a message of ONNX Runtime begins.
+PREFIX = re.compile(r"^\S+: \[ONNXRuntimeError\] : \d+ : \w+ : ")
+# What is in a reason that names nodes.
+NAMES_NODES = "has no form on this NPU for"
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -117,10 +121,10 @@ def _reason(error: Crashed) -> str:
     if found := UNSUPPORTED.search(text):
         nodes = [f"{name} ({operator})" for name, operator in NODE.findall(found[1])]
         more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
-        return f"{title()} has no form on this NPU for {', '.join(nodes[:3])}{more}"
+        return f"{title()} {NAMES_NODES} {', '.join(nodes[:3])}{more}"
     if "fallback to CPU EP has been explicitly disabled" in text:
-        return f"{title()} has no form on this NPU for some of its operators"
-    return f"{title()} cannot compile it: {COLOUR.sub('', str(error))}"
+        return f"{title()} leaves some of its operators to the CPU"
+    return f"{title()} cannot compile it: {PREFIX.sub('', COLOUR.sub('', str(error)))}"
 
 
 def chip_name(context: Path, chip: Chip) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from edgeglm.devices.profile import Profile
 from edgeglm.errors import AccuracyError, UnsupportedError
 from edgeglm.export.targets.base import Proof
 from edgeglm.export.targets.qnn.compile import CONTEXT, MIN_COSINE, SIMULATED_PRODUCTS, SIMULATOR, cosine
-from edgeglm.export.targets.qnn.compiler import compile_file, title
+from edgeglm.export.targets.qnn.compiler import NAMES_NODES, compile_file, title
 from edgeglm.runtimes.engines.qnn.engine import INSTALL, Chip, chip_of
 
 SIZED = False
@@ -49,12 +50,14 @@ def prove(file: Path, original: Path, profile: Profile, samples: Sequence[Arrays
     try:
         done = compile_file(file, CONTEXT, chip, samples[:count], simulate=count > 0)
     except UnsupportedError as error:
-        raise UnsupportedError(f"{original} on {profile.name}", error.why, ANOTHER) from error
+        node = None if NAMES_NODES in error.why else _first_node(file, partial(_is_taken, chip=chip, work=work))
+        why = f"{error.why}, from {node} on" if node else error.why
+        raise UnsupportedError(f"{original} on {profile.name}", why, ANOTHER) from error
     pairs = [(got[name], want[name]) for got, want in zip(done.simulated, done.onnx, strict=True) for name in want]
     least = min((cosine(got, want) for got, want in pairs), default=None)
     if least is not None and least < MIN_COSINE:
         why = f"the NPU's simulator computes it with a cosine of {least:.4f} to ONNX Runtime's, below {MIN_COSINE}"
-        node = _wrong_node(file, chip, samples[:count], work)
+        node = _first_node(file, partial(_is_right, chip=chip, samples=samples[:count], work=work))
         raise AccuracyError(f"{original} on {profile.name}", f"{why}, from {node} on" if node else why, ANOTHER)
     assert done.chip
     return Proof(
@@ -68,19 +71,21 @@ def prove(file: Path, original: Path, profile: Profile, samples: Sequence[Arrays
     )
 
 
-def _wrong_node(file: Path, chip: Chip, samples: Sequence[Arrays], work: Path) -> str | None:
-    """Return the first node behind which the simulator's values are others: by halving the graph, as often as `STEPS`.
+def _first_node(file: Path, is_good: Callable[[ir.Model, str], bool]) -> str | None:
+    """Return the first node up to which a graph is not good: by halving the graph, as often as `STEPS`.
 
-    A graph is cut where values are dequantized, so that each part has the integers of the whole.
+    A graph is cut where values are dequantized, so that each part has the integers of the whole; one without such
+    values is cut behind any node.
     """
     model = ir.load(file)
     cuts = [node.outputs[0] for node in model.graph if node.op_type == "DequantizeLinear" and _is_computed(node)]
+    cuts = cuts or [node.outputs[0] for node in model.graph]
     low, high = 0, len(cuts) - 1
     for _ in range(STEPS):
         if low >= high:
             break
         middle = (low + high) // 2
-        if _is_right(model, f"{cuts[middle].name}", chip, samples, work):
+        if is_good(model, f"{cuts[middle].name}"):
             low = middle + 1
         else:
             high = middle
@@ -92,8 +97,28 @@ def _is_computed(node: ir.Node) -> bool:
     return quantize is not None and quantize.inputs[0] is not None and quantize.inputs[0].producer() is not None
 
 
-def _is_right(model: ir.Model, name: str, chip: Chip, samples: Sequence[Arrays], work: Path) -> bool:
+def _is_right(model: ir.Model, name: str, *, chip: Chip, samples: Sequence[Arrays], work: Path) -> bool:
     """Tell whether the simulator agrees on the graph up to a value; one that it does not take is not wrong."""
+    part, needed = _part(model, name, work)
+    feeds = [{key: array for key, array in sample.items() if key in needed} for sample in samples]
+    try:
+        done = compile_file(part, CONTEXT, chip, feeds, simulate=True)
+    except UnsupportedError:
+        return True
+    return all(cosine(got[name], want[name]) >= MIN_COSINE for got, want in zip(done.simulated, done.onnx, strict=True))
+
+
+def _is_taken(model: ir.Model, name: str, *, chip: Chip, work: Path) -> bool:
+    """Tell whether the compiler takes the graph up to a value."""
+    try:
+        compile_file(_part(model, name, work)[0], CONTEXT, chip)
+    except UnsupportedError:
+        return False
+    return True
+
+
+def _part(model: ir.Model, name: str, work: Path) -> tuple[Path, set[str]]:
+    """Write the graph up to a value, and return its file and its inputs."""
     part = model.clone()
     end = next(value for node in part.graph for value in node.outputs if value.name == name)
     part.graph.outputs[:] = [end]
@@ -101,24 +126,15 @@ def _is_right(model: ir.Model, name: str, chip: Chip, samples: Sequence[Arrays],
     folder = work / "part"
     folder.mkdir(exist_ok=True)
     ir.save(part, folder / "part.onnx")
-    needed = {value.name for value in part.graph.inputs}
-    feeds = [{key: array for key, array in sample.items() if key in needed} for sample in samples]
-    try:
-        done = compile_file(folder / "part.onnx", CONTEXT, chip, feeds, simulate=True)
-    except UnsupportedError:
-        return True
-    return all(cosine(got[name], want[name]) >= MIN_COSINE for got, want in zip(done.simulated, done.onnx, strict=True))
+    return folder / "part.onnx", {f"{value.name}" for value in part.graph.inputs}
 
 
 def _maker(value: ir.Value) -> str:
-    """Return the node whose result is quantized and dequantized here."""
-    dequantize = value.producer()
-    assert dequantize is not None
-    assert dequantize.inputs[0] is not None
-    quantize = dequantize.inputs[0].producer()
-    assert quantize is not None
-    assert quantize.inputs[0] is not None
-    node = quantize.inputs[0].producer()
+    """Return the node whose result this is, or whose result is quantized and dequantized here."""
+    node = value.producer()
+    for operator in ("DequantizeLinear", "QuantizeLinear"):
+        if node is not None and node.op_type == operator and node.inputs[0] is not None:
+            node = node.inputs[0].producer() or node
     assert node is not None
     return f"{node.name} ({node.op_type})"
 

@@ -12,8 +12,12 @@ import pytest
 pytest.importorskip("onnxscript")
 
 from edgeglm.bundle import read_sealed
+from edgeglm.engines import EngineName
+from edgeglm.errors import UnsupportedError
 from edgeglm.export.api import ExportRequest, export
+from edgeglm.export.foreign.fold import fold
 from edgeglm.export.foreign.single import is_other, to_single
+from edgeglm.export.foreign.tidy import load_model
 from edgeglm.export.prove.onnx_run import opened, run_file
 from tests.export.foreign.small_graphs import graph, node, normal, value
 
@@ -84,3 +88,45 @@ def test_it_is_exported_in_int8(dtype: str, tmp_path: Path) -> None:
     feeds = sample(dtype, yes=True)
     want, got = (run_file(tmp_path / name, feeds) for name in ("model.onnx", "bundle/graph/model.onnx"))
     assert np.linalg.norm(got["y"] - want["y"]) < 0.05 * np.linalg.norm(want["y"])
+
+
+def half_inside() -> onnx.ModelProto:
+    """Return a product in fp16 between inputs and outputs in fp32."""
+    nodes = [node("Cast", ["x"], ["h"], to=onnx.TensorProto.FLOAT16), node("MatMul", ["h", "w"], ["p"]),
+             node("Cast", ["p"], ["y"], to=onnx.TensorProto.FLOAT)]  # fmt: skip
+    weights = {"w": normal(16, 8).astype(np.float16)}
+    return graph(nodes, [value("x", [4, 16])], [value("y", [4, 8])], weights)
+
+
+def test_casts_to_fp16_and_back_go() -> None:
+    model = load_model(half_inside(), {})
+    to_single(model.clone())
+    assert {value.dtype for each in model.graph for value in each.outputs} == {ir.DataType.FLOAT16, ir.DataType.FLOAT}
+    to_single(model)
+    assert [each.op_type for each in model.graph] == ["MatMul"]
+    assert [each.name for each in model.graph.outputs] == ["y"]
+
+
+def test_an_npu_takes_no_fp16_from_outside(tmp_path: Path) -> None:
+    kind = onnx.TensorProto.FLOAT16
+    model = graph([node("MatMul", ["x", "w"], ["y"])], [value("x", [4, 16], kind)], [value("y", [4, 8], kind)],
+                  {"w": normal(16, 8).astype(np.float16)})  # fmt: skip
+    onnx.save(model, tmp_path / "model.onnx")
+    (tmp_path / "samples").mkdir()
+    for index in range(4):
+        np.savez(tmp_path / f"samples/{index}.npz", x=normal(4, 16).astype(np.float16))
+    request = ExportRequest(
+        model=str(tmp_path / "model.onnx"), target="qcs6490", precision="int8", calibration=tmp_path / "samples",
+        output=tmp_path / "bundle",
+    )  # fmt: skip
+    with pytest.raises(UnsupportedError, match="inputs or outputs x, y are in fp16 or fp64"):
+        export(request)
+
+
+@pytest.mark.parametrize(("target", "nodes"), [("qnn", []), ("ort", ["Slice"])])
+def test_what_constants_make_is_one_for_an_npu(target: EngineName, nodes: list[str]) -> None:
+    weights = {"v": normal(32, 8), "from": np.array([0]), "to": np.array([16])}
+    cut, product = node("Slice", ["v", "from", "to"], ["w"]), node("MatMul", ["x", "w"], ["y"])
+    model = load_model(graph([cut, product], [value("x", [4, 16])], [value("y", [4, 8])], weights), {})
+    fold(model, target)
+    assert [each.op_type for each in model.graph] == [*nodes, "MatMul"]

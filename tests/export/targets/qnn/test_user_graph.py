@@ -25,9 +25,9 @@ SHAPE = [1, 8, 8, 8]
 
 def exported(folder: Path, *behind: onnx.NodeProto, **weights: np.ndarray) -> GraphManifest:
     """Export a convolution and nodes behind it for the NPU."""
-    nodes = [node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1], name="conv"), *behind]
+    nodes = [node("Conv", ["x", "conv.w"], ["c"], pads=[1, 1, 1, 1], name="conv"), *behind]
     model = graph(nodes, [value("x", SHAPE)], [value("y", [f"d{axis}" for axis in range(4)])],
-                  {"w": normal(8, 8, 3, 3, scale=0.15), **weights})  # fmt: skip
+                  {"conv.w": normal(8, 8, 3, 3, scale=0.15), **weights})  # fmt: skip
     onnx.save(model, folder / "model.onnx")
     (folder / "samples").mkdir()
     for index in range(4):
@@ -67,6 +67,31 @@ REFUSED = {
     "TopK": (node("TopK", ["c", "k"], ["y", "i"], name="last"), {"k": np.array([3])}),
     "CumSum": (node("CumSum", ["c", "a"], ["y"], name="last"), {"a": np.array(2)}),
 }
+
+
+def lstm() -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+    """Return an LSTM behind the convolution, whose weights are slices of a constant."""
+    nodes = [
+        node("Reshape", ["c", "sizes"], ["s"], name="sequence"),
+        node("Slice", ["ws", "zero", "one", "zero"], ["w"], name="slice"),
+        node("LSTM", ["s", "w", "u"], ["y"], hidden_size=4, name="last"),
+    ]
+    places = {"zero": np.array([0]), "one": np.array([1]), "sizes": np.array([8, 8, 8])}
+    return nodes, {"ws": normal(2, 16, 8, scale=0.3), "u": normal(1, 16, 4, scale=0.3), **places}
+
+
+def test_the_table_refuses_an_lstm(tmp_path: Path) -> None:
+    nodes, weights = lstm()
+    with pytest.raises(UnsupportedError, match=r"last \(LSTM\): QNN HTP v68 does not have the operator"):
+        exported(tmp_path, *nodes, **weights)
+
+
+@pytest.mark.usefixtures("no_table")
+def test_a_refusal_without_a_name_gets_the_node(tmp_path: Path) -> None:
+    """The compiler says that memory was short, and no more; slices of weights are no nodes of its."""
+    nodes, weights = lstm()
+    with pytest.raises(UnsupportedError, match=r"cannot compile it: Failed .*, from last \(LSTM\) on"):
+        exported(tmp_path, *nodes, **weights)
 
 
 @pytest.mark.parametrize("operator", REFUSED)
