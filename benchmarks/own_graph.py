@@ -1,6 +1,7 @@
 """INT8 of users' graphs beside ONNX Runtime's own tools: error on unseen samples, size and time, in one run.
 
     python -m benchmarks.own_graph                 # graphs that are made here
+    python -m benchmarks.own_graph --dense         # small dense networks
     python -m benchmarks.own_graph DIR             # NAME.onnx, and its samples NAME/*.npz, for each NAME
     python -m benchmarks.own_graph --memory [DIR]  # the peak memory of each export, predicted and measured
 
@@ -40,6 +41,7 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from benchmarks.dense_graphs import write_dense
 from benchmarks.own_graphs import write_graphs
 from edgeglm.errors import EdgeglmError
 from edgeglm.export.api import ExportRequest, export
@@ -210,13 +212,15 @@ def main() -> int:
     """Compare all graphs of a folder, or those that are made here."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--dense", action="store_true", help="small dense networks")
     parser.add_argument("--memory", action="store_true", help="predicted and measured peaks")
     asked = parser.parse_args()
     folder = asked.folder
     logging.disable(logging.WARNING)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as made:
-        files = sorted(folder.glob("*.onnx")) if folder else write_graphs(Path(made))
+        write = write_dense if asked.dense else write_graphs
+        files = sorted(folder.glob("*.onnx")) if folder else write(Path(made))
         if asked.memory:
             met = [compare_memory(file, precision) for file in files for precision in ("int8", "fp32")]
         else:
