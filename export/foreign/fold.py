@@ -1,4 +1,4 @@
-"""What constants alone make is a constant, for an engine that computes no node without a value."""
+"""Fold what constants alone make, for an engine that computes no node without a value."""
 
 from __future__ import annotations
 

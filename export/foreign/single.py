@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import IdentityEliminationPass
 from onnx_ir.traversal import RecursiveGraphIterator
+
+from edgeglm.export.foreign.identities import pass_identities
 
 OTHERS = {ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16}
 # Attributes that name a type of a result, and those that hold a value of it.
@@ -42,7 +43,7 @@ def to_single(model: ir.Model) -> None:
         if _is_idle(node):
             node.op_type = "Identity"
             node.attributes.clear()
-    IdentityEliminationPass()(model)
+    pass_identities(model)
 
 
 def other_ends(model: ir.Model) -> list[str]:

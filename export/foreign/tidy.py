@@ -14,7 +14,6 @@ import onnx_ir as ir
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, numpy_helper
 from onnx_ir.passes.common import (
     ClearMetadataAndDocStringPass,
-    IdentityEliminationPass,
     InlinePass,
     LiftConstantsToInitializersPass,
     NameFixPass,
@@ -22,6 +21,7 @@ from onnx_ir.passes.common import (
 )
 from onnx_ir.traversal import RecursiveGraphIterator
 
+from edgeglm.export.foreign.identities import pass_identities
 from edgeglm.export.graph.passes.infer_types import InferTypes
 
 # From this version on, an initializer need not be an input too.
@@ -74,7 +74,7 @@ def load_model(proto: ModelProto, shapes: Mapping[str, Sequence[int | str]]) -> 
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     ClearMetadataAndDocStringPass()(model)
     _pass_dropouts(model)
-    IdentityEliminationPass()(model)
+    pass_identities(model)
     name_nodes(model)
     for value in model.graph.inputs:
         if (name := f"{value.name}") in shapes:
