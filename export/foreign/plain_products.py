@@ -1,7 +1,7 @@
 """Products of a constant in other places than behind a value, as plain ones, which have forms of INT8.
 
-``C @ X`` is the transpose of ``Xᵀ @ Cᵀ``; an Einsum of a value and a constant is a product between transposes, where
-each index is either summed, or of one of the two alone.
+``C @ X`` is the transpose of ``Xᵀ @ Cᵀ``, and of a vector that is all; an Einsum of a value and a constant is a product
+between transposes, where each index is either summed, or of one of the two alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def _turn(node: ir.Node) -> None:
     if weight is None or weight.ndim != 2 or value is None or value.shape is None or value.const_value is not None:
         return
     rank = len(value.shape)
-    if rank < 2:
+    if rank == 1:  # which is a row or a column, as it must be
+        product = before(node, "MatMul", [value, constant(node, "weights", weight.T)], "plain")
+        _put(node, product, product)
         return
     swap = [*range(rank - 2), rank - 1, rank - 2]
     turned = _transposed(node, value, swap, "turned")

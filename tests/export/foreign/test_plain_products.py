@@ -72,6 +72,14 @@ def test_a_constant_on_the_left_comes_to_the_right(shape: Sequence[int]) -> None
     assert np.allclose(want, got, atol=1e-5)
 
 
+def test_a_constant_before_a_vector_comes_behind_it() -> None:
+    model = graph([node("MatMul", ["w", "x"], ["y"], name="left")], [value("x", [8])], [value("y", [6])],
+                  {"w": normal(6, 8)})  # fmt: skip
+    want, got, operators = run(model, normal(8))
+    assert operators == ["MatMul"]
+    assert np.allclose(want, got, atol=1e-5)
+
+
 def test_a_product_from_the_left_is_in_int8(tmp_path: Path) -> None:
     model = graph([node("MatMul", ["w", "x"], ["y"], name="left")], [value("x", [256, 64])],
                   [value("y", [128, 64])], {"w": normal(128, 256)})  # fmt: skip
