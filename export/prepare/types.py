@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -257,7 +258,7 @@ class Prepared:
         """Return the versions of what made the bundle."""
         engines = [ENGINES[module.choice.engine] for module in self.modules if module.choice.engine]
         more = dict.fromkeys(name for engine in engines for name in engine.made_by)
-        return {name: metadata.version(name) for name in (*LIBRARIES, *more)}
+        return {name: _version(name) for name in (*LIBRARIES, *more)}
 
     def options(self) -> dict[str, str | int | float | bool | None]:
         """Return the options as the manifest keeps them."""
@@ -286,6 +287,12 @@ class Prepared:
         return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
+@cache  # a ladder asks at every rung, and all paths are searched for each
+def _version(distribution: str) -> str:
+    return metadata.version(distribution)
+
+
+@cache  # what runs stays what was imported
 def _code() -> str:
     """Return a hash of the exporter itself: a partial bundle of other code is not gone on with."""
     folder = Path(__file__).parents[1]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import logging
+from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from edgeglm.engines import ENGINES
@@ -19,10 +20,14 @@ TEMPLATE = Path(__file__).parent / "page.html.jinja"
 
 def render(report: Report) -> str:
     """Return the page; every value is escaped, and equal reports give equal bytes."""
+    return _template().render(report=report, manifest=report.manifest, engines=ENGINES, plots=_plots(report))
+
+
+@cache  # every bundle that a ladder or a search tries has its page
+def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"size": format_size, "data_uri": _data_uri, "error": _error, "json": _json, "spot": _spot}
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(report=report, manifest=report.manifest, engines=ENGINES, plots=_plots(report))
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def _plots(report: Report) -> dict[str, Markup]:

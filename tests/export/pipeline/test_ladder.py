@@ -1,4 +1,4 @@
-"""The ladder, on the demo, with the recorded errors of what was emitted as its metric."""
+"""The ladder, on a small model, with the recorded errors of what was emitted as its metric."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from edgeglm import manifest
 from edgeglm.bundle import load_bundle, read_manifest, verify_bundle
 from edgeglm.devices.loader import load_profile
 from edgeglm.errors import UsageError
-from edgeglm.export.checkpoint.locate import DEMO, DEMO_NAME
 from edgeglm.export.pipeline import export as composer
 from edgeglm.export.pipeline.export import export
 from edgeglm.export.pipeline.ladder import Ladder, Means, spell, workplace
@@ -25,11 +24,20 @@ from edgeglm.export.predict.forecast import predict
 from edgeglm.export.prepare.entry import describe_module
 from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Prepared, Request
-from edgeglm.export.samples.screenshots import read_samples
-from edgeglm.export.samples.shipped import DATA, DEMO_DATA
+from edgeglm.export.prove.probes import Passage
+from tests.export.tiny import SHAPES, save
 
-LIMIT = 0.2  # more than blocks of INT8 err by, and less than INT4
-REQUEST = Request(DEMO, DEMO_NAME, load_profile("cpu"), "int4", shipped=DEMO_DATA)
+LIMIT = 0.15  # more than two of four parts in INT4 err by, and less than three
+# Of which the answer is the second half.
+SAMPLES = [Passage(tuple(range(start, start + 32)), 16) for start in (40, 140)]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Request:
+    """A text model of three layers; tests/cli/test_gate.py climbs with the demo."""
+    folder = tmp_path_factory.mktemp("small") / "model"
+    save(SHAPES["glm4"], folder)
+    return Request(folder, "small", load_profile("cpu"), "int4")
 
 
 def errors_within(limit: float) -> Callable[[Path], tuple[manifest.Metric, ...]]:
@@ -37,16 +45,15 @@ def errors_within(limit: float) -> Callable[[Path], tuple[manifest.Metric, ...]]
 
     def measure(folder: Path) -> tuple[manifest.Metric, ...]:
         verify_bundle(load_bundle(folder))
-        error = read_manifest(folder).modules[2].max_relative_error
+        error = read_manifest(folder).modules[-1].max_relative_error
         assert error is not None
         return (manifest.Metric("error", 4, 0.0, error, error, (error, error), limit, passed=error <= limit),)
 
     return measure
 
 
-def climb(work: Path, limit: float, request: Request = REQUEST) -> Ladder:
-    read = list(read_samples(DATA / "calibration.jsonl", 1))
-    means = Means(work, read, None, errors_within(limit), lambda _: None, lambda _: None, lambda _: None)
+def climb(work: Path, limit: float, request: Request) -> Ladder:
+    means = Means(work, SAMPLES, None, errors_within(limit), lambda _: None, lambda _: None, lambda _: None)
     ladder = Ladder(request, means)
     ladder.climb()
     return ladder
@@ -67,26 +74,26 @@ class Climbed:
 
 
 @pytest.fixture(scope="module")
-def climbed(tmp_path_factory: pytest.TempPathFactory) -> Climbed:
+def climbed(tmp_path_factory: pytest.TempPathFactory, small: Request) -> Climbed:
     folder = tmp_path_factory.mktemp("climbed") / "bundle"
     with workplace(folder) as work:
-        ladder = climb(work, LIMIT)
-        made = prepare(open_export(replace(REQUEST, precision=ladder.precision)))
+        ladder = climb(work, LIMIT, small)
+        made = prepare(open_export(replace(small, precision=ladder.precision)))
         result, _ = export(made, folder, predict(made), lambda _: None, reuse=ladder.reuse, measured=ladder.measured)
     return Climbed(ladder, folder, result, made)
 
 
-def test_the_most_sensitive_parts_take_a_step_until_it_passes(climbed: Climbed) -> None:
+def test_the_most_sensitive_parts_take_a_step_until_it_passes(climbed: Climbed, small: Request) -> None:
     ladder, result = climbed.ladder, climbed.result
     best, (first, whole, *between) = ladder.best, ladder.rungs
     assert best is not None
     assert decoder_error(whole) < decoder_error(best) <= LIMIT < decoder_error(first)
     assert first.bundle_bytes < best.bundle_bytes < whole.bundle_bytes
-    # Bisection over 11 parts, the last of which does not count: it would be the whole.
-    assert 3 <= len(between) <= 4
+    # Bisection over four parts, the last of which does not count: it would be the whole.
+    assert len(between) == 2
     order = sorted(ladder.sensitivity, key=lambda part: -ladder.sensitivity[part])
-    assert len(order) == 11
-    prepared = prepare(open_export(replace(REQUEST, precision=best.precision)))
+    assert len(order) == 4
+    prepared = prepare(open_export(replace(small, precision=best.precision)))
     raised = {
         f"{module.choice.name}.{part}"
         for module in prepared.modules
@@ -108,7 +115,7 @@ def test_the_most_sensitive_parts_take_a_step_until_it_passes(climbed: Climbed) 
 
 
 def test_an_entry_describes_the_graph_that_was_written(climbed: Climbed) -> None:
-    module = climbed.prepared.modules[2]
+    module = climbed.prepared.modules[1]
     entry = describe_module(module, 0.5, None, (), ())
     graph = ir.load(climbed.folder / entry.file).graph
     assert [tensor.name for tensor in entry.inputs] == [value.name for value in graph.inputs]
@@ -118,11 +125,11 @@ def test_an_entry_describes_the_graph_that_was_written(climbed: Climbed) -> None
 
 
 def test_it_ends_the_same_way_twice_and_as_a_plain_export_of_its_precision(
-    climbed: Climbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    climbed: Climbed, small: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with workplace(tmp_path / "again") as work:
-        again = climb(work, LIMIT)
-        made = prepare(open_export(replace(REQUEST, precision=again.precision)))
+        again = climb(work, LIMIT, small)
+        made = prepare(open_export(replace(small, precision=again.precision)))
         with monkeypatch.context() as context:
             # All weights are there already, in the bundles of both ends.
             context.setattr(composer, "write", lambda *_: pytest.fail("a weight was encoded again"))
@@ -137,20 +144,20 @@ def test_it_ends_the_same_way_twice_and_as_a_plain_export_of_its_precision(
     assert files.items() <= climbed.result.files.items()
 
 
-def test_what_passes_at_once_is_left_alone(tmp_path: Path) -> None:
+def test_what_passes_at_once_is_left_alone(small: Request, tmp_path: Path) -> None:
     with workplace(tmp_path / "bundle") as work:
-        ladder = climb(work, 0.9)
+        ladder = climb(work, 0.9, small)
         assert len(ladder.rungs) == 1
         assert ladder.precision == "int4"
-        assert len(ladder.sensitivity) == 11
+        assert len(ladder.sensitivity) == 4
 
 
-def test_where_nothing_passes_all_levels_were_tried(tmp_path: Path) -> None:
+def test_where_nothing_passes_all_levels_were_tried(small: Request, tmp_path: Path) -> None:
     with workplace(tmp_path / "deep" / "bundle") as work:
-        ladder = climb(work, -1.0)
+        ladder = climb(work, -1.0, small)
         assert ladder.best is None
         kinds = [spelled.precision for spelled in ladder.rungs]
-        assert kinds == [f"embedding=fp16,vision={kind},decoder={kind}" for kind in ("int4", "int8-block", "fp16")]
+        assert kinds == [f"embedding=fp16,decoder={kind}" for kind in ("int4", "int8-block", "fp16")]
         assert ladder.nearest == ladder.rungs[-1]
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""A search, on the demo, with the recorded errors of what was emitted as its metric."""
+"""A search, on a small model, with the recorded errors of what was emitted as its metric."""
 
 from __future__ import annotations
 
@@ -16,29 +16,24 @@ pytest.importorskip("optuna")
 from optuna.trial import TrialState
 
 from edgeglm.bundle import load_bundle, read_manifest, verify_bundle
-from edgeglm.devices.loader import load_profile
 from edgeglm.errors import BudgetError, DamagedFileError, UsageError
-from edgeglm.export.checkpoint.locate import DEMO, DEMO_NAME
 from edgeglm.export.pipeline.ladder import Means, workplace
 from edgeglm.export.prepare.types import Request
-from edgeglm.export.samples.screenshots import read_samples
-from edgeglm.export.samples.shipped import DATA, DEMO_DATA
 from edgeglm.export.search.aim import Aim
 from edgeglm.export.search.search import Search
 from edgeglm.export.search.study import open_study
-from tests.export.pipeline.test_ladder import errors_within
+from tests.export.pipeline.test_ladder import SAMPLES, errors_within, small
 
-REQUEST = Request(DEMO, DEMO_NAME, load_profile("cpu"), "int4", shipped=DEMO_DATA)
+__all__ = ["small"]
 LIMIT = 0.1
 
 
-def search(folder: Path, trials: int, identity: str = "one") -> Search:
+def search(request: Request, folder: Path, trials: int) -> Search:
     """Run a search in a folder; returns it."""
-    aim = Aim("size", trials, folder / "study", identity, None, lambda _: {})
+    aim = Aim("size", trials, folder / "study", "one", None, lambda _: {})
     with workplace(folder / "bundle") as work:
-        samples = list(read_samples(DATA / "calibration.jsonl", 1))
-        means = Means(work, samples, None, errors_within(LIMIT), lambda _: None, lambda _: None, lambda _: None)
-        found = Search(REQUEST, means, aim=aim)
+        means = Means(work, SAMPLES, None, errors_within(LIMIT), lambda _: None, lambda _: None, lambda _: None)
+        found = Search(request, means, aim=aim)
         found.climb()
         for kept in work.iterdir():
             verify_bundle(load_bundle(kept))
@@ -49,9 +44,9 @@ def search(folder: Path, trials: int, identity: str = "one") -> Search:
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Search]:
+def searched(tmp_path_factory: pytest.TempPathFactory, small: Request) -> tuple[Path, Search]:
     folder = tmp_path_factory.mktemp("search")
-    return folder, search(folder, 6)
+    return folder, search(small, folder, 6)
 
 
 def test_the_smallest_that_passes_is_the_best(searched: tuple[Path, Search]) -> None:
@@ -68,13 +63,13 @@ def test_the_smallest_that_passes_is_the_best(searched: tuple[Path, Search]) -> 
         assert not before or sizes[number] < min(before)
 
 
-def test_it_goes_on_where_it_was_killed(searched: tuple[Path, Search]) -> None:
+def test_it_goes_on_where_it_was_killed(searched: tuple[Path, Search], small: Request) -> None:
     """With the same attempts, and with the one that was under way."""
     folder, found = searched
     study = open_study(folder / "study", "one")
     knobs = study.trials[0].distributions
     left = study.ask(knobs)
-    again = search(folder, 6)
+    again = search(small, folder, 6)
     assert again.rungs == found.rungs
     assert again.precision == found.precision
     trials = open_study(folder / "study", "one").trials
@@ -110,7 +105,7 @@ os.kill(os.getpid(), 9)
     assert [path.name for path in tmp_path.iterdir()] == ["study"]
 
 
-def test_a_bundle_that_the_board_has_no_room_for_is_refused_alone(tmp_path: Path) -> None:
+def test_a_bundle_that_the_board_has_no_room_for_is_refused_alone(small: Request, tmp_path: Path) -> None:
     def figures(folder: Path) -> dict[str, float]:
         if "int4" in {module.precision for module in read_manifest(folder).modules}:
             raise BudgetError("ssh board", "1GiB of memory are too little there", "export a smaller bundle")
@@ -118,9 +113,8 @@ def test_a_bundle_that_the_board_has_no_room_for_is_refused_alone(tmp_path: Path
 
     aim = Aim("latency", 2, tmp_path / "study", "one", None, figures)
     with workplace(tmp_path / "bundle") as work:
-        samples = list(read_samples(DATA / "calibration.jsonl", 1))
-        means = Means(work, samples, None, errors_within(1.0), lambda _: None, lambda _: None, lambda _: None)
-        search = Search(REQUEST, means, aim=aim)
+        means = Means(work, SAMPLES, None, errors_within(1.0), lambda _: None, lambda _: None, lambda _: None)
+        search = Search(small, means, aim=aim)
         search.climb()
     smallest, second = search.rungs
     assert (smallest.passed, smallest.refused) == (False, "ssh board: 1GiB of memory are too little there")
