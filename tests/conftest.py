@@ -18,7 +18,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     _number, _workers = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     _cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, _cores[_number::_workers] or _cores)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell that starts the tests in the background has them ignore interrupts, and so would all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -30,7 +29,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make a folder for the bundles that all processes share (tests/runtimes/demo.py), unless one is given."""
+    """Make a folder for the bundles that all processes share (tests/runtimes/demo.py), unless one is given.
+
+    Processes that are started inherit one thread of numpy's, whose import by a plugin may come before this file's. A
+    second thread spins while the first, on the same core, has to wait.
+    """
+    if getattr(config.option, "numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     if "EDGEGLM_TEST_BUNDLES" not in os.environ:
         folder = TemporaryDirectory(prefix="edgeglm-tests-")
         config.add_cleanup(folder.cleanup)

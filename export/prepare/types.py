@@ -36,6 +36,7 @@ from edgeglm.export.write.describe import describe_model
 from edgeglm.export.write.layout import Layout
 
 LIBRARIES = ("edgeglm", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
+_version = cache(metadata.version)  # which searches all paths; a ladder asks at every rung
 Arrays = Mapping[str, NDArray[Any]]
 WEIGHTS = "weights.bin"
 # Ends of names of buffers that are computed from the config.
@@ -285,11 +286,6 @@ class Prepared:
             sidecars, sorted(self.checkpoint.config.items()), learned and (learned.sha256, learned.widest), _code(),
         )  # fmt: skip
         return hashlib.sha256(repr(said).encode()).hexdigest()
-
-
-@cache  # a ladder asks at every rung, and all paths are searched for each
-def _version(distribution: str) -> str:
-    return metadata.version(distribution)
 
 
 @cache  # what runs stays what was imported
