@@ -45,15 +45,17 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="of an episode (default: 10)")
     parser.add_argument("--ablate", action="store_true", help="run edgeglm also without its parts, and with each alone")
+    parser.add_argument("--demo", action="store_true", help="run the demo's episodes alone")
     parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="contenders whose names begin so")
     options = parser.parse_args()
     kernels = read_machine().int8_kernels
     print(f"{options.threads} threads, {options.turns} turns of {options.steps} steps; {describe_kernels(kernels)}")
     figures: dict[str, Figures] = {}
-    for contenders, steps in (
-        (scripted(options.work, options.rivals, options.before, ablate=options.ablate), options.steps),
-        (demo(options.work, options.before), min(DEMO_STEPS, 3 * options.steps)),
-    ):
+    groups = [(demo(options.work, options.before, ablate=options.ablate), min(DEMO_STEPS, 3 * options.steps))]
+    if not options.demo:
+        shape = scripted(options.work, options.rivals, options.before, ablate=options.ablate)
+        groups.insert(0, (shape, options.steps))
+    for contenders, steps in groups:
         chosen = {name: contender for name, contender in contenders.items() if name.startswith(tuple(options.only))}
         group = measure(chosen, options.threads, options.turns, steps)
         print("\n".join(["", *table(group)]), flush=True)
@@ -64,9 +66,6 @@ def main() -> None:
 def measure(contenders: Mapping[str, Contender], threads: int, turns: int, steps: int) -> dict[str, Figures]:
     """Return the medians of each contender over the turns."""
     runs: dict[str, list[Figures]] = {name: [] for name in contenders}
-    for contender in contenders.values():
-        if contender.options != NO_OPTIONS:
-            cold_answer(contender, threads)  # what it keeps for later processes is there from now on
     for number in range(turns):
         alive = {name: contender for name, contender in contenders.items() if not number or name != SLOW}
         for name, figures in turn(alive, threads, steps).items():
@@ -77,6 +76,10 @@ def measure(contenders: Mapping[str, Contender], threads: int, turns: int, steps
 
 def turn(contenders: Mapping[str, Contender], threads: int, steps: int) -> dict[str, Figures]:
     """Return the figures of both episodes, one process a contender."""
+    for contender in contenders.values():
+        contender.forget()  # an episode's screenshots are new in each turn, and the system prompt is not
+        if contender.options != NO_OPTIONS:
+            cold_answer(contender, threads)
     cold = {name: cold_answer(contender, threads) for name, contender in contenders.items()}
     with ExitStack() as stack:
         workers = {
@@ -148,7 +151,7 @@ def table(figures: Mapping[str, Figures]) -> Iterator[str]:
         yield (
             f"{name:<22} {row['cold']:>5.2f} s  {row['start']:>6.2f} s  {row['warm']:>6.2f} s  {row['step']:>6.3f} s  "
             f"{row['first']:>9.3f} s  {1e3 * row['rest']:>4.1f} ms  {row['passes']:>6.2f}  {row['prefilled']:>9.0f}  "
-            f"{row['cpu']:>6.2f} s  "
+            f"{row['cpu']:>6.3f} s  "
             f"{format_size(int(row['peak']))}"
         )
 

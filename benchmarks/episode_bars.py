@@ -16,6 +16,8 @@ BARS = (
     ("peak RSS int8", "edgeglm int8", "peak", "earlier int8", "peak", 1.1),
     ("peak RSS int4", "edgeglm int4", "peak", "earlier int4", "peak", 1.1),
     ("demo: step", "edgeglm demo", "step", "earlier demo", "step", 0.7),
+    ("demo: step, CPU", "edgeglm demo", "cpu", "earlier demo", "cpu", 0.7),
+    ("demo: step, CPU", "edgeglm demo", "cpu", "edgeglm demo: no part", "cpu", 1.0),
     ("int8 token", "edgeglm int8", "short", "llama.cpp Q8_0", "short", 1 / 1.3),
     ("int8 token, long", "edgeglm int8", "long", "edgeglm int8", "short", 1.15),
     ("int4 token, long", "edgeglm int4", "long", "edgeglm int4", "short", 1.15),

@@ -68,12 +68,15 @@ def scripted(work: Path, rivals: str, before: str | None, *, ablate: bool) -> di
     return contenders
 
 
-def demo(work: Path, before: str | None) -> dict[str, Contender]:
-    """Return the contenders whose answers are the demo's own."""
+def demo(work: Path, before: str | None, *, ablate: bool) -> dict[str, Contender]:
+    """Return the contenders whose answers are the demo's own; edgeglm also without its parts, to `ablate` with each."""
+    work.mkdir(parents=True, exist_ok=True)
     file = work / "demo.json"
     write(file, demo_episodes())
     export(sys.executable, work / "demo")
     contenders = {"edgeglm demo": Contender(sys.executable, "edgeglm", work / "demo", file, options(parts()))}
+    for name, chosen in [*ablation()][: None if ablate else 1]:
+        contenders[f"edgeglm demo: {name}"] = Contender(sys.executable, "edgeglm", work / "demo", file, chosen)
     if before:
         export(before, work / "before-demo")
         contenders["earlier demo"] = Contender(before, "edgeglm", work / "before-demo", file)

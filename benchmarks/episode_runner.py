@@ -27,7 +27,7 @@ class Scripted(Sampler):
         super().__init__(Sampling())
         self.answer, self.begin = answer, len(prompt.tokens)
 
-    def choose(self, logits: NDArray[np.float32], seen: Sequence[int], *allowed: object) -> int:
+    def choose(self, logits: NDArray[np.float32], seen: Sequence[int], *guide: object) -> int:
         """Return the token that follows those `seen`, prompt and answer."""
         return self.answer[len(seen) - self.begin]
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import time
+import zlib
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
 from benchmarks.episode_worker import Figures
+from edgeglm.blocks import KIND
 
 NO_OPTIONS = "{}"
 WORKER = Path(__file__).with_name("episode_worker.py")
@@ -25,11 +28,19 @@ class Contender(NamedTuple):
     episodes: Path
     options: str = NO_OPTIONS
 
+    @property
+    def cache(self) -> Path:
+        """The folder of what its process keeps for later ones, which no other contender finds."""
+        name = f"{self.kind} {self.model.name} {zlib.crc32(self.options.encode()):08x}"
+        return self.episodes.absolute().parent / "cache" / name
+
+    def forget(self) -> None:
+        """Remove the prefixes and images that were kept."""
+        shutil.rmtree(self.cache / "edgeglm" / KIND, ignore_errors=True)
+
 
 class WorkerProcess:
     """A contender's process, from its start until it is closed; a context manager.
-
-    What it keeps for later ones, features that are given among it, lies beside the episodes.
 
     Attributes:
         loaded: Seconds from the start of the process until the contender was loaded.
@@ -40,7 +51,7 @@ class WorkerProcess:
         script = (contender.kind, contender.model, threads, contender.episodes, contender.options)
         self.process = subprocess.Popen(
             [contender.python, str(WORKER), *map(str, script)],
-            env={**os.environ, "XDG_CACHE_HOME": str(contender.episodes.absolute().parent / "cache")},
+            env={**os.environ, "XDG_CACHE_HOME": str(contender.cache)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

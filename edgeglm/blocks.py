@@ -20,6 +20,7 @@ import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from edgeglm import store
@@ -30,6 +31,11 @@ KIND = "states"
 # Whoever writes holds it, so that two processes keep to the cap together, and write a block once.
 WRITING = "writing"
 _SUM = hashlib.sha256().digest_size
+# Heads and names that are remembered: each answer asks several times for those that its prompt begins with.
+HEADS = 64
+# What is in the folder is counted anew when such a part of the cap was written, since others write too: so many writers
+# at once keep to the cap.
+PART, WRITERS = 1 / 64, 4
 # Bytes of the head's length, and the line that a block's bytes begin on.
 _LENGTH, _LINE = 4, 64
 
@@ -44,7 +50,7 @@ class Block:
 
 def block_name(head: bytes) -> str:
     """Return the name of the block with that head."""
-    return hashlib.sha256(head).hexdigest()
+    return _name(head)
 
 
 def read_block(file: Path, head: bytes) -> Block | None:
@@ -75,6 +81,7 @@ class Blocks:
         self.max_bytes = max_bytes
         root = cache_folder()
         self.folder = folder or (root / KIND if root else None)
+        self._counted, self._written = float(max_bytes), 0.0  # bytes in the folder, and those written since then
 
     def find(self, head: bytes) -> Block | None:
         """Return a block whose bytes are those that were written; None where there is none."""
@@ -133,19 +140,34 @@ class Blocks:
         return False
 
     def _make_room(self, size: int, needed: Collection[str]) -> None:
-        """Remove what was used least recently until `size` bytes fit. Raises OSError where what is needed has them."""
+        """Remove what was used least recently until `size` bytes fit. Raises OSError where what is needed has them.
+
+        Of a folder with many blocks more are removed than that, so that not each block has all of them looked at.
+        """
+        part = PART * self.max_bytes
+        self._written += size
+        if self._written <= part and self._counted + WRITERS * part <= self.max_bytes:
+            return
         assert self.folder
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         entries = [(entry, entry.stat(follow_symlinks=False)) for entry in os.scandir(self.folder)]
-        used = sum(status.st_size for _, status in entries)
+        used, limit = sum(status.st_size for _, status in entries), self.max_bytes
+        if size <= part and used + size > limit:
+            limit -= int((WRITERS + 1) * part)
         for entry, status in sorted(entries, key=lambda pair: pair[1].st_mtime_ns):
-            if used + size <= self.max_bytes:
-                return
+            if used + size <= limit:
+                break
             if entry.name not in needed and not entry.name.endswith(store.PARTIAL):
                 store.remove(Path(entry.path))
                 used -= status.st_size
         if used + size > self.max_bytes:
             raise OSError("the cap is reached")
+        self._counted, self._written = used + size, 0.0
+
+
+@lru_cache(HEADS)
+def _name(head: bytes) -> str:
+    return hashlib.sha256(head).hexdigest()
 
 
 def _start(head: bytes) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeglm.blocks import KIND, Block, Blocks, block_name
+from edgeglm.blocks import KIND, WRITERS, Block, Blocks, block_name
 
 DATA = memoryview(bytes(range(256)) * 16)
 
@@ -100,3 +100,16 @@ def test_writers_at_once_keep_to_the_cap(folder: Path) -> None:
     for thread in threads:
         thread.join()
     assert 0 < sum(path.stat().st_size for path in folder.iterdir()) <= size
+
+
+def test_many_blocks_of_several_writers_keep_to_the_cap_and_most_of_it_is_used(folder: Path) -> None:
+    size = len(DATA) + 64
+    cap = 64 * 3 * size
+    writers = [Blocks(cap) for _ in range(WRITERS)]
+    for number in range(500):
+        assert writers[number % WRITERS].keep(str(number).encode(), DATA)
+        os.utime(folder / block_name(str(number).encode()), ns=(number, number))
+        assert sum(path.stat().st_size for path in folder.iterdir()) <= cap
+    kept = [number for number in range(500) if writers[0].has(str(number).encode())]
+    assert kept == [*range(kept[0], 500)]
+    assert len(kept) * size > 0.85 * cap

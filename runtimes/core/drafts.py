@@ -10,12 +10,13 @@ from collections import Counter, deque
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 # The longest match that is told from a longer one.
 LONGEST = 8
 # Of earlier answers, each with the end of its prompt, by which its first tokens are found.
 ANSWERS, TOKENS, TAIL = 64, 8192, 2
+# Places of a token that are compared: the last ones.
+PLACES = 1024
 # A drafted token costs a part of a pass, and saves one if it is accepted: below this chance it is not worth it.
 WORTH = 0.15
 # How fast the chance of a kind of guess follows those that were right.
@@ -62,9 +63,9 @@ class Lookup:
     """
 
     def __init__(self, known: Sequence[int], limit: int, chances: dict[Kind, float]) -> None:
-        self._tokens = np.empty(len(known) + limit, np.int64)
-        self._tokens[: len(known)] = known
-        self._count, self._chances = len(known), chances
+        self._known, self._tokens = np.array(known, np.int64), [*known]  # and behind them the answer, and a draft
+        self._count, self._most, self._chances = len(known), len(known) + limit, chances
+        self._places: dict[int, list[int]] = {}  # of the tokens that were asked for, but for the last one
         self._next = self.find(self._count)
 
     def add(self, token: int) -> None:
@@ -73,7 +74,9 @@ class Lookup:
             guess, kind = self._next
             chance = self._chance(kind)
             self._chances[kind] = chance + PACE * ((guess == token) - chance)
-        self._tokens[self._count] = token
+        if self._count and (places := self._places.get(self._tokens[-1])) is not None:
+            places.append(self._count - 1)
+        self._tokens.append(token)
         self._count += 1
         self._next = self.find(self._count)
 
@@ -86,11 +89,11 @@ class Lookup:
             if chance < WORTH:
                 break
             draft.append(token)
-            stop = self._count + len(draft)
-            if stop >= len(self._tokens):
+            if self._count + len(draft) >= self._most:
                 break
-            self._tokens[stop - 1] = token
-            found = self.find(stop)
+            self._tokens.append(token)
+            found = self.find(len(self._tokens))
+        del self._tokens[self._count :]
         return draft
 
     def _chance(self, kind: Kind) -> float:
@@ -99,27 +102,33 @@ class Lookup:
     def find(self, stop: int) -> tuple[int, Kind] | None:
         """Return what may come behind the first `stop` tokens, of which the last ones may be a draft; and its kind."""
         places, matched = self._match(stop)
-        if not len(places):
+        if not places:
             return None
-        followers = self._tokens[places + 1].tolist()
         # Of tokens that follow equally often, the one that did so last.
-        (token, count), *others = Counter(reversed(followers)).most_common()
-        if len(followers) == 1:
+        followers = Counter([self._tokens[place + 1] for place in reversed(places)])
+        token = max(followers, key=followers.__getitem__)
+        if len(places) == 1:
             return token, (matched, ONE)
-        if not others:
-            return token, (matched, CERTAIN if count >= MANY else ALL)
-        return token, (matched, MOST if 2 * count >= len(followers) else SPLIT)
+        if len(followers) == 1:
+            return token, (matched, CERTAIN if len(places) >= MANY else ALL)
+        return token, (matched, MOST if 2 * followers[token] >= len(places) else SPLIT)
 
-    def _match(self, stop: int) -> tuple[NDArray[np.intp], int]:
+    def _match(self, stop: int) -> tuple[list[int], int]:
         """Return where the tokens before `stop` have been before, as many of them as possible, and how many."""
-        tokens, last = self._tokens, stop - 1
-        if last < 0:
-            return np.empty(0, np.intp), 0
-        places, matched = np.flatnonzero(tokens[: self._count - 1] == tokens[last]), 1
-        while len(places) and matched < LONGEST:
-            longer = places[places >= matched]
-            longer = longer[tokens[longer - matched] == tokens[last - matched]]
-            if not len(longer):
+        tokens, last, matched = self._tokens, stop - 1, 1
+        places = self._where(tokens[last]) if last >= 0 else []
+        while places and matched < min(LONGEST, stop):
+            wanted = tokens[last - matched]
+            longer = [place for place in places if place >= matched and tokens[place - matched] == wanted]
+            if not longer:
                 break
             places, matched = longer, matched + 1
         return places, matched
+
+    def _where(self, token: int) -> list[int]:
+        """Return the last places of a token that another one follows."""
+        if token not in self._places:
+            answer = range(len(self._known), self._count)
+            places = [*np.flatnonzero(self._known == token), *(at for at in answer if self._tokens[at] == token)]
+            self._places[token] = [int(place) for place in places if place + 1 < self._count]
+        return self._places[token][-PLACES:]

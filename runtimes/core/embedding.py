@@ -43,14 +43,18 @@ class EmbeddingRows:
         Raises:
             DamagedFileError: The file was changed, or is shorter than it was.
         """
-        stored, scales = np.empty((len(tokens), self.width), self.dtype), np.ones((len(tokens), 1), np.float32)
-        for row, token in enumerate(tokens):
+        places = {token: row for row, token in enumerate(dict.fromkeys(tokens))}  # an image is one token many times
+        stored, scales = np.empty((len(places), self.width), self.dtype), np.ones((len(places), 1), np.float32)
+        for token, row in places.items():
             self._read(stored[row], token * stored.strides[0])
             if self.scales is not None:
                 self._read(scales[row], self.scales + token * scales.itemsize)
         self.bundle.check(self.module.name)  # behind the reading: what was read before a change is right
-        rows: NDArray[np.float32] = stored.astype(np.float32)
-        return rows if self.scales is None else rows * scales
+        rows = stored.astype(np.float32)
+        if self.scales is not None:
+            rows *= scales
+        repeated: NDArray[np.float32] = rows[[places[token] for token in tokens]]
+        return repeated
 
     def _read(self, into: NDArray[Any], offset: int) -> None:
         if os.preadv(self._descriptor, [into.view(np.uint8).data], offset) != into.nbytes:

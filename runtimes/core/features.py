@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
+from threading import Thread
 
 import msgspec
 import numpy as np
@@ -30,6 +32,7 @@ class Features:
         self._room = MAX_BYTES if room is None else min(MAX_BYTES, room)
         self._last = OrderedDict[FeaturesKey, NDArray[np.float32]]()
         self._unkept = dict[FeaturesKey, NDArray[np.float32]]()
+        self._writer: Thread | None = None
 
     def find(self, picture: Picture) -> NDArray[np.float32] | None:
         """Return the features of an image that was encoded before, by this runner or by one that kept them."""
@@ -50,15 +53,22 @@ class Features:
         self._last.clear()
 
     def keep(self) -> None:
-        """Write to the store what is not in it."""
-        for key, features in self._unkept.items():
-            self.prefixes.blocks.keep(self._head(key), np.ascontiguousarray(features).reshape(-1).view(np.uint8).data)
-        self._unkept = {}
+        """Begin to write to the store what is not in it: an answer does not wait for that, but the next `keep` does."""
+        if self._unkept:
+            self.finish()
+            unkept, self._unkept = self._unkept, {}
+            self._writer = Thread(target=self._write, args=(unkept,), name="features")
+            self._writer.start()
 
-    @property
-    def is_kept(self) -> bool:
-        """Whether `keep` has nothing to write."""
-        return not self._unkept
+    def finish(self) -> None:
+        """Wait until all is written."""
+        if self._writer:
+            self._writer.join()
+            self._writer = None
+
+    def _write(self, unkept: Mapping[FeaturesKey, NDArray[np.float32]]) -> None:
+        for key, features in unkept.items():
+            self.prefixes.blocks.keep(self._head(key), np.ascontiguousarray(features).reshape(-1).view(np.uint8).data)
 
     def _remember(self, picture: Picture, features: NDArray[np.float32]) -> None:
         self._last[picture.key] = features

@@ -126,7 +126,7 @@ class Generation:
             token = self._forced.pop(0)
             sampler.force(token, self._here() if sampler.scores else None)
         else:
-            token = sampler.choose(self._here(), self._seen, guide.allowed() if guide else None)
+            token = sampler.choose(self._here(), self._seen, guide)
         self._take(token)
         return token
 

@@ -145,6 +145,10 @@ class Guide:
             self.lost = "it allows no token here"
         return allowed if self.lost is None else None
 
+    def takes(self, token: int) -> bool:
+        """Return whether a token may come next: cheaper than `allowed`, which alone knows of the end token."""
+        return self.lost is None and self._matcher.validate_tokens([token]) == 1
+
     def accept(self, token: int) -> None:
         """Take the next token of the answer, which is not the one that ends it."""
         self._tokens.append(token)

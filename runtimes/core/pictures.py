@@ -144,10 +144,13 @@ class PictureEncoder:
         self.held.release()
 
     def keep(self) -> None:
-        """Keep in the store what was encoded."""
-        if not self._features.is_kept:
-            with self.costs.phase("keep image"):
-                self._features.keep()
+        """Keep in the store what was encoded, beside what comes next."""
+        self._features.keep()
+
+    def close(self) -> None:
+        """Release the vision module, and wait until all is kept."""
+        self.held.release()
+        self._features.finish()
 
     def digest(self, source: Source) -> bytes:
         """Return the hash of what is seen of a picture: its bytes, or its pixels without those that are masked.

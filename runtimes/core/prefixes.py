@@ -9,19 +9,18 @@ Blocks are in the user's store, and in a bundle that was exported with a prefix,
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from edgeglm.blocks import Block, Blocks, block_name, read_block, read_head
+from edgeglm.blocks import HEADS, Block, Blocks, block_name, read_block, read_head
 from edgeglm.bundle import Bundle
 from edgeglm.errors import EdgeglmError
 from edgeglm.machine import read_machine
@@ -208,18 +207,18 @@ class Prefixes:
         self, keys: Sequence[Key], longest: int, kept: int, identity: bytes | None = None
     ) -> Iterator[tuple[int, int, bytes]]:
         """Yield bounds and head of each block of up to `longest` tokens; one may end with the first `kept`."""
-        parent = b""
+        parent = ""
         for start in range(0, longest, TOKENS):
             stop = start + TOKENS
             if stop > longest or stop > kept > start:
                 stop = kept
             if not start < stop <= longest:
                 return
-            head = _head(identity or self.identity, parent, keys[start:stop])
+            head = _head(identity or self.identity, parent, tuple(keys[start:stop]))
             yield start, stop, head
             if stop % TOKENS:
                 return
-            parent = hashlib.sha256(head).digest()
+            parent = block_name(head)
 
 
 def restore(decoder: DecoderSession, chain: Chain) -> bool:
@@ -256,8 +255,9 @@ def place_of(identity: bytes) -> str:
     return f"{engines} on {architecture} ({kernels})"
 
 
-def _head(identity: bytes, parent: bytes, keys: Sequence[Key]) -> bytes:
+@lru_cache(HEADS)
+def _head(identity: bytes, parent: str, keys: tuple[Key, ...]) -> bytes:
     """Return the head of a block: JSON of all that its rows depend on."""
     names = [key if isinstance(key, int) else key.hex() for key in keys]
-    rest = msgspec.json.encode({"behind": parent.hex(), "keys": names, "rows": 1})
+    rest = msgspec.json.encode({"behind": parent, "keys": names, "rows": 1})
     return identity + b"\n" + rest

@@ -94,7 +94,7 @@ class Runner(AbstractContextManager["Runner"]):
         self.user: str | None = None  # the session that a request is of
         self._state = self.states.states[0]
         self.pictures.is_decoder_loaded = lambda: any(state.session for state in states)
-        for release in (self.states.release, self.pictures.held.release):
+        for release in (self.states.release, self.pictures.close):
             self.resources.callback(release)
 
     def __exit__(self, *_: object) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +48,23 @@ class Sampling:
         """Return a bundle's own."""
         return cls(**{name: getattr(generation, name) for name in cls.__dataclass_fields__.keys() - OPENAI})
 
+    @cached_property
+    def takes_likeliest(self) -> bool:
+        """Whether nothing but a grammar keeps the likeliest token from being chosen."""
+        penalties = self.repetition_penalty != 1.0 or self.frequency_penalty or self.presence_penalty
+        bans = self.suppress_tokens or self.begin_suppress_tokens or self.bad_words_ids or self.no_repeat_ngram_size
+        return self.temperature == 0 and not penalties and not bans
+
+
+class Allowing(Protocol):
+    """Knows which tokens may come next, such as a grammar's `Guide`."""
+
+    def takes(self, token: int) -> bool:
+        """Return whether a token may come next; False also where only all of them together tell."""
+
+    def allowed(self) -> NDArray[np.bool_] | None:
+        """Return which tokens may come next, (vocabulary); None where any may."""
+
 
 class Sampler:
     """Chooses the tokens of one answer; the same seed and logits give the same tokens.
@@ -60,9 +79,14 @@ class Sampler:
         self.sampling, self.random = sampling, np.random.default_rng(seed)
         self.chosen = 0
 
-    def choose(self, logits: NDArray[np.float32], seen: Sequence[int], allowed: NDArray[np.bool_] | None = None) -> int:
-        """Return the next token after those `seen`, prompt and answer; one of those `allowed`, if they are given."""
-        scores = self.allow(logits.astype(np.float64), seen, allowed)
+    def choose(self, logits: NDArray[np.float32], seen: Sequence[int], guide: Allowing | None = None) -> int:
+        """Return the next token after those `seen`, prompt and answer; one that the guide allows, if there is one."""
+        if self.sampling.takes_likeliest:
+            token = int(logits.argmax())
+            if guide is None or guide.takes(token):  # else all that may come are compared
+                self.chosen += 1
+                return token
+        scores = self.allow(logits.astype(np.float64), seen, guide.allowed() if guide else None)
         self.chosen += 1
         if self.sampling.temperature == 0 or not np.isfinite(scores.max()):
             return int(scores.argmax())

@@ -22,7 +22,7 @@ from edgeglm.errors import AccuracyError, DamagedFileError, UnsupportedError
 from edgeglm.machine import describe_kernels, read_machine
 from edgeglm.runtimes.core.answer import Answer
 from edgeglm.runtimes.core.runner import Runner
-from edgeglm.runtimes.core.sampling import Sampler, Sampling
+from edgeglm.runtimes.core.sampling import Allowing, Sampler, Sampling
 from edgeglm.runtimes.text.messages import message
 from edgeglm.units import format_size
 
@@ -113,7 +113,7 @@ class Led(Sampler):
         super().__init__(Sampling())
         self.tokens, self.likeliest = tokens, list[int]()
 
-    def choose(self, logits: NDArray[np.float32], seen: Sequence[int], allowed: NDArray[np.bool_] | None = None) -> int:
+    def choose(self, logits: NDArray[np.float32], seen: Sequence[int], guide: Allowing | None = None) -> int:
         """Return the next of the tokens."""
         self.likeliest.append(int(logits.argmax()))
         return self.tokens[len(self.likeliest) - 1]

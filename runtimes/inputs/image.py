@@ -129,10 +129,13 @@ def to_patches(image: Image.Image, vision: Vision) -> NDArray[np.float32]:
     (rows, columns), size, merge = vision.grid, vision.patch_size, vision.merge_size
     resized = to_rgb(image).resize((columns * size, rows * size), Image.Resampling(vision.resample))
     mean, std = np.array(vision.mean, np.float32), np.array(vision.std, np.float32)
-    pixels: NDArray[np.float32] = (np.asarray(resized, np.float32) / np.float32(255) - mean) / std
-    blocks = pixels.reshape(rows // merge, merge, size, columns // merge, merge, size, 3)
-    patches = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, 1, size * size)
-    return np.repeat(patches, vision.temporal_patch_size, axis=2).reshape(rows * columns, -1)
+    values: NDArray[np.float32] = (np.arange(256, dtype=np.float32)[:, None] / np.float32(255) - mean) / std
+    blocks = np.asarray(resized).reshape(rows // merge, merge, size, columns // merge, merge, size, 3)
+    bytewise = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, 1, size * size)
+    patches = np.empty((rows * columns, 3, vision.temporal_patch_size, size * size), np.float32)
+    for channel in range(3):  # a byte has one of 256 values, which are computed once
+        patches[:, channel] = values[:, channel][bytewise[:, channel]]
+    return patches.reshape(rows * columns, -1)
 
 
 def picture_bytes(vision: Vision) -> int:

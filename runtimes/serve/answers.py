@@ -13,7 +13,7 @@ from edgeglm.runtimes.core.answer import StopAnswer
 from edgeglm.runtimes.core.grammars import Choice
 from edgeglm.runtimes.core.prompt import Prompt
 from edgeglm.runtimes.core.runner import Runner
-from edgeglm.runtimes.core.sampling import Sampler, Sampling
+from edgeglm.runtimes.core.sampling import Allowing, Sampler, Sampling
 from edgeglm.runtimes.serve.errors import TOO_LONG, ApiError
 from edgeglm.runtimes.serve.text import OPEN, ReasoningSplitter, StopFilter
 from edgeglm.runtimes.serve.tools import Call, Form, Tool, call_reader
@@ -217,9 +217,9 @@ class ScoringSampler(Sampler):
         self.top, self.decode, self._scores = top, decode, list[TokenScore]()
         self.scores = top is not None
 
-    def choose(self, logits: NDArray[np.float32], seen: Sequence[int], allowed: NDArray[np.bool_] | None = None) -> int:
-        """Return the next token after those `seen`, prompt and answer; one of those `allowed`, if they are given."""
-        token = super().choose(logits, seen, allowed)
+    def choose(self, logits: NDArray[np.float32], seen: Sequence[int], guide: Allowing | None = None) -> int:
+        """Return the next token after those `seen`, prompt and answer; one that the guide allows, if there is one."""
+        token = super().choose(logits, seen, guide)
         self._remember(token, logits)
         return token
 

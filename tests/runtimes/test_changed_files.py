@@ -175,6 +175,8 @@ def rows_of(folder: Path, precision: str) -> tuple[EmbeddingRows, NDArray[np.flo
 def test_rows_that_shrink_are_a_line_and_no_signal(tmp_path: Path, precision: str) -> None:
     rows, expected = rows_of(tmp_path, precision)
     np.testing.assert_array_equal(rows.gather([0, 5, 1023]), expected[[0, 5, 1023]])
+    np.testing.assert_array_equal(rows.gather([5, 0, 5, 5]), expected[[5, 0, 5, 5]])
+    assert rows.gather([]).shape == (0, 32)
     os.truncate(tmp_path / "embedding/rows.bin", 4096)
     with pytest.raises(DamagedFileError, match=r"embedding/rows\.bin: ends before byte \d+"):
         rows.gather([1023])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeglm.runtimes.core.drafts import ALL, ANSWERS, CERTAIN, MOST, ONE, SPLIT, Drafts
+from edgeglm.runtimes.core.drafts import ALL, ANSWERS, CERTAIN, LONGEST, MOST, ONE, SPLIT, Drafts
 from edgeglm.runtimes.core.generate import Generation, Lead, Wish
 from edgeglm.runtimes.core.sampling import Sampler, Sampling
 
@@ -159,3 +160,33 @@ def test_a_long_prompt_and_a_draft_take_pieces_of_bounded_length(monkeypatch: py
     prompt = [1, 2, 3, 4] * 5
     _, decoder = generate(prompt, Stubborn(2), Sampler(Sampling()), 9)
     assert max(decoder.steps) <= 7
+
+
+def longest(tokens: Sequence[int], count: int) -> tuple[int, list[int]]:
+    """Return how many tokens before the end of some match elsewhere, and what follows them there."""
+    for matched in range(min(LONGEST, len(tokens)), 0, -1):
+        end = tokens[len(tokens) - matched :]
+        starts = range(count - matched)
+        if found := [tokens[start + matched] for start in starts if tokens[start : start + matched] == end]:
+            return matched, found
+    return 0, []
+
+
+def test_a_guess_follows_all_places_of_the_longest_match() -> None:
+    random, kinds = np.random.default_rng(0), set[float]()
+    for words in (1, 2, 3, 9):
+        known = random.integers(0, words, 40).tolist()
+        lookup, answer = Drafts().begin(known, 60), [*known]
+        for token in random.integers(0, words, 50).tolist():
+            lookup.guess(5)  # which leaves nothing behind
+            matched, followers = longest(answer, len(answer))
+            found = lookup.find(len(answer))
+            assert (found is None) == (not followers)
+            if found:
+                counts = Counter(reversed(followers))
+                assert found[0] == counts.most_common(1)[0][0]
+                assert found[1][0] == matched
+                kinds.add(found[1][1])
+            lookup.add(token)
+            answer.append(token)
+    assert kinds == set(KINDS)

@@ -217,3 +217,24 @@ def test_an_endless_grammar_and_a_deep_schema_are_followed() -> None:
 def test_an_answer_that_has_begun_outside_has_no_guide() -> None:
     assert ACTION.begin(TOKENIZER.encode("<think>Tap")) is not None
     assert ACTION.begin(TOKENIZER.encode("<answer>Tap")) is None
+
+
+def test_what_it_takes_is_what_it_allows() -> None:
+    spare = 8  # tokens that the model has beyond the tokenizer's
+    grammar = Grammar(Vocabulary(TOKENIZER, SIZE + spare, ENDS), action_grammar(TOKENS))
+    answer, others = '<think>重要 a</think><answer>do(action="Tap", element=[5,99])</answer>', range(0, SIZE, 97)
+    guide = grammar.begin()
+    assert guide is not None
+    for token in [*TOKENIZER.encode(answer), END]:
+        allowed = guide.allowed()
+        assert allowed is not None
+        asked = {*others, *range(SIZE, SIZE + spare), token, *ENDS}
+        taken = {other for other in asked if guide.takes(other)}
+        assert all(allowed[other] for other in taken)
+        assert all(other in taken or other in ENDS for other in asked if allowed[other])
+        if token != END:
+            assert token in taken
+            guide.accept(token)
+    guide.accept(token=0)
+    assert guide.lost
+    assert not guide.takes(0)

@@ -18,7 +18,7 @@ from edgeglm.export.model import Original
 from edgeglm.export.samples.windows import Windows, bundle_tokenizer
 from edgeglm.runtimes.core.prompt import Prompt
 from edgeglm.runtimes.core.runner import Runner
-from edgeglm.runtimes.core.sampling import Sampler, Sampling
+from edgeglm.runtimes.core.sampling import Allowing, Sampler, Sampling
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Scorer(Sampler):
         super().__init__(Sampling())
         self.tokens, self.log_probabilities, self.top = tokens, list[float](), list[int]()
 
-    def choose(self, logits: NDArray[np.float32], seen: Sequence[int], allowed: NDArray[np.bool_] | None = None) -> int:
+    def choose(self, logits: NDArray[np.float32], seen: Sequence[int], guide: Allowing | None = None) -> int:
         """Return the next of the tokens."""
         token, scores = self.tokens[len(self.top)], logits.astype(np.float64)
         scores -= scores.max()
