@@ -77,8 +77,12 @@ def sparsity_of(lineage: Lineage | None) -> str | None:
     return next((step.command[SPARSE] for step in lineage.steps if SPARSE in step.command), None) if lineage else None
 
 
-def find_original(folder: Path) -> Path:
+def find_original(folder: Path, remedy: str = "give the original by --reference") -> Path:
     """Return the folder that a checkpoint was compressed from, or the folder itself.
+
+    Args:
+        folder: Of the checkpoint.
+        remedy: What to do where the original is gone.
 
     Raises:
         UsageError: The original is not where it was.
@@ -91,7 +95,7 @@ def find_original(folder: Path) -> Path:
     original = locate(lineage.place)[0]
     if not original.is_dir():
         why = f"was compressed from {lineage.place}, which is not there"
-        raise UsageError(folder, why, "give the original by --reference")
+        raise UsageError(folder, why, remedy)
     return original
 
 

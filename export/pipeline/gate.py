@@ -12,6 +12,7 @@ from edgeglm import manifest
 from edgeglm.errors import AccuracyError, UsageError
 from edgeglm.export.checkpoint.adapter import open_checkpoint
 from edgeglm.export.checkpoint.lineage import find_original
+from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.choose.precision import parse_precisions
 from edgeglm.export.evaluate.original.memory import base_bytes, is_streamed, streamed_bytes, whole_bytes
@@ -50,7 +51,7 @@ class Gate:
 
     def check_budget(self, opened: Opened) -> int:
         """Return the predicted peak of measuring the first bundle. Raises BudgetError if ``--max-ram`` is less."""
-        original, data, budget = _original(opened), self.request.data, self.request.max_ram or 0
+        original, data, budget = self._original(opened), self.request.data, self.request.max_ram or 0
         streamed = is_streamed(original, budget) or (data is not None and data.suffix != SAMPLES)
         whole = streamed_bytes(original) if streamed else whole_bytes(original)
         peak = max(whole, base_bytes() + loaded_bytes(opened))
@@ -58,12 +59,11 @@ class Gate:
         check_peak(peak, budget, f"to measure {self.name}", or_without)
         return peak
 
-
-def _original(opened: Opened) -> Checkpoint:
-    """Return the checkpoint, or the one that it was compressed from."""
-    folder = opened.checkpoint.folder
-    original = find_original(folder)
-    return opened.checkpoint if original == folder else open_checkpoint(original)
+    def _original(self, opened: Opened) -> Checkpoint:
+        """Return what bundles are compared with: MODEL, or what that was compressed from, wherever MODEL lies now."""
+        folder = Path(self.request.reference) if self.request.reference else DEMO
+        original = find_original(folder, "put it back, or take the original for MODEL")
+        return opened.checkpoint if original == opened.checkpoint.folder else open_checkpoint(original)
 
 
 def open_gate(

@@ -62,6 +62,20 @@ def test_candidates_are_checkpoints_that_were_compressed_from_the_model(folder: 
     assert alone.identity != aim.identity
 
 
+def test_a_model_that_has_moved_is_the_original_all_the_same(folder: Path, tmp_path: Path) -> None:
+    """What is pruned names a place where MODEL no longer is; MODEL itself is there to compare with."""
+    model = write_model(tmp_path / "model", 0)
+    smaller = prune(model, tmp_path / "smaller")
+    moved = model.rename(tmp_path / "moved")
+    job, request = search_of(folder, also=(str(smaller),))
+    request = msgspec.structs.replace(request, model=str(moved))
+    _, aim = aim_of(open_job(request, BUDGET), request)
+    assert aim.models == {"smaller": smaller}
+    alone = msgspec.structs.replace(request, model=str(smaller), also=())
+    with pytest.raises(UsageError, match="which is not there; put it back, or take the original for MODEL"):
+        aim_of(open_job(alone, BUDGET), alone)[0].expected()
+
+
 @pytest.mark.parametrize(
     ("also", "why"),
     [
