@@ -85,6 +85,7 @@ class SearchRequest(ExportRequest, frozen=True, kw_only=True, tag=True):
         prune: Rates of pruning as `CompressRequest` has them: a checkpoint of each is made, to choose from too.
         via: The board that latency or memory is measured on, ``ssh HOST`` or ``adb``; None for this machine.
         python: Python's command there.
+        limit: How many samples, or windows of text, a bundle is measured on at most.
     """
 
     goal: Literal["size", "latency", "memory"] = "size"
@@ -97,6 +98,7 @@ class SearchRequest(ExportRequest, frozen=True, kw_only=True, tag=True):
     prune: tuple[str, ...] = ()
     via: str | None = None
     python: str = "python3"
+    limit: int | None = None
 
 
 class ValidateRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -72,6 +72,12 @@ T = TypeVar("T", bound=str)
     metavar="RATE",
     help="A rate of edgeglm compress: what it makes of MODEL is chosen from too; once for each.",
 )
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Measure on the first N samples, or windows of text, alone: sooner, and less sure.",
+)
 @click.option("--via", metavar="BACKEND", help="The board to measure on: ssh HOST, or adb (default: this machine).")
 @python_option
 @cluster_option
@@ -95,6 +101,7 @@ def command(
     also: tuple[str, ...],
     prune: tuple[str, ...],
     study: Path | None,
+    limit: int | None,
     via: str | None,
     python: str,
     cluster: str | None,
@@ -127,6 +134,7 @@ def command(
         goal=goal,
         trials=trials,
         study=study,
+        limit=limit,
         via=via,
         python=python,
         cluster=cluster,

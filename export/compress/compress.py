@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from edgeglm.devices.loader import load_profile
 from edgeglm.errors import UsageError
@@ -24,6 +26,7 @@ from edgeglm.export.compress.choose import Chosen, InfluenceWalk, Observer, choo
 from edgeglm.export.compress.cuts import cut_config, cut_tensors
 from edgeglm.export.compress.options import (
     L1,
+    check_learning,
     check_output,
     check_recovery,
     check_source,
@@ -44,7 +47,7 @@ from edgeglm.export.prove.probes import Example, example_prompts
 from edgeglm.export.prove.reference import OriginalWeights
 from edgeglm.export.requests import CompressRequest, CompressResult, Progress, Show
 from edgeglm.export.trace.tracer import trace
-from edgeglm.export.write.disk import explained, lock_folder, make_folders, sync
+from edgeglm.export.write.disk import explained, lock_folder, make_folders, remove_empty, sync
 
 if TYPE_CHECKING:
     from edgeglm.export.compress.team import Team
@@ -94,6 +97,8 @@ def _compress(request: CompressRequest, budget: int, show: Show, team: Team | No
     prepared = Prepared(opened, traced.model, traced, (), {})
     parts = find_parts(checkpoint, traced.model)
     plan = plan_parts(parts, parse_rates(request.prune), checkpoint) if request.prune else whole(parts)
+    if request.distill:
+        check_learning(request, checkpoint, _parameters(checkpoint, plan), budget, team.size if team else 1)
     with _partial(request, _key(request, checkpoint, examples)) as partial:
         notes, scores = list[str](), list[float]()
         if not (partial / MODEL).exists():
@@ -157,6 +162,13 @@ def _make(
     return notes
 
 
+def _parameters(checkpoint: Checkpoint, plan: Mapping[Part, Left]) -> int:
+    """Return how many weights a plan leaves, whichever they are."""
+    units = {reader: np.arange(kept) for reader, (_, kept) in removed(plan).items()}
+    layers = {part.module: list(range(left.layers)) for part, left in plan.items() if left.layers < part.layers}
+    return sum(math.prod(cut.shape) for cut in cut_tensors(checkpoint, plan, Chosen(units, layers)))
+
+
 def _key(request: CompressRequest, checkpoint: Checkpoint, examples: Sequence[Example]) -> str:
     """Hash all that determines the smaller checkpoint."""
     data = [] if request.distill is None else [hash_data(request.distill)]
@@ -171,7 +183,7 @@ def _partial(request: CompressRequest, key: str) -> Iterator[Path]:
     output = request.output
     partial = output.absolute().with_name(f"{output.name}.partial")
     with explained(output, output):
-        make_folders(partial.parent)
+        made = make_folders(partial.parent)
         lock = lock_folder(partial)
         if lock is None:
             raise UsageError(output, "is being written by another process", "wait for it, or give another folder")
@@ -183,6 +195,7 @@ def _partial(request: CompressRequest, key: str) -> Iterator[Path]:
         except BaseException:
             if request.distill is None or not (partial / MODEL).exists():
                 shutil.rmtree(partial, ignore_errors=True)
+                remove_empty(made)
             raise
         else:
             shutil.rmtree(partial, ignore_errors=True)

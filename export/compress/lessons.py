@@ -12,16 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeglm.errors import UsageError
+from edgeglm.export.compress.options import WINDOW, find_tokenizer
 from edgeglm.export.evaluate.original.whole import Prompts
 from edgeglm.export.requests import SAMPLES
 from edgeglm.export.samples.screenshots import Sample, read_samples
 from edgeglm.export.samples.windows import cut_windows, read_tokenizer
 
-# Tokens of a window of text.
-WINDOW = 128
-# With fewer a recovery would learn the samples by heart, and the held-out ones would say nothing.
-FEWEST = 32
 # Every so many-th is held out, and at most so many.
 EVERY, MOST_HELD = 10, 128
 
@@ -53,7 +49,7 @@ class Lessons:
 
 
 def read_lessons(file: Path, prompts: Prompts, folder: Path) -> Lessons:
-    """Return the lessons of a file of samples (.jsonl) or of a text.
+    """Return the lessons of a file of samples (.jsonl) or of a text, as `check_recovery` has checked it.
 
     Args:
         file: It.
@@ -61,16 +57,9 @@ def read_lessons(file: Path, prompts: Prompts, folder: Path) -> Lessons:
         folder: The original.
 
     Raises:
-        UsageError: The file is none, or holds too few; the model reads screens and it holds text, or the other way.
+        UsageError: The file is none.
     """
-    screens = file.suffix == SAMPLES
-    if screens != (prompts.processor is not None):
-        wants = "samples (.jsonl)" if prompts.processor else "a text"
-        raise UsageError(f"--distill {file}", "is not what the model reads", f"give {wants}")
-    lessons = _samples(file, prompts) if screens else _windows(file, folder)
-    if len(lessons) < FEWEST:
-        kind = "samples" if screens else f"windows of {WINDOW} tokens"
-        raise UsageError(f"--distill {file}", f"holds {len(lessons)} {kind}", f"recover with {FEWEST} or more")
+    lessons = _samples(file, prompts) if file.suffix == SAMPLES else _windows(file, folder)
     held = lessons[::EVERY][:MOST_HELD]
     chosen = {id(lesson) for lesson in held}
     return Lessons([lesson for lesson in lessons if id(lesson) not in chosen], held)
@@ -84,10 +73,7 @@ def _samples(file: Path, prompts: Prompts) -> list[Lesson]:
 
 
 def _windows(file: Path, folder: Path) -> list[Lesson]:
-    source = folder / "tokenizer.json"
-    if not source.is_file():
-        raise UsageError(folder, "has no tokenizer.json, and reads no text", "give a checkpoint that has one")
-    windows = cut_windows(read_tokenizer(source), file, WINDOW, WINDOW, None)
+    windows = cut_windows(read_tokenizer(find_tokenizer(folder)), file, WINDOW, WINDOW, None)
     return [Lesson(None, tuple(sequence)) for sequence in windows.sequences.tolist()]
 
 

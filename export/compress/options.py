@@ -15,15 +15,27 @@ from edgeglm.export.checkpoint.lineage import read_lineage, sparsity_of
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.compress.rates import parse_rates
 from edgeglm.export.compress.zeros import parse_sparse
-from edgeglm.export.families.registry import family_of
+from edgeglm.export.evaluate.original.memory import base_bytes, streamed_bytes
+from edgeglm.export.families.registry import family_of, image_config
+from edgeglm.export.predict.peaks import check_peak
 from edgeglm.export.prove.probes import Example
-from edgeglm.export.requests import CompressRequest
+from edgeglm.export.requests import SAMPLES, CompressRequest
+from edgeglm.export.samples.screenshots import read_samples
 from edgeglm.export.samples.shipped import DEMO_DATA
+from edgeglm.export.samples.windows import cut_windows, read_tokenizer
 from edgeglm.export.write.disk import explained
 from edgeglm.files import opened
 from edgeglm.suggest import nearest_name
 
 ACTIVATIONS, L1 = "activations", "l1"
+# Tokens of a window of text that a recovery learns from.
+WINDOW = 128
+# With fewer a recovery would learn the samples by heart, and the held-out ones would say nothing.
+FEWEST = 32
+# Bytes of a weight that learns: itself, its gradient, and two moments.
+LEARNING = 16
+# Of one in fp32: every process of a team loads it once, and the leader keeps it to judge.
+LOADED = 4
 
 
 def check_what(request: CompressRequest) -> None:
@@ -81,7 +93,7 @@ def read_examples(request: CompressRequest, checkpoint: Checkpoint, name: str) -
 
 
 def check_recovery(request: CompressRequest, original: Checkpoint) -> None:
-    """Check the names of ``--freeze``, and the numbers of the recovery. Raises UsageError."""
+    """Check the names of ``--freeze``, the numbers of the recovery, and what it learns from. Raises UsageError."""
     names = family_of(original.config).modules(original.config)
     for name in request.freeze:
         if name not in names:
@@ -92,6 +104,52 @@ def check_recovery(request: CompressRequest, original: Checkpoint) -> None:
         raise UsageError(f"--epochs {request.epochs}", "is none", "give 1 or more")
     if not (math.isfinite(request.learning_rate) and 0 < request.learning_rate <= 1):
         raise UsageError(f"--learning-rate {request.learning_rate}", "is no rate", "give one such as 1e-4")
+    if request.distill:
+        _check_lessons(request.distill, original)
+
+
+def _check_lessons(file: Path, original: Checkpoint) -> None:
+    """Check that a file has as many samples, or windows of a text, as a recovery needs. Raises UsageError."""
+    screens, sees = file.suffix == SAMPLES, image_config(original.config) is not None
+    if screens != sees:
+        wants = f"samples ({SAMPLES})" if sees else "a text"
+        raise UsageError(f"--distill {file}", "is not what the model reads", f"give {wants}")
+    if screens:
+        count, kind = len(list(read_samples(file, FEWEST))), "samples"
+    else:
+        tokenizer = find_tokenizer(original.folder)
+        windows = cut_windows(read_tokenizer(tokenizer), file, WINDOW, WINDOW, FEWEST)
+        count, kind = windows.count, f"windows of {WINDOW} tokens"
+    if count < FEWEST:
+        raise UsageError(f"--distill {file}", f"holds {count} {kind}", f"recover with {FEWEST} or more")
+
+
+def find_tokenizer(folder: Path) -> Path:
+    """Return the file of a checkpoint's tokenizer. Raises UsageError."""
+    source = folder / "tokenizer.json"
+    if not source.is_file():
+        raise UsageError(folder, "has no tokenizer.json, and reads no text", "give a checkpoint that has one")
+    return source
+
+
+def check_learning(request: CompressRequest, original: Checkpoint, parameters: int, budget: int, size: int = 1) -> int:
+    """Return the memory that a recovery takes while it learns.
+
+    Args:
+        request: What is asked for.
+        original: The teacher.
+        parameters: Weights of the smaller checkpoint.
+        budget: Bytes of memory.
+        size: Processes that share it out.
+
+    Raises:
+        BudgetError: It does not fit, or the teacher does not.
+    """
+    each, learning = base_bytes() + LOADED * parameters, base_bytes() + LEARNING * parameters
+    if size > 1:
+        learning = max(learning + each + (size - 1) * base_bytes(), size * each)
+    check_peak(max(learning, streamed_bytes(original)), budget, f"to recover {request.output}")
+    return learning
 
 
 def hash_data(file: Path) -> str:

@@ -13,21 +13,16 @@ import torch
 from edgeglm.export.checkpoint.lineage import LINEAGE
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.compress.lessons import Lessons, read_lessons
+from edgeglm.export.compress.options import check_learning
 from edgeglm.export.compress.student import Settings, Student
 from edgeglm.export.compress.teacher import Teacher
 from edgeglm.export.compress.team import ALONE, Team
 from edgeglm.export.compress.write import copy_small_files
 from edgeglm.export.evaluate.original.decoder import parts_of
-from edgeglm.export.evaluate.original.memory import base_bytes, streamed_bytes
 from edgeglm.export.evaluate.original.whole import Prompts
-from edgeglm.export.predict.peaks import check_peak
 from edgeglm.export.requests import CompressRequest
 from edgeglm.export.write.disk import explained, sync
 
-# Bytes of a weight that learns: itself, its gradient, and two moments.
-LEARNING = 16
-# Of one in fp32: every process of a team loads it once, and the leader keeps it to judge.
-LOADED = 4
 # Below this width the conversions of bf16 take longer than its products save: 1.2 times the time of fp32 on the demo.
 WIDE = 1024
 # The folder of the recovered checkpoint.
@@ -64,11 +59,7 @@ def recover(
     """
     assert request.distill is not None
     smaller = Checkpoint.open(folder)
-    each = base_bytes() + LOADED * smaller.parameters
-    learning = base_bytes() + LEARNING * smaller.parameters
-    if team.size > 1:
-        learning = max(learning + each + (team.size - 1) * base_bytes(), team.size * each)
-    check_peak(max(learning, streamed_bytes(original)), budget, f"to recover {request.output}")
+    learning = check_learning(request, original, smaller.parameters, budget, team.size)
     config, family, _ = parts_of(original.config)
     decoder = family.describe(config, None).decoder
     settings = Settings(

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeglm.errors import UnsupportedError, UsageError
+from edgeglm.export.quantize.feedback import invert_lower
 from edgeglm.export.quantize.rounding import DAMPING, Floats
 from edgeglm.manifest import TWO_OF_FOUR
 from edgeglm.units import parse_percent
@@ -84,7 +85,7 @@ def tile_of_covariance(columns: slice, covariance: NDArray[np.float64]) -> Tile:
     damping = float(DAMPING) * max(float(np.diag(covariance).mean()), 1e-30)
     damped = covariance + np.diag(np.full(len(covariance), damping))
     # The inverse is U^T U with U upper; flipped, the covariance is L L^T, and U its inverse, flipped back.
-    upper = np.linalg.inv(np.linalg.cholesky(damped[::-1, ::-1]))[::-1, ::-1]
+    upper = invert_lower(np.linalg.cholesky(damped[::-1, ::-1]))[::-1, ::-1]
     diagonal = np.diag(upper)
     shares = np.triu(upper / diagonal[:, None], 1).astype(np.float32)
     return Tile(columns, (1 / diagonal).astype(np.float32), shares)

@@ -104,11 +104,11 @@ def export(  # noqa: PLR0913 (until requests are frozen dataclasses)
             _write_graph(module, writer)
         for name, data in prepared.sidecars.items():
             writer.small(name, data)
-        prover = Prover(prepared, writer)
-        modules = []
+        prover, modules = Prover(prepared, writer), list[manifest.Module]()
         for module in prepared.modules:
             if step := write_step(module.choice):
-                modules.append(step.write(prepared, module, writer, prover, partial(_report, report, module)))
+                share, known = partial(_report, report, module), (reuse or Reuse()).converted
+                modules.append(step.write(prepared, module, writer, prover, share, known))
                 continue
             output = outputs[module]
             if reuse:

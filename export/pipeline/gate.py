@@ -41,12 +41,12 @@ class Gate:
 
         Args:
             bundle: Its folder.
-            limit: Samples to measure on; None for all.
+            limit: Samples to measure on; None for all that are asked for.
 
         Raises:
             EdgeglmError: It cannot be validated.
         """
-        task = msgspec.structs.replace(self.request, bundle=bundle, limit=limit)
+        task = msgspec.structs.replace(self.request, bundle=bundle, limit=limit or self.request.limit)
         return tuple(metric.sealed for metric in VALIDATOR.run(task, "validate").metrics)
 
     def check_budget(self, opened: Opened) -> int:
@@ -67,9 +67,26 @@ class Gate:
 
 
 def open_gate(
-    request: Request, allowed: float, calibration: Path | None, samples: Sequence[Example], budget: int
+    request: Request,
+    allowed: float,
+    calibration: Path | None,
+    samples: Sequence[Example],
+    budget: int,
+    limit: int | None = None,
 ) -> Gate:
-    """Return the gate of ``--accuracy-drop``; `samples` are those of `calibration`. Raises UsageError without data."""
+    """Return the gate of ``--accuracy-drop``.
+
+    Args:
+        request: What is exported.
+        allowed: The largest drop.
+        calibration: A file of samples or text.
+        samples: Those of it.
+        budget: Bytes of memory.
+        limit: Samples, or windows of text, that are measured at most.
+
+    Raises:
+        UsageError: There is nothing to measure on.
+    """
     if not request.shipped and calibration is None:
         why = f"there is nothing to measure {request.name} on"
         raise UsageError("--accuracy-drop", why, "give samples with targets, or a text, by --calibration FILE")
@@ -78,7 +95,13 @@ def open_gate(
     adapter = str(request.adapter) if request.adapter else None
     data, reference = (None, None) if request.shipped else (calibration, str(request.folder))
     measured = ValidateRequest(
-        bundle=Path(), accuracy_drop=allowed, data=data, reference=reference, adapter=adapter, max_ram=budget
+        bundle=Path(),
+        accuracy_drop=allowed,
+        data=data,
+        reference=reference,
+        adapter=adapter,
+        limit=limit,
+        max_ram=budget,
     )
     return Gate(request.name, measured, samples)
 

@@ -12,7 +12,7 @@ from edgeglm.export.calibrate.calibrator import calibrate, samples_bytes
 from edgeglm.export.pipeline.export import Progress as Written
 from edgeglm.export.pipeline.export import Report, export
 from edgeglm.export.pipeline.gate import Gate, nothing_passed
-from edgeglm.export.pipeline.ladder import Ladder, Means, Measure, workplace
+from edgeglm.export.pipeline.ladder import CONVERTED, Ladder, Means, Measure, workplace
 from edgeglm.export.predict.forecast import check_budget, export_peak, module_sizes, predict
 from edgeglm.export.predict.learning import check_disk, int4_widths, learning_bytes
 from edgeglm.export.predict.peaks import check_peak, prefix_peak
@@ -23,6 +23,8 @@ from edgeglm.export.prove.probes import Example
 from edgeglm.export.quantize.stream import WORKERS
 from edgeglm.export.requests import Progress, Show
 from edgeglm.export.targets.base import calibrate_steps, check_steps
+from edgeglm.export.write.converted import Converted
+from edgeglm.export.write.reuse import Reuse
 from edgeglm.manifest import Metric, Rung
 from edgeglm.scratch import scratch_folder
 
@@ -102,7 +104,15 @@ class Job:
         told = prepared.calibration.notes if prepared.calibration else ()
         return [*prepared.notes, *told, *notes], ladder.rungs if ladder else []
 
-    def means(self, work: Path, found: Calibration | None, show: Show, report: Report, leave: ExitStack) -> Means:
+    def means(
+        self,
+        work: Path,
+        found: Calibration | None,
+        show: Show,
+        report: Report,
+        leave: ExitStack,
+        reuse: Reuse | None = None,
+    ) -> Means:
         """Return the inputs of a climb.
 
         Args:
@@ -111,6 +121,7 @@ class Job:
             show: Told of each measurement and rung.
             report: Told of the progress of an export.
             leave: Removes the files of further calibrations.
+            reuse: What earlier climbs have stored, if anything.
         """
         assert self.gate
         return Means(
@@ -122,6 +133,7 @@ class Job:
             report=report,
             show=lambda rung: show(Progress("tried", rung=rung)),
             calibrate=lambda request: replace(self, request=request).calibrated(show, leave),
+            reuse=reuse or Reuse(Converted(work / CONVERTED)),
         )
 
     def peak(self, opened: Opened) -> int:

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Calibration, Opened, Prepared, Request
 from edgeglm.export.prove.probes import Example, example_prompts
 from edgeglm.export.quantize.schemes import HIGHER
-from edgeglm.export.write.disk import explained, lock_folder, make_folders
+from edgeglm.export.write.disk import explained, lock_folder, make_folders, remove_empty
 from edgeglm.export.write.reuse import Reuse
 from edgeglm.export.write.target import check_target
 
@@ -33,6 +33,8 @@ Measure = Callable[[Path], tuple[manifest.Metric, ...]]
 Calibrate = Callable[[Request], tuple[Request, Calibration | None]]
 
 RUNG = re.compile(r"rung-\d+(\.partial)?")
+# Beside the bundles that are tried: what a converter wrote.
+CONVERTED = "converted"
 
 
 @contextmanager
@@ -46,23 +48,17 @@ def workplace(target: Path) -> Iterator[Path]:
     work = resolved.with_name(f"{resolved.name}.ladder")
     with explained(target, work), ExitStack() as leave:
         made = make_folders(work.parent)
-        leave.callback(_remove_empty, made)
+        leave.callback(remove_empty, made)
         lock = lock_folder(work)
         if lock is None:
             raise UsageError(target, "another export is writing it", "wait for it, or give another target")
         leave.callback(os.close, lock)
-        if not all(RUNG.fullmatch(name) for name in os.listdir(work)):
+        if not all(name == CONVERTED or RUNG.fullmatch(name) for name in os.listdir(work)):
             raise UsageError(work, "holds what no export wrote", "move it, or give another target")
         leave.callback(shutil.rmtree, work, ignore_errors=True)
         for left in work.iterdir():  # by an export that was killed
             shutil.rmtree(left)
         yield work
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    for folder in reversed(folders):
-        with suppress(OSError):
-            folder.rmdir()
 
 
 @dataclass(frozen=True)
@@ -78,6 +74,7 @@ class Means:
         report: Told of the progress of an export.
         show: Told of each rung.
         calibrate: Returns what another request's weights are encoded by, as `Job.calibrated` does.
+        reuse: What bundles have stored alike.
     """
 
     work: Path
@@ -88,6 +85,7 @@ class Means:
     report: Report
     show: Callable[[manifest.Rung], None]
     calibrate: Calibrate = lambda request: (request, None)
+    reuse: Reuse = field(default_factory=Reuse)
 
 
 @dataclass
@@ -98,7 +96,11 @@ class Ladder:
     means: Means
     rungs: list[manifest.Rung] = field(default_factory=list)
     sensitivity: dict[str, float] = field(default_factory=dict)
-    reuse: Reuse = field(default_factory=Reuse)
+
+    @property
+    def reuse(self) -> Reuse:
+        """The weights that bundles have stored alike, which each rung takes from and adds to."""
+        return self.means.reuse
 
     @property
     def best(self) -> manifest.Rung | None:

@@ -13,7 +13,7 @@ from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.pipeline.gate import open_gate
 from edgeglm.export.pipeline.job import Job
 from edgeglm.export.prepare.asked import asked
-from edgeglm.export.requests import ExportRequest
+from edgeglm.export.requests import ExportRequest, SearchRequest
 from edgeglm.export.write.target import check_target
 
 
@@ -40,5 +40,6 @@ def open_job(request: ExportRequest, budget: int) -> Job:
     check_target(folder)
     calibration, allowed = request.calibration, request.accuracy_drop
     samples, held_out = read_calibration(calibration, opened.folder) if calibration else ([], [])
-    gate = None if allowed is None else open_gate(opened, allowed, calibration, samples, budget)
+    limit = request.limit if isinstance(request, SearchRequest) else None
+    gate = None if allowed is None else open_gate(opened, allowed, calibration, samples, budget, limit)
     return Job(opened, folder, samples, held_out, gate, budget)

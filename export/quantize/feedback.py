@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from edgeglm.export.quantize.rounding import DAMPING, Floats
 TILE, STEP = 1024, 32
 # Rows that are rounded together, always so many: a product's last digits depend on its shape, and bytes must not.
 GROUP = 512
+# Up to here a triangle is inverted as a whole.
+HALVED = 64
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,20 @@ def make_tile(covariance: NDArray[np.float64]) -> Tile:
     damped = covariance[np.ix_(order, order)] + np.diag(np.full(len(order), float(DAMPING) * energy.mean() or 1.0))
     # The inverse is U^T U with U upper; flipped, the covariance is L L^T, and U its inverse, flipped back.
     lower = np.linalg.cholesky(damped[::-1, ::-1])
-    upper = np.linalg.inv(lower)[::-1, ::-1]
+    upper = invert_lower(lower)[::-1, ::-1]
     shares = np.triu(upper / np.diag(upper)[:, None], 1)
     return Tile(order.astype(np.int32), np.clip(shares, -6e4, 6e4).astype(np.float16))
+
+
+def invert_lower(lower: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Return the inverse of a lower triangle [k, k]: by halves, in a sixth of the time of a general one."""
+    if len(lower) <= HALVED:
+        return np.linalg.inv(lower)
+    half, made = len(lower) // 2, np.zeros_like(lower)
+    first, last = invert_lower(lower[:half, :half]), invert_lower(lower[half:, half:])
+    made[:half, :half], made[half:, half:] = first, last
+    made[half:, :half] = -(last @ lower[half:, :half]) @ first
+    return made
 
 
 def save_tiles(tiles: Sequence[Tile], file: Path, columns: int) -> Feedback:

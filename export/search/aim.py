@@ -81,7 +81,7 @@ def aim_of(job: Job, request: SearchRequest) -> tuple[Job, Aim]:
         trials=request.trials,
         study=study_of(job, request),
         identity=_identity(opened, job, request, models),
-        early=lambda bundle: gate.metrics(bundle, EARLY),
+        early=None if request.limit and request.limit <= EARLY else lambda bundle: gate.metrics(bundle, EARLY),
         figures=partial(measure_there, request.via, request.python) if request.via else _figures,
         equalization=request.equalizations,
         models=models,
@@ -121,7 +121,7 @@ def _identity(opened: Opened, job: Job, request: SearchRequest, models: Mapping[
                 source.seek(max(0, size - END))
                 digest.update(source.read(END))
     options = (request.goal, request.accuracy_drop, request.context, request.image_sizes, request.prefixes, request.kv)
-    board = (request.via,) if request.via else ()
+    board = (*([request.via] if request.via else ()), *([f"limit {request.limit}"] if request.limit else ()))
     others: tuple[object, ...] = () if request.equalizations == ("on",) else (request.equalizations,)
     others += (*models, *(() if request.formats == (USUAL_FORMAT,) else request.formats))
     digest.update(repr((job.request.profile, opened.checkpoint.adapter_sha256, options, *board, *others)).encode())

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from edgeglm.bundle import read_manifest
 from edgeglm.engines import USUAL_FORMAT
 from edgeglm.errors import BudgetError, UnsupportedError, UsageError
-from edgeglm.export.pipeline.ladder import Ladder, Precisions, excess, precisions, spell, worst
+from edgeglm.export.pipeline.ladder import CONVERTED, Ladder, Precisions, excess, precisions, spell, worst
 from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Calibration, Prepared, Request
 from edgeglm.export.requests import Switch
@@ -94,7 +94,7 @@ class Search(Ladder):
             self._tell(study, trial, self.rungs[-1])
             kept = folder if self.best is not before else None
             for other in [*self.means.work.iterdir()] if kept else [folder]:
-                if other != kept:
+                if other != kept and other.name != CONVERTED:
                     shutil.rmtree(other, ignore_errors=True)
 
     def attempt(self, setting: Setting) -> Rung:

@@ -32,6 +32,19 @@ class Lock:
         fcntl.flock(self.descriptor, fcntl.LOCK_UN)
 
 
+def _cut_torn_line(lock: Lock) -> None:
+    """Cut off a last line that a full disk or a power cut has torn: what follows it would make the whole unreadable."""
+    lock.acquire()
+    try:
+        size = end = os.fstat(lock.descriptor).st_size
+        while end and os.pread(lock.descriptor, 1, end - 1) != b"\n":
+            end -= 1
+        if end and end < size:  # a file without any line is no study, which is said elsewhere
+            os.ftruncate(lock.descriptor, end)
+    finally:
+        lock.release()
+
+
 def open_study(file: Path, identity: str) -> optuna.Study:
     """Return the study of a file, which is made where there is none.
 
@@ -46,7 +59,9 @@ def open_study(file: Path, identity: str) -> optuna.Study:
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        storage = JournalStorage(JournalFileBackend(str(file), cast(Any, Lock(file))))
+        lock = Lock(file)
+        _cut_torn_line(lock)
+        storage = JournalStorage(JournalFileBackend(str(file), cast(Any, lock)))
         sampler = optuna.samplers.TPESampler(seed=SEED, multivariate=True, n_startup_trials=6)
         study = optuna.create_study(
             storage=storage, sampler=sampler, study_name=NAME, directions=["minimize"] * 2, load_if_exists=True

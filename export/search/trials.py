@@ -19,6 +19,8 @@ from edgeglm.export.search.aim import Aim, aim_of, study_of
 from edgeglm.export.search.candidates import with_pruned
 from edgeglm.export.search.knobs import Setting
 from edgeglm.export.search.search import Calibrated, Search, Variant
+from edgeglm.export.write.converted import Converted
+from edgeglm.export.write.reuse import Reuse
 from edgeglm.manifest import Rung
 from edgeglm.scratch import scratch_folder
 
@@ -92,18 +94,19 @@ def try_precision(trial: Trial) -> Rung:
     """Make a bundle and measure it; it is gone afterwards. Raises as `edgeglm.export.api.export`."""
     ready = _ready(trial.search, trial.budget)
     with scratch_folder("trial") as work:
-        means = ready.job.means(work, ready.calibration, lambda _: None, lambda _: None, _LEAVE)
+        means = ready.job.means(work, ready.calibration, lambda _: None, lambda _: None, _LEAVE, ready.reuse)
         return Search(ready.request, means, aim=ready.aim, calibrated=ready.calibrated).attempt(trial.setting)
 
 
 @dataclass(frozen=True)
 class _Ready:
-    """What all attempts of a worker share: it calibrates once in each way."""
+    """What all attempts of a worker share: it calibrates once in each way, and converts a module once."""
 
     job: Job
     aim: Aim
     request: Request
     calibration: Calibration | None
+    reuse: Reuse
     calibrated: dict[Variant, Calibrated] = field(default_factory=dict)
 
 
@@ -111,4 +114,4 @@ class _Ready:
 def _ready(search: SearchRequest, budget: int) -> _Ready:
     job, aim = aim_of(open_job(search, budget), search)
     request, calibration = job.calibrated(lambda _: None, _LEAVE)
-    return _Ready(job, aim, request, calibration)
+    return _Ready(job, aim, request, calibration, Reuse(Converted(_LEAVE.enter_context(scratch_folder("converted")))))

@@ -16,6 +16,7 @@ from edgeglm.export.model import Choice
 from edgeglm.export.prepare.types import Calibration, Opened, Prepared, PreparedModule, Request
 from edgeglm.export.prove.probes import Example
 from edgeglm.export.prove.prover import Prover
+from edgeglm.export.write.converted import Converted
 from edgeglm.export.write.writer import BundleWriter
 
 if TYPE_CHECKING:
@@ -51,8 +52,18 @@ class WriteStep(Protocol):
         writer: BundleWriter,
         prover: Prover,
         share: Callable[[float], None],
+        converted: Converted,
     ) -> manifest.Module:
-        """Write a module and prove it; `share` is told how much of it is written, from 0 to 1."""
+        """Write a module and prove it.
+
+        Args:
+            prepared: The model.
+            module: What is written.
+            writer: Of the bundle.
+            prover: Computes the original.
+            share: Is told how much of it is written, from 0 to 1.
+            converted: What earlier exports have written.
+        """
 
 
 class CompileStep(Protocol):

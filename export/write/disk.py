@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -47,6 +47,13 @@ def make_folders(folder: Path) -> list[Path]:
     for path in missing:
         sync(path.parent)
     return missing
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders that `make_folders` made, as far as nothing is in them."""
+    for folder in reversed(folders):
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def lock_folder(folder: Path) -> int | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgeglm.engines import Dialect
 from edgeglm.export.model import Choice, Stored
+from edgeglm.export.write.converted import Converted
 from edgeglm.export.write.output import OutputFile
 from edgeglm.export.write.record import Written
 from edgeglm.roles import ModuleName
@@ -50,8 +51,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Reuse:
-    """The weights in bundles of earlier exports with the same calibration; a bundle that is gone is skipped."""
+    """The weights in bundles of earlier exports with the same calibration; a bundle that is gone is skipped.
 
+    What a converter wrote is kept beside them.
+    """
+
+    converted: Converted = field(default_factory=Converted)
     known: dict[tuple[ModuleName, Dialect, Stored], list[Found]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, choice: Choice, weights: Iterator[tuple[Stored, Found]]) -> None:

@@ -101,6 +101,17 @@ def test_wrong_options_are_one_line_and_write_nothing(
     assert left_of(target) == []
 
 
+def test_a_recovery_that_cannot_be_is_refused_before_anything_is_made(tmp_path: Path, capsys: Capture) -> None:
+    target = tmp_path / "folder" / "out"
+    words = tmp_path / "words.txt"
+    words.write_text("words")
+    options = ["compress", "-o", target, "--prune", "40%", "--by", "l1", "--distill"]
+    check_failure(run(capsys, *options, words), 2, "words.txt: is not what the model reads")
+    done = run(capsys, *options, DATA / "calibration.jsonl", "--max-ram", "800MiB")
+    check_failure(done, 5, f"--max-ram: 800MiB is too little to recover {target}")
+    assert [file.name for file in tmp_path.iterdir()] == ["words.txt"]
+
+
 def test_a_folder_that_exists_stays(tiny: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "mine").write_text("mine")
     check_failure(run(capsys, "compress", tiny, "-o", tmp_path, "--prune", "40%", "--by", "l1"), 2, "exists already")

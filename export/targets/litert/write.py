@@ -5,8 +5,10 @@ A file holds as many blocks as have few enough weights, so that memory is bounde
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +19,7 @@ from edgeglm import manifest
 from edgeglm.errors import EdgeglmError
 from edgeglm.export.choose.precision import NPU_PRECISIONS, is_measured
 from edgeglm.export.model import Choice
+from edgeglm.export.prepare.identity import identify
 from edgeglm.export.prepare.types import Opened, Prepared, PreparedModule
 from edgeglm.export.prove.probes import PROBES
 from edgeglm.export.prove.prover import Prover, StackProof
@@ -25,6 +28,7 @@ from edgeglm.export.samples.screenshots import Sample, read_samples
 from edgeglm.export.targets.litert.convert_task import Report, Span, Task
 from edgeglm.export.targets.litert.npu import compile_on_npu
 from edgeglm.export.targets.litert.sizes import CALIBRATE_BYTES, CHUNK, all_scores, files_of
+from edgeglm.export.write.converted import Converted
 from edgeglm.export.write.describe import describe_vision
 from edgeglm.export.write.output import OutputFile
 from edgeglm.export.write.writer import BundleWriter
@@ -40,9 +44,14 @@ Share = Callable[[float], None]
 
 
 def write(
-    prepared: Prepared, module: PreparedModule, writer: BundleWriter, prover: Prover, share: Share
+    prepared: Prepared,
+    module: PreparedModule,
+    writer: BundleWriter,
+    prover: Prover,
+    share: Share,
+    converted: Converted,
 ) -> manifest.Module:
-    """Convert a module into the bundle, or find that an earlier run has, and prove it.
+    """Convert a module into the bundle, or find that an earlier run or export has, and prove it.
 
     Args:
         prepared: The model.
@@ -50,6 +59,7 @@ def write(
         writer: Of the bundle.
         prover: Computes the original.
         share: Is told which share is done.
+        converted: What earlier exports have converted.
 
     Raises:
         BudgetError: Memory was too short for the converter.
@@ -60,7 +70,7 @@ def write(
     files = {f"{name}/{file}": span for file, span in files_of(prepared.opened, name).items()}
     jobs = [*(f"{name}/{index}" for index in range(len(module.jobs))), f"{name}/choice"]
     if not all(map(writer.done, jobs)):
-        last = _convert(prepared, module, files, writer, share)
+        last = _convert(prepared, module, files, writer, share, converted)
         outputs = _outputs(files, writer)
         for output in outputs:
             output.adopt()
@@ -92,7 +102,12 @@ def write(
 
 
 def _convert(
-    prepared: Prepared, module: PreparedModule, files: Mapping[str, Span], writer: BundleWriter, share: Share
+    prepared: Prepared,
+    module: PreparedModule,
+    files: Mapping[str, Span],
+    writer: BundleWriter,
+    share: Share,
+    converted: Converted,
 ) -> Report:
     choice, grid = module.choice, prepared.model.vision.grid if prepared.model.vision else None
     context = prepared.opened.context
@@ -109,7 +124,23 @@ def _convert(
             _pictures(prepared, scratch) if choice.is_image and len(files) == 1 else None,
             str(prepared.request.adapter) if prepared.request.adapter else None,
         )
-        return _run(task, share)
+        paths, key = {Path(name).name: Path(name) for name in task.files}, _key(prepared, task)
+        known: Report | None = converted.take(key, paths)
+        if known is None:
+            for path in paths.values():  # of no whole file, whose bytes other bundles may share
+                path.unlink(missing_ok=True)
+            converted.make_room(module.layout.nbytes)
+            known = _run(task, share)
+            converted.keep(key, paths, known)
+        return known
+
+
+def _key(prepared: Prepared, task: Task) -> str:
+    """Return a hash of all that a converted module is made from, wherever it is written."""
+    files = {Path(name).name: span for name, span in task.files.items()}
+    pictures = hashlib.sha256(Path(task.pictures).read_bytes() if task.pictures else b"").hexdigest()
+    said = replace(task, files=files, pictures=None), pictures, identify(prepared.checkpoint)
+    return hashlib.sha256(repr((*said, sorted(prepared.checkpoint.config.items()))).encode()).hexdigest()
 
 
 def _candidates(opened: Opened, choice: Choice) -> tuple[str, ...]:

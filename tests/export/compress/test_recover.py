@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -182,8 +183,13 @@ def test_too_few_samples_and_a_full_disk_are_one_line(smaller: Path, data: Path,
     checkpoint = Checkpoint.open(DEMO)
     request = CompressRequest(output=tmp_path / "out", prune="40%", distill=few)
     with pytest.raises(UsageError, match="holds 31 samples; recover with 32 or more"):
-        recover(request, checkpoint, smaller, tmp_path, 8 << 30, lambda stage, done: None)
+        check_recovery(request, checkpoint)
+    words = data.with_name("words.txt")
+    words.write_text("words")
+    with pytest.raises(UsageError, match=r"is not what the model reads; give samples \(.jsonl\)"):
+        check_recovery(msgspec.structs.replace(request, distill=words), checkpoint)
     request = CompressRequest(output=tmp_path / "out", prune="40%", distill=data)
+    check_recovery(request, checkpoint)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))

@@ -67,7 +67,7 @@ def test_a_model_that_has_moved_is_the_original_all_the_same(folder: Path, tmp_p
     model = write_model(tmp_path / "model", 0)
     smaller = prune(model, tmp_path / "smaller")
     moved = model.rename(tmp_path / "moved")
-    job, request = search_of(folder, also=(str(smaller),))
+    _, request = search_of(folder, also=(str(smaller),))
     request = msgspec.structs.replace(request, model=str(moved))
     _, aim = aim_of(open_job(request, BUDGET), request)
     assert aim.models == {"smaller": smaller}

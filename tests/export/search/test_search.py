@@ -93,6 +93,17 @@ def test_what_is_no_study_is_refused(content: bytes, tmp_path: Path) -> None:
         open_study(tmp_path / "study", "one")
 
 
+def test_a_line_that_was_torn_loses_nothing_before_it(tmp_path: Path) -> None:
+    """As where the disk is full, or the power goes: what is appended afterwards begins a line of its own."""
+    file = tmp_path / "study"
+    open_study(file, "one").ask()
+    file.write_bytes(file.read_bytes()[:-9])
+    again = open_study(file, "one")
+    assert again.trials == []
+    again.tell(again.ask(), [1.0, 2.0])
+    assert [trial.state for trial in open_study(file, "one").trials] == [TrialState.COMPLETE]
+
+
 def test_no_lock_outlives_its_process(tmp_path: Path) -> None:
     code = f"""
 import os, pathlib
