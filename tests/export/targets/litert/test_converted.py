@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ need_tflite()
 
 from edgeglm.bundle import load_bundle, verify_bundle
 from edgeglm.devices.loader import load_profile
+from edgeglm.digest import SETTLED_NS
 from edgeglm.export.pipeline.export import export
 from edgeglm.export.predict.forecast import predict
 from edgeglm.export.prepare.preparation import open_export, prepare
@@ -38,6 +40,7 @@ def make(request: Request, target: Path, reuse: Reuse) -> tuple[Manifest, int]:
 @pytest.mark.slow
 def test_the_same_module_is_converted_once(tmp_path: Path) -> None:
     save(SHAPES["glm"], tmp_path / "model")
+    time.sleep(1.5 * SETTLED_NS / 1e9)  # a file that has just changed is like no other
     fp32 = Request(tmp_path / "model", "model", load_profile("cpu"), "fp32", format="tflite")
     reuse = Reuse(Converted(tmp_path / "converted"))
     first, inode = make(fp32, tmp_path / "first", reuse)
