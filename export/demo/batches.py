@@ -24,6 +24,8 @@ PRACTICE = 0.4  # the share of questions that practise what is hardest
 SHORT = 0.3  # the share of screens that are asked about in the short form, without a system prompt
 BARE = 0.2  # the share of histories whose answers came without their tags
 OTHERS = 8  # tries for another goal, for each that is asked about
+FIRST_APP, LATER_APP = 'do(action="Launch"', "Launch behind other steps"
+HARD = ('do(action="Swipe"', 'do(action="Type"', LATER_APP)  # kinds of steps
 THIN = 0.35  # of a screen's elements, in the first steps
 
 
@@ -55,7 +57,7 @@ class Batches(Dataset[Batch | Pictures]):
         """Return a screen and what is asked about it: where goals are performed, first their next steps."""
         stage, played = self.stage, list[Step]()
         if stage.kind == "answers" and random.random() < stage.played:
-            scene, played = _sample_played(random, min(stage.goals, stage.questions))
+            scene, played = _sample_played(random, stage)
         else:
             scene = sample_scene(random, density)
             while stage.kind == "pointing" and not scene.elements:
@@ -69,26 +71,34 @@ class Batches(Dataset[Batch | Pictures]):
         return (sample_practice if random.random() < PRACTICE else sample_step)(scene, random)
 
 
-def _sample_played(random: Random, count: int) -> tuple[Scene, list[Step]]:
-    """Return a screen and up to `count` steps on it, each of another goal that the oracle performs on one phone.
+def _sample_played(random: Random, stage: Stage) -> tuple[Scene, list[Step]]:
+    """Return a screen and some steps on it, each of another goal that the oracle performs on one phone.
 
-    What is rare is asked as often as what every goal has: the first step's action is drawn by its type.
+    What is rare is asked as often as what every goal has: the first step's action is drawn by its kind.
     """
-    goal, phone = sample_goal(random, _sample_language(random))
-    by_type = defaultdict[str, list[tuple[Scene, Step]]](list)
+    count = min(stage.goals, stage.questions)
+    goal, phone = sample_goal(random, _sample_language(random, stage))
+    by_kind = defaultdict[str, list[tuple[Scene, Step]]](list)
     for scene, step in play(goal, phone.copy()):
-        by_type[step.action.split(",")[0]].append((scene, step))
-    scene, first = random.choice(random.choice(list(by_type.values())))
+        by_kind[_kind_of(step)].append((scene, step))
+    (kind,) = random.choices(list(by_kind), [stage.hard if kind in HARD else 1.0 for kind in by_kind])
+    scene, first = random.choice(by_kind[kind])
     steps = [first]
     for _ in range(OTHERS * (count - 1)):
         if len(steps) == count:
             break
-        other = sample_other(random, _sample_language(random), goal, phone)
+        other = sample_other(random, _sample_language(random, stage), goal, phone)
         here = [step for seen, step in play(other, phone.copy()) if seen == scene] if other else []
         if here:
             steps.append(random.choice(here))
     return scene, steps
 
 
-def _sample_language(random: Random) -> str:
-    return random.choices(LANGUAGES, (3, 2))[0]
+def _kind_of(step: Step) -> str:
+    """Return the action's type; an app that is opened behind other steps is another kind than the first."""
+    kind = step.action.split(",")[0]
+    return LATER_APP if kind == FIRST_APP and step.previous else kind
+
+
+def _sample_language(random: Random, stage: Stage) -> str:
+    return random.choices(LANGUAGES, (1 - stage.chinese_wishes, stage.chinese_wishes))[0]

@@ -28,6 +28,8 @@ class Stage:
         goals: Questions behind such an image that are the next step of a goal; each is of another goal.
         share: Least and largest share of the pieces that a batch's system prompt has.
         chinese: Share of the system prompts that are in Chinese.
+        chinese_wishes: Share of the goals that are wished for in Chinese.
+        hard: How much likelier than others the steps are that were learnt worst, among those to draw the first from.
         learns_prompt: The prompt's keys and values are learnt in one step of so many, otherwise taken as they are.
     """
 
@@ -45,6 +47,8 @@ class Stage:
     goals: int = 1
     share: tuple[float, float] = (0.0, 0.3)
     chinese: float = 0.5
+    chinese_wishes: float = 0.4
+    hard: float = 1.0
     learns_prompt: int = 8
 
     def rate(self, step: int) -> float:
@@ -62,6 +66,7 @@ class Stage:
 GOALS = Stage(
     "goals", "answers", 1200, images=12, last_rate=0.02, helper=(0.1, 0.1), share=(0.0, 1.0), played=0.8, goals=5
 )
+MIXED = replace(GOALS, name="mixed", steps=1500, learning_rate=8e-4, share=(0.0, 2.0), played=0.6, goals=4)
 STAGES = (
     Stage("vision", "tower", 4000, sparse=400),
     Stage("early", "answers", 1600),
@@ -70,7 +75,8 @@ STAGES = (
     Stage("whole", "answers", 1500, last_rate=0.02, helper=(0.1, 0.1), share=(0.0, 1.0)),
     GOALS,
     replace(GOALS, name="long", steps=400, learning_rate=6e-4, share=(0.6, 2.0), chinese=0.7),
-    replace(GOALS, name="mixed", steps=1500, learning_rate=8e-4, share=(0.0, 2.0), played=0.6, goals=4),
+    MIXED,
+    replace(MIXED, name="hard", chinese_wishes=0.55, hard=3.0),
 )
 # Of a run that goes on with a model that answers already: it has the client's form to learn.
 FURTHER = (replace(STAGES[3], steps=800), replace(STAGES[4], steps=1200), *STAGES[5:])

@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 import click
 from transformers import Glm4vForConditionalGeneration, PreTrainedTokenizerFast
 
-from edgeglm.export.demo.batches import Batches, _sample_played
+from edgeglm.export.demo.batches import HARD, Batches, _kind_of, _sample_played
 from edgeglm.export.demo.evaluate import CHECKPOINT
 from edgeglm.export.demo.losses import encode_images
 from edgeglm.export.demo.model import build_config, build_model, build_tokenizer, take_over
@@ -99,13 +99,22 @@ def test_a_few_steps_lower_a_loss(tokenizer: PreTrainedTokenizerFast, kind: Kind
 
 
 def test_a_phone_is_asked_for_the_next_step_of_several_goals() -> None:
-    asked = [_sample_played(Random(number), 5) for number in range(30)]
+    asked = [_sample_played(Random(number), replace(answers(1, 6), goals=5)) for number in range(30)]
     assert sum(len(steps) == 5 for _, steps in asked) > 15
     for _, steps in asked:
         assert len({step.instruction for step in steps}) > len(steps) - 2
     several = [steps for _, steps in asked if len(steps) > 1]
     # What is right depends on the goal and on what is done, not on the screen alone.
     assert sum(len({step.action for step in steps}) > 1 for steps in several) > len(several) / 2
+
+
+def test_hard_steps_and_chinese_wishes_are_asked_as_often_as_a_stage_says() -> None:
+    stages = (replace(answers(1, 1), hard=hard, chinese_wishes=share) for hard, share in ((1.0, 0.2), (9.0, 0.8)))
+    firsts = [[_sample_played(Random(number), stage)[1][0] for number in range(40)] for stage in stages]
+    few, many = (sum(_kind_of(step) in HARD for step in steps) for steps in firsts)
+    assert 0 < 1.5 * few < many
+    few, many = (sum(not step.instruction.isascii() for step in steps) for steps in firsts)
+    assert 0 < 1.5 * few < many
 
 
 def test_pointing_batches_answer_only_what_is_typed(packer: Packer) -> None:
