@@ -6,7 +6,7 @@ from edgeglm.export.prepare.types import Opened, Prepared
 from edgeglm.export.targets.litert.sizes import CHUNK, MIB, SCORES, files_of, part_sizes, scores, span_bytes
 
 # Exporter and converting process with their libraries, and what the latter keeps for a byte of a file's fp32 weights.
-CONVERT_BYTES, CONVERT_FACTOR = 1150 * MIB, 2.7
+CONVERT_BYTES, CONVERT_FACTOR = 1200 * MIB, 2.7
 # The exporter with LiteRT, what that keeps for a byte of fp32 weights without a file for packed ones.
 PROVE_BYTES, LOADED = 300 * MIB, 2.5
 
