@@ -162,7 +162,7 @@ def test_static_int8_is_proven_like_every_precision(tmp_path: Path, set_of_four:
     assert status == 0
     modules = json.loads(out)["modules"]
     assert [module["precision"] for module in modules] == ["fp16", "int8-static", "mixed"]
-    assert all(0.01 < module["max_relative_error"] < 0.2 for module in modules[1:])
+    assert all(0.01 < module["max_relative_error"] < 0.5 for module in modules[1:])
     common[2] = "jetson"
     done = run(capsys, *common, "--calibration", set_of_four)
     check_failure(done, 3, "int8-static is made for the CPU, and jetson-orin has vision elsewhere; choose int8")

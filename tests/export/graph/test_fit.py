@@ -135,8 +135,9 @@ def test_a_variable_length_lstm_is_refused_on_qcs6490_alone(model: ir.Model) -> 
     assert fit(model, load_profile("jetson"), "tensorrt", "x")[1] == ()
 
 
-def test_an_lstm_of_fixed_length_passes_on_qcs6490() -> None:
-    assert violations(lstm(), "qcs6490", "qnn") == []
+def test_an_lstm_of_fixed_length_is_refused_where_the_compiler_refuses_every_one() -> None:
+    assert violations(lstm(), "qcs6490", "qnn") == ["y (LSTM): QNN HTP v68 does not have the operator"]
+    assert violations(lstm(), "jetson", "tensorrt") == []
 
 
 def test_dimensions_that_vary_are_fixed_to_the_samples_where_the_device_takes_none() -> None:
