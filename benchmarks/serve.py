@@ -267,9 +267,8 @@ def main() -> int:
     print("\n".join(["", *table(figures), ""]))
     for name, row in figures.items():
         whole, decoding = row["streams 4"] / row["streams 1"], row["together"] / row["streams 1"]
-        print(
-            f"{name}: 4 streams beside 1: {whole:.2f}x with their prompts, {decoding:.2f}x while all four are decoded"
-        )
+        together = f"{decoding:.2f}x while all are decoded" if decoding else "one after the other"
+        print(f"{name}: 4 streams beside 1: {whole:.2f}x with their prompts, {together}")
     print("\n".join(told_costs(pairs)))
     return 0
 
