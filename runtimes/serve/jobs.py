@@ -96,8 +96,9 @@ class Outbox:
         try:
             self.loop.call_soon_threadsafe(self._deliver)
         except RuntimeError:  # the loop has closed: the server has ended
-            for job, _ in self._events:
-                job.cancelled = True
+            self._is_woken = False
+            while self._events:
+                self._events.popleft()[0].cancelled = True
 
     def _deliver(self) -> None:
         self._is_woken = False  # what comes from here on may come too late for this time
