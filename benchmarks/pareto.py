@@ -25,7 +25,7 @@ from edgeglm.export.samples.shipped import DATA
 from edgeglm.units import format_size
 from tests.export.outliers import inject_outliers
 
-UNIFORM = ("fp32", "fp16", "int8", "int8-block", "int4")
+UNIFORM = ("fp32", "fp16", "int8", "int8-block", "int4", "int4-128")
 ACCURACY_FAILED = 4
 CHANNELS = 8
 EVALUATION = DATA / "evaluation.jsonl"

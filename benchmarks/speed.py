@@ -1,6 +1,6 @@
 """The runner against other engines on the same weights, side by side: ``python benchmarks/speed.py WORK_DIR``.
 
-Writes the 300M GLM-4 shape with random weights, exports it in int8 and int4, and runs each contender in processes of
+Writes the 300M GLM-4 shape with random weights, exports it in int8, int4 and int4-128, and runs each contender in processes of
 its own, in turns, so that a noisy machine hurts all of them alike; every figure is the median over the turns.
 llama.cpp takes part where ``gguf`` is installed here, and ``llama-cpp-python`` here or in the environment of
 ``--rivals PYTHON``; onnxruntime-genai, whose builder needs torch and transformers, where it is installed here.
@@ -31,6 +31,7 @@ COLUMNS = ("prefill", "decode", "agent_step_s", "load_s", "first_token_s", "peak
 BARS = (
     ("int4 decode", "edgeglm int4", "onnxruntime-genai int4", "decode", 1.0),
     ("int4 decode", "edgeglm int4", "llama.cpp Q4_0", "decode", 0.95),
+    ("int4-128 decode", "edgeglm int4-128", "llama.cpp Q4_0", "decode", 0.95),
     ("int8 decode", "edgeglm int8", "llama.cpp Q8_0", "decode", 1.2),
     ("int8 prefill", "edgeglm int8", "llama.cpp Q8_0", "prefill", 3.5),
     ("int8 agent step", "edgeglm int8", "llama.cpp Q4_0", "agent_step_s", 0.6),
@@ -77,7 +78,7 @@ def prepare(work: Path, rivals: str) -> Rows:
     if not checkpoint.exists():
         run(sys.executable, HERE / "random_checkpoint.py", "glm4-300m", checkpoint)
     rows: Rows = {}
-    for precision in ("int8", "int4"):
+    for precision in ("int8", "int4", "int4-128"):
         if not (work / precision).exists():
             run(sys.executable, "-m", "edgeglm", "export", checkpoint, "--target", "cpu", "--precision", precision,
                 "-o", work / precision)  # fmt: skip

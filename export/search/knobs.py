@@ -19,7 +19,7 @@ from edgeglm.manifest import Rung
 
 # The precisions of a module's parts by format, and those of a table, which has none; from the smallest.
 STEPS: Mapping[str, Sequence[str]] = {
-    USUAL_FORMAT: ("int4", "int8", "int8-block", "fp16"),
+    USUAL_FORMAT: ("int4-128", "int4", "int8", "int8-block", "fp16"),
     TFLITE.format: TFLITE.precisions[::-1],
 }
 TABLE_STEPS = ("int8", "fp16")

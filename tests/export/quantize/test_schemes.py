@@ -34,7 +34,7 @@ def test_names_stand_for_schemes() -> None:
 
 def test_an_unknown_name_is_a_usage_error_with_the_choices() -> None:
     with pytest.raises(
-        UsageError, match="'banana': there is no such scheme; choose one of a16w8, a8w8, fp16, fp32, int4, int8"
+        UsageError, match="'banana': there is no such scheme; choose one of a16w8, a8w8, fp16, fp32, int4, int4-128, int8"
     ):
         parse_scheme("banana")
 
@@ -110,4 +110,4 @@ def test_the_next_higher_precisions_end_in_fp16() -> None:
 
 def test_memory_is_known_whatever_the_range_and_the_block() -> None:
     assert loaded(Int8Static(-1, 1)) == PRECISIONS["int8-static"].loaded
-    assert loaded(Int4(32)) == PRECISIONS["int4"].loaded
+    assert loaded(Int4(32)) == PRECISIONS["int4"].loaded == PRECISIONS["int4-128"].loaded

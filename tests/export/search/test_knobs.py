@@ -17,7 +17,7 @@ def test_knobs_are_precisions_counts_of_raised_parts_and_options() -> None:
     options = {"equalization": ("on", "off"), "model": ("", "smaller")}
     fewer = {part: precision for part, precision in PARTS.items() if part != "decoder.back"}
     knobs = Knobs.of([PARTS, fewer], lambda precision, _: precision != "decoder=int8", options)
-    assert knobs.steps == {"embedding": ["int8", "fp16"], "decoder": ["int4", "int8-block", "fp16"]}
+    assert knobs.steps == {"embedding": ["int8", "fp16"], "decoder": ["int4-128", "int4", "int8-block", "fp16"]}
     assert set(knobs.distributions) == {"embedding", "decoder", "decoder.raised", "equalization", "model"}
     chosen = {"embedding": "int8", "decoder": "int4", "decoder.raised": 1}
     assert knobs.parts(chosen, PARTS, ["decoder.back", "decoder.layer.0"]) == {
@@ -41,7 +41,7 @@ def test_a_module_has_forms_of_each_format() -> None:
 
     parts = {"embedding": "fp16", "vision.layer.0": "int4", "decoder.layer.0": "int4"}
     knobs = Knobs.of([parts], is_possible, {}, ("onnx", "tflite"))
-    onnx = ["int4", "int8", "int8-block", "fp16"]
+    onnx = ["int4-128", "int4", "int8", "int8-block", "fp16"]
     assert knobs.steps == {
         "embedding": ["int8", "fp16"],
         "vision": [*onnx, "tflite int8", "tflite fp32"],
@@ -53,7 +53,8 @@ def test_a_module_has_forms_of_each_format() -> None:
         "embedding": "fp16", "vision.layer.0": "int8-block", "decoder.layer.0": "int8",
     }  # fmt: skip
     first = [(trial["vision"], trial["decoder"], trial["decoder.raised"]) for trial in knobs.first()]
-    assert first == [("int4", "int4", 0), ("tflite int8", "tflite int4", 0), ("int4", "int4", 0), ("int4", "int4", 1)]
+    wide = "int4-128"
+    assert first == [(wide, wide, 0), ("tflite int8", "tflite int4", 0), (wide, wide, 0), (wide, wide, 1)]
 
 
 def test_a_module_without_a_format_is_an_error() -> None:

@@ -118,7 +118,7 @@ os.kill(os.getpid(), 9)
 
 def test_a_bundle_that_the_board_has_no_room_for_is_refused_alone(small: Request, tmp_path: Path) -> None:
     def figures(folder: Path) -> dict[str, float]:
-        if "int4" in {module.precision for module in read_manifest(folder).modules}:
+        if "int4-128" in {module.precision for module in read_manifest(folder).modules}:
             raise BudgetError("ssh board", "1GiB of memory are too little there", "export a smaller bundle")
         return {"latency": 5.0}
 
