@@ -28,7 +28,9 @@ def layer(weight: NDArray[np.float32], scheme: Int4) -> onnxruntime.InferenceSes
     """A session of one MatMulNBits."""
     packed, scale = encode(scheme, "ort", weight)
     node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft")
-    node.attribute.extend(helper.make_attribute(*each) for each in block_attributes(scheme, SIZE, SIZE).items())
+    node.attribute.extend(
+        helper.make_attribute(*attribute) for attribute in block_attributes(scheme, SIZE, SIZE).items()
+    )
     graph = helper.make_graph(
         [node],
         "layer",

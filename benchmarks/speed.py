@@ -1,7 +1,7 @@
 """The runner against other engines on the same weights, side by side: ``python benchmarks/speed.py WORK_DIR``.
 
-Writes the 300M GLM-4 shape with random weights, exports it in int8, int4 and int4-128, and runs each contender in processes of
-its own, in turns, so that a noisy machine hurts all of them alike; every figure is the median over the turns.
+Writes the 300M GLM-4 shape with random weights, exports it in int8, int4 and int4-128, and runs each contender in
+processes of its own, in turns, so that a noisy machine hurts all of them alike; figures are medians over the turns.
 llama.cpp takes part where ``gguf`` is installed here, and ``llama-cpp-python`` here or in the environment of
 ``--rivals PYTHON``; onnxruntime-genai, whose builder needs torch and transformers, where it is installed here.
 """
