@@ -28,6 +28,7 @@ from edgeglm.export.prepare.types import (
 )
 from edgeglm.export.quantize.embedding import embedding_parts, encode_embedding
 from edgeglm.export.quantize.graph import quantize_graph
+from edgeglm.export.quantize.kept import kept_scheme
 from edgeglm.export.quantize.qdq import lower_to_integers
 from edgeglm.export.quantize.rounding import check_range
 from edgeglm.export.quantize.schemes import Codes, Fp16, Fp32, NpuInt8, Scheme, parse_scheme, with_range
@@ -114,8 +115,10 @@ def _lower(
     positions = (_position_job(graph, found.model, checkpoint, choice),) if vision else ()
     ranges = calibration.ranges if calibration else {}
 
-    def scheme_of(name: str) -> Scheme:
-        return with_range(parse_scheme(choice.precision_of(stack.segment_of(name))), ranges.get(f"{name}.weight"))
+    def scheme_of(names: Sequence[str]) -> Scheme:
+        asked = parse_scheme(choice.precision_of(stack.segment_of(names[0])))
+        weights = [checkpoint.tensors.get(f"{name}.weight") for name in names]
+        return kept_scheme(with_range(asked, ranges.get(f"{names[0]}.weight")), weights, choice.dialect)
 
     named: tuple[str, ...] = ()
     if choice.kind.integers:  # in one precision, for all of its parts

@@ -50,7 +50,7 @@ class Blocks:
             scales[rows, block] = scale
         yield from self.given(codes_with_feedback(weight, scales, inputs.feedback, self.size, limit), scales)
 
-    def given(self, whole: NDArray[np.int8], scales: Floats) -> Iterator[CodedTile]:
+    def given(self, whole: NDArray[np.int8] | NDArray[np.int16], scales: Floats) -> Iterator[CodedTile]:
         """Cut codes [n, K] and scales [n, blocks] that are known into tiles."""
         for rows, columns in tiles((whole.shape[0], whole.shape[1])):
             codes = blocks_first(whole[rows, columns], self.size).astype(np.float32)
@@ -77,38 +77,62 @@ class Blocks:
 
 @dataclass(frozen=True)
 class PackedBlocks(Blocks):
-    """Rows of blocks of unsigned codes around an implied zero point, as com.microsoft.MatMulNBits reads them."""
+    """Rows of blocks of unsigned codes around a zero point, as com.microsoft.MatMulNBits reads them.
+
+    The zero point is the middle of the codes, implied, or with `zero_points` one for each block.
+    """
+
+    zero_points: bool = False
 
     def parts(self, rows: int, columns: int, dtype: ir.DataType) -> tuple[Part, ...]:
-        """Return ``weight`` [N, blocks, bytes of a block] UINT8, ``scale`` [N, blocks]."""
+        """Return ``weight`` [N, blocks, bytes of a block] UINT8, ``scale`` [N, blocks], ``zero`` [N, bytes] UINT8."""
         blocks = self.count(columns)
         packed = (rows, blocks, self.size * self.bits // 8)
-        return (Part("weight", ir.DataType.UINT8, packed, 0), Part("scale", dtype, (rows, blocks), 0))
+        stored = Part("weight", ir.DataType.UINT8, packed, 0), Part("scale", dtype, (rows, blocks), 0)
+        if not self.zero_points:
+            return stored
+        return (*stored, Part("zero", ir.DataType.UINT8, (rows, -(-blocks * self.bits // 8)), 0))
 
     def encode(self, weight: Floats, dtype: DTypeLike, inputs: Inputs | None = None) -> Arrays:
         """Quantize with scales of either sign, and fill the last block with zeros."""
-        return self._pack((weight.shape[0], weight.shape[1]), dtype, self.tiles(weight, dtype, True, inputs))
+        zeros = np.full((len(weight), self.count(weight.shape[1])), self._middle, np.uint8)
+        return self._pack(zeros, dtype, self.tiles(weight, dtype, True, inputs))
 
-    def keep(self, codes: NDArray[np.int8], scales: Floats, dtype: DTypeLike) -> Arrays:
+    def keep(self, codes: NDArray[np.int16], scales: Floats, zeros: NDArray[np.uint8], dtype: DTypeLike) -> Arrays:
         """See `storage.keep`."""
-        return self._pack((codes.shape[0], codes.shape[1]), dtype, self.given(codes, scales))
+        zeros = zeros if self.zero_points else np.full_like(zeros, self._middle)
+        return self._pack(zeros, dtype, self.given(codes, scales))
 
-    def _pack(self, shape: tuple[int, int], dtype: DTypeLike, tiled: Iterator[CodedTile]) -> Arrays:
-        rows, blocks = shape[0], self.count(shape[1])
+    @property
+    def _middle(self) -> int:
+        return 1 << (self.bits - 1)
+
+    def _pack(self, zeros: NDArray[np.uint8], dtype: DTypeLike, tiled: Iterator[CodedTile]) -> Arrays:
+        rows, blocks = zeros.shape
         packed = np.empty((rows, blocks, self.size * self.bits // 8), np.uint8)
         scales = np.empty((rows, blocks), dtype)
         for row, block, scale, codes in tiled:
-            unsigned = (codes + np.float32(1 << (self.bits - 1))).astype(np.uint8)
+            unsigned = (codes + zeros[row, block]).astype(np.uint8)
             packed[row, block] = (pairs(unsigned) if self.bits == 4 else unsigned).transpose(1, 2, 0)
             scales[row, block] = scale
-        return packed, scales
+        if not self.zero_points:
+            return packed, scales
+        return packed, scales, self._packed_zeros(zeros)
+
+    def _packed_zeros(self, zeros: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if self.bits == 8:
+            return zeros
+        return np.ascontiguousarray(pairs(np.pad(zeros, ((0, 0), (0, zeros.shape[1] % 2))).T).T)
 
     def dequantize(self, arrays: Arrays, columns: int) -> Floats:
         """Unpack, centre, multiply, and drop the filling."""
-        packed, scale = arrays
-        codes = unpairs(packed) if self.bits == 4 else packed
-        centred = codes.astype(np.float32) - (1 << (self.bits - 1))
+        packed, scale, *zeros = (unpairs(array) if self._is_packed(array) else array for array in arrays)
+        middle = zeros[0][:, : scale.shape[1], None].astype(np.float32) if zeros else np.float32(self._middle)
+        centred = packed.astype(np.float32) - middle
         return (centred * scale[..., None].astype(np.float32)).reshape(len(packed), -1)[:, :columns]
+
+    def _is_packed(self, array: NDArray[Any]) -> bool:
+        return self.bits == 4 and array.dtype == np.uint8
 
 
 @dataclass(frozen=True)
@@ -125,7 +149,7 @@ class ColumnBlocks(Blocks):
         """Quantize with positive scales, the only ones that TensorRT takes."""
         return self._pack((weight.shape[0], weight.shape[1]), dtype, self.tiles(weight, dtype, False, inputs))
 
-    def keep(self, codes: NDArray[np.int8], scales: Floats, dtype: DTypeLike) -> Arrays:
+    def keep(self, codes: NDArray[np.int16], scales: Floats, zeros: NDArray[np.uint8], dtype: DTypeLike) -> Arrays:
         """See `storage.keep`."""
         return self._pack((codes.shape[0], codes.shape[1]), dtype, self.given(codes, scales))
 

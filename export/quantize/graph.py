@@ -15,7 +15,8 @@ from edgeglm.export.quantize.storage import parts
 DOMAIN = "edgeglm"
 
 
-SchemeOf = Callable[[str], Scheme]
+# By the checkpoint names of the weights that a Linear has, one below the other.
+SchemeOf = Callable[[Sequence[str]], Scheme]
 
 
 def quantize_graph(model: ir.Model, dialect: Dialect, scheme_of: SchemeOf) -> tuple[Stored, ...]:
@@ -26,8 +27,7 @@ def quantize_graph(model: ir.Model, dialect: Dialect, scheme_of: SchemeOf) -> tu
     Args:
         model: The graph.
         dialect: The engine's.
-        scheme_of: Says by a checkpoint weight's name how its Linear is stored; norms and biases stay in the type of the
-            activations.
+        scheme_of: Says how a Linear is stored; norms and biases stay in the type of the activations.
     """
     lowering = _Lowering(model.graph, dialect, scheme_of)
     for node in list(model.graph):
@@ -58,7 +58,7 @@ class _Lowering:
         rows, columns = (node.attributes[name].as_int() for name in ("rows", "columns"))
         assert x is not None
         assert x.dtype is not None
-        scheme = self.scheme_of(names[0])
+        scheme = self.scheme_of(names)
         if DIALECTS[self.dialect].is_plain and not in_whole_blocks(scheme, columns):
             scheme = Int8()  # TensorRT takes no shorter last block: GLM-4.1V's patch embedding has 1176 columns
         values = self._store(node, scheme, [f"{name}.weight" for name in names], rows, columns, x.dtype)

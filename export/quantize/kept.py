@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,14 @@ UNSEEN = "their zero points, which are not here, let them"
 
 @dataclass(frozen=True)
 class Kept:
-    """Rows as a checkpoint has quantized them: codes [n, K] less zero points, scales [n, blocks] of `size` columns."""
+    """Rows as a checkpoint has quantized them, in blocks of `size` columns.
 
-    codes: NDArray[np.int8]
+    Codes [n, K] less zero points, scales [n, blocks], zero points [n, blocks] counted from the lowest code.
+    """
+
+    codes: NDArray[np.int16]
     scales: Floats
+    zeros: NDArray[np.uint8]
     size: int
 
     @property
@@ -61,17 +65,42 @@ def why_rounded(matrix: Matrix, scheme: Scheme, dialect: Dialect) -> str | None:
         return "an NPU takes codes of its own"
     if not isinstance(scheme, Blocked | Int8 | Int8Static):
         return None
-    size, bits = _size(scheme, matrix.shape[1]), scheme.bits if isinstance(scheme, Blocked) else 8
     if matrix.span is None:
         return f"{matrix.format} is no integer"
-    if matrix.blocks(size) is None:
+    if matrix.blocks(_size(scheme, matrix.shape[1])) is None:
         return _why_blocks(matrix, scheme)
-    lowest, highest = matrix.span
-    if lowest < -(1 << (bits - 1)) or highest >= 1 << (bits - 1):
-        return f"codes less their zero points reach from {lowest} to {highest}"
+    if not _within(matrix.span, scheme) and not _within(matrix.span, _with_zero_points(scheme, dialect)):
+        return "codes less their zero points reach from {} to {}".format(*matrix.span)
     if DIALECTS[dialect].is_plain and matrix.signed_scales:
         return "scales are below zero"
     return ""
+
+
+def kept_scheme(scheme: Scheme, weights: Iterable[object], dialect: Dialect) -> Scheme:
+    """Return the scheme of tensors that are stored as one: with zero points where one of them keeps its own.
+
+    Args:
+        scheme: What they are asked to be stored in.
+        weights: Those of the checkpoint.
+        dialect: Whose operators read them.
+    """
+    kept = [weight.span for weight in weights if isinstance(weight, Matrix) and is_kept(weight, scheme, dialect)]
+    fits = all(span is not None and _within(span, scheme) for span in kept)
+    return scheme if fits else _with_zero_points(scheme, dialect)
+
+
+def _with_zero_points(scheme: Scheme, dialect: Dialect) -> Scheme:
+    """Return the scheme whose blocks have zero points of their own, where the engine's product takes them."""
+    if isinstance(scheme, Blocked) and scheme.bits == scheme.width and DIALECTS[dialect].contrib:
+        return replace(scheme, zero_points=True)
+    return scheme
+
+
+def _within(span: tuple[int, int], scheme: Scheme) -> bool:
+    """Return whether codes less their zero points have a place in a scheme."""
+    bits, zero_points = (scheme.bits, scheme.zero_points) if isinstance(scheme, Blocked) else (8, False)
+    lowest, highest = (1 - (1 << bits), (1 << bits) - 1) if zero_points else (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+    return lowest <= span[0] and span[1] <= highest
 
 
 def _why_blocks(matrix: Matrix, scheme: Scheme) -> str:
@@ -88,10 +117,10 @@ def _size(scheme: Scheme, columns: int) -> int:
 def read_kept(matrix: Matrix, stored: NDArray[np.uint8], scheme: Scheme) -> Kept:
     """Return whole rows that `Matrix.read` gave, for a scheme that can hold them."""
     size = _size(scheme, matrix.shape[1])
-    codes, scales = matrix.integers(stored)
+    codes, scales, zeros = matrix.integers(stored)
     groups = matrix.blocks(size)
     assert groups is not None
-    return Kept(codes.astype(np.int8), scales[:, groups], size)
+    return Kept(codes, scales[:, groups], zeros[:, groups].astype(np.uint8), size)
 
 
 def describe_kept(choice: Choice, weights: Iterable[tuple[object, Scheme]]) -> str | None:
@@ -107,7 +136,8 @@ def describe_kept(choice: Choice, weights: Iterable[tuple[object, Scheme]]) -> s
         if isinstance(weight, Matrix) and not choice.is_table:
             why = _why_of(choice, weight, scheme)
             reasons.update([why] if why is not None else [])
-            wide += why == "" and scheme == Int4() and weight.blocks(WIDE_BLOCK) is not None
+            is_narrow = isinstance(scheme, Int4) and scheme.block_size < WIDE_BLOCK
+            wide += why == "" and is_narrow and weight.blocks(WIDE_BLOCK) is not None
     unseen = reasons.pop(UNSEEN, 0)
     total, kept = reasons.total(), reasons.pop("", 0)
     lines = [f"{kept} of {total} quantized matrices keep the checkpoint's codes and scales"] if total else []

@@ -15,6 +15,8 @@ from edgeglm.engines import DIALECTS, Dialect
 from edgeglm.export.quantize.schemes import Blocked, Fp16, Fp32, Int8, Int8Static, Scheme, kind_of
 
 MICROSOFT = "com.microsoft"
+# Where MatMulNBits takes its bias, behind zero points and an order of groups.
+BIAS = 5
 # Of activations that are at most 1.
 TOKEN_STEP = 1 / 127
 
@@ -171,12 +173,14 @@ def _static_int8(linear: _Linear, scheme: Int8Static) -> ir.Value:
 
 
 def _n_bits(linear: _Linear, scheme: Blocked) -> ir.Value:
-    """Build MatMulNBits with its implied zero point (8 or 128), activations in INT8 blocks.
+    """Build MatMulNBits, its zero point implied (8 or 128) unless stored, activations in INT8 blocks.
 
     accuracy_level 4 is what has fast kernels: without it 8 bits take 4 times as long for a prompt and 80 times for a
     single token. (https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits)
     """
-    inputs = [linear.x, *linear.parts, *([None, None, linear.bias] if linear.bias is not None else [])]
+    inputs: list[ir.Value | None] = [linear.x, *linear.parts]
+    if linear.bias is not None:
+        inputs = [*inputs, *[None] * (BIAS - len(inputs)), linear.bias]
     attributes = block_attributes(scheme, linear.rows, linear.columns)
     return linear.op("MatMulNBits", inputs, "product", attributes, domain=MICROSOFT)
 

@@ -71,10 +71,14 @@ class Codes:
 
 @dataclass(frozen=True)
 class Blocked:
-    """Symmetric codes of `bits` bits, one scale for `block_size` consecutive columns of a row."""
+    """Symmetric codes of `bits` bits, one scale for `block_size` consecutive columns of a row.
+
+    With `zero_points`, a block has one of its own: for codes that a checkpoint brings along.
+    """
 
     bits: ClassVar[int]
     block_size: int = 32
+    zero_points: bool = False
 
     @property
     def width(self) -> int:

@@ -100,8 +100,9 @@ def encode(
 def keep(
     scheme: Scheme,
     dialect: Dialect,
-    codes: NDArray[np.int8],
+    codes: NDArray[np.int16],
     scales: Floats,
+    zeros: NDArray[np.uint8],
     dtype: ir.DataType = ir.DataType.FLOAT,
 ) -> Arrays:
     """Return rows that are quantized already in every part, as `encode` does: no code changes.
@@ -109,8 +110,9 @@ def keep(
     Args:
         scheme: The precision, blocked or INT8.
         dialect: The engine's.
-        codes: [n, K], within the form's range.
+        codes: [n, K] less their zero points, within the form's range.
         scales: [n, blocks] of a blocked scheme, else [n, 1].
+        zeros: Of the same shape, zero points counted from the lowest code; a form without them leaves them out.
         dtype: Of the activations, to which scales are rounded.
 
     Raises:
@@ -120,7 +122,7 @@ def keep(
     form, stored_as = _form(scheme, dialect), dtype.numpy()
     assert isinstance(form, PackedBlocks | ColumnBlocks | PerChannel)
     check_range(np.abs(scales), stored_as)
-    return form.keep(codes, storable_scale(scales, stored_as, 128), stored_as)
+    return form.keep(codes, storable_scale(scales, stored_as, 128), zeros, stored_as)
 
 
 def dequantize(scheme: Scheme, dialect: Dialect, arrays: Arrays, columns: int) -> Floats:
@@ -173,9 +175,9 @@ class PerChannel:
             stored[columns, rows] = round_to_codes(weight[rows, columns].copy(), scale[rows, None], -127, 127).T
         return stored, scale.astype(dtype)
 
-    def keep(self, codes: NDArray[np.int8], scales: Floats, dtype: DTypeLike) -> Arrays:
+    def keep(self, codes: NDArray[np.int16], scales: Floats, zeros: NDArray[np.uint8], dtype: DTypeLike) -> Arrays:
         """See `storage.keep`."""
-        return np.ascontiguousarray(codes.T), scales[:, 0].astype(dtype)
+        return np.ascontiguousarray(codes.T.astype(np.int8)), scales[:, 0].astype(dtype)
 
     def dequantize(self, arrays: Arrays, columns: int) -> Floats:
         """Multiply and transpose."""
@@ -228,6 +230,6 @@ FORMS: dict[tuple[type[Any], Dialect], Callable[[Any], Form]] = {
     (Int8Static, "ort"): lambda _: PerChannel(),
     (NpuInt8, "qdq"): lambda _: PerChannel(),
     (Codes, "qdq"): lambda scheme: Coded(scheme.bits),
-    (Blocked, "ort"): lambda scheme: PackedBlocks(scheme.width, scheme.block_size, scheme.bits),
+    (Blocked, "ort"): lambda scheme: PackedBlocks(scheme.width, scheme.block_size, scheme.bits, scheme.zero_points),
     (Blocked, "portable"): lambda scheme: ColumnBlocks(scheme.width, scheme.block_size, scheme.bits),
 }

@@ -89,8 +89,8 @@ def encode_chunk(
     matrix = source.find(chunk.origin)
     if isinstance(matrix, Matrix) and is_kept(matrix, stored.scheme, dialect):
         kept = read_kept(matrix, raw, stored.scheme)
-        codes, scales = (_split_rotary(array, stored) for array in (kept.codes, kept.scales))
-        arrays = keep(stored.scheme, dialect, codes, scales, stored.parts[-1].dtype)
+        codes, scales, zeros = (_split_rotary(array, stored) for array in (kept.codes, kept.scales, kept.zeros))
+        arrays = keep(stored.scheme, dialect, codes, scales, zeros, stored.parts[1].dtype)
         return Piece(chunk.start, arrays, chunk.origin, raw)
     rows = source.decode(chunk.origin, raw).reshape(-1, stored.columns)
     if divisor is not None:
@@ -101,12 +101,12 @@ def encode_chunk(
 def _encode(
     stored: Stored, rows: NDArray[np.float32], dialect: Dialect, inputs: Inputs | None
 ) -> tuple[NDArray[Any], ...]:
-    last = stored.parts[-1]
-    if len(last.shape) == 1 and len(stored.parts) == 1:  # a bias or a norm
-        check_range(np.abs(rows), last.dtype.numpy())
-        return (rows[:, 0].astype(last.dtype.numpy()),)
+    first, *others = stored.parts
+    if len(first.shape) == 1 and not others:  # a bias or a norm
+        check_range(np.abs(rows), first.dtype.numpy())
+        return (rows[:, 0].astype(first.dtype.numpy()),)
     # Scales are in the type of the activations; a weight without them does not depend on it.
-    return encode(stored.scheme, dialect, rows, last.dtype if len(stored.parts) > 1 else ir.DataType.FLOAT, inputs)
+    return encode(stored.scheme, dialect, rows, others[0].dtype if others else ir.DataType.FLOAT, inputs)
 
 
 def _split_rotary(rows: NDArray[Any], stored: Stored) -> NDArray[Any]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,7 +194,7 @@ class Matrix:
 
         Reads the zero points. Raises DamagedFileError where they are not there.
         """
-        numbers = np.array(self.table)[: 1 << self.codes.bits if self.codes.bits else None]
+        numbers = self._numbers
         if not np.array_equal(np.sort(numbers), numbers.min() + np.arange(len(numbers))):
             return None
         lowest, highest = int(numbers.min()), int(numbers.max())
@@ -201,6 +202,11 @@ class Matrix:
             return lowest, highest
         zeros = numbers[np.unique(self.zeros.read(0, self.shape[0], keep_pages=True))]
         return lowest - int(zeros.max()), highest - int(zeros.min())
+
+    @property
+    def _numbers(self) -> NDArray[np.number[Any]]:
+        """The numbers that a code can mean."""
+        return np.array(self.table)[: 1 << self.codes.bits if self.codes.bits else None]
 
     @cached_property
     def signed_scales(self) -> bool:
@@ -222,21 +228,23 @@ class Matrix:
         whole = len(starts) == len(np.unique(group_of))
         return set(np.diff(starts, append=len(group_of)).tolist()) if whole else set()
 
-    def integers(self, stored: NDArray[np.uint8]) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+    def integers(self, stored: NDArray[np.uint8]) -> tuple[NDArray[np.int16], NDArray[np.float32], NDArray[np.int16]]:
         """Return whole rows of `read` as they are quantized, where `span` is not None.
 
         Returns:
-            Codes less their zero points, (rows, columns), and scales, (rows, groups).
+            Codes less their zero points, (rows, columns), scales, (rows, groups), and zero points counted from the
+            lowest code, (rows, groups).
         """
         columns, groups = self.codes.columns, self.scales.columns
-        zeros = groups if self.zeros else 0
+        count = groups if self.zeros else 0
         records = stored.reshape(-1, self.row_bytes)
         table = np.array(self.table, np.int16)
-        codes = table[records[:, :columns]]
-        if zeros:
-            codes -= np.take(table[records[:, columns : columns + zeros]], self._group_of(), axis=1)
-        raw = np.ascontiguousarray(records[:, columns + zeros :]).reshape(-1)
-        return codes, _scales(raw, self.scales.tensor.dtype).reshape(-1, groups)
+        codes, zeros = table[records[:, :columns]], np.zeros((len(records), groups), np.int16)
+        if count:
+            zeros = table[records[:, columns : columns + count]]
+            codes -= np.take(zeros, self._group_of(), axis=1)
+        raw = np.ascontiguousarray(records[:, columns + count :]).reshape(-1)
+        return codes, _scales(raw, self.scales.tensor.dtype).reshape(-1, groups), zeros - np.int16(self._numbers.min())
 
     def _group_of(self) -> NDArray[np.int64]:
         """Return the group of each column."""

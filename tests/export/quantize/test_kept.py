@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from edgeglm.export.predict.forecast import forecast
 from edgeglm.export.prepare.preparation import open_export, prepare
 from edgeglm.export.prepare.types import Request
 from edgeglm.export.prove.probes import Passage
-from edgeglm.export.quantize.kept import UNSEEN, is_kept, why_rounded
+from edgeglm.export.quantize.kept import UNSEEN, is_kept, kept_scheme, why_rounded
 from edgeglm.export.quantize.rounded import RoundedWeights
 from edgeglm.export.quantize.schemes import Fp16, Int4, Int8, Int8Block, NpuInt8, Scheme
 from edgeglm.export.quantize.storage import dequantize, parts
@@ -63,6 +64,11 @@ KEPT: dict[str, tuple[dict[str, Any], Quantizer, Scheme, Dialect]] = {
     "gptq in wide blocks": (GPTQ, gptq(4, 128, symmetric=True), Int4(128), "ort"),
     "gptq of 3 bits with zero points": (GPTQ | {"bits": 3}, gptq(3, 64), Int4(), "ort"),
     "gptq with zero points in 8 bits": (GPTQ, gptq(4, 32), Int8Block(), "ort"),
+    "gptq with zero points": (GPTQ, gptq(4, 64), Int4(), "ort"),
+    "gptq of 8 bits with zero points": (GPTQ | {"bits": 8}, gptq(8, 128), Int8Block(), "ort"),
+    "awq with zero points": (AWQ, awq(64), Int4(), "ort"),
+    "awq with zero points in wide blocks": (AWQ, awq(128), Int4(128), "ort"),
+    "packed with zero points": (PACKED, packed(4, 128, symmetric=False), Int4(), "ort"),
     "auto-round": (ROUND, negative(gptq(4, 128, symmetric=True, indexed=False)), Int4(), "ort"),
     "awq": (AWQ, awq(128, symmetric=True), Int4(), "portable"),
     "packed": (PACKED, packed(4, 128, symmetric=True), Int4(), "ort"),
@@ -75,11 +81,13 @@ KEPT: dict[str, tuple[dict[str, Any], Quantizer, Scheme, Dialect]] = {
 
 def stored_as(checkpoint: Checkpoint, name: str, scheme: Scheme, dialect: Dialect) -> Stored:
     rows, columns = checkpoint.find(name).shape
-    return Stored((name,), rows, columns, scheme, parts(scheme, dialect, rows, columns), ("weight", "scale"))
+    stored = parts(scheme, dialect, rows, columns)
+    return Stored((name,), rows, columns, scheme, stored, tuple(part.suffix for part in stored))
 
 
 def emitted(checkpoint: Checkpoint, name: str, scheme: Scheme, dialect: Dialect) -> np.ndarray[Any, Any]:
     """The numbers that a bundle would have for a matrix."""
+    scheme = kept_scheme(scheme, [checkpoint.find(name)], dialect)
     stored = stored_as(checkpoint, name, scheme, dialect)
     found = [dequantize(scheme, dialect, piece.arrays, stored.columns) for piece in pieces(stored, checkpoint, dialect)]
     return np.concatenate(found)
@@ -112,7 +120,7 @@ def test_codes_and_scales_are_the_checkpoints(
 
 
 REASONS: dict[str, tuple[dict[str, Any], Quantizer, Scheme, Dialect, str]] = {
-    "zero points": (GPTQ, gptq(4, 64), Int4(), "ort", "codes less their zero points reach from -"),
+    "zero points": (GPTQ, gptq(4, 64), Int4(), "portable", "codes less their zero points reach from -"),
     "small groups": (GPTQ, gptq(4, 32, symmetric=True), Int4(), "ort", "groups have 32 columns, and blocks have 64"),
     "wide blocks": (GPTQ, gptq(4, 64, symmetric=True), Int4(128), "ort", "groups have 64 columns, and blocks have 128"),
     "order": (GPTQ, gptq(4, 64, ordered=True), Int4(), "ort", "columns are grouped in the order of their activations"),
@@ -139,17 +147,23 @@ def request(folder: Path) -> Request:
     return Request(folder, "tiny", load_profile("cpu"), "int4")
 
 
-def by_columns(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """GPTQ in groups of 64 or 128 columns, or of whole rows where they do not divide."""
-    group = {128: 64, 256: 128}.get(weight.shape[1], -1)
-    return gptq(4, group, symmetric=True)(weight)
+def by_columns(quantizer: Callable[[int], Quantizer]) -> Quantizer:
+    """A quantizer in groups of 64 or 128 columns, or of whole rows where they do not divide."""
+
+    def quantize(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        columns = weight.shape[1]
+        return quantizer({128: 64, 256: 128}.get(columns, columns))(weight)
+
+    return quantize
 
 
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("kept")
     shape = replace(SHAPES["glm"], layers=2, width=128, heads=8)
-    return folder, save_quantized(shape, folder / "model", GPTQ | {"sym": True}, by_columns)
+    return folder, save_quantized(
+        shape, folder / "model", GPTQ | {"sym": True}, by_columns(partial(gptq, 4, symmetric=True))
+    )
 
 
 def test_a_bundle_has_the_checkpoints_codes_and_answers_as_it_does(quantized: tuple[Path, Any]) -> None:
@@ -169,6 +183,21 @@ def test_a_bundle_has_the_checkpoints_codes_and_answers_as_it_does(quantized: tu
     with torch.no_grad():
         want = reference(torch.tensor([tokens])).logits[:, -1:].numpy()
     assert error(Runner(folder / "bundle").logits(tokens), want) < 0.03
+
+
+def test_zero_points_of_a_checkpoint_are_the_bundles(tmp_path: Path) -> None:
+    """Of AWQ, which chooses them; queries, keys and values are one matrix, and the head is rounded here."""
+    shape = replace(SHAPES["glm"], layers=1, width=128, heads=8)
+    reference = save_quantized(shape, tmp_path / "model", AWQ, by_columns(awq))
+    made = make(tmp_path / "model", "cpu", "fp32,decoder=int4,decoder.back=fp32", tmp_path / "bundle")
+    assert (made.modules[-1].max_relative_error or 1) < 0.03
+    graph = ir.load(load_bundle(tmp_path / "bundle").path("decoder/model.onnx")).graph
+    nodes = [node for node in graph if node.op_type == "MatMulNBits"]
+    assert all(len(node.inputs) in (4, 6) and node.inputs[3] for node in nodes)
+    tokens = [i * 37 % 250 for i in range(64)]
+    with torch.no_grad():
+        want = reference(torch.tensor([tokens])).logits[:, -1:].numpy()
+    assert error(Runner(tmp_path / "bundle").logits(tokens), want) < 0.03
 
 
 def codes_of(nodes: list[ir.Node]) -> Iterator[tuple[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]]:
