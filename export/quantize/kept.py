@@ -14,7 +14,7 @@ from edgeglm.errors import DamagedFileError
 from edgeglm.export.checkpoint.quantized.matrix import Matrix
 from edgeglm.export.model import Choice
 from edgeglm.export.quantize.rounding import Floats
-from edgeglm.export.quantize.schemes import Blocked, Int4, Int8, Int8Static, Scheme
+from edgeglm.export.quantize.schemes import BLOCK_SIZES, Blocked, Int4, Int8, Int8Static, Scheme
 
 # What holds groups of the commonest size as they are.
 WIDE, WIDE_BLOCK = "int4-128", 128
@@ -67,9 +67,10 @@ def why_rounded(matrix: Matrix, scheme: Scheme, dialect: Dialect) -> str | None:
         return None
     if matrix.span is None:
         return f"{matrix.format} is no integer"
+    scheme = _adapted(scheme, matrix, dialect)
     if matrix.blocks(_size(scheme, matrix.shape[1])) is None:
         return _why_blocks(matrix, scheme)
-    if not _within(matrix.span, scheme) and not _within(matrix.span, _with_zero_points(scheme, dialect)):
+    if not _within(matrix.span, scheme):
         return "codes less their zero points reach from {} to {}".format(*matrix.span)
     if DIALECTS[dialect].is_plain and matrix.signed_scales:
         return "scales are below zero"
@@ -77,23 +78,27 @@ def why_rounded(matrix: Matrix, scheme: Scheme, dialect: Dialect) -> str | None:
 
 
 def kept_scheme(scheme: Scheme, weights: Iterable[object], dialect: Dialect) -> Scheme:
-    """Return the scheme of tensors that are stored as one: with zero points where one of them keeps its own.
+    """Return the scheme of tensors that are stored as one, with the blocks and zero points of those that keep theirs.
 
     Args:
         scheme: What they are asked to be stored in.
         weights: Those of the checkpoint.
         dialect: Whose operators read them.
     """
-    kept = [weight.span for weight in weights if isinstance(weight, Matrix) and is_kept(weight, scheme, dialect)]
-    fits = all(span is not None and _within(span, scheme) for span in kept)
-    return scheme if fits else _with_zero_points(scheme, dialect)
-
-
-def _with_zero_points(scheme: Scheme, dialect: Dialect) -> Scheme:
-    """Return the scheme whose blocks have zero points of their own, where the engine's product takes them."""
-    if isinstance(scheme, Blocked) and scheme.bits == scheme.width and DIALECTS[dialect].contrib:
-        return replace(scheme, zero_points=True)
+    for weight in weights:
+        if isinstance(weight, Matrix) and is_kept(weight, scheme, dialect):
+            scheme = _adapted(scheme, weight, dialect)
     return scheme
+
+
+def _adapted(scheme: Scheme, matrix: Matrix, dialect: Dialect) -> Scheme:
+    """Return a scheme with smaller blocks where a matrix has such groups, and zero points where its codes need them."""
+    if not isinstance(scheme, Blocked) or matrix.span is None:
+        return scheme
+    sizes = [size for size in BLOCK_SIZES if size <= scheme.block_size and matrix.blocks(size) is not None]
+    scheme = replace(scheme, block_size=max(sizes, default=scheme.block_size))
+    takes_zeros = scheme.bits == scheme.width and DIALECTS[dialect].contrib
+    return replace(scheme, zero_points=(takes_zeros and not _within(matrix.span, scheme)) or scheme.zero_points)
 
 
 def _within(span: tuple[int, int], scheme: Scheme) -> bool:
@@ -106,7 +111,7 @@ def _within(span: tuple[int, int], scheme: Scheme) -> bool:
 def _why_blocks(matrix: Matrix, scheme: Scheme) -> str:
     if not matrix.widths:
         return "columns are grouped in the order of their activations"
-    extent = f"blocks have {scheme.block_size}" if isinstance(scheme, Blocked) else "a row has one scale"
+    extent = f"blocks have {BLOCK_SIZES[0]} at least" if isinstance(scheme, Blocked) else "a row has one scale"
     return f"groups have {max(matrix.widths)} columns, and {extent}"
 
 

@@ -10,7 +10,7 @@ from edgeglm.engines import DIALECTS, Dialect
 from edgeglm.export.checkpoint.quantized.matrix import Matrix
 from edgeglm.export.model import Rows
 from edgeglm.export.quantize.feedback import Inputs
-from edgeglm.export.quantize.kept import is_kept, read_kept
+from edgeglm.export.quantize.kept import is_kept, kept_scheme, read_kept
 from edgeglm.export.quantize.lowering import TOKEN_STEP
 from edgeglm.export.quantize.rounding import Floats
 from edgeglm.export.quantize.schemes import Blocked, Int8, Int8Static, Scheme, with_range
@@ -71,7 +71,8 @@ class RoundedWeights:
     def _round(self, weight: str, start: int, stop: int, columns: int) -> Floats:
         matrix = self.source.find(weight)
         if isinstance(matrix, Matrix) and is_kept(matrix, self.scheme, self.dialect):
-            return read_kept(matrix, self.source.read_bytes(weight, start, stop), self.scheme).values
+            scheme = kept_scheme(self.scheme, [matrix], self.dialect)
+            return read_kept(matrix, self.source.read_bytes(weight, start, stop), scheme).values
         rows = self.source.rows(weight, start, stop).reshape(stop - start, columns)
         if DIALECTS[self.dialect].is_plain and len(rows) % 2:  # whose INT4 packs rows in pairs
             rows = np.concatenate([rows, np.zeros_like(rows[:1])])

@@ -61,6 +61,9 @@ KEPT: dict[str, tuple[dict[str, Any], Quantizer, Scheme, Dialect]] = {
     "gptq": (GPTQ, gptq(4, 64, symmetric=True), Int4(), "ort"),
     "gptq for a GPU": (GPTQ, gptq(4, 64, symmetric=True), Int4(), "portable"),
     "gptq, one group for two blocks": (GPTQ, gptq(4, 128, symmetric=True, indexed=False), Int4(), "ort"),
+    "gptq in small groups": (GPTQ, gptq(4, 32, symmetric=True), Int4(), "ort"),
+    "gptq in small groups for a GPU": (GPTQ, gptq(4, 32, symmetric=True), Int4(), "portable"),
+    "awq in small groups": (AWQ, awq(32), Int4(128), "ort"),
     "gptq in wide blocks": (GPTQ, gptq(4, 128, symmetric=True), Int4(128), "ort"),
     "gptq of 3 bits with zero points": (GPTQ | {"bits": 3}, gptq(3, 64), Int4(), "ort"),
     "gptq with zero points in 8 bits": (GPTQ, gptq(4, 32), Int8Block(), "ort"),
@@ -121,8 +124,7 @@ def test_codes_and_scales_are_the_checkpoints(
 
 REASONS: dict[str, tuple[dict[str, Any], Quantizer, Scheme, Dialect, str]] = {
     "zero points": (GPTQ, gptq(4, 64), Int4(), "portable", "codes less their zero points reach from -"),
-    "small groups": (GPTQ, gptq(4, 32, symmetric=True), Int4(), "ort", "groups have 32 columns, and blocks have 64"),
-    "wide blocks": (GPTQ, gptq(4, 64, symmetric=True), Int4(128), "ort", "groups have 64 columns, and blocks have 128"),
+    "small groups": (GPTQ, gptq(4, 16, symmetric=True), Int4(), "ort", "groups have 16 columns, and blocks have 32 at"),
     "order": (GPTQ, gptq(4, 64, ordered=True), Int4(), "ort", "columns are grouped in the order of their activations"),
     "groups": (GPTQ, gptq(4, 64, symmetric=True), Int8(), "ort", "groups have 64 columns, and a row has one scale"),
     "fp8": ({"quant_method": "fp8"}, fp8_rows, Int8(), "ort", "F8_E4M3 is no integer"),
