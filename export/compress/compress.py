@@ -46,7 +46,7 @@ from edgeglm.export.prepare.types import Opened, Prepared, Request
 from edgeglm.export.prove.probes import Example, example_prompts
 from edgeglm.export.prove.reference import OriginalWeights
 from edgeglm.export.requests import CompressRequest, CompressResult, Progress, Show
-from edgeglm.export.trace.tracer import trace
+from edgeglm.export.trace.tracer import CONFIG, trace
 from edgeglm.export.write.disk import explained, lock_folder, make_folders, remove_empty, sync
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _compress(request: CompressRequest, budget: int, show: Show, team: Team | No
     if request.distill:
         check_recovery(request, checkpoint)
     show(Progress("tracing"))
-    (traced,) = trace([opened.probe])
+    (traced,) = trace([opened.probe], opened.checkpoint.folder / CONFIG)
     prepared = Prepared(opened, traced.model, traced, (), {})
     parts = find_parts(checkpoint, traced.model)
     plan = plan_parts(parts, parse_rates(request.prune), checkpoint) if request.prune else whole(parts)

@@ -31,7 +31,7 @@ from edgeglm.export.prepare.types import (
 )
 from edgeglm.export.quantize.schemes import parse_scheme
 from edgeglm.export.trace.trace_request import TraceRequest
-from edgeglm.export.trace.tracer import Traced, trace
+from edgeglm.export.trace.tracer import CONFIG, Traced, trace
 from edgeglm.export.write.pyz import build_pyz
 from edgeglm.runtimes.text.sidecars import Sidecars
 from edgeglm.runtimes.text.templates import named_templates
@@ -107,7 +107,7 @@ def prepare(opened: Opened, calibration: Calibration | None = None) -> Prepared:
         UnsupportedError, DamagedFileError: The model cannot be traced, or its weights are not those it needs.
     """
     checkpoint = opened.checkpoint
-    found = dict(zip(opened.traces, trace(opened.traces), strict=True))
+    found = dict(zip(opened.traces, trace(opened.traces, checkpoint.folder / CONFIG), strict=True))
     traced = {kind: found[request] for kind, request in opened.requests.items()}
     shapes, profile = [found[request] for request, _ in opened.shapes], opened.request.profile
     modules = tuple(

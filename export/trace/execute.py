@@ -22,6 +22,8 @@ Arrays = Mapping[str, NDArray[Any]]
 # Of placeholders, and the operators that stand for them.
 DOMAIN = "edgeglm"
 NORMS = {"RMSNorm": "SimplifiedLayerNormalization", "LayerNorm": "LayerNormalization"}
+# A severity of ONNX Runtime's log.
+FATAL = 4
 LINEAR = ("MatMul", "MatMul", "Add")
 
 
@@ -48,6 +50,7 @@ class Executable:
         del model
         options = session_options(data, 1)
         options.enable_cpu_mem_arena = False
+        options.log_severity_level = FATAL  # of an error, what is raised says all
         self.part = part
         with self._explained():
             self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])

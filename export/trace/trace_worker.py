@@ -43,12 +43,20 @@ from edgeglm.export.trace.unhooked import unhooked
 from edgeglm.roles import DECODER, ModuleName
 from edgeglm.worker import serve
 
-# The exporter parses its whole table of operators for every part, which takes as long as tracing it; nothing of ours
-# changes the table. A torch that keeps it elsewhere parses it as ever.
-with suppress(ImportError, AttributeError):
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
+# The exporter collects its operators anew for every part, which takes as long as tracing it; nothing of ours changes
+# them. A torch that keeps them elsewhere collects them as ever.
+with suppress(ImportError, AttributeError, KeyError):
+    from torch.export import exported_program
+    from torch.onnx._internal.exporter import _registration
 
-    ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
+    _registry = _registration.ONNXRegistry
+    _registry.from_torchlib = staticmethod(cache(_registry.from_torchlib))  # type: ignore[method-assign]
+    for _place, _name in (
+        (vars(_registration)["_torchlib_registry"], "get_torchlib_ops"),
+        (vars(_registration)["onnxscript_apis"], "get_torchlib_ops"),
+        (exported_program, "_collect_all_valid_cia_ops"),
+    ):
+        setattr(_place, _name, cache(getattr(_place, _name)))
 
 
 class Tracer:

@@ -16,13 +16,14 @@ import onnx_ir as ir
 from edgeglm.errors import UnsupportedError
 from edgeglm.exits import NO_TEMPORARY, explain
 from edgeglm.export.model import Model
-from edgeglm.export.trace.parity import check
+from edgeglm.export.trace.parity import check, is_finite
 from edgeglm.export.trace.trace_request import ANSWERS, PARTS, TraceRequest, Traces
 from edgeglm.roles import DECODER, ModuleName
 from edgeglm.store import find, keep, making
 from edgeglm.worker import Crashed, Worker
 
 KIND = "traces"
+CONFIG, UNCHANGED = "config.json", "take an unchanged config of the model"
 LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 # The last line of a traceback.
 RAISED = re.compile(r"[\w.]*(Error|Exception|Violation)\w*: .")
@@ -43,8 +44,12 @@ class Traced:
     half: Traced | None = None
 
 
-def trace(requests: Sequence[TraceRequest]) -> list[Traced]:
+def trace(requests: Sequence[TraceRequest], config: object = CONFIG) -> list[Traced]:
     """Trace each request in one child process that ends before this returns; cached by all inputs.
+
+    Args:
+        requests: What is to be traced.
+        config: What an error calls the file that describes the model.
 
     Raises:
         UnsupportedError: transformers cannot build the model that the config describes, or a trace of it differs.
@@ -54,14 +59,16 @@ def trace(requests: Sequence[TraceRequest]) -> list[Traced]:
     if missing:
         with making(KIND, key(missing[0])):
             found, missing = _find(requests)  # another process may have been faster
-            for request, files in zip(missing, _run(missing) if missing else [], strict=True):
-                found[request] = _proven(request, files)
+            for request, files in zip(missing, _made(missing, config) if missing else [], strict=True):
+                found[request] = _proven(request, files, config)
                 keep(KIND, key(request), found[request])
     return [_load(found[request]) for request in requests]
 
 
-def _proven(request: TraceRequest, files: dict[str, bytes]) -> dict[str, bytes]:
+def _proven(request: TraceRequest, files: dict[str, bytes], config: object) -> dict[str, bytes]:
     """Return what is to be kept of traces that compute what transformers computes."""
+    if not is_finite(files[ANSWERS]):
+        raise UnsupportedError(config, "the model that it describes computes no finite numbers", UNCHANGED)
     check(msgspec.json.decode(files["model.json"], type=Model), files, half=request.half)
     return {name: data for name, data in files.items() if name != ANSWERS}
 
@@ -89,15 +96,20 @@ def _find(requests: Sequence[TraceRequest]) -> tuple[dict[TraceRequest, dict[str
 
 def _run(requests: Sequence[TraceRequest]) -> list[dict[str, bytes]]:
     """Trace in a worker; the files of each request."""
+    return TRACER.run(list(requests), "tracing")
+
+
+def _made(requests: Sequence[TraceRequest], config: object) -> list[dict[str, bytes]]:
+    """Trace, and explain a worker that crashed."""
     try:
-        return TRACER.run(list(requests), "tracing")
+        return _run(requests)
     except Crashed as error:
         # Behind an error's own line, libraries may print more of it.
         if NO_TEMPORARY in "".join(error.lines) and (told := explain(OSError(NO_TEMPORARY))):
             raise told from error
         said = next((line for line in reversed(error.lines) if RAISED.match(line)), str(error))
         why = f"transformers cannot build and trace this model: {said}"
-        raise UnsupportedError("config.json", why, "take an unchanged config of the model") from error
+        raise UnsupportedError(config, why, UNCHANGED) from error
 
 
 def _load(files: Mapping[str, bytes]) -> Traced:

@@ -17,7 +17,7 @@ pytest.importorskip("transformers")
 import msgspec
 import numpy as np
 import onnx
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from edgeglm.engines import Dialect
@@ -26,6 +26,7 @@ from edgeglm.export.families.registry import FAMILIES
 from edgeglm.export.families.rope import TYPES, read_positions
 from edgeglm.export.families.spec import DecoderSpec, Family
 from edgeglm.export.model import Grid, Model
+from edgeglm.export.trace.execute import Executable
 from edgeglm.export.trace.parity import check
 from edgeglm.export.trace.trace_request import ANSWERS, TraceRequest
 from edgeglm.export.trace.trace_worker import trace_all
@@ -190,6 +191,29 @@ def test_a_trace_that_does_not_run_is_refused(whole: Files) -> None:
     model.graph.node[0].op_type = "Nothing"
     with pytest.raises(UnsupportedError, match=r"^decoder back: the traced graph does not run: "):
         prove({**whole, "decoder.back.onnx": model.SerializeToString()})
+
+
+def test_what_the_engine_logs_of_such_a_trace_is_not_printed_beside_the_line(capfd: pytest.CaptureFixture[str]) -> None:
+    shape = numpy_helper.from_array(np.array([2, -1]), "shape")
+    nodes = [helper.make_node("Reshape", ["hidden", "shape"], ["rows"])]
+    value = helper.make_tensor_value_info
+    inputs, outputs = [value("hidden", TensorProto.FLOAT, ["n"])], [value("rows", TensorProto.FLOAT, None)]
+    graph = helper.make_graph(nodes, "graph", inputs, outputs, [shape])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    with pytest.raises(UnsupportedError, match=r"^part: the traced graph does not run: "):
+        Executable("part", model.SerializeToString(), str).run({"hidden": np.zeros(3, np.float32)})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_config_with_which_transformers_computes_no_numbers_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("edgeglm.export.trace.tracer._run", trace_all)
+    settings = config("GlmForCausalLM")
+    settings["rope_parameters"]["rope_theta"] = -1.0
+    with pytest.raises(UnsupportedError, match=r"^/model/config\.json: .* no finite numbers; take an unchanged config"):
+        trace([TraceRequest(json.dumps(settings), "portable", 64)], Path("/model/config.json"))
 
 
 @pytest.fixture

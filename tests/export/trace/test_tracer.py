@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ pytest.importorskip("transformers")
 import onnx_ir as ir
 from transformers import Glm4Config
 
+from edgeglm.errors import UnsupportedError
 from edgeglm.export.trace.trace_request import TraceRequest
 from edgeglm.export.trace.tracer import is_cached, key, trace
 from tests.export.tiny import config_of
@@ -60,6 +62,16 @@ def test_it_is_read_from_the_cache_or_if_damaged_made_again(tmp_path: Path, monk
     (again,) = trace([request])
     assert ir.to_proto(again.stacks["decoder"].block) == ir.to_proto(first.stacks["decoder"].block)
     assert is_cached([request])
+
+
+def test_a_config_that_transformers_does_not_take_is_named_with_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = json.loads(configure(tmp_path / "model")) | {"hidden_act": "swoosh"}
+    file = tmp_path / "model" / "config.json"
+    with pytest.raises(UnsupportedError, match=rf"^{file}: transformers cannot build and trace this model: .*swoosh"):
+        trace([TraceRequest(json.dumps(model), "portable", 64)], file)
 
 
 def test_all_that_determines_a_trace_is_in_its_key(tmp_path: Path) -> None:
