@@ -18,7 +18,7 @@ LONGEST = 300
 UNTESTED = set(
     """
     accuracy_report adb awq budget cases chat_request chat_worker checkpoint_options compile_worker
-    compressed convert_task convert_worker converter device device_limits dialects execute explain
+    compressed convert_task convert_worker converter device device_limits dialects explain
     fill formats glm gptq header header_checks matrix_cells
     observe overflow progress reader remote restore run serve
     settings shipped_assets sidecars stamp start template_limits torch_modules tower unhooked value_ranges
