@@ -29,7 +29,7 @@ from edgeglm.machine import describe_kernels, read_machine
 from edgeglm.units import format_size
 
 START, WARM = 0, 1  # the episode that begins with the process, and the one behind it
-DECODERS = ("edgeglm int8", "edgeglm int4", "llama.cpp Q4_0", "llama.cpp Q8_0")
+DECODERS = ("edgeglm int8", "edgeglm int4", "edgeglm int4-128", "llama.cpp Q4_0", "llama.cpp Q8_0")
 SHORT, LONG = 256, 3000
 ROUNDS, TOKENS = 5, 8
 SLOW = "transformers fp32"  # takes part in the first turn alone

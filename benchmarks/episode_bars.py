@@ -28,7 +28,7 @@ VNNI = "int8 token"  # is asked where the processor has it
 
 def bars(figures: Mapping[str, Figures], has_vnni: bool) -> Iterator[str]:
     """Yield a line for each bar whose contenders took part."""
-    ours = [name for name in ("edgeglm int8", "edgeglm int4") if name in figures]
+    ours = [name for name in figures if name.startswith("edgeglm int") and ":" not in name]
     best = min(ours, key=lambda name: figures[name]["warm"], default="")
     for what, who, key, other, their_key, most in BARS:
         name = best if who == "best" else who

@@ -28,7 +28,8 @@ SHAPE = "glm4v-300m"
 SCREEN = (504, 1008)  # 648 merged patches of 28 pixels
 SIDECARS = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json",
             "preprocessor_config.json")  # fmt: skip
-PRECISIONS = ("int8", "int4")
+PRECISIONS = ("int8", "int4", "int4-128")
+EARLIER = PRECISIONS[:2]
 LONGEST = 10
 WORDS, VOCABULARY = 4096, 32000  # of the tokenizer and of the shape
 DEMO_STEPS = 30
@@ -54,7 +55,7 @@ def scripted(work: Path, rivals: str, before: str | None, *, ablate: bool) -> di
         for name, chosen in ablation():
             contenders[f"edgeglm int8: {name}"] = Contender(sys.executable, "edgeglm", work / "int8", file, chosen)
     if before:
-        for precision in PRECISIONS:
+        for precision in EARLIER:
             export(before, work / f"before-{precision}", checkpoint, precision)
             contenders[f"earlier {precision}"] = Contender(before, "edgeglm", work / f"before-{precision}", file)
     if before and ablate:
