@@ -14,18 +14,23 @@ from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.calibrate.histogram import least_squares
 from edgeglm.export.calibrate.learn import Learned, Learner
 from edgeglm.export.calibrate.observe import Observed
-from edgeglm.export.calibrate.walk import Walk
+from edgeglm.export.calibrate.walk import Walk, cut_into_groups
 from edgeglm.export.families.registry import image_config
 from edgeglm.export.prepare.types import Calibration, Opened, Prepared
-from edgeglm.export.prove.probes import Example, Passage, example_prompts
+from edgeglm.export.prove.probes import Example, Passage, Prompt, example_prompts
 from edgeglm.export.prove.reference import OriginalWeights
 from edgeglm.export.quantize.rounded import KEPT_BYTES
+from edgeglm.export.quantize.rounding import Floats
 from edgeglm.export.samples.screenshots import Sample, read_samples
 from edgeglm.export.samples.windows import cut_windows, read_tokenizer
 from edgeglm.export.write.disk import explained
 
 # Read of a set: energies change by less than their own noise with more.
 SAMPLES = 32
+# Small screens are read up to so many, of so many pixels together: they have few tokens.
+MANY, PIXELS = 64, 16 << 20
+# What a token of an answer counts, beside those of a prompt.
+ANSWERED = 4.0
 # With less, what a channel never showed would count as nothing.
 FEWEST = 4
 # Behind those, kept for the bundle's self-test.
@@ -47,9 +52,17 @@ def read_calibration(file: Path, checkpoint: Path) -> tuple[Sequence[Example], S
     Raises:
         UsageError: It is empty, too small, or holds what is no sample; the checkpoint has no tokenizer for a text.
     """
-    count = SAMPLES + HELD_OUT
-    found = read_screens(file, count) if file.suffix == ".jsonl" else _passages(file, checkpoint, count)
-    return found[:SAMPLES], found[SAMPLES:] or found[-HELD_OUT:]
+    is_text = file.suffix != ".jsonl"
+    count = SAMPLES if is_text else _count_screens(file)
+    total = count + HELD_OUT
+    found = _passages(file, checkpoint, total) if is_text else read_screens(file, total)
+    return found[:count], found[count:] or found[-HELD_OUT:]
+
+
+def _count_screens(file: Path) -> int:
+    """Return how many screens are read of a set, by the size of its first."""
+    (first, *_) = read_screens(file, FEWEST)
+    return min(MANY, max(SAMPLES, PIXELS // math.prod(first.image.size)))
 
 
 def _passages(file: Path, checkpoint: Path, limit: int) -> list[Passage]:
@@ -106,8 +119,8 @@ def observe(
     source, prompts = replace(prepared.checkpoint, keep_pages=True), example_prompts(prepared, examples)
     choices = {module.choice.name: module.choice for module in prepared.modules}
     file, equalizes = work / FEEDBACK if work else None, prepared.request.equalizes
-    learner = Learner(choices, source, file, len(prompts), widest, equalizes=equalizes)
-    observed = Observed(OriginalWeights(source), learner.see)
+    learner = Learner(choices, source, file, token_weights(prompts), widest, equalizes=equalizes)
+    observed = Observed(OriginalWeights(source), learner.see, learner.counts)
     try:
         with (
             np.errstate(all="ignore"),
@@ -118,6 +131,14 @@ def observe(
     except ValueError as error:
         raise UsageError("--calibration", str(error), "check the model and the samples") from error
     return observed, learner.learned
+
+
+def token_weights(prompts: Sequence[Prompt]) -> list[Floats]:
+    """Return by group of prompts what each token counts: those of the answer to a picture are what is compared."""
+    weights = [np.ones(len(prompt.tokens), np.float32) for prompt in prompts]
+    for prompt, counts in zip(prompts, weights, strict=True):
+        counts[len(counts) - prompt.answer :] = 1 if prompt.patches is None else ANSWERED
+    return [np.concatenate(weights[group]) for group in cut_into_groups(prompts)]
 
 
 def check_examples(prepared: Prepared, examples: Sequence[Example]) -> None:

@@ -29,24 +29,25 @@ TRIED = 256
 class Tokens:
     """The tokens that a value has: a few of them, their count, and the covariance of their channels by tile."""
 
-    def __init__(self, columns: int, prompts: int, *, covariance: bool) -> None:
+    def __init__(self, columns: int, groups: int, *, covariance: bool) -> None:
         self.tiles = tile_slices(columns)
         self.sums = [self._zeros(tile) for tile in self.tiles] if covariance else []
         self.energy = np.zeros(columns)
         self.low, self.high = np.zeros(columns, np.float32), np.zeros(columns, np.float32)
         self.kept: list[Floats] = []
-        self.count, self.share = 0, max(1, TRIED // prompts)
+        self.count, self.share = 0, max(1, TRIED // groups)
 
     @staticmethod
     def _zeros(tile: slice) -> Floats:
         return np.zeros((tile.stop - tile.start, tile.stop - tile.start), np.float32)
 
-    def add(self, tokens: Floats) -> None:
-        """Count tokens [n, columns]."""
+    def add(self, tokens: Floats, counts: Floats | None = None) -> None:
+        """Count tokens [n, columns]; `counts` [n] is what each counts, one if not given."""
+        scaled = tokens * np.sqrt(1 if counts is None else counts[:, None])
         for tile, total in zip(self.tiles, self.sums, strict=False):
-            part = np.ascontiguousarray(tokens[:, tile])
+            part = np.ascontiguousarray(scaled[:, tile])
             np.add(total, part.T @ part, out=total)
-        self.energy += np.square(tokens, dtype=np.float64).sum(0)
+        self.energy += np.square(scaled, out=scaled).sum(0, dtype=np.float64)
         self.count += len(tokens)
         self.low, self.high = np.minimum(self.low, tokens.min(0)), np.maximum(self.high, tokens.max(0))
         spread = np.linspace(0, len(tokens) - 1, min(self.share, len(tokens))).astype(int)
@@ -105,7 +106,7 @@ class Learner:
         choices: The modules' precisions.
         source: The original's weights.
         file: Where feedback is kept; None for none.
-        prompts: How many pass through.
+        weights: By group of prompts that pass through together, what each of their tokens counts in the decoder.
         widest: Most input channels of a matrix that has feedback.
         equalizes: Whether scales are moved.
     """
@@ -115,13 +116,13 @@ class Learner:
         choices: Mapping[ModuleName, Choice],
         source: Rows,
         file: Path | None,
-        prompts: int,
+        weights: Sequence[Floats],
         widest: int,
         *,
         equalizes: bool = True,
     ) -> None:
         self.choices, self.source, self.file = choices, source, file
-        self.prompts, self.widest, self.equalizes = prompts, widest, equalizes
+        self.weights, self.widest, self.equalizes = weights, widest, equalizes
         self.learned = Learned()
         self.values: dict[str, str] = {}
         self.tokens: dict[str, Tokens] = {}
@@ -148,6 +149,10 @@ class Learner:
     def _is_kept(self, name: str) -> bool:
         return self.scheme is not None and is_kept(self.source.find(name), self.scheme, self.choice.dialect)
 
+    def counts(self, weight: str) -> bool:
+        """Return whether the inputs of a matrix get a fixed range."""
+        return weight in self.values and isinstance(self.scheme, Int8Static)
+
     def see(self, weight: str, tokens: Floats) -> None:
         """See what a matrix is multiplied by; the first of those that read a value speaks for all."""
         value = self.values.get(weight)
@@ -157,8 +162,14 @@ class Learner:
             fits = self.file is not None and tokens.shape[1] <= self.widest
             if self.has_feedback and not fits:
                 self.learned.left.append(weight)
-            self.tokens[value] = Tokens(tokens.shape[1], self.prompts, covariance=self.has_feedback and fits)
-        self.tokens[value].add(tokens)
+            self.tokens[value] = Tokens(tokens.shape[1], len(self.weights), covariance=self.has_feedback and fits)
+        seen = self.tokens[value]
+        seen.add(tokens, self._weights(len(seen.kept), len(tokens)) / _energies(tokens))
+
+    def _weights(self, group: int, tokens: int) -> Floats:
+        """Return what each token of a group of prompts counts; the decoder's last segment sees answers alone."""
+        is_whole = self.choice.is_decoder and self.part != "back"
+        return self.weights[group] if is_whole else np.ones(tokens, np.float32)
 
     def end(self) -> None:
         """Learn from what was seen in the segment. Raises OSError."""
@@ -196,6 +207,12 @@ class Learner:
             rows = self.source.find(maker.tensor).shape[0]
             divisor = self.learned.divisors.setdefault(maker.tensor, np.ones(rows, np.float32))
             divisor[maker.start : maker.stop] *= of_rows
+
+
+def _energies(tokens: Floats) -> Floats:
+    """Return the mean square of each token [n, columns]; of tokens that differ in size, the largest would rule."""
+    energies: Floats = np.einsum("nk,nk->n", tokens, tokens) / np.float32(tokens.shape[1])
+    return np.maximum(energies, np.float32(1e-30))
 
 
 def _rounded_by(choice: Choice, part: str) -> Scheme | None:

@@ -24,10 +24,15 @@ class Weights(Protocol):
 
 
 class Observed:
-    """Weights that keep, by name, a histogram of what they are multiplied by, and show it to `see`."""
+    """Weights that show what they are multiplied by to `see`, and keep a histogram of it where `counts` says so."""
 
-    def __init__(self, weights: Weights, see: Callable[[str, Floats], None] = lambda weight, tokens: None) -> None:
-        self.weights, self.see = weights, see
+    def __init__(
+        self,
+        weights: Weights,
+        see: Callable[[str, Floats], None] = lambda weight, tokens: None,
+        counts: Callable[[str], bool] = lambda weight: False,
+    ) -> None:
+        self.weights, self.see, self.counts = weights, see, counts
         self.histograms: dict[str, Histogram] = {}
 
     def product(self, x: Floats, weight: str) -> Floats:
@@ -39,7 +44,8 @@ class Observed:
         tokens = x.reshape(-1, x.shape[-1])
         if not np.isfinite(tokens).all():
             raise ValueError(f"what {weight} is multiplied by is not finite")
-        self.histograms.setdefault(weight, Histogram()).add(tokens)
+        if self.counts(weight):
+            self.histograms.setdefault(weight, Histogram()).add(tokens)
         self.see(weight, tokens)
         return self.weights.product(x, weight)
 

@@ -37,7 +37,20 @@ class Watch(Protocol):
 
 
 ORIGINAL = ""
+# Tokens that a weight multiplies at once: with fewer, reading it takes a good part of the time.
+TOGETHER = 512
 Branches = dict[str, list[Values]]
+
+
+def cut_into_groups(prompts: Sequence[Prompt]) -> list[slice]:
+    """Return the prompts that pass through a segment together: as many as have `TOGETHER` tokens, or patches."""
+    starts, tokens = [0], 0
+    for index, prompt in enumerate(prompts):
+        own = max(len(prompt.tokens), 0 if prompt.patches is None else len(prompt.patches))
+        if index and tokens + own > TOGETHER:
+            starts, tokens = [*starts, index], 0
+        tokens += own
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(prompts)], strict=True)]
 
 
 class Walk:
@@ -85,18 +98,22 @@ class Walk:
         for name, graph in graphs:
             part, inputs = f"{module}.{name}", graph.graph.inputs
 
-            def through(segment: Segment, values: Values) -> Values:
-                return {**values, **passed_on(segment.run(feeds(inputs, values)))}  # noqa: B023
+            def through(segment: Segment, states: Sequence[Values]) -> list[Values]:
+                made: list[Values] = []
+                for group in cut_into_groups(self.prompts):
+                    outputs = segment.run_together([feeds(inputs, values) for values in states[group]])  # noqa: B023
+                    made += [passed_on(output) for output in outputs]
+                return [{**values, **output} for values, output in zip(states, made, strict=True)]
 
             original = Segment(graph, self.original)
             if self.watch:
                 self.watch.begin(module, name, graph.graph)
-            after = {branch: [through(original, state) for state in values] for branch, values in branches.items()}
+            after = {branch: through(original, states) for branch, states in branches.items()}
             if self.watch:
                 self.watch.end()
             if part in self.parts:
                 rounded = Segment(graph, self._rounded(module, part))
-                after[part] = [through(rounded, state) for state in branches[ORIGINAL]]
+                after[part] = through(rounded, branches[ORIGINAL])
             branches = after
         return branches
 

@@ -52,7 +52,7 @@ def feedback_bytes(prepared: Prepared, widest: int) -> int:
         widest: Most input channels of a matrix that has feedback.
     """
     source, total = prepared.checkpoint, 0
-    learner = Learner({choice.name: choice for choice in prepared.opened.choices}, source, None, 1, widest)
+    learner = Learner({choice.name: choice for choice in prepared.opened.choices}, source, None, (), widest)
     for module in (choice.name for choice in prepared.opened.choices if choice.is_image or choice.is_decoder):
         for part, model in segments(stack_of(module, prepared.probe), "portable"):
             learner.begin(module, part, model.graph)

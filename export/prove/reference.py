@@ -6,7 +6,7 @@ operator and no copy of a model's code is in it, and memory is a piece of one ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,8 +18,9 @@ from onnx.reference.op_run import OpRun
 from edgeglm.export.model import Rows, rotary_order
 
 Floats = NDArray[np.float32]
+Run = Callable[..., tuple[Floats, ...]]
 DOMAIN = "edgeglm"
-CHUNK_BYTES = 1 << 20  # of fp32 rows at once: what stays in the processor's cache
+CHUNK_BYTES = 4 << 20  # of fp32 rows at once: with fewer, a product of many tokens takes a quarter longer
 
 
 class Weights(Protocol):
@@ -64,6 +65,10 @@ class _Placeholder(OpRun):
     head_dim: int
 
 
+class _Linear(_Placeholder):
+    """The placeholder of a product with matrices, which each token has for itself."""
+
+
 class Segment:
     """A segment of the portable dialect that was not lowered, to be run more than once."""
 
@@ -73,6 +78,24 @@ class Segment:
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return the outputs by name."""
         return dict(zip(self._evaluator.output_names, self._evaluator.run(None, dict(feeds)), strict=True))
+
+    def run_together(self, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> list[dict[str, NDArray[Any]]]:
+        """Return the outputs for several inputs; a weight is read once, and multiplies the tokens of all of them.
+
+        A value ends with its last reader, so that memory holds few of so many.
+        """
+        nodes: Sequence[Any] = self._evaluator.rt_nodes_
+        outputs = self._evaluator.output_names
+        states: list[dict[str, Any]] = [{"": None, **self._evaluator.rt_inits_, **feed} for feed in feeds]
+        for node, read in zip(nodes, _last_reads(nodes, outputs), strict=True):
+            inputs = [[state[name] for name in node.input] for state in states]
+            joined = _run_joined if isinstance(node, _Linear) else _run_each
+            for state, result in zip(states, joined(node.run, inputs), strict=True):
+                state.update(zip(node.output, result, strict=False))
+                for name in read:
+                    state.pop(name, None)
+            del inputs, result
+        return [{name: state[name] for name in outputs} for state in states]
 
     def run_all(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return everything that is computed, outputs and what lies before them, by name."""
@@ -85,13 +108,35 @@ def run_segment(segment: ir.Model, weights: Weights, feeds: Mapping[str, NDArray
     return Segment(segment, weights).run(feeds)
 
 
+def _last_reads(nodes: Sequence[Any], kept: Iterable[str]) -> list[list[str]]:
+    """Return by node the values that nothing reads behind it, other than those that are kept."""
+    last = {name: index for index, node in enumerate(nodes) for name in (*node.input, *node.output)}
+    read: list[list[str]] = [[] for _ in nodes]
+    for name in last.keys() - {"", *kept}:
+        read[last[name]].append(name)
+    return read
+
+
+def _run_each(run: Run, inputs: Iterable[Sequence[Floats]]) -> list[tuple[Floats, ...]]:
+    """Compute one input after the other."""
+    return [run(*arrays) for arrays in inputs]
+
+
+def _run_joined(run: Run, inputs: Iterable[Sequence[Floats]]) -> list[tuple[Floats, ...]]:
+    """Multiply the tokens of several inputs at once."""
+    arrays = [x for (x,) in inputs]
+    (y,) = run(np.concatenate([x.reshape(-1, x.shape[-1]) for x in arrays]))
+    stops = np.cumsum([x.size // x.shape[-1] for x in arrays])[:-1]
+    return [(part.reshape(*x.shape[:-1], -1),) for x, part in zip(arrays, np.split(y, stops), strict=True)]
+
+
 def _operators(source: Weights) -> list[type[OpRun]]:
     """Return the placeholders as operators that read from `source`."""
 
     def vectors(names: list[str], suffix: str) -> Floats:
         return np.concatenate([source.vector(f"{name}.{suffix}") for name in names])
 
-    class Linear(_Placeholder):
+    class Linear(_Linear):
         def _run(self, x: Floats, **_: object) -> tuple[Floats]:
             y: Floats = np.concatenate([source.product(x, f"{name}.weight") for name in self.weights], axis=-1)
             if self.bias:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from edgeglm.export.quantize.rounding import DAMPING, Floats
 
 # Columns of a tile, and those whose errors reach the rest of it in one product.
-TILE, STEP = 1024, 32
-# Rows that are rounded together, always so many: a product's last digits depend on its shape, and bytes must not.
-GROUP = 512
+TILE, STEP = 1024, 64
+# Rows that are rounded together, and their bytes at most.
+GROUP, GROUP_BYTES = 1024, 16 << 20
 # Up to here a triangle is inverted as a whole.
 HALVED = 64
 
@@ -91,6 +91,15 @@ def tile_bytes(size: int) -> int:
     return 4 * size + 2 * size * size
 
 
+def group_rows(columns: int) -> int:
+    """Return how many rows of a matrix are rounded together.
+
+    They are always so many, filled up with others: a product's last digits depend on its shape, and bytes must not
+    depend on how a matrix is cut into chunks.
+    """
+    return max(1, min(GROUP, GROUP_BYTES // (4 * columns)))
+
+
 def make_tile(covariance: NDArray[np.float64]) -> Tile:
     """Return a tile from the covariance [k, k] of its inputs; without any energy it passes nothing on."""
     energy = np.diag(covariance)
@@ -138,30 +147,37 @@ def codes_with_feedback(
     Returns:
         [n, K]. A row's codes do not depend on the others.
     """
-    codes = np.empty(weight.shape, np.int8)
+    codes, group = np.empty(weight.shape, np.int8), group_rows(weight.shape[1])
     for columns, tile in feedback.tiles():
-        order = columns.start + tile.order
-        shares, blocks = tile.shares.astype(np.float32), order // block_size
-        for start in range(0, len(weight), GROUP):
-            rows = slice(start, min(start + GROUP, len(weight)))
-            values, steps = np.zeros((len(order), GROUP), np.float32), np.ones((len(order), GROUP), np.float32)
-            values[:, : rows.stop - start] = weight[rows, columns].T[tile.order]
-            steps[:, : rows.stop - start] = scales[rows].T[blocks]
-            _round(values, steps, shares, limit)
-            codes[rows, order] = values[:, : rows.stop - start].T
+        shares, blocks = tile.shares.astype(np.float32), (columns.start + tile.order) // block_size
+        for start in range(0, len(weight), group):
+            rows = slice(start, min(start + group, len(weight)))
+            values = _columns_first(weight[rows, columns], group)[tile.order]
+            _round(values, _columns_first(scales[rows], group)[blocks], shares, limit)
+            rounded = np.empty(values.shape, np.int8)
+            rounded[tile.order] = values
+            codes[rows, columns] = rounded[:, : rows.stop - start].T
     return codes
 
 
+def _columns_first(rows: Floats, group: int) -> Floats:
+    """Return rows [n, k] as [k, group], filled up with ones."""
+    filled = np.ones((rows.shape[1], group), np.float32)
+    filled[:, : len(rows)] = rows.T
+    return filled
+
+
 def _round(values: Floats, steps: Floats, shares: Floats, limit: int) -> None:
-    """Replace columns [k, GROUP] by their codes."""
+    """Replace columns [k, rows] by their codes."""
+    errors, code = np.empty((STEP, values.shape[1]), np.float32), np.empty(values.shape[1], np.float32)
     for start in range(0, len(values), STEP):
         stop = min(start + STEP, len(values))
-        errors = np.empty((stop - start, GROUP), np.float32)
         for column in range(start, stop):
-            value, step = values[column], steps[column]
-            code = np.clip(np.rint(value / step), -limit, limit - 1)
-            error = errors[column - start]
-            np.subtract(value, code * step, out=error)
-            values[column] = code
-            values[column + 1 : stop] -= shares[column, column + 1 : stop, None] * error
-        values[stop:] -= shares[start:stop, stop:].T @ errors
+            value, step, error = values[column], steps[column], errors[column - start]
+            # Gathering what the columns before it owe takes fewer calls than each of them paying all others.
+            value -= shares[start:column, column] @ errors[: column - start]
+            np.rint(np.divide(value, step, out=code), out=code)
+            np.minimum(np.maximum(code, -limit, out=code), limit - 1, out=code)
+            np.subtract(value, np.multiply(code, step, out=error), out=error)
+            value[:] = code
+        values[stop:] -= shares[start:stop, stop:].T @ errors[: stop - start]

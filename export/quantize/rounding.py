@@ -130,19 +130,17 @@ def energy_blocks(energy: Floats, block_size: int) -> Floats:
 
 
 def _best_weighed_fit(units: Floats, energy: Floats) -> Floats:
-    """Find the best scale as `_best_fit` does, weighing each element by the energy of its column.
-
-    Sums go element by element: numpy's own order would depend on the tile.
-    """
+    """Find the best scale as `_best_fit` does, weighing each element by the energy of its column."""
+    if units[0].size == 1:  # numpy adds a lone row in another order, and the bytes must not depend on the tile
+        return _best_weighed_fit(np.repeat(units, 2, 1), energy)[:1]
     best = np.full(units.shape[1:], -1, np.float32)
     fit = np.zeros_like(best)
-    weighed = units * energy[:, None]
+    weights, codes, terms = energy[:, None], np.empty_like(units), np.empty_like(units)
+    weighed = units * weights
     for reach in INT4_REACHES:
-        codes = np.clip(np.rint(units * np.float32(reach)), -8, 7)
-        cross, square = np.zeros_like(best), np.full_like(best, 1e-30)
-        for element in range(len(units)):
-            cross += weighed[element] * codes[element]
-            square += np.square(codes[element]) * energy[element]
+        np.clip(np.rint(np.multiply(units, np.float32(reach), out=codes), out=codes), -8, 7, out=codes)
+        cross = np.multiply(weighed, codes, out=terms).sum(0)
+        square = np.multiply(np.square(codes, out=codes), weights, out=terms).sum(0) + np.float32(1e-30)
         gain = cross * cross / square
         better = gain > best
         np.copyto(best, gain, where=better)

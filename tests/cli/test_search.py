@@ -20,13 +20,14 @@ Capture = pytest.CaptureFixture[str]
 
 
 def test_a_text_model_is_searched_for_memory(tmp_path: Path, capsys: Capture) -> None:
-    """Attempts with their figures, one pruned; another folder goes on from the study, and nothing is tried again."""
+    """Attempts with figures on few windows, one pruned; another folder goes on from the study, with none again."""
     model, text = tmp_path / "model", tmp_path / "text.txt"
     save(SHAPES["glm4"], model)
     write_tokenizer(model / "tokenizer.json")
-    write_text(text, 36)
+    write_text(text, 48)
     drop = ["--target", "cpu", "--accuracy-drop", "40%", "--calibration", text, "--equalization", "on,off"]
-    options = [*drop, "--prune", "30%", "--for", "memory", "--trials", 3]
+    limit = ["--limit", 8]
+    options = [*drop, *limit, "--prune", "30%", "--for", "memory", "--trials", 3]
     study = ["--study", tmp_path / "study", "--json"]
 
     status, out, err = run(capsys, "search", model, *options, "-o", tmp_path / "one", *study)
@@ -37,6 +38,7 @@ def test_a_text_model_is_searched_for_memory(tmp_path: Path, capsys: Capture) ->
     assert ladder[2]["bundle_bytes"] < ladder[0]["bundle_bytes"]
     assert all(rung["figures"]["peak_rss_bytes"] > 1e6 for rung in ladder)
     assert any(rung["passed"] for rung in ladder)
+    assert {metric["samples"] for rung in ladder for metric in rung["metrics"]} == {8}
 
     status, out, err = run(capsys, "search", model, *options, "-o", tmp_path / "two", *study)
     assert status == 0, err
@@ -54,9 +56,9 @@ def test_a_text_model_is_searched_for_memory(tmp_path: Path, capsys: Capture) ->
         "text.txt",
         "two",
     ]
-    other = ["--target", "cpu", "--accuracy-drop", "30%", "--calibration", text]
-    done = run(capsys, "search", model, *other, "-o", tmp_path / "three", *study)
-    check_failure(done, 2, "is a study of another model, device, limit, goal, or of other samples or options")
+    for other in ([*options, "--accuracy-drop", "30%"], [*options, "--limit", 9]):
+        done = run(capsys, "search", model, *other, "-o", tmp_path / "three", *study)
+        check_failure(done, 2, "is a study of another model, device, limit, goal, or of other samples or options")
 
 
 @pytest.mark.slow

@@ -21,7 +21,16 @@ from edgeglm.bundle import read_manifest
 from edgeglm.devices.loader import load_profile
 from edgeglm.engines import Dialect
 from edgeglm.export import api
-from edgeglm.export.calibrate.calibrator import calibrate, examples_hash, read_calibration
+from edgeglm.export.calibrate import calibrator
+from edgeglm.export.calibrate.calibrator import (
+    ANSWERED,
+    HELD_OUT,
+    MANY,
+    SAMPLES,
+    calibrate,
+    examples_hash,
+    read_calibration,
+)
 from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.demo.samples import write_samples
 from edgeglm.export.evaluate.original.whole import WholeOriginal
@@ -43,6 +52,7 @@ BUDGET = 256 << 20
 
 
 def test_energies_are_those_of_transformers() -> None:
+    """Each token's relative to its own size, so that none rules; those of answers count more."""
     samples = list(read_samples(SET, 2))
     found = calibrate(prepare(open_export(Request(DEMO, "demo", load_profile("cpu"), "int4"))), samples)
     agent = WholeOriginal.load(DEMO)
@@ -50,7 +60,10 @@ def test_energies_are_those_of_transformers() -> None:
 
     def watch(name: str, inputs: tuple[Any, ...]) -> None:
         tokens = inputs[0].detach().double().reshape(-1, inputs[0].shape[-1]).numpy()
-        sums.setdefault(name, []).append(tokens)
+        counts = 1 / np.square(tokens).mean(1, keepdims=True)
+        if name.startswith("model.language_model"):
+            counts[-answer.shape[1] :] *= ANSWERED
+        sums.setdefault(name, []).append(np.square(tokens) * counts)
 
     for name, module in agent.model.named_modules():
         if isinstance(module, torch.nn.Linear):
@@ -66,7 +79,7 @@ def test_energies_are_those_of_transformers() -> None:
     checked = 0
     for name, tokens in sums.items():
         if f"{name}.weight" in found.inputs and name != "lm_head":  # of whose tokens only the answers' count
-            want = np.square(np.concatenate(tokens)).mean(0)
+            want = np.concatenate(tokens).mean(0)
             known = found.inputs[f"{name}.weight"]
             energy = known.energy if known.factor is None else known.energy * np.square(known.factor)
             assert energy == pytest.approx(want, rel=1e-3, abs=1e-6), name
@@ -232,8 +245,15 @@ def test_a_model_without_eyes_is_refused(tmp_path: Path, capsys: Capture) -> Non
 
 def test_a_set_is_read_no_further_than_it_is_used() -> None:
     samples, held_out = read_calibration(SET, DEMO)
-    assert [*samples, *held_out] == list(read_samples(SET, 36))
-    assert len(samples) == 32
+    assert [*samples, *held_out] == list(read_samples(SET, MANY + HELD_OUT))
+    assert len(samples) == MANY
+
+
+def test_of_large_screens_fewer_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrator, "PIXELS", 40 * 336 * 672)
+    assert [len(part) for part in read_calibration(SET, DEMO)] == [40, HELD_OUT]
+    monkeypatch.setattr(calibrator, "PIXELS", 336 * 672)
+    assert [len(part) for part in read_calibration(SET, DEMO)] == [SAMPLES, HELD_OUT]
 
 
 def test_of_a_small_set_the_last_samples_are_the_self_test(tmp_path: Path) -> None:
