@@ -9,7 +9,7 @@ import onnx_ir as ir
 from edgeglm.engines import DIALECTS, Dialect
 from edgeglm.export.model import Part, Stored
 from edgeglm.export.quantize.lowering import MICROSOFT, lower_linear, opset_imports
-from edgeglm.export.quantize.schemes import Fp16, Fp32, Int8, Scheme, in_whole_blocks
+from edgeglm.export.quantize.schemes import Fp16, Fp32, Int8, Scheme, fitted, in_whole_blocks
 from edgeglm.export.quantize.storage import parts
 
 DOMAIN = "edgeglm"
@@ -58,7 +58,7 @@ class _Lowering:
         rows, columns = (node.attributes[name].as_int() for name in ("rows", "columns"))
         assert x is not None
         assert x.dtype is not None
-        scheme = self.scheme_of(names)
+        scheme = fitted(self.scheme_of(names), columns)
         if DIALECTS[self.dialect].is_plain and not in_whole_blocks(scheme, columns):
             scheme = Int8()  # TensorRT takes no shorter last block: GLM-4.1V's patch embedding has 1176 columns
         values = self._store(node, scheme, [f"{name}.weight" for name in names], rows, columns, x.dtype)

@@ -6,7 +6,7 @@ A scheme is a frozen dataclass. Blocked ones need no code of their own: codes li
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from edgeglm.errors import UsageError
@@ -14,6 +14,8 @@ from edgeglm.suggest import nearest_name
 
 # What both MatMulNBits and TensorRT's block DequantizeLinear have fast kernels for.
 BLOCK_SIZES = (32, 64, 128)
+*_, HALF, WIDEST = BLOCK_SIZES
+SCALE_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,15 @@ def loaded(scheme: Scheme) -> float:
 def in_whole_blocks(scheme: Scheme, columns: int) -> bool:
     """Return whether a row of so many columns has no last block that is shorter than the others."""
     return not isinstance(scheme, Blocked) or columns % scheme.block_size == 0
+
+
+def fitted(scheme: Scheme, columns: int) -> Scheme:
+    """Return the scheme of a row of so many columns: with blocks of 64 where those of 128 would take more bytes."""
+    if not isinstance(scheme, Blocked) or scheme.block_size != WIDEST:
+        return scheme
+    codes = {size: size * scheme.width // 8 for size in (WIDEST, HALF)}
+    size = min(codes, key=lambda size: -(-columns // size) * (codes[size] + SCALE_BYTES))
+    return replace(scheme, block_size=size)
 
 
 def parse_scheme(name: str) -> Scheme:

@@ -19,8 +19,10 @@ from edgeglm.export.quantize.schemes import (
     SCHEMES,
     Blocked,
     Int4,
+    Int8,
     Int8Block,
     Int8Static,
+    fitted,
     loaded,
     parse_scheme,
 )
@@ -106,6 +108,13 @@ def test_the_next_higher_precisions_end_in_fp16() -> None:
             steps.append(HIGHER[steps[-1]])
             assert len(steps) <= len(PRECISIONS)
         assert steps[-1] == "fp16"
+
+
+@pytest.mark.parametrize(("columns", "size"), [(256, 128), (192, 64), (160, 64), (1176, 128), (64, 64)])
+def test_wide_blocks_are_of_64_where_that_takes_fewer_bytes(columns: int, size: int) -> None:
+    assert fitted(Int4(128), columns) == Int4(size)
+    assert fitted(Int4(64), columns) == Int4(64)
+    assert fitted(Int8(), columns) == Int8()
 
 
 def test_memory_is_known_whatever_the_range_and_the_block() -> None:
