@@ -195,13 +195,15 @@ class _Output:
             self.unequal += int(np.count_nonzero(want != got))
             return
         wide, made = want.astype(np.float64), got.astype(np.float64)
-        # What is neither finite is equal or is as wrong as can be.
-        same = (np.isnan(wide) & np.isnan(made)) | (wide == made)
-        if not (np.isfinite(wide) & np.isfinite(made) | same).all():
+        # What is not finite is equal in both or as wrong as can be; a NaN among NaNs of the original is a number lost.
+        odd = ~(np.isfinite(wide) & np.isfinite(made) | np.isnan(wide) & np.isnan(made) | (wide == made))
+        known, undefined = np.isfinite(wide), np.isnan(wide) | np.isnan(made)
+        size = _typical(wide, known) if odd.any() and undefined[odd].all() else 0.0
+        if odd.any() and not size:
             self.samples.append(_Sample(1.0, 1.0, float("inf"), want.size))
             return
-        known = np.isfinite(wide)
         wide, made = np.where(known, wide, 0.0), np.where(known, made, 0.0)
+        made[odd] = wide[odd] + size
         norm, distance = float(np.linalg.norm(wide)), float(np.linalg.norm(made - wide))
         self.samples.append(_Sample(float(np.abs(wide).max()), norm, distance, wide.size))
         self._add_channels(wide, made)
@@ -242,6 +244,11 @@ class _Output:
         apart = [[self.samples[index] for index in part] for part in parts if part.size >= FEWEST]
         whole = [_Sample.joined(uncut)] if uncut else []
         return max(_Sample.joined(group).error(whole) for group in (self.samples, *apart))
+
+
+def _typical(want: Array, known: Array) -> float:
+    """Return the root mean square of an output's finite values where others are NaN, else 0."""
+    return float(np.sqrt(np.mean(np.square(want[known])))) if np.isnan(want).any() and known.any() else 0.0
 
 
 def _missing(arrays: Mapping[str, Array]) -> Array:

@@ -20,9 +20,12 @@ from edgeglm.export.predict.peaks import COMPILER_BYTES, COMPILER_FACTOR
 MIB = 1 << 20
 # Python, the libraries and a session of a small graph: in the process that exports, in the same while another runs, and
 # in the converter to INT8 and to fp16.
-EXPORTER, WAITING, QUANTIZER, NARROWER = 158 * MIB, 147 * MIB, 155 * MIB, 142 * MIB
-# TensorRT for RTX in a process of its own, which maps its libraries.
-BUILDER = 300 * MIB
+EXPORTER, WAITING, QUANTIZER, NARROWER = 162 * MIB, 147 * MIB, 161 * MIB, 145 * MIB
+# A node in a converter that measures: in graphs, sessions and histograms.
+NODE = 100 << 10
+# TensorRT for RTX in a process of its own, which maps its libraries; what QNN's compiler takes beyond a module's, with
+# the checks of a graph.
+BUILDER, CHECKS = 320 * MIB, 10 * MIB
 # Copies of the weights: as they are read and checked; as they are written for the converter; beside the converter; and
 # while the original's session and the emitted graph's are open.
 READ, WRITTEN, BESIDE, MEASURED = 3, 4, 1, 3
@@ -48,6 +51,7 @@ class GraphSize:
         outputs: All outputs.
         output: The largest of them.
         inputs: All inputs, a sample of which waits while an engine's builder runs.
+        nodes: How many it has.
     """
 
     weights: int
@@ -58,6 +62,7 @@ class GraphSize:
     outputs: int
     output: int
     inputs: int = 0
+    nodes: int = 0
 
     @property
     def compared(self) -> int:
@@ -83,7 +88,10 @@ def size_of(
     inputs, outputs = ([value_bytes(value) for value in values] for values in (model.graph.inputs, model.graph.outputs))
     stored = (value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     observed = observed_bytes(model, names, shapes) if names else 0
-    return GraphSize(weights, _most(stored), live, observed, _most(computed), sum(outputs), _most(outputs), sum(inputs))
+    return GraphSize(
+        weights, _most(stored), live, observed, _most(computed), sum(outputs), _most(outputs), sum(inputs),
+        len(model.graph),
+    )  # fmt: skip
 
 
 def _seen(model: ir.Model, precision: str, engine: EngineName) -> list[str]:
@@ -113,18 +121,22 @@ def _converting(size: GraphSize, precision: str, engine: EngineName) -> int:
     seen = size.observed + size.widest if size.observed else 0
     if precision == "fp16" and not ENGINES[engine].half:
         return NARROWER + int(HALF * size.weights + NARROWED * size.largest)
-    return QUANTIZER + max(
-        int(FOLD * size.weights),
-        int(OPEN * size.weights + PACKED_CODES * size.largest),
-        int(1.25 * size.weights) + ROUNDED * size.largest,
-        int(RUN * size.weights) + max(seen, size.compared),
+    return (
+        QUANTIZER
+        + NODE * size.nodes
+        + max(
+            int(FOLD * size.weights),
+            int(OPEN * size.weights + PACKED_CODES * size.largest),
+            int(1.25 * size.weights) + ROUNDED * size.largest,
+            int(RUN * size.weights) + max(seen, size.compared),
+        )
     )
 
 
 def _building(size: GraphSize, engine: EngineName) -> int:
     """Return what an engine's builder or compiler takes of the emitted graph."""
     if DIALECTS[ENGINES[engine].dialect].integers:
-        return COMPILER_BYTES + COMPILER_FACTOR * size.weights // 4
+        return COMPILER_BYTES + CHECKS + COMPILER_FACTOR * size.weights // 4
     return BUILDER if ENGINES[engine].builds else 0
 
 

@@ -20,7 +20,7 @@ from edgeglm.export.foreign.activations import kept_groups
 from edgeglm.export.foreign.clamps import reach_of
 from edgeglm.export.foreign.difference import Comparison, Reach, worst_of
 from edgeglm.export.foreign.made import read, sample_files, write
-from edgeglm.export.prove.onnx_run import opened
+from edgeglm.export.prove.onnx_run import each_float, opened
 from edgeglm.runtimes.engines.ort.options import session_options
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -140,18 +140,15 @@ def observe(model: ir.Model, names: Sequence[str], files: Sequence[Path], work: 
     ir.save(model, file, external_data="observed.bin")
     groups = kept_groups(model.clone(), [name for name in names if name not in inputs], shapes)
     for index, group in enumerate(groups or [[]]):
-        run = opened(file, _giving(file, group)) if group else None
+        run = each_float(file, _giving(file, group)) if group else None
         for path in files:
             sample = read(path)
-            if not index:
-                _count(histograms, {name: sample[name] for name in inputs.intersection(names)})
-            _count(histograms, run(sample) if run else {})
+            for name in inputs.intersection(names) if not index else ():
+                _add(histograms, name, sample[name])
+            for name, array in run(sample) if run else ():
+                _add(histograms, name, array)
+                del array  # before the next is copied
     return histograms
-
-
-def _count(histograms: dict[str, Histogram], arrays: Arrays) -> None:
-    for name, array in arrays.items():
-        _add(histograms, name, array)
 
 
 def _giving(file: Path, names: Sequence[str]) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
@@ -14,6 +15,7 @@ from edgeglm.runtimes.engines.ort.engine import Decoder
 from edgeglm.runtimes.engines.ort.options import WEIGHTS_FOLDER, session_options
 
 Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, Any]]
+FLOATS = "tensor(float)"
 
 
 def run_file(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -29,6 +31,34 @@ def opened(path: Path, graph: bytes | None = None) -> Run:
     session = _session(graph or path, options)
     names = [value.name for value in session.get_outputs()]
     return lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
+def each_float(
+    path: Path, graph: bytes
+) -> Callable[[Mapping[str, NDArray[Any]]], Iterator[tuple[str, NDArray[np.float32]]]]:
+    """Return a function from feeds to the outputs in fp32, by name: one is copied from the engine at a time.
+
+    `opened` copies all of them while the engine still has its own, which takes twice their bytes.
+
+    Args:
+        path: An ONNX file.
+        graph: Another one over its weights.
+    """
+    options = _options(graph)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
+    session = _session(graph, options)
+    names = [value.name for value in session.get_outputs()]
+
+    def run(feeds: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
+        results = session.run_with_ort_values(names, values)
+        for name in names:
+            result = results.pop(0)
+            if result.data_type() == FLOATS:
+                yield name, result.numpy()
+
+    return run
 
 
 def decode_file(path: Path, prompts: Iterable[Mapping[str, NDArray[Any]]]) -> Iterator[NDArray[Any]]:
