@@ -21,6 +21,7 @@ from edgeglm.export.foreign.difference import Comparison, worst_of
 from edgeglm.export.foreign.error import MAX_ERROR, calibrating, measured, open_original
 from edgeglm.export.foreign.fold import fold
 from edgeglm.export.foreign.formless import list_formless
+from edgeglm.export.foreign.graph_peak import SCALES_OPSET
 from edgeglm.export.foreign.graph_plan import Plan, computes_floats
 from edgeglm.export.foreign.graph_precision import Task, convert
 from edgeglm.export.foreign.integers import has_blocks
@@ -36,10 +37,10 @@ from edgeglm.export.graph.violation import Violation
 from edgeglm.export.prove.onnx_run import run_file
 from edgeglm.export.targets.base import graph_step
 
-# The first opset in which DequantizeLinear has an axis, and those that are tried in its place.
 X86 = "x86_64"
 ROUNDED_ERROR = 0.02  # of fp16 against fp32
-SCALES_OPSET, RAISED_OPSETS = 13, (13, 14, 15, 16, 17)
+# Opsets that are tried in the place of one in which DequantizeLinear has no axis.
+RAISED_OPSETS = (13, 14, 15, 16, 17)
 
 
 class NoFormError(UnsupportedError):
@@ -164,7 +165,7 @@ def _single(plan: Plan, model: ir.Model, work: Path) -> ir.Model:
         return single
     ir.save(single, file)
     sample, comparison = plan.samples[0], Comparison()
-    want, got = run_file(plan.source.original, sample), _tried(file, sample)
+    want, got = open_original(plan)(sample), _tried(file, sample)
     if want.keys() != got.keys():
         return model
     comparison.add(want, got)
@@ -181,11 +182,12 @@ def _raised(plan: Plan, model: ir.Model, work: Path) -> ir.Model:
     if model.graph.opset_imports.get("", 1) >= SCALES_OPSET:
         return model
     sample, file = plan.samples[0], work / "raised.onnx"
+    want = open_original(plan)(sample)
     for opset in RAISED_OPSETS:
         raised = to_opset(opset)(model.clone())
         if raised is not None:
             ir.save(raised, file)
-            if _same(run_file(plan.source.original, sample), _tried(file, sample)):
+            if _same(want, _tried(file, sample)):
                 return raised
     why = f"INT8 takes opset {SCALES_OPSET} or newer, and ONNX's converter does not bring its operators there"
     raise UnsupportedError(plan.request.file, why, "export it again in a newer opset, or in fp16 or fp32")

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeglm.export.foreign.codes import encode
+from edgeglm.export.foreign.means import Means, shift_of
 from edgeglm.export.foreign.new_nodes import CONTRIB, before, constant, describe, float_array, replace, transposed
 
 # From a signed byte to the unsigned one of the same weight.
@@ -16,13 +17,14 @@ SIGN = 128
 Array = NDArray[Any]
 
 
-def put_dynamic(node: ir.Node, *, pairs: bool, unsigned: bool = False) -> None:
+def put_dynamic(node: ir.Node, *, pairs: bool, unsigned: bool = False, means: Means | None = None) -> None:
     """Put a product of integers, and the bias that is added behind it, in a node's place.
 
     Args:
         node: A product.
         pairs: Whether neighbouring weights must not saturate.
         unsigned: Whether weights are unsigned instead, whose kernels do not saturate and are slower for many rows.
+        means: Of what it takes: the bias makes up for what the weights lose.
     """
     weight = float_array(node.inputs[1])
     assert weight is not None
@@ -31,6 +33,8 @@ def put_dynamic(node: ir.Node, *, pairs: bool, unsigned: bool = False) -> None:
     codes = encode(weight, 1, pairs_along=0 if pairs and not unsigned else None, even=True)
     stored = (codes.codes.astype(np.int16) + SIGN).astype(np.uint8) if unsigned else codes.codes
     sum_, bias = _bias(node, weight.shape[1])
+    if bias is not None:
+        bias = (bias + shift_of(weight - codes.codes * codes.scale, means)).astype(np.float32)
     inputs = [
         node.inputs[0],
         constant(node, "codes", stored),

@@ -21,8 +21,9 @@ from edgeglm.export.foreign.trials import Choose, Fold, Seen
 # Of a product in floating point: one of integers. And of a number: its rounding. And of a node: the steps that it takes
 # beside the one of floating point; a layer of 256 x 256 and one row takes as long in either.
 INTEGER, ROUNDING, BEGINNING = 1 / 3, 4, 20_000
-# Rows and products up to which those of unsigned weights take at most a tenth longer than those of signed ones.
-FEW, SHORT = 2, 1 << 18
+# Rows and products up to which those of unsigned weights take at most a tenth longer than those of signed ones; and
+# products that are short beside the run of a graph, whatever their rows.
+FEW, SHORT, SHORTEST = 2, 1 << 18, 1 << 16
 RANGES = {"": min_max, ", ranges of least error": least_squares}
 # Groups of nodes that are tried in floating point for the product's sake.
 REFINED = 12
@@ -40,7 +41,7 @@ class Form:
 
     def recipe_in(self, seen: Seen) -> Recipe:
         """Return the recipe in ranges of values that were seen."""
-        return replace(self.recipe, ranges=seen.ranges(self.choose))
+        return replace(self.recipe, ranges=seen.ranges(self.choose), means=seen.means())
 
     def with_floating(self, names: Collection[str]) -> Form:
         """Return the form with more nodes that stay as they are."""
@@ -131,11 +132,15 @@ def refined_groups(model: ir.Model) -> list[tuple[str, ...]]:
 
 
 def few_rows(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> frozenset[str]:
-    """Return the names of small products that have few rows with inputs of these shapes."""
+    """Return the names of products that have few rows with inputs of these shapes and are short, or shorter still."""
     computed, names = operations(model.clone(), shapes), set[str]()
     for node in integer_nodes(model):
         weight, count = float_array(node.inputs[1]), computed.get(f"{node.name}", 0)
-        if kind_of(node) == "product" and weight is not None and 0 < count <= min(FEW * weight.size, SHORT):
+        if (
+            kind_of(node) == "product"
+            and weight is not None
+            and 0 < count <= max(min(FEW * weight.size, SHORT), SHORTEST)
+        ):
             names.add(f"{node.name}")
     return frozenset(names)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_model
 
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
-from edgeglm.export.foreign.tidy import maps_of, quantized_by, tidy_proto
+from edgeglm.export.foreign.tidy import bytes_of_weights, maps_of, quantized_by, tidy_proto
 from edgeglm.export.prove.onnx_run import check_loads
 from edgeglm.export.write.describe import DTYPES
 from edgeglm.files import open_regular, opened, read_bytes
@@ -111,7 +111,7 @@ def read_graph(file: Path, work: Path) -> Source:
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
         why = f"its weights are not there: {_first_line(error)}"
         raise DamagedFileError(file, why, "export it again, with its external data beside it") from error
-    weights = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
+    weights = bytes_of_weights(proto)
     if weights > MAX_BYTES:
         why = f"has {format_size(weights)} of weights, and a graph is read whole, up to 2GiB"
         raise UnsupportedError(file, why, "export it as a checkpoint, which is read in pieces")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
+from onnx_ir.traversal import RecursiveGraphIterator
 
 from edgeglm.engines import DIALECTS, ENGINES, EngineName
 from edgeglm.export.foreign.activations import observed_bytes, run_bytes, value_bytes
@@ -18,11 +19,15 @@ from edgeglm.export.foreign.integers import ranged_values
 from edgeglm.export.predict.peaks import COMPILER_BYTES, COMPILER_FACTOR
 
 MIB = 1 << 20
+# INT8 takes this opset or a newer one, in which scales have an axis.
+SCALES_OPSET = 13
 # Python, the libraries and a session of a small graph: in the process that exports, in the same while another runs, and
 # in the converter to INT8 and to fp16.
 EXPORTER, WAITING, QUANTIZER, NARROWER = 162 * MIB, 147 * MIB, 161 * MIB, 145 * MIB
 # A node in a converter that measures: in graphs, sessions and histograms.
 NODE = 100 << 10
+# ONNX's converter of opsets, of graphs that INT8 brings to a newer one.
+RAISER = 10 * MIB
 # TensorRT for RTX in a process of its own, which maps its libraries; what QNN's compiler takes beyond a module's, with
 # the checks of a graph.
 BUILDER, CHECKS = 320 * MIB, 10 * MIB
@@ -34,6 +39,8 @@ READ, WRITTEN, BESIDE, MEASURED = 3, 4, 1, 3
 FOLD, OPEN, RUN, HALF = 4.1, 4.4, 2.75, 2
 # Copies of the largest weight: while it is rounded to codes, narrowed to fp16, packed in INT8 and in floating point.
 ROUNDED, NARROWED, PACKED_CODES, PACKED = 5, 2.25, 0.5, 1
+# Counting the values of the largest that is observed: masks, and what the engine works in.
+COUNTED = 0.5
 # Comparing outputs: both are there, and the largest in 64 bits, twice each, with masks.
 COMPARED = 8.5
 
@@ -51,7 +58,8 @@ class GraphSize:
         outputs: All outputs.
         output: The largest of them.
         inputs: All inputs, a sample of which waits while an engine's builder runs.
-        nodes: How many it has.
+        nodes: How many it has, those in bodies too.
+        opset: Of ONNX's operators.
     """
 
     weights: int
@@ -63,6 +71,7 @@ class GraphSize:
     output: int
     inputs: int = 0
     nodes: int = 0
+    opset: int = SCALES_OPSET
 
     @property
     def compared(self) -> int:
@@ -86,11 +95,12 @@ def size_of(
     names = _seen(model, precision, engine)
     computed = [value_bytes(value) for node in model.graph for value in node.outputs]
     inputs, outputs = ([value_bytes(value) for value in values] for values in (model.graph.inputs, model.graph.outputs))
-    stored = (value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    weights_of = (value for graph in model.graphs() for value in graph.initializers.values())
+    stored = (value.const_value.nbytes for value in weights_of if value.const_value)
     observed = observed_bytes(model, names, shapes) if names else 0
     return GraphSize(
         weights, _most(stored), live, observed, _most(computed), sum(outputs), _most(outputs), sum(inputs),
-        len(model.graph),
+        sum(1 for _ in RecursiveGraphIterator(model.graph)), model.graph.opset_imports.get("", 1),
     )  # fmt: skip
 
 
@@ -111,14 +121,15 @@ def graph_peak(size: GraphSize, precision: str, engine: EngineName) -> int:
     building = _building(size, engine)
     beside = max(_converting(size, precision, engine), building + size.inputs if building else 0)
     alone = EXPORTER + max((READ if precision == "fp32" else WRITTEN) * size.weights, measured)
-    return max(alone, WAITING + BESIDE * size.weights + beside if beside else 0)
+    waiting = WAITING + (RAISER if precision not in ("fp32", "fp16") and size.opset < SCALES_OPSET else 0)
+    return max(alone, waiting + BESIDE * size.weights + beside if beside else 0)
 
 
 def _converting(size: GraphSize, precision: str, engine: EngineName) -> int:
     """Return what the converter takes."""
     if precision == "fp32":
         return 0
-    seen = size.observed + size.widest if size.observed else 0
+    seen = size.observed + int(COUNTED * size.widest) if size.observed else 0
     if precision == "fp16" and not ENGINES[engine].half:
         return NARROWER + int(HALF * size.weights + NARROWED * size.largest)
     return (

@@ -12,7 +12,7 @@ which add pairs of products in 16 bits do not saturate. Or they are unsigned, wh
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from onnx_ir.traversal import RecursiveGraphIterator
 
 from edgeglm.export.foreign.codes import encode
 from edgeglm.export.foreign.dynamic import put_dynamic, put_dynamic_lstm
+from edgeglm.export.foreign.means import Means, shift_of
 from edgeglm.export.foreign.new_nodes import (
     CONTRIB,
     INT4,
@@ -32,7 +33,9 @@ from edgeglm.export.foreign.new_nodes import (
     describe,
     drop_unused,
     float_array,
+    lost_of,
     put_blocks,
+    share_equal,
     store,
     store_table,
     transposed,
@@ -57,6 +60,7 @@ class Recipe:
         floating: Names of nodes that stay as they are.
         pairs: Whether neighbouring weights must not saturate on x86.
         unsigned: Names of products whose weights are unsigned where they must not, if they are dynamic.
+        means: Of activations, by the name of the value: what weights lose by rounding is made up for in biases.
     """
 
     products: Products
@@ -65,6 +69,12 @@ class Recipe:
     floating: Collection[str] = ()
     pairs: bool = True
     unsigned: Collection[str] = ()
+    means: Mapping[str, Means] = field(default_factory=dict)
+
+    def means_of(self, node: ir.Node) -> Means | None:
+        """Return the means of what a node takes; of one that shares its weights none, as its bias stays shared too."""
+        (x, weight) = node.inputs[:2]
+        return None if weight is None or len(weight.uses()) > 1 else self.means.get(name_of(x))
 
 
 def integer_nodes(model: ir.Model) -> list[ir.Node]:
@@ -98,6 +108,7 @@ def quantize(model: ir.Model, recipe: Recipe) -> ir.Model:
         made.graph.opset_imports.setdefault(CONTRIB, 1)
     RemoveUnusedNodesPass()(made)
     drop_unused(made)
+    share_equal(made)
     TopologicalSortPass()(made)
     return made
 
@@ -146,13 +157,14 @@ def _quantize_node(model: ir.Model, node: ir.Node, recipe: Recipe) -> None:
     if kind == "table":
         store_table(node)
     elif kind == "stored" or (wide and kind):
-        store(node)
+        store(node, recipe.means_of(node))
     elif kind == "LSTM":
         put_dynamic_lstm(node, pairs=recipe.pairs)
     elif kind == "product" and recipe.products == "blocks":
         put_blocks(node)
     elif kind == "product" and (recipe.products == "dynamic" or inside):
-        put_dynamic(node, pairs=recipe.pairs, unsigned=recipe.pairs and node.name in recipe.unsigned)
+        unsigned = recipe.pairs and node.name in recipe.unsigned
+        put_dynamic(node, pairs=recipe.pairs, unsigned=unsigned, means=recipe.means_of(node))
     elif kind and not inside:
         _static(node, kind, recipe)
     elif kind:
@@ -167,9 +179,9 @@ def _static(node: ir.Node, kind: str, recipe: Recipe) -> None:
     x, weight = node.inputs[0], float_array(node.inputs[1])
     assert x is not None
     assert weight is not None
-    name = f"{x.name}".removesuffix(SEEN)
+    name = name_of(x)
     if name not in recipe.ranges:
-        store(node)
+        store(node, recipe.means_of(node))
         return
     axis = weight_axis(node, weight)
     along = 0 if kind == "product" and axis == 1 else 1
@@ -179,10 +191,12 @@ def _static(node: ir.Node, kind: str, recipe: Recipe) -> None:
         None if bias is None or bias.ndim != 1 or bias.size != weight.shape[axis] else np.abs(bias) / (step * 2.0**30)
     )
     codes = encode(weight, axis, pairs_along=along if recipe.pairs else None, least=least, even=kind == "product")
+    means = recipe.means_of(node)
     node.replace_input_with(0, _rounded(x, step, zero))
     scale = codes.scale.reshape(-1)
     node.replace_input_with(1, _dequantized(node, "weights", codes.codes, scale, axis))
     if least is not None and bias is not None:
+        bias = bias + shift_of(lost_of(node, weight, codes), means, node.attributes.get_int("group", 1))
         steps = (scale * np.float32(step)).astype(np.float32)
         sums = np.clip(np.rint(bias / steps.astype(np.float64)), -(2**31), 2**31 - 1).astype(np.int32)
         node.replace_input_with(2, _dequantized(node, "bias", sums, steps, 0))
@@ -193,6 +207,11 @@ def _static(node: ir.Node, kind: str, recipe: Recipe) -> None:
 
 
 SEEN = ".rounded"
+
+
+def name_of(value: ir.Value | None) -> str:
+    """Return the name of a value before it was rounded."""
+    return f"{value.name}".removesuffix(SEEN) if value is not None else ""
 
 
 def step_of(range_: Range) -> tuple[float, int]:

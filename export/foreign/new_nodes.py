@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeglm.export.foreign.codes import encode
+from edgeglm.export.foreign.codes import Codes, encode
+from edgeglm.export.foreign.means import Means, shift_of
 from edgeglm.export.quantize.lowering import block_attributes
 from edgeglm.export.quantize.schemes import Int4
 from edgeglm.export.quantize.storage import encode as encode_rows
@@ -18,6 +20,10 @@ INT4 = Int4()
 CONTRIB = "com.microsoft"
 # Which sum over gates: their weights are of (directions, gates, inputs).
 RECURRENT = {"GRU", "RNN", "LSTM"}
+# Whose third input is added to what they multiply.
+BIASED = {"Conv", "Gemm"}
+# Types of what weights become.
+CODES = {ir.DataType.INT8, ir.DataType.UINT8}
 
 
 def float_array(value: ir.Value | None) -> Array | None:
@@ -76,14 +82,31 @@ def replace(node: ir.Node, value: ir.Value) -> None:
     node.graph.remove(node, safe=True)
 
 
-def store(node: ir.Node) -> None:
-    """Store the weights in INT8; the engine widens them once, when it loads them."""
+def lost_of(node: ir.Node, weight: Array, codes: Codes) -> Array:
+    """Return the weights less the rounded ones, those of a product as (inputs, outputs)."""
+    lost: Array = weight - codes.codes * codes.scale
+    return lost.T if transposed(node) else lost
+
+
+def store(node: ir.Node, means: Means | None = None) -> None:
+    """Store the weights in INT8; the engine widens them once, when it loads them.
+
+    Args:
+        node: A node.
+        means: Of what it takes: a bias makes up for what the weights lose.
+    """
     for index in (1, 2) if node.op_type in RECURRENT else (1,):
         array = float_array(node.inputs[index])
         if array is None or array.size < 2:
             continue
         axis = weight_axis(node, array)
         codes = encode(array, axis if array.ndim < 3 or axis != 1 else (0, 1))
+        if (
+            node.op_type in BIASED
+            and (bias := float_array(node.inputs[2]) if len(node.inputs) > 2 else None) is not None
+        ):
+            shift = shift_of(lost_of(node, array, codes), means, node.attributes.get_int("group", 1))
+            node.replace_input_with(2, constant(node, "bias", (bias + shift).astype(np.float32)))
         whole = before(
             node, "Cast", [constant(node, f"codes{index}", codes.codes)], f"cast{index}", to=ir.DataType.FLOAT
         )
@@ -123,6 +146,20 @@ def _with_bias(node: ir.Node, product: ir.Value) -> None:
     if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
         product = before(node, "Add", [product, node.inputs[2]], "sum")
     replace(node, product)
+
+
+def share_equal(model: ir.Model) -> None:
+    """Let rounded weights that are equal be one: nodes that share a weight have each made codes of it."""
+    for graph in [model.graph, *model.graph.subgraphs()]:
+        kept: dict[tuple[ir.DataType, tuple[int, ...], bytes], ir.Value] = {}
+        for name, value in list(graph.initializers.items()):
+            tensor = value.const_value
+            if tensor is None or tensor.dtype not in CODES or value.is_graph_input() or value.is_graph_output():
+                continue
+            key = (tensor.dtype, tensor.numpy().shape, blake2b(tensor.tobytes()).digest())
+            if (first := kept.setdefault(key, value)) is not value:
+                value.replace_all_uses_with(first)
+                del graph.initializers[name]
 
 
 def drop_unused(model: ir.Model) -> None:

@@ -28,6 +28,8 @@ from edgeglm.export.graph.passes.infer_types import InferTypes
 IR_VERSION = 8
 ONNX = ("", "ai.onnx")
 QUANTIZED = {"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "QAttention", "QGemm", "QMoE"}
+# Attributes without which ONNX's inference takes another value than their default, and errs in shapes.
+DEFAULTS = {"STFT": ("onesided", 1)}
 PARTS = ("QuantizeLinear", "DequantizeLinear", "QLinear", "DynamicQuantize", "BlockQuantized")
 
 
@@ -58,6 +60,13 @@ def quantized_by(proto: ModelProto) -> tuple[str, ...]:
     """Return the operators by which a graph computes with, or stores, integers in the place of its numbers."""
     names = {node.op_type for node in _nodes(proto)}
     return tuple(sorted(name for name in names if name in QUANTIZED or any(part in name for part in PARTS)))
+
+
+def bytes_of_weights(proto: ModelProto) -> int:
+    """Return the bytes of all weights: constants in nodes and weights of bodies and functions too."""
+    initializers = (tensor for graph in _graphs(proto.graph) for tensor in graph.initializer)
+    constants = (attribute.t for node in _nodes(proto) for attribute in node.attribute if attribute.HasField("t"))
+    return sum(tensor.ByteSize() for tensors in (initializers, constants) for tensor in tensors)
 
 
 def load_model(proto: ModelProto, shapes: Mapping[str, Sequence[int | str]]) -> ir.Model:
@@ -151,6 +160,9 @@ def _tidy_graph(graph: GraphProto) -> None:
 
 def _tidy_node(node: NodeProto) -> None:
     node.domain = "" if node.domain in ONNX else node.domain
+    name, default = DEFAULTS.get(node.op_type, ("", 0)) if not node.domain else ("", 0)
+    if name and all(attribute.name != name for attribute in node.attribute):
+        node.attribute.append(onnx.helper.make_attribute(name, default))
     for attribute in node.attribute:
         if attribute.HasField("sparse_tensor") and node.op_type == "Constant":
             tensor = _dense(attribute.sparse_tensor)

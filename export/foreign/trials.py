@@ -20,6 +20,7 @@ from edgeglm.export.foreign.activations import kept_groups
 from edgeglm.export.foreign.clamps import reach_of
 from edgeglm.export.foreign.difference import Comparison, Reach, worst_of
 from edgeglm.export.foreign.made import read, sample_files, write
+from edgeglm.export.foreign.means import Means, Values
 from edgeglm.export.prove.onnx_run import each_float, opened
 from edgeglm.runtimes.engines.ort.options import session_options
 
@@ -68,8 +69,9 @@ Choose = Callable[[Histogram], Range]
 class Seen:
     """Histograms of values by name, and the ranges that were chosen of them."""
 
-    histograms: Mapping[str, Histogram]
+    histograms: Mapping[str, Values]
     _chosen: dict[Choose, Mapping[str, Range]] = field(default_factory=dict)
+    _means: dict[str, Means] = field(default_factory=dict)
 
     def ranges(self, choose: Choose) -> Mapping[str, Range]:
         """Return the range of each value, by name."""
@@ -77,6 +79,12 @@ class Seen:
             chosen = {name: choose(histogram) for name, histogram in self.histograms.items()}
             self._chosen[choose] = {name: (float(low), float(high)) for name, (low, high) in chosen.items()}
         return self._chosen[choose]
+
+    def means(self) -> Mapping[str, Means]:
+        """Return the means of each value, by name."""
+        if not self._means:
+            self._means.update((name, values.means()) for name, values in self.histograms.items())
+        return self._means
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ class Fold:
 
 
 def make_folds(
-    observed: Callable[[Sequence[Path]], dict[str, Histogram]], original: Path, samples: Path, held: Path, work: Path
+    observed: Callable[[Sequence[Path]], dict[str, Values]], original: Path, samples: Path, held: Path, work: Path
 ) -> tuple[Seen, list[Fold]]:
     """Return the values of all samples that calibrate, and folds.
 
@@ -114,15 +122,15 @@ def make_folds(
     return Seen(_merged(parts)), folds
 
 
-def _merged(parts: Sequence[Mapping[str, Histogram]]) -> dict[str, Histogram]:
-    merged: dict[str, Histogram] = {}
+def _merged(parts: Sequence[Mapping[str, Values]]) -> dict[str, Values]:
+    merged: dict[str, Values] = {}
     for part in parts:
         for name, histogram in part.items():
-            merged.setdefault(name, Histogram()).merge(histogram)
+            merged.setdefault(name, Values()).merge(histogram)
     return merged
 
 
-def observe(model: ir.Model, names: Sequence[str], files: Sequence[Path], work: Path) -> dict[str, Histogram]:
+def observe(model: ir.Model, names: Sequence[str], files: Sequence[Path], work: Path) -> dict[str, Values]:
     """Return a histogram of each value, by name; a value that is never finite, or no float, has none.
 
     Values are seen in groups: what a run is asked for stays in memory to its end.
@@ -133,7 +141,7 @@ def observe(model: ir.Model, names: Sequence[str], files: Sequence[Path], work: 
         files: Of samples.
         work: A folder for the graph.
     """
-    histograms: dict[str, Histogram] = {}
+    histograms: dict[str, Values] = {}
     inputs = {f"{value.name}" for value in model.graph.inputs}
     shapes = {name: array.shape for name, array in read(files[0]).items()}
     file = work / "observed.onnx"
@@ -179,10 +187,6 @@ def reached(model: ir.Model, samples: Iterable[Arrays], work: Path) -> set[str]:
     return {event["name"].removesuffix(COMPUTED) for event in events if event["name"].endswith(COMPUTED)}
 
 
-def _add(histograms: dict[str, Histogram], name: str, array: NDArray[Any]) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype != np.float32:
-        return
-    known = np.isfinite(array)
-    finite = array if known.all() else array[known]
-    if finite.size:
-        histograms.setdefault(name, Histogram()).add(finite)
+def _add(histograms: dict[str, Values], name: str, array: NDArray[Any]) -> None:
+    if array.dtype == np.float32 and np.isfinite(array).any():
+        histograms.setdefault(name, Values()).take(array)

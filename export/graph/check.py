@@ -21,6 +21,7 @@ FUSED_ATTENTION = {"Attention", "GroupQueryAttention", "MultiHeadAttention"}
 # What may stand between attention's two products and its softmax.
 BETWEEN = {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Reshape", "Identity", "Transpose", "Dropout", "Clip", "Max"}
 REACH = 8
+EXPORT_AGAIN = "export it again in one of these"
 FIXED_SIZES = "export it with fixed sizes, or give samples of one size by --calibration"
 
 
@@ -51,7 +52,7 @@ def _graph_violations(model: ir.Model, table: Table, limits: Limits | None) -> I
     opset = model.graph.opset_imports.get("", 0)
     if table.opset and opset and not table.opset.value[0] <= opset <= table.opset.value[1]:
         oldest, newest = table.opset.value
-        yield Violation("opset", WHOLE, str(opset), f"{table.title} reads opsets {oldest} to {newest}")
+        yield Violation("opset", WHOLE, str(opset), f"{table.title} reads opsets {oldest} to {newest}", EXPORT_AGAIN)
     if limits and not limits.dynamic_shapes.value:
         for value in model.graph.inputs:
             sizes = ["rank"] if value.shape is None else value.shape  # of a scalar, none

@@ -202,6 +202,13 @@ def small_operators() -> dict[str, Small]:
         [value("y", [2, 8], T.FLOAT16)],
         {"w": w.astype(np.float16)},
     )
+    nodes = [node("STFT", ["x", "step", "window"], ["s"]), node("ReduceSumSquare", ["s", "axis"], ["p"], keepdims=0)]
+    spectrum: Weights = {"step": np.array(8), "window": np.hanning(16).astype(np.float32), "axis": np.array([3])}
+    nodes += [node("MatMul", ["p", "mel"], ["m"]), node("Sqrt", ["m"], ["y"])]
+    model = graph(
+        nodes, [value("x", [1, 64, 1])], [value("y", [1, 7, 4])], {**spectrum, "mel": np.abs(normal(9, 4))}, opset=18
+    )
+    found["spectrum"] = Small(model, {"x": normal(1, 64, 1)}, precisions=every)
     trees: dict[str, Any] = {
         "nodes_treeids": [0] * 3, "nodes_nodeids": [0, 1, 2], "nodes_featureids": [0] * 3,
         "nodes_values": [0.1, 0.0, 0.0], "nodes_modes": ["BRANCH_LEQ", "LEAF", "LEAF"], "nodes_truenodeids": [1, 0, 0],

@@ -79,7 +79,7 @@ def test_neighbours_begin_at_even_places() -> None:
     assert encode(together, 1, pairs_along=0, even=True).codes.max() == LARGEST_PAIR // 2
 
 
-@pytest.mark.parametrize(("rows", "names"), [(1, {"first"}), (2, {"first"}), (16, set[str]())])
+@pytest.mark.parametrize(("rows", "names"), [(1, {"first"}), (2, {"first"}), (16, {"first"}), (64, set[str]())])
 def test_few_rows_are_counted(rows: int, names: set[str]) -> None:
     assert few_rows(product("Gemm", rows), {"x": [rows, 64]}) == names
 

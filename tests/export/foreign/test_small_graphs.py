@@ -21,9 +21,10 @@ from edgeglm.export.api import ExportRequest, export
 from edgeglm.export.foreign.activations import run_bytes
 from edgeglm.export.foreign.graph_file import read_graph
 from edgeglm.export.foreign.half import to_half
+from edgeglm.export.foreign.integers import Recipe, quantize
 from edgeglm.export.foreign.operand_types import complete_types, operands_of
 from edgeglm.export.foreign.quiet import quiet
-from edgeglm.export.foreign.tidy import load_model
+from edgeglm.export.foreign.tidy import load_model, name_nodes
 from edgeglm.export.graph.check import check
 from edgeglm.export.graph.passes.infer_types import InferTypes
 from edgeglm.export.prove.onnx_run import run_file
@@ -143,9 +144,11 @@ def test_a_scalar_does_not_vary(tmp_path: Path) -> None:
 
 def test_an_output_without_a_shape_is_no_fault_beside_others(tmp_path: Path) -> None:
     """What is wrong is named: an operator that is not there, or what the engine says."""
+    doubles = [node("Erf", ["x"], ["e"]), node("Cast", ["e"], ["y"], to=onnx.TensorProto.FLOAT)]
     for nodes, inputs, why in (
         ([node("Spin", ["x"], ["y"], domain="acme", name="spinner")], X, r"spinner \(acme.Spin\): ONNX Runtime"),
         ([node("MatMul", ["x", "w"], ["y"], name="product")], X, r"ONNX Runtime does not load it: .*\(product\)"),
+        (doubles, [value("x", [2, 8], onnx.TensorProto.DOUBLE)], "ONNX Runtime does not load it: .*Erf"),
     ):
         model = graph(nodes, inputs, [value("y", None)], {"w": normal(4, 4)}, domains=["acme"])
         onnx.save(model, tmp_path / "model.onnx")
@@ -202,3 +205,31 @@ def test_types_of_operators_beyond_onnx_come_from_their_schemas() -> None:
     assert operands is not None
     assert [bool(operand.may_be_half) for operand in operands.inputs] == [True, True, False, False]
     assert operands_of(ir.node("Twirl", []), {"": 17}) is None
+
+
+def test_weights_in_constants_and_bodies_are_counted(tmp_path: Path) -> None:
+    """Exporters of other frameworks write every weight as a node."""
+    weight = onnx.numpy_helper.from_array(normal(8, 64), "w")
+    typed = onnx.helper.make_tensor("v", onnx.TensorProto.FLOAT, [8, 64], normal(8, 64).ravel())
+    bodies = [
+        onnx.helper.make_graph([node("MatMul", ["x", "w"], ["o"])], "body", [], [value("o", [2, 64])], [tensor])
+        for tensor in (weight, onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [8, 64], normal(8, 64).ravel()))
+    ]
+    nodes = [
+        node("Constant", [], ["v"], value=typed),
+        node("MatMul", ["x", "v"], ["a"]),
+        node("If", ["c"], ["b"], then_branch=bodies[0], else_branch=bodies[1]),
+        node("Add", ["a", "b"], ["y"]),
+    ]
+    inputs = [*X, value("c", [], onnx.TensorProto.BOOL)]
+    onnx.save(graph(nodes, inputs, [value("y", [2, 64])]), tmp_path / "model.onnx")
+    assert read_graph(tmp_path / "model.onnx", tmp_path).weights_bytes == pytest.approx(3 * 4 * 8 * 64, rel=0.02)
+
+
+def test_a_weight_that_nodes_share_is_stored_once() -> None:
+    nodes = [node("MatMul", ["x", "w"], ["a"]), node("Relu", ["a"], ["r"]), node("MatMul", ["r", "w"], ["y"])]
+    model = ir.from_proto(plain(*nodes, w=normal(8, 8)))
+    name_nodes(model)
+    for recipe in (Recipe("dynamic", {}), Recipe("static", {"x": (-3, 3), "r": (0, 3)}), Recipe("static", {})):
+        codes = [one for one in quantize(model, recipe).graph.initializers.values() if one.dtype == ir.DataType.INT8]
+        assert [value.shape for value in codes if len(value.shape or ()) == 2] == [ir.Shape([8, 8])]
