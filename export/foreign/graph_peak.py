@@ -23,9 +23,9 @@ MIB = 1 << 20
 SCALES_OPSET = 13
 # Python, the libraries and a session of a small graph: in the process that exports, in the same while another runs, and
 # in the converter to INT8 and to fp16.
-EXPORTER, WAITING, QUANTIZER, NARROWER = 162 * MIB, 147 * MIB, 161 * MIB, 145 * MIB
-# A node in a converter that measures: in graphs, sessions and histograms.
-NODE = 100 << 10
+EXPORTER, WAITING, QUANTIZER, NARROWER = 162 * MIB, 147 * MIB, 166 * MIB, 145 * MIB
+# A node in a converter that measures: in graphs, sessions and histograms. And the profile of what is reached in bodies.
+NODE, PROFILE = 160 << 10, 8 * MIB
 # ONNX's converter of opsets, of graphs that INT8 brings to a newer one.
 RAISER = 10 * MIB
 # TensorRT for RTX in a process of its own, which maps its libraries; what QNN's compiler takes beyond a module's, with
@@ -36,7 +36,7 @@ BUILDER, CHECKS = 320 * MIB, 10 * MIB
 READ, WRITTEN, BESIDE, MEASURED = 3, 4, 1, 3
 # Copies in a converter that measures: folding a graph; opening a session over the graph, its form and that form's
 # bytes; and in the run of that session. The one to fp16 for a CPU measures nothing, and holds both graphs.
-FOLD, OPEN, RUN, HALF = 4.1, 4.4, 2.75, 2
+FOLD, OPEN, RUN, HALF = 4.1, 5, 2.75, 2
 # Copies of the largest weight: while it is rounded to codes, narrowed to fp16, packed in INT8 and in floating point.
 ROUNDED, NARROWED, PACKED_CODES, PACKED = 5, 2.25, 0.5, 1
 # Counting the values of the largest that is observed: masks, and what the engine works in.
@@ -60,6 +60,7 @@ class GraphSize:
         inputs: All inputs, a sample of which waits while an engine's builder runs.
         nodes: How many it has, those in bodies too.
         opset: Of ONNX's operators.
+        bodies: Whether it has bodies of If, Loop or Scan.
     """
 
     weights: int
@@ -72,6 +73,7 @@ class GraphSize:
     inputs: int = 0
     nodes: int = 0
     opset: int = SCALES_OPSET
+    bodies: bool = False
 
     @property
     def compared(self) -> int:
@@ -100,7 +102,8 @@ def size_of(
     observed = observed_bytes(model, names, shapes) if names else 0
     return GraphSize(
         weights, _most(stored), live, observed, _most(computed), sum(outputs), _most(outputs), sum(inputs),
-        sum(1 for _ in RecursiveGraphIterator(model.graph)), model.graph.opset_imports.get("", 1),
+        nodes=sum(1 for _ in RecursiveGraphIterator(model.graph)), opset=model.graph.opset_imports.get("", 1),
+        bodies=any(True for _ in model.graph.subgraphs()),
     )  # fmt: skip
 
 
@@ -135,6 +138,7 @@ def _converting(size: GraphSize, precision: str, engine: EngineName) -> int:
     return (
         QUANTIZER
         + NODE * size.nodes
+        + (PROFILE if size.bodies else 0)
         + max(
             int(FOLD * size.weights),
             int(OPEN * size.weights + PACKED_CODES * size.largest),
