@@ -36,7 +36,7 @@ BUILDER, CHECKS = 320 * MIB, 10 * MIB
 READ, WRITTEN, BESIDE, MEASURED = 3, 4, 1, 3
 # Copies in a converter that measures: folding a graph; opening a session over the graph, its form and that form's
 # bytes; and in the run of that session. The one to fp16 for a CPU measures nothing, and holds both graphs.
-FOLD, OPEN, RUN, HALF = 4.1, 5, 2.75, 2
+FOLD, OPEN, RUN, HALF = 4.1, 5, 3.75, 2
 # Copies of the largest weight: while it is rounded to codes, narrowed to fp16, packed in INT8 and in floating point.
 ROUNDED, NARROWED, PACKED_CODES, PACKED = 5, 2.25, 0.5, 1
 # Counting the values of the largest that is observed: masks, and what the engine works in.
