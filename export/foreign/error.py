@@ -116,7 +116,8 @@ def open_emitted(plan: Plan, file: Path) -> Run:
     """Return what runs the emitted graph: with a rounding to fp16 behind every operator, where its engine has that."""
     if plan.precision != "fp16" or not ENGINES[plan.engine].half:
         return opened(file)
-    return opened(file, round_results(onnx.load(file, load_external_data=False)).SerializeToString())
+    rounded = round_results(onnx.load(file, load_external_data=False)).SerializeToString()
+    return opened(file, rounded, layouts=False)
 
 
 def open_original(plan: Plan) -> Run:

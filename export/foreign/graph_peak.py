@@ -30,7 +30,7 @@ NODE, PROFILE = 160 << 10, 8 * MIB
 RAISER = 10 * MIB
 # TensorRT for RTX in a process of its own, which maps its libraries; what QNN's compiler takes beyond a module's, with
 # the checks of a graph.
-BUILDER, CHECKS = 320 * MIB, 10 * MIB
+BUILDER, CHECKS = 336 * MIB, 10 * MIB
 # Copies of the weights: as they are read and checked; as they are written for the converter; beside the converter; and
 # while the original's session and the emitted graph's are open.
 READ, WRITTEN, BESIDE, MEASURED = 3, 4, 1, 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -34,7 +35,7 @@ def make_half(graph: Path, original: Path, held: Path, output: Path, limit: floa
     """
     model = ir.load(graph)
     name_nodes(model)
-    trials = Trials.of(original, sample_files(held), output.parent)
+    trials = replace(Trials.of(original, sample_files(held), output.parent), layouts=False)
     floats = [node for node in RecursiveGraphIterator(model.graph) if node.op_type not in EXACT and _is_float(node)]
     whole = [node for node in floats if node.graph is model.graph]
     names = [f"{value.name}" for node in whole for value in node.outputs if value.name and _is_single(value)]

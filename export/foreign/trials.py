@@ -33,10 +33,17 @@ MOST = 32
 
 @dataclass(frozen=True)
 class Trials:
-    """Samples, files with the outputs of the original for them, and what these are before its last clamps."""
+    """Samples, files with the outputs of the original for them, and what these are before its last clamps.
+
+    Args:
+        pairs: Samples and outputs.
+        reach: What the outputs are before the last clamps.
+        layouts: Whether the engine may lay out values for its own kernels.
+    """
 
     pairs: Sequence[tuple[Path, Path]]
     reach: Reach | None = None
+    layouts: bool = True
 
     @classmethod
     def of(cls, original: Path, files: Sequence[Path], work: Path) -> Trials:
@@ -51,7 +58,7 @@ class Trials:
         """Return the largest error of an output; infinite where the engine does not take the graph."""
         comparison = Comparison()
         try:
-            run = opened(Path(), graph)
+            run = opened(Path(), graph, layouts=self.layouts)
             for sample, want in self.pairs:
                 comparison.add(read(want), run(read(sample)))
             del run  # as `reach` opens the original

@@ -16,6 +16,8 @@ from edgeglm.runtimes.engines.ort.options import WEIGHTS_FOLDER, session_options
 
 Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, Any]]
 FLOATS = "tensor(float)"
+# All that the engine does to a graph but for layouts of its own.
+PLAIN = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
 
 
 def run_file(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -23,9 +25,18 @@ def run_file(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray
     return opened(path)(feeds)
 
 
-def opened(path: Path, graph: bytes | None = None) -> Run:
-    """Return a function from feeds to outputs by name: of an ONNX file, or of another graph over its weights."""
+def opened(path: Path, graph: bytes | None = None, *, layouts: bool = True) -> Run:
+    """Return a function from feeds to outputs by name.
+
+    Args:
+        path: An ONNX file.
+        graph: Another one over its weights.
+        layouts: Whether the engine may lay out values for its own kernels, which crashes for some graphs with roundings
+            behind every operator (ONNX Runtime 1.31: Cast between Transpose and GRU).
+    """
     options = _options(graph or path)
+    if not layouts:
+        options.graph_optimization_level = PLAIN
     if graph:
         options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     session = _session(graph or path, options)
@@ -36,16 +47,16 @@ def opened(path: Path, graph: bytes | None = None) -> Run:
 def each_float(
     path: Path, graph: bytes
 ) -> Callable[[Mapping[str, NDArray[Any]]], Iterator[tuple[str, NDArray[np.float32]]]]:
-    """Return a function from feeds to the outputs in fp32, by name: one is copied from the engine at a time.
+    """Return a function from feeds to the outputs in fp32, by name, in the engine's own memory.
 
-    `opened` copies all of them while the engine still has its own, which takes twice their bytes.
+    `opened` copies all of them, which takes twice their bytes. An array is only there while the next is not asked for.
 
     Args:
         path: An ONNX file.
         graph: Another one over its weights.
     """
     options = _options(graph)
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.graph_optimization_level = PLAIN
     options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     session = _session(graph, options)
     names = [value.name for value in session.get_outputs()]
@@ -53,8 +64,7 @@ def each_float(
     def run(feeds: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, NDArray[np.float32]]]:
         values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
         results = session.run_with_ort_values(names, values)
-        for name in names:
-            result = results.pop(0)
+        for name, result in zip(names, results, strict=True):
             if result.data_type() == FLOATS:
                 yield name, result.numpy()
 
