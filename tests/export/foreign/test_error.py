@@ -19,6 +19,7 @@ from edgeglm.export.foreign.error import calibrating
 from edgeglm.export.foreign.half_nodes import GOAL, make_half
 from edgeglm.export.foreign.tidy import load_model
 from edgeglm.manifest import GraphAccuracy, GraphManifest
+from tests.export.foreign.small_graphs import normal
 
 RANDOM = np.random.default_rng(0)
 SINGLE, WHOLE = TensorProto.FLOAT, TensorProto.INT64
@@ -113,6 +114,29 @@ def test_fp16_of_a_gpu_is_measured_with_its_roundings(tmp_path: Path) -> None:
     error, _ = accuracy(tmp_path)
     assert error is not None
     assert error < 1e-3
+
+
+def test_roundings_around_a_recurrent_layer_are_measured(tmp_path: Path) -> None:
+    """The engine's layouts end the process there: casts between a transpose and what follows it."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        helper.make_node("GRU", ["t", "w", "u", "b"], ["a"], hidden_size=8, linear_before_reset=1),
+        helper.make_node("Squeeze", ["a", "one"], ["s"]),
+        helper.make_node("Transpose", ["s"], ["z"], perm=[1, 0, 2]),
+        helper.make_node("MatMul", ["z", "m"], ["p"]),
+        helper.make_node("Sigmoid", ["p"], ["y"]),
+    ]
+    weights = {
+        "w": normal(1, 24, 8, scale=0.3),
+        "u": normal(1, 24, 8, scale=0.3),
+        "b": normal(1, 48),
+        "m": normal(8, 3),
+    }
+    graph = write(tmp_path, nodes, {"x": [1, 6, 8], "y": [1, 6, 3]}, **weights, one=np.array([1]))
+    exported(graph, write_samples(tmp_path, [normal(1, 6, 8)]), "fp16", target="jetson")
+    error, _ = accuracy(tmp_path)
+    assert error is not None
+    assert error < 0.01
 
 
 def test_roundings_in_a_body_are_measured_too(tmp_path: Path) -> None:
