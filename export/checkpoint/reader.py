@@ -127,9 +127,12 @@ class Checkpoint:
         return name
 
     def sidecar(self, name: str) -> Path | None:
-        """Return the path of a file beside the weights, such as ``tokenizer.json``, or None where there is none."""
+        """Return the path of a file beside the weights, such as ``tokenizer.json``, or None where there is none.
+
+        A folder of that name and a link to nothing are there, so that whoever reads them refuses them.
+        """
         path = self.folder / name
-        return path if path.is_file() else None
+        return path if os.path.lexists(path) else None
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Return rows of a tensor as they are stored, exactly, in C order.

@@ -16,6 +16,7 @@ from edgeglm.runtimes.text.sidecars import Sidecars
 
 PROMPT = "Open the settings, 打开设置. aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!  1234\n\n"
 IMAGE_TOKEN = 151343  # where a config names none (transformers 5.23, Glm4vConfig)
+WORD = "settings"  # of the prompt
 T = TypeVar("T")
 
 
@@ -52,6 +53,13 @@ def open_chat(checkpoint: Checkpoint) -> Chat | None:
     chat = Chat(Sidecars(checkpoint.folder), None, sees=image_key(checkpoint.config) is not None)
     chat.encode([message("user", PROMPT)])
     return chat
+
+
+def text_note(chat: Chat) -> str | None:
+    """Return what is to be said where a template leaves out what the user says."""
+    if chat.template is None or WORD in chat.render([message("user", PROMPT)]).lower():
+        return None
+    return f"{chat.template.file}: a prompt leaves out what the user says, and so every answer is the same"
 
 
 def picture_note(chat: Chat, checkpoint: Checkpoint) -> str | None:

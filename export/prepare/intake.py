@@ -13,7 +13,7 @@ from edgeglm.export.checkpoint.generation import KNOWN, SILENT, read_generation
 from edgeglm.export.checkpoint.lineage import read_lineage, sparsity_of
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.checkpoint.sidecar_keys import unheard
-from edgeglm.export.checkpoint.sidecars import open_chat, picture_note
+from edgeglm.export.checkpoint.sidecars import open_chat, picture_note, text_note
 from edgeglm.export.families.keys import unknown_keys
 from edgeglm.export.families.registry import encoder_specs, family_of, image_key
 from edgeglm.export.families.rope import read_positions
@@ -70,7 +70,7 @@ def read_conversation(checkpoint: Checkpoint, context: int) -> tuple[manifest.Ge
     else:
         sees = image_key(checkpoint.config) is not None
         note = picture_note(chat, checkpoint)
-        notes += filter(None, [note, compare(chat, sees=sees, images=note is None)])
+        notes += filter(None, [text_note(chat), note, compare(chat, sees=sees, images=note is None)])
     generation, said = read_generation(checkpoint, context, chat.tokenizer if chat else None)
     return generation, [*notes, *said]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import json
 import logging
 import warnings
 from collections.abc import Sequence
@@ -64,7 +65,7 @@ class Tracer:
 
     def __init__(self, request: TraceRequest) -> None:
         self.request, self.kind = request, DIALECTS[request.dialect]
-        self.config: Any = build_config(msgspec.json.decode(request.config))
+        self.config: Any = build_config(json.loads(request.config))
         self.family = FAMILIES[self.config.architectures[0]]
         self.modeling: Any = importlib.import_module(self.family.modeling)
         self.model: Model = self.family.describe(self.config, request.grid)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib
 import io
+import json
 from functools import cache
 from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 import transformers
@@ -69,7 +69,7 @@ class Unhooked:
     """
 
     def __init__(self, config: str) -> None:
-        settings: Any = build_config(msgspec.json.decode(config))
+        settings: Any = build_config(json.loads(config))
         text = settings.get_text_config()
         text.num_hidden_layers, text.pad_token_id = 1, None  # nothing is padded
         self.family = FAMILIES[settings.architectures[0]]

@@ -38,24 +38,21 @@ class Sidecars:
         """Return a file's bytes, or None where there is none of that name.
 
         Raises:
-            DamagedFileError: It cannot be read, is no regular file, larger than any such file is, or a Git LFS pointer.
+            DamagedFileError: It cannot be read, is no regular file, a link to nothing, larger than any such file is,
+                or a Git LFS pointer.
         """
         if self.names is not None and name not in self.names:
             return None
         file = self.file(name)
         try:
             fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # else opening a FIFO would wait for a writer
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if os.path.islink(file):
+                raise damaged(file, "is a link to nothing") from error
             return None
         except OSError as error:
             raise damaged(file, f"cannot be read: {error.strerror}") from error
-        with os.fdopen(fd, "rb") as opened:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise damaged(file, "is not a regular file")
-            if status.st_size > MAX_BYTES:
-                raise damaged(file, f"has {status.st_size} bytes, too many for such a file")
-            data = opened.read(status.st_size)
+        data = _read(fd, file)
         if data.startswith(POINTER):
             raise DamagedFileError(
                 file, "is a Git LFS pointer, not the file itself", "run git lfs pull in the checkpoint"
@@ -82,6 +79,20 @@ class Sidecars:
         if not isinstance(value, dict):
             raise damaged(self.file(name), "is not a JSON object")
         return value
+
+
+def _read(fd: int, file: Path) -> bytes:
+    """Return all bytes of an open file, and close it."""
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise damaged(file, "is not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise damaged(file, f"has {status.st_size} bytes, too many for such a file")
+        with os.fdopen(fd, "rb", closefd=False) as opened:
+            return opened.read(status.st_size)
+    finally:
+        os.close(fd)
 
 
 def typed(file: Path, name: str, value: object, kind: type[T]) -> T:

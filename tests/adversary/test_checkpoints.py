@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("torch")
 
 from edgeglm.devices.loader import load_profile
+from edgeglm.errors import DamagedFileError, UsageError
 from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.prepare.preparation import open_export
@@ -26,6 +27,34 @@ from tests.adversary.mutate import mutate
 def checkpoint(tmp_path: Path) -> Path:
     """A copy of the demo, whose files may be changed."""
     return Path(shutil.copytree(DEMO, tmp_path / "checkpoint"))
+
+
+# What stands in a file's place after a torn download or a clumsy move, and what is said of it.
+NO_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a folder": (Path.mkdir, "is not a regular file"),
+    "a pipe": (os.mkfifo, "is not a regular file"),
+    "a link to nothing": (lambda path: path.symlink_to("nowhere"), "link to nothing"),
+    "a link to itself": (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
+}
+READ = (
+    "config.json", "chat_template.jinja", "chat_template.json", "generation_config.json", "model.safetensors",
+    "preprocessor_config.json", "processor_config.json", "special_tokens_map.json", "tokenizer.json",
+    "tokenizer_config.json",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+@pytest.mark.parametrize("name", READ)
+def test_what_is_no_file_is_refused_by_its_name(checkpoint: Path, name: str, kind: str) -> None:
+    make, why = NO_FILES[kind]
+    file = checkpoint / name
+    file.unlink(missing_ok=True)
+    make(file)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises((DamagedFileError, UsageError), match=f"^{file}: .*{why}.*; ") as refused:
+        open_export(Request(checkpoint, "copy", load_profile("cpu")))
+    del refused
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 SIDECARS = sorted(path.name for path in DEMO.glob("*.json") if path.name != "tokenizer.json")

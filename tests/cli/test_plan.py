@@ -188,7 +188,7 @@ def test_nine_billion_parameters_do_not_fit_eight_gigabytes(
     [
         ("--target rpi4", 2, "rpi4: is not a device profile; did you mean rpi5?"),
         ("--target jetson-xavier", 3, "jetson-xavier: decoder: its GPU takes no attention of varying length"),
-        ("--target cpu --precision banana", 2, "'banana'.*choose one of a16w8, a8w8, fp16, fp32, int4, int8"),
+        ("--target cpu --precision banana", 2, "'banana'.*choose one of a16w8, a8w8, fp16, fp32, int4, int4-128, int8"),
         ("--target cpu --context 10000000", 3, "give at most 512"),
         ("--target cpu --image-size 504x1008", 2, "--image-size: the model takes no images"),
         ("", 2, "plan: Missing option '--target'"),

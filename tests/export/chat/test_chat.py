@@ -89,6 +89,7 @@ def test_a_template_without_a_place_for_pictures_is_a_note(capsys: pytest.Captur
     status, out, err = run(capsys, "plan", str(tmp_path / "model"), "--target", "cpu")
     assert (status, err) == (0, "")
     assert "chat_template.jinja: a prompt has 0 places for one image, and so takes none" in out
+    assert "chat_template.jinja: a prompt leaves out what the user says, and so every answer is the same" in out
 
 
 @pytest.mark.parametrize("command", ["plan", "export"])
@@ -124,5 +125,6 @@ def test_a_template_for_texts_alone_is_a_note_on_a_model_that_sees(
     status, _, err = run(capsys, "export", model, "--target", "cpu", "-o", tmp_path / "bundle")
     assert status == 0
     assert "chat_template.jinja: a prompt has 0 places for one image, and so takes none\n" in err
+    assert "leaves out what the user says" not in err
     asked = ("run", tmp_path / "bundle", "--image", SCREEN, "--prompt", "Select OK", "--max-new-tokens", "4")
     check_failure(run(capsys, *asked), 3, "the prompt: has 0 places for 1 images; give each message as many images as")

@@ -109,7 +109,9 @@ def test_sidecars(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "chat_template.jinja").mkdir()
     assert checkpoint.sidecar("tokenizer.json") == tmp_path / "tokenizer.json"
-    assert checkpoint.sidecar("chat_template.jinja") is None
+    assert (
+        checkpoint.sidecar("chat_template.jinja") == tmp_path / "chat_template.jinja"
+    )  # and refused by whoever reads it
     assert checkpoint.sidecar("preprocessor_config.json") is None
 
 
