@@ -1,10 +1,10 @@
 """What a calibration gains on the demo: scales moved and errors fed back in INT4, ranges and scales of static INT8.
 
 ``python -m benchmarks.calibration WORK_DIR`` from the repository's root prints two tables, for the demo and for a copy
-of it with outlier channels (``--outliers FACTOR``). Both are calibrated on the demo's calibration set. The first is
-computed in numpy on the first evaluation screens, with right answers, all modules in INT4 and the activations rounded
-as ONNX Runtime does it: relative error of the answers' logits, and KL divergence in nats a token. The second has the
-errors that exports record.
+of it with outlier channels (``--outliers FACTOR --channels N``). Both are calibrated on the demo's calibration set. The
+first is computed in numpy on the first evaluation screens, with right answers, all modules in INT4 and the activations
+rounded as ONNX Runtime does it: relative error of the answers' logits, and KL divergence in nats a token. The second
+has the errors that exports record; ``--int4`` leaves it out.
 """
 
 from __future__ import annotations
@@ -103,15 +103,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, metavar="WORK_DIR")
     parser.add_argument("--outliers", type=float, default=16.0, metavar="FACTOR")
+    parser.add_argument("--channels", type=int, default=8, metavar="N")
+    parser.add_argument("--int4", action="store_true", help="only the first table")
     arguments = parser.parse_args()
     loud = arguments.work / "outliers"
-    inject(arguments.outliers, loud)
-    for title, model in (("demo", DEMO), (f"demo with outliers of {arguments.outliers:g}", loud)):
+    inject(arguments.outliers, loud, arguments.channels)
+    outliers = f"demo with {arguments.channels} outliers of {arguments.outliers:g}"
+    for title, model in (("demo", DEMO), (outliers, loud)):
         print(f"{title}\n")
         int4(model)
         print()
-        static(model, arguments.work)
-        print()
+        if not arguments.int4:
+            static(model, arguments.work)
+            print()
 
 
 if __name__ == "__main__":
