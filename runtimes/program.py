@@ -21,7 +21,6 @@ from edgeglm.runtimes.core.keep_options import add_keep_options, read_keep
 from edgeglm.runtimes.core.memory_plot import check_format, draw_memory
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.sampling import Sampling
-from edgeglm.runtimes.core.self_test import check, describe, run_self_test, summarize
 from edgeglm.units import format_size, parse_size
 
 # More than any device has cores; each is a thread with a stack of its own.
@@ -114,12 +113,14 @@ def _chat(conversation: Conversation, image: Path | None) -> Answer | None:
 
 def _self_test(runner: Runner, *, as_json: bool) -> None:
     """Print the verdict. Raises AccuracyError where it is bad."""
-    verdict = run_self_test(runner)
+    from edgeglm.runtimes.core import self_test  # noqa: PLC0415 (takes time, and is rarely needed)
+
+    verdict = self_test.run_self_test(runner)
     if as_json:
-        print(json.dumps(summarize(runner.bundle, verdict), indent=2))
+        print(json.dumps(self_test.summarize(runner.bundle, verdict), indent=2))
     else:
-        print("\n".join(describe(verdict)))
-    check(runner.bundle, verdict)
+        print("\n".join(self_test.describe(verdict)))
+    self_test.check(runner.bundle, verdict)
 
 
 def _show(text: str) -> None:

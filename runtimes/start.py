@@ -10,6 +10,7 @@ import json
 import os
 import stat
 import sys
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 NAME = "run.pyz"
@@ -36,11 +37,23 @@ def main(wheels: str) -> int:
         expected = _expected(archive.with_name(MANIFEST))
         if expected is not None and hashlib.sha256(archive.read_bytes()).hexdigest() != expected:
             raise DamagedError(archive)
-        from edgeglm.runtimes.__main__ import main as run  # noqa: PLC0415 (only what was checked)
+        with _compiled(expected):
+            from edgeglm.runtimes.__main__ import main as run  # noqa: PLC0415 (only what was checked)
+
+            return run(NAME, wheels, archive.parent)
     except KeyboardInterrupt:
         print("edgeglm: interrupted", file=sys.stderr)
         return 130
-    return run(NAME, wheels, archive.parent)
+
+
+def _compiled(sha256: str | None) -> AbstractContextManager[None]:
+    """Import the rest from compiled code, if the archive was checked and nothing that this needs is missing."""
+    with suppress(ImportError):
+        from edgeglm.runtimes.bytecode import compiled  # noqa: PLC0415 (only what was checked)
+
+        if sha256 is not None:
+            return compiled(sys.path[0], sha256)
+    return nullcontext()
 
 
 def _expected(manifest: Path) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -194,27 +194,26 @@ class _Words:
 
 def _token_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
     """Return the bytes of each token of a byte-level vocabulary, none for those that it lacks."""
-    values, words = dict(_byte_letters()), [b""] * size
-    added = {token: word.content for token, word in tokenizer.get_added_tokens_decoder().items()}
-    for word, token in tokenizer.get_vocab().items():
-        if token >= size:
-            continue
-        try:
-            words[token] = SPECIAL + word.encode() if token in added else bytes(values[letter] for letter in word)
-        except KeyError as error:
-            raise GrammarError("the tokenizer's tokens are not made of bytes") from error
+    letters, words = _byte_letters(), [b""] * size
+    added = tokenizer.get_added_tokens_decoder()
+    try:
+        for word, token in tokenizer.get_vocab().items():
+            if token < size:
+                words[token] = SPECIAL + word.encode() if token in added else word.translate(letters).encode("latin-1")
+    except UnicodeEncodeError as error:
+        raise GrammarError("the tokenizer's tokens are not made of bytes") from error
     return words
 
 
-def _byte_letters() -> Iterator[tuple[str, int]]:
-    """Yield the letters by which byte-level tokenizers write bytes: printable ones stand for themselves."""
-    further = 256
-    for byte in range(256):
-        if 33 <= byte <= 126 or (161 <= byte <= 255 and byte != 173):
-            yield chr(byte), byte
-        else:
-            yield chr(further), byte
-            further += 1
+def _byte_letters() -> dict[int, int]:
+    """Return the bytes that letters of byte-level tokenizers stand for: printable ones for themselves.
+
+    A letter below 256 that stands for none stays one that is no byte.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    further = [byte for byte in range(256) if byte not in printable]
+    none = dict.fromkeys(further, 256 + len(further))
+    return {**none, **{byte: byte for byte in printable}, **{256 + place: byte for place, byte in enumerate(further)}}
 
 
 def schema_source(schema: str) -> str:

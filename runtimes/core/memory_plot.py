@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
-
-from PIL import Image, ImageDraw, ImageFont
 
 from edgeglm.errors import UsageError
 from edgeglm.memory import Phase
@@ -80,6 +77,8 @@ class _Svg:
         self.parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}"/>')
 
     def text(self, place: Point, text: str) -> None:
+        from html import escape  # noqa: PLC0415 (a run without a plot need not wait for it)
+
         x, y = place
         self.parts.append(f'<text x="{x:.1f}" y="{y + 10:.1f}" fill="{INK}">{escape(text)}</text>')
 
@@ -90,6 +89,8 @@ class _Svg:
 
 class _Png:
     def __init__(self) -> None:
+        from PIL import Image, ImageDraw, ImageFont  # noqa: PLC0415 (a run without a plot need not wait for them)
+
         self.image = Image.new("RGB", (WIDTH, HEIGHT), "white")
         self.draw, self.font = ImageDraw.Draw(self.image), ImageFont.load_default(12)
 

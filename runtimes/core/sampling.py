@@ -76,8 +76,13 @@ class Sampler:
     scores = False
 
     def __init__(self, sampling: Sampling, seed: int = 0) -> None:
-        self.sampling, self.random = sampling, np.random.default_rng(seed)
+        self.sampling, self._seed = sampling, seed
         self.chosen = 0
+
+    @cached_property
+    def random(self) -> np.random.Generator:
+        """What tokens are drawn with; numpy imports it when it is asked for first."""
+        return np.random.default_rng(self._seed)
 
     def choose(self, logits: NDArray[np.float32], seen: Sequence[int], guide: Allowing | None = None) -> int:
         """Return the next token after those `seen`, prompt and answer; one that the guide allows, if there is one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import marshal
 import os
 import random
 import shutil
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from edgeglm.manifest import MANIFEST
+from edgeglm.runtimes.bytecode import KIND
+from edgeglm.store import seal, unseal
 from tests.cli.commands import LINE
 
 pytest.importorskip("edgeglm.export.write.pyz")
@@ -91,3 +94,47 @@ def test_a_damaged_manifest_is_one_line_without_waiting(alone: Path, tmp_path: P
     done = start(copy, "--prompt", "x")
     assert (done.returncode, done.stdout) == (6, "")
     assert LINE.fullmatch(done.stderr), done.stderr
+
+
+def started(folder: Path, cache: Path) -> subprocess.CompletedProcess[str]:
+    """A start whose cache is in a folder, and which may keep compiled code."""
+    line = [sys.executable, str(folder / "run.pyz"), "--prompt", "x"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=60, env=environment)
+
+
+def test_code_is_compiled_once_and_only_what_was_kept_is_run(alone: Path, tmp_path: Path) -> None:
+    first = started(alone, tmp_path)
+    (entry,) = (tmp_path / "edgeglm" / KIND).iterdir()
+    codes = unseal(entry.read_bytes(), KIND, entry.name)
+    assert codes is not None
+    assert "edgeglm.runtimes.program" in codes
+    other = marshal.dumps(compile("raise SystemExit(42)", "other", "exec"))
+    entry.write_bytes(seal({**codes, "edgeglm.runtimes.program": other}, KIND, entry.name))
+    assert started(alone, tmp_path).returncode == 42  # it is what is imported
+    damaged = bytearray(entry.read_bytes())
+    damaged[-1] ^= 1
+    entry.write_bytes(damaged)
+    again = started(alone, tmp_path)
+    assert (again.returncode, again.stdout, again.stderr) == (first.returncode, first.stdout, first.stderr)
+    assert unseal(entry.read_bytes(), KIND, entry.name) == codes
+
+
+def test_another_archive_does_not_run_the_code_of_this_one(alone: Path, tmp_path: Path) -> None:
+    started(alone, tmp_path)
+    other = Path(shutil.copytree(alone, tmp_path / "other"))
+    data = (other / "run.pyz").read_bytes()
+    (other / "run.pyz").write_bytes(data.replace(b"#!/usr/bin/env python3", b"#!/usr/bin/env python9", 1))
+    manifest = json.loads((other / MANIFEST).read_text())
+    manifest["files"]["run.pyz"]["sha256"] = hashlib.sha256((other / "run.pyz").read_bytes()).hexdigest()
+    (other / MANIFEST).write_text(json.dumps(manifest))
+    started(other, tmp_path)
+    assert len(list((tmp_path / "edgeglm" / KIND).iterdir())) == 2
+
+
+def test_without_a_folder_it_starts_all_the_same(alone: Path, tmp_path: Path) -> None:
+    (tmp_path / "edgeglm").write_text("a file")
+    done = started(alone, tmp_path)
+    assert (done.returncode, done.stdout) == (6, "")
+    assert LINE.fullmatch(done.stderr)
