@@ -52,7 +52,7 @@ def prove_slots(module: PreparedModule, writer: BundleWriter) -> float | None:
 
 def largest_error(one: Decoder, several: SlotDecoder) -> float:
     """Return how far the logits of any sequence are from those that it gets alone, relative to them."""
-    axes, width = one.inputs["position_ids"].shape[0], one.inputs["hidden"].shape[-1]
+    axes, width = one.inputs["position_ids"][0], one.inputs["hidden"][-1]
     random, error = np.random.default_rng(0), 0.0
     slots, fed = [several.slot(index, 1) for index in range(SLOTS)], [list[NDArray[np.float32]]() for _ in range(SLOTS)]
     for counts in FILLINGS:

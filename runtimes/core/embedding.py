@@ -44,15 +44,17 @@ class EmbeddingRows:
             DamagedFileError: The file was changed, or is shorter than it was.
         """
         places = {token: row for row, token in enumerate(dict.fromkeys(tokens))}  # an image is one token many times
-        stored, scales = np.empty((len(places), self.width), self.dtype), np.ones((len(places), 1), np.float32)
+        stored, scales = np.empty((len(places), self.width), self.dtype), np.empty((len(places), 1), np.float32)
         for token, row in places.items():
             self._read(stored[row], token * stored.strides[0])
             if self.scales is not None:
                 self._read(scales[row], self.scales + token * scales.itemsize)
         self.bundle.check(self.module.name)  # behind the reading: what was read before a change is right
-        rows = stored.astype(np.float32)
+        rows = stored.astype(np.float32, copy=False)
         if self.scales is not None:
             rows *= scales
+        if len(places) == len(tokens):
+            return rows
         repeated: NDArray[np.float32] = rows[[places[token] for token in tokens]]
         return repeated
 

@@ -182,8 +182,9 @@ class Generation:
     def _new(self, tokens: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return embeddings and positions of tokens that the decoder lacks, the first time behind the prompt's."""
         hidden = self.rows.gather(tokens)
-        places = self._last_position + 1 + len(self._fed) + np.arange(len(tokens))
-        positions = np.broadcast_to(places, (*self.lead.positions.shape[:2], len(places)))
+        first = self._last_position + 1 + len(self._fed)
+        positions = np.empty((*self.lead.positions.shape[:2], len(tokens)), np.int64)
+        positions[:] = range(first, first + len(tokens))
         if self.passes:
             return hidden, positions
         return np.concatenate([self.lead.hidden, hidden]), np.concatenate([self.lead.positions, positions], axis=2)

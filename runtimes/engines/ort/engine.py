@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from onnxruntime import OrtValue
 
 from edgeglm.bundle import Bundle
@@ -101,12 +102,14 @@ class Decoder(Rows):
     def __init__(self, path: Path, threads: int, capacity: int, graph: bytes | None = None, *, heads: int = 1) -> None:
         self.session = open_session(path, threads, graph=graph, is_decoder=True)
         inputs, logits = self.session.get_inputs(), self.session.get_outputs()[0]
-        self.inputs = {value.name: value for value in inputs if not value.name.startswith(STATE)}
+        own = [value for value in inputs if not value.name.startswith(STATE)]
+        self.inputs = {value.name: tuple(value.shape) for value in own}
+        self._types = {value.name: DTYPES[value.type] for value in own}
         super().__init__(key_values(inputs, capacity), capacity, heads if "mask" in self.inputs else 0)
         self.max_last = MAX_LAST if "logits_to_keep" in self.inputs else 1
         self.vocabulary, self.dtype = logits.shape[-1], DTYPES[logits.type]
-        self.logits = self._room_for(1)
         self.binding = self.session.io_binding()
+        self.logits = self._room_for(1)
 
     def step(self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64], last: int = 1) -> NDArray[np.float32]:
         """Return the logits of the last tokens, (last, vocabulary). Raises ValueError if they cannot be had."""
@@ -126,25 +129,23 @@ class Decoder(Rows):
         options: onnxruntime.RunOptions | None = None,
     ) -> NDArray[np.float32]:
         count, total = hidden.shape[1], self.length + hidden.shape[1]
-        if last != self.logits.shape()[1]:
+        if last != len(self.logits):
             self.logits = self._room_for(last)
-        self.binding.bind_ortvalue_output("logits", self.logits)  # first, as `Joined` expects it
-        feeds = self._feeds(hidden, position_ids, total, last)
-        for name, array in feeds.items():
+        for name, array in self._feeds(hidden, position_ids, total, last):
             self.binding.bind_cpu_input(name, array)
         self.state.bind(self.binding, self.length, count)
         self.session.run_with_iobinding(self.binding, options)
         self.state.take(self.binding)
         self.length = total
-        logits: NDArray[np.float32] = self.logits.numpy()[0].astype(np.float32)
+        logits: NDArray[np.float32] = self.logits.astype(np.float32)
         return logits
 
     def rest(self) -> None:
         """Have the engine give back what it does not use: behind a token of a state that is nobody's."""
         own = self.state, self.length
         self.state, self.length = key_values(self.session.get_inputs(), 1), 0
-        axes = self.inputs["position_ids"].shape[0] if "position_ids" in self.inputs else 1
-        hidden = np.zeros((1, 1, self.inputs["hidden"].shape[-1]), np.float32)
+        axes = self.inputs["position_ids"][0] if "position_ids" in self.inputs else 1
+        hidden = np.zeros((1, 1, self.inputs["hidden"][-1]), np.float32)
         try:
             self._pass(hidden, np.zeros((axes, 1, 1), np.int64), 1, shrinking())
         finally:
@@ -157,18 +158,24 @@ class Decoder(Rows):
 
     def _feeds(
         self, hidden: NDArray[np.float32], position_ids: NDArray[np.int64], total: int, last: int
-    ) -> dict[str, NDArray[Any]]:
-        everything: dict[str, NDArray[Any]] = {
+    ) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Yield the inputs beside keys and values, in the types that the graph takes."""
+        everything: dict[str, ArrayLike] = {
             "hidden": hidden,
             "position_ids": position_ids,
-            "seqlens_k": np.array([total - 1]),
-            "total_length": np.array([total]),
-            "logits_to_keep": np.array([last]),
+            "seqlens_k": [total - 1],
+            "total_length": [total],
+            "logits_to_keep": [last],
         }
         if "mask" in self.inputs:
             mask = causal_mask(hidden.shape[1], total)
-            everything["mask"] = mask.reshape(mask.shape[-len(self.inputs["mask"].shape) :])
-        return {name: np.ascontiguousarray(everything[name], DTYPES[value.type]) for name, value in self.inputs.items()}
+            everything["mask"] = mask.reshape(mask.shape[-len(self.inputs["mask"]) :])
+        for name, dtype in self._types.items():
+            yield name, np.ascontiguousarray(everything[name], dtype)
 
-    def _room_for(self, last: int) -> OrtValue:
-        return OrtValue.ortvalue_from_numpy(np.zeros((1, last, self.vocabulary), self.dtype))
+    def _room_for(self, last: int) -> NDArray[Any]:
+        """Return where a step leaves the logits of so many tokens; they are the first output, as `Joined` expects."""
+        logits = np.zeros((1, last, self.vocabulary), self.dtype)
+        self.binding.bind_ortvalue_output("logits", OrtValue.ortvalue_from_numpy(logits))
+        room: NDArray[Any] = logits[0]
+        return room

@@ -57,19 +57,20 @@ class Cache:
     def __init__(self, inputs: Mapping[str, NodeArg], capacity: int) -> None:
         self._heads = {name: tuple(value.shape[1:]) for name, value in inputs.items()}
         self._types = {name: DTYPES[value.type] for name, value in inputs.items()}
-        self._buffers = {name: self._empty(name, capacity) for name in inputs}
+        self._outputs = {name: name.replace("cache_", "new_", 1) for name in inputs}
+        self._buffers, self._addresses = dict[str, NDArray[Any]](), dict[str, int]()
+        for name in inputs:
+            self._put(name, self._empty(name, capacity))
         self.row_bytes = sum(buffer[:1].nbytes for buffer in self._buffers.values())
-        self._places = [(name, name.replace("cache_", "new_", 1)) for name in inputs]
 
     def bind(self, binding: IOBinding, length: int, count: int, least: int = 0) -> None:
         """Bind the rows of all tokens as inputs, at least `least`, and the last `count` as outputs: none is copied."""
         total = max(length + count, least)
-        for name, new in self._places:
-            buffer, dtype = self._buffers[name], self._types[name]
-            address, (heads, width) = buffer.ctypes.data, self._heads[name]
+        for name, address in self._addresses.items():
+            dtype, (heads, width) = self._types[name], self._heads[name]
             binding.bind_input(name, "cpu", 0, dtype, (total, heads, width), address)
-            behind = address + length * buffer.strides[0]
-            binding.bind_output(new, "cpu", 0, dtype, (1, count, heads * width), behind)
+            behind = address + length * self._buffers[name].strides[0]
+            binding.bind_output(self._outputs[name], "cpu", 0, dtype, (1, count, heads * width), behind)
 
     def take(self, binding: IOBinding) -> None:
         """Do nothing: what is written is in its place."""
@@ -78,8 +79,9 @@ class Cache:
         """Copy each buffer that is too small, one after the other."""
         for name, buffer in self._buffers.items():
             if len(buffer) < capacity:
-                self._buffers[name] = grown = self._empty(name, capacity)
+                grown = self._empty(name, capacity)
                 grown[:length] = buffer[:length]
+                self._put(name, grown)
 
     def rest(self, length: int) -> None:
         """Give back the pages of all rows but the first `length`."""
@@ -88,7 +90,8 @@ class Cache:
 
     def shrink(self) -> None:
         """Give the buffers back, but for a row each."""
-        self._buffers = {name: self._empty(name, 1) for name in self._buffers}
+        for name in self._buffers:
+            self._put(name, self._empty(name, 1))
 
     def tokens(self, start: int, stop: int) -> Iterable[NDArray[Any]]:
         """Yield views of the buffers."""
@@ -96,6 +99,10 @@ class Cache:
 
     def _empty(self, name: str, capacity: int) -> NDArray[Any]:
         return np.zeros((capacity, *self._heads[name]), self._types[name])
+
+    def _put(self, name: str, buffer: NDArray[Any]) -> None:
+        """Take a buffer, with its address: numpy takes a quarter of a binding's time to tell it."""
+        self._buffers[name], self._addresses[name] = buffer, buffer.ctypes.data
 
 
 class Filled:
