@@ -23,6 +23,8 @@ from edgeglm.errors import DamagedFileError, UsageError
 # Of ONNX Runtime's log: at this level QNN's compiler names the operators that it refuses.
 ERROR = 3
 EXACT = {"session.x64quantprecision": "1"}
+# Threads that wait for the next operator do not wait for the next run: what is between two runs would cost every core.
+IDLE = {"session.force_spinning_stop": "1"}
 # An ONNX file of one node, ``y = MatMulInteger(x, w)``, of unsigned and signed bytes.
 PRODUCT = (
     b'\x08\x08:=\n\x18\n\x01x\n\x01w\x12\x01y"\rMatMulInteger\x12\x00Z\t\n\x01x\x12\x04\n\x02\x08\x02'
@@ -97,7 +99,7 @@ def session_options(
     options.log_severity_level = ERROR
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     exact = EXACT if saturates() and _has_integer_activations(graph) else {}
-    for name, value in {**exact, **(entries or {})}.items():
+    for name, value in {**exact, **IDLE, **(entries or {})}.items():
         options.add_session_config_entry(name, value)
     return options
 

@@ -68,4 +68,4 @@ class Rows:
         self.state.resize(stop, self.capacity)
         for part in self.state.tokens(start, stop):
             begin, end = end, end + part[:1].nbytes
-            part[...] = rows[:, begin:end].view(part.dtype).reshape(part.shape)
+            part[...] = np.ascontiguousarray(rows[:, begin:end]).view(part.dtype).reshape(part.shape)
