@@ -49,6 +49,8 @@ START_SECONDS, TIMEOUT = 300, 600
 # The cost of HTTP may be so much of a token's.
 OVERHEAD = 0.02
 PATH = "/v1/completions"
+# The seconds for which edgeglm holds what nobody asks for while others have their turn: they release nothing.
+HELD = "3600"
 # clock_getcpuclockid(3): the clock of another process.
 CPU_OF_PROCESS = 2
 
@@ -249,6 +251,7 @@ def main() -> int:
     options = parser.parse_args()
     bundle = options.bundle or made(options.work)
     own = [sys.executable, "-m", "edgeglm", "serve", str(bundle), "--port", "{port}", "--threads", "{threads}"]
+    own += ["--idle", HELD]
     commands = {"edgeglm": own, "edgeglm --slots 4": [*own, "--slots", "4"]}
     commands |= {f"rival {number}": shlex.split(command) for number, command in enumerate(options.rival, start=1)}
     threads = str(options.threads)

@@ -81,7 +81,7 @@ class Sampler:
 
     @cached_property
     def random(self) -> np.random.Generator:
-        """What tokens are drawn with; numpy imports it when it is asked for first."""
+        """Generator of what tokens are drawn with; numpy imports it when it is asked for first."""
         return np.random.default_rng(self._seed)
 
     def choose(self, logits: NDArray[np.float32], seen: Sequence[int], guide: Allowing | None = None) -> int:

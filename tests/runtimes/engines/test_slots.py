@@ -105,10 +105,14 @@ def _parts(one: Asked) -> tuple[NDArray[np.float32], NDArray[np.int64], int]:
     return one.hidden, one.position_ids, one.last
 
 
-def test_the_engine_keeps_no_plan_of_buffers_for_each_shape_of_a_step(bundle: Bundle, several: SlotDecoder) -> None:
+def test_the_engine_keeps_no_plan_of_buffers_for_each_shape_of_a_step_and_no_thread_busy(
+    bundle: Bundle, several: SlotDecoder
+) -> None:
     alone = Decoder(bundle.path(bundle.decoder.file), 1, CAPACITY)
     options = [decoder.session.get_session_options() for decoder in (several, alone)]
     assert not any(option.enable_mem_pattern for option in options)
+    # Nor do its threads wait for the next step, at a core's cost each.
+    assert {option.get_session_config_entry("session.force_spinning_stop") for option in options} == {"1"}
 
 
 def test_logits_that_cannot_be_had_are_refused(several: SlotDecoder) -> None:
