@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from edgeglm.bundle import is_bundle
@@ -28,4 +30,21 @@ def check_target(target: Path) -> Path:
             raise UsageError(target, "is a file", "give a folder")
         if resolved.exists() and not is_bundle(resolved) and any(resolved.iterdir()):
             raise UsageError(target, "exists and is not a bundle", "give a new folder")
+        _check_room(partial_of(resolved))
     return resolved
+
+
+def partial_of(target: Path) -> Path:
+    """Return the folder in which a bundle is written."""
+    return target.with_name(f"{target.name}.partial")
+
+
+def _check_room(partial: Path) -> None:
+    """Raise the OSError that making a folder would end with: before any work is done, not behind it."""
+    with suppress(FileNotFoundError):
+        partial.lstat()
+    above = next(folder for folder in partial.parents if folder.exists())
+    if not os.access(above, os.W_OK | os.X_OK):
+        is_readonly = os.statvfs(above).f_flag & os.ST_RDONLY
+        code = errno.EROFS if is_readonly else errno.EACCES
+        raise OSError(code, os.strerror(code))

@@ -24,7 +24,7 @@ from edgeglm.export.write.disk import explained, lock_folder, make_folders, sync
 from edgeglm.export.write.journal import Journal, Record, job_statement, read_journal
 from edgeglm.export.write.output import OutputFile
 from edgeglm.export.write.record import Written
-from edgeglm.export.write.target import check_target
+from edgeglm.export.write.target import check_target, partial_of
 from edgeglm.manifest import MANIFEST, File, Sealed
 
 # Finished jobs are brought to the disk, and count, once this much or this long has gathered.
@@ -71,7 +71,7 @@ class BundleWriter:
         self.resumed_jobs = 0
         self._key, self._resume = key, resume
         self._source, self._holds = source, holds
-        self._partial = self.target.with_name(f"{self.target.name}.partial")
+        self._partial = partial_of(self.target)
         self._bundle = self._partial / "bundle"
         self._outputs: dict[str, OutputFile] = {}
         self._small: dict[str, File] = {}

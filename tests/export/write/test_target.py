@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgeglm.errors import BudgetError, EdgeglmError, UsageError
+from edgeglm.export.write.target import check_target
 from edgeglm.export.write.writer import BundleWriter
 from edgeglm.manifest import MANIFEST
 from tests.bundles import ROWS_BYTES, sample_manifest, write_bundle
@@ -46,6 +47,20 @@ def test_an_impossible_target_is_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(UsageError):
         export(Path(target))
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["a file/b", "n" * 250])
+def test_a_target_that_cannot_be_made_is_known_before_any_work(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a file").touch()
+    with pytest.raises(UsageError, match=r"cannot be written: (Not a directory|File name too long); "):
+        check_target(tmp_path / name)
+    assert os.listdir(tmp_path) == ["a file"]
+
+
+def test_a_read_only_disk_is_named_before_any_work(small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(UsageError, match="cannot be written: Read-only file system; give a folder on a writable disk"):
+        check_target(small_disk / "deep" / "b")
 
 
 def test_a_folder_without_rights_is_one_line(tmp_path: Path) -> None:
