@@ -8,6 +8,7 @@ from pathlib import Path
 from edgeglm.bundle import Bundle, load_bundle, verify_bundle
 from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.export.checkpoint.adapter import open_checkpoint
+from edgeglm.export.checkpoint.files import shown
 from edgeglm.export.checkpoint.lineage import ORIGINAL, ORIGINAL_SHA256, check_original, find_original
 from edgeglm.export.checkpoint.locate import DEMO, DEMO_NAME, locate
 from edgeglm.export.checkpoint.reader import Checkpoint
@@ -118,7 +119,9 @@ def _original(manifest: Manifest, reference: str | None, adapter: str | None) ->
         raise UsageError(
             f"--adapter {adapter}", "is not the adapter that the bundle was exported with", "give that one"
         )
-    checkpoint.check_architecture([manifest.model.architecture])
+    if checkpoint.architecture != manifest.model.architecture:
+        why = f"is a {shown(checkpoint.architecture)}, and the bundle was made of a {manifest.model.architecture}"
+        raise UnsupportedError(f"--reference {folder}", why, "give the checkpoint it was made from")
     return checkpoint
 
 
