@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from edgeglm.export.foreign.forms import (
 from edgeglm.export.foreign.graph_precision import Task
 from edgeglm.export.foreign.integers import formed_nodes, integer_nodes, quantize, ranged_values
 from edgeglm.export.foreign.made import Made, read, sample_files
+from edgeglm.export.foreign.new_nodes import float_array
 from edgeglm.export.foreign.sensitivity import GOAL, NAMED, Search, search
 from edgeglm.export.foreign.tidy import name_nodes
 from edgeglm.export.foreign.trials import Trials, make_folds, observe, reached
@@ -154,10 +156,22 @@ def _kept(
 
 
 def _unreached(model: ir.Model, samples: Sequence[Path], work: Path) -> list[str]:
-    """Return the nodes in bodies whose weights no sample reaches, so that nothing could be measured of them."""
-    inside = [f"{node.name}" for node in formed_nodes(model) if node.graph is not model.graph]
+    """Return the nodes in bodies that no sample reaches, so that nothing could be measured of their weights.
+
+    A node with the weights of one that is reached, as exporters write for each branch, is not among them.
+    """
+    nodes = formed_nodes(model)
+    inside = [node for node in nodes if node.graph is not model.graph]
     computed = reached(model, map(read, samples), work) if inside else set[str]()
-    return [name for name in inside if name not in computed]
+    missed = [node for node in inside if node.name not in computed]
+    known = {_weights_of(node) for node in nodes if node not in missed} if missed else set()
+    return [f"{node.name}" for node in missed if _weights_of(node) not in known]
+
+
+def _weights_of(node: ir.Node) -> tuple[str, tuple[bytes, ...]]:
+    """Return what tells a node's weights from others."""
+    arrays = (float_array(value) for value in node.inputs)
+    return node.op_type, tuple(blake2b(array.tobytes()).digest() for array in arrays if array is not None)
 
 
 def _share(model: ir.Model) -> float:

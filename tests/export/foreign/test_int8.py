@@ -136,6 +136,15 @@ def test_what_no_sample_reaches_stays_as_it_is(tmp_path: Path) -> None:
     assert 1e-4 < error(*reversed(outputs(tmp_path, samples[0]))) < 0.05
 
 
+def test_a_branch_with_weights_that_samples_reach_elsewhere_is_in_int8(tmp_path: Path) -> None:
+    model = branches()
+    model.graph.initializer[1].raw_data = model.graph.initializer[0].raw_data
+    samples = [{"x": normal(1, 32), "c": np.array(True)} for _ in range(4)]
+    _, notes = exported(model, samples, tmp_path)
+    assert not [note for note in notes if "no sample reaches" in note]
+    assert 1e-4 < error(*reversed(outputs(tmp_path, {**samples[0], "c": np.array(False)}))) < 0.05
+
+
 def test_a_layer_in_a_body_is_in_int8(tmp_path: Path) -> None:
     model = branches()
     samples = [
