@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import msgspec
 
-from edgeglm.errors import DamagedFileError, EdgeglmError
+from edgeglm.errors import DamagedFileError, EdgeglmError, UnsupportedError
 from edgeglm.export.checkpoint.files import AGAIN, read_json
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.families.registry import image_key
@@ -51,7 +51,11 @@ def open_chat(checkpoint: Checkpoint) -> Chat | None:
     if checkpoint.sidecar("tokenizer.json") is None:
         return None
     chat = Chat(Sidecars(checkpoint.folder), None, sees=image_key(checkpoint.config) is not None)
-    chat.encode([message("user", PROMPT)])
+    last = max(chat.encode([message("user", PROMPT)]))
+    words = checkpoint.config.get("text_config", checkpoint.config).get("vocab_size")
+    if isinstance(words, int) and last >= words:
+        why = f"makes token {last} of a prompt, and the model has {words}, from 0 on"
+        raise UnsupportedError(checkpoint.folder / "tokenizer.json", why, "take both files of one model")
     return chat
 
 

@@ -16,6 +16,7 @@ from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.runtimes.text.chat import Chat
 from edgeglm.runtimes.text.sidecars import Sidecars
 from tests.cli.commands import check_failure, run
+from tests.export.tiny import SHAPES, save
 from tests.runtimes.demo import SCREEN
 
 NAMES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json")
@@ -114,6 +115,17 @@ def test_plan_and_export_refuse_what_no_device_could_answer_with(
     more = ["-o", str(tmp_path / "bundle")] if command == "export" else []
     check_failure(run(capsys, command, str(model), "--target", "cpu", *more), status, why)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("bundle")]
+
+
+def test_a_tokenizer_of_more_words_than_the_model_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(SHAPES["glm"], tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(DEMO / name, tmp_path / "model")
+    capsys.readouterr()
+    result = run(capsys, "plan", tmp_path / "model", "--target", "cpu")
+    check_failure(result, 3, r"tokenizer\.json: makes token \d+ of a prompt, and the model has 256, .*; take both")
 
 
 def test_a_template_for_texts_alone_is_a_note_on_a_model_that_sees(
