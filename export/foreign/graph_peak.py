@@ -40,7 +40,7 @@ FOLD, OPEN, RUN, HALF = 4.1, 5, 3.75, 2
 # Copies of the largest weight: while it is rounded to codes, narrowed to fp16, packed in INT8 and in floating point.
 ROUNDED, NARROWED, PACKED_CODES, PACKED = 5, 2.25, 0.5, 1
 # Counting the values of the largest that is observed: masks, and what the engine works in.
-COUNTED = 0.5
+COUNTED = 0.75
 # Comparing outputs: both are there, and the largest in 64 bits, twice each, with masks.
 COMPARED = 8.5
 
