@@ -162,7 +162,7 @@ def read_private(file: Path) -> bytes:
     with suppress(OSError, ValueError), open(os.open(file, READ), "rb") as opened:
         status = os.fstat(opened.fileno())
         if is_private(status) and stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
-            return opened.read(MAX_BYTES)
+            return opened.read(status.st_size)
     return b""
 
 

@@ -10,7 +10,7 @@ import hashlib
 import marshal
 import sys
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import MAGIC_NUMBER
 from types import CodeType
 from typing import TYPE_CHECKING
@@ -47,7 +47,8 @@ def compiled(archive: str, sha256: str) -> Iterator[None]:
         yield
     finally:
         if new and not sys.dont_write_bytecode:
-            store.keep(KIND, key, {**known, **new})
+            with suppress(MemoryError):  # an answer is not lost for want of it
+                store.keep(KIND, key, {**known, **new})
 
 
 class _Importer(zipimporter):

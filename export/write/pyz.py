@@ -51,6 +51,8 @@ if sys.version_info < (3, 10):
 try:
     from edgeglm.runtimes.start import main
     code = main("{WHEELS}")
+except MemoryError:
+    end(5, "memory: is not enough for this; free some, or allow the process more")
 except Exception:
     end(6, sys.argv[0] + ": is damaged or was changed; copy the bundle again from where it was exported")
 sys.exit(code)
