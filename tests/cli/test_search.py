@@ -15,6 +15,7 @@ from edgeglm.bundle import read_manifest
 from tests.cli.commands import check_failure, run
 from tests.cli.test_validate_text import write_text, write_tokenizer
 from tests.export.tiny import SHAPES, save
+from tests.extras import need_tflite
 
 Capture = pytest.CaptureFixture[str]
 
@@ -63,7 +64,7 @@ def test_a_text_model_is_searched_for_memory(tmp_path: Path, capsys: Capture) ->
 
 @pytest.mark.slow
 def test_a_format_is_searched_for(tmp_path: Path, capsys: Capture) -> None:
-    pytest.importorskip("litert_torch")
+    need_tflite()
     model, text = tmp_path / "model", tmp_path / "text.txt"
     save(SHAPES["glm4"], model)
     write_tokenizer(model / "tokenizer.json")
