@@ -59,8 +59,8 @@ def post(url: str, fields: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def streaming(url: str, tokens: int) -> Iterator[http.client.HTTPResponse]:
-    """A stream of so many random tokens, which is left in the end."""
-    body = json.dumps({"prompt": "a b c", "max_tokens": tokens, "temperature": 1.5, "seed": 3, "stream": True})
+    """A stream of so many random tokens, which is left in the end; no token of this seed ends it before."""
+    body = json.dumps({"prompt": "a b c", "max_tokens": tokens, "temperature": 2.0, "seed": 1, "stream": True})
     with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)) as connection:
         connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
         with connection.getresponse() as response:
