@@ -246,6 +246,7 @@ class Engine:
         assert self._current
         slots = self.bundles.loaded[self._current.job.bundle].runner.slots
         if slots and self._is_alone(self._current):
+            self._outbox.hand_over()  # it goes on within the step that it shared
             return slots.step({slot: asked})[slot]
         return self._current.wait(slot, asked)
 
@@ -255,8 +256,7 @@ class Engine:
 
     def _is_alone(self, task: Task) -> bool:
         """Return, on a request's own thread, whether nothing else is to be done: two threads need not take turns."""
-        looked = self.now() - self._looked < TICK_SECONDS
-        return looked and not self._jobs and self.bundles.tasks == [task]
+        return self.now() - self._looked < TICK_SECONDS and not self._jobs and self.bundles.tasks == [task]
 
     def _resume(self, loaded: Loaded, task: Task, result: Result = None) -> None:
         self._current = task

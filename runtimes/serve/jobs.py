@@ -84,9 +84,13 @@ class Outbox:
         try:
             yield
         finally:
-            self._holds = False
-            if self._events:
-                self._wake()
+            self.hand_over()
+
+    def hand_over(self) -> None:
+        """Hand over what has been held, and hold no more: what follows is of no step of several."""
+        self._holds = False
+        if self._events:
+            self._wake()
 
     def _wake(self) -> None:
         if self._is_woken:

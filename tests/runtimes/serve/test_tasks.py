@@ -109,6 +109,25 @@ def test_what_comes_together_wakes_the_loop_once_and_stays_in_order() -> None:
     asyncio.run(asyncio.wait_for(deliver(), 30))
 
 
+def test_who_goes_on_alone_within_a_shared_step_is_heard_at_once() -> None:
+    async def deliver() -> None:
+        loop = Loop()
+        outbox = Outbox(cast(asyncio.AbstractEventLoop, loop))
+        left = job(outbox)
+
+        def step() -> None:
+            with outbox.together():
+                left.emit(Started(1))
+                outbox.hand_over()
+                left.emit(Started(2))
+                assert loop.woken
+
+        await asyncio.to_thread(step)
+        assert [await left.events.get(), await left.events.get()] == [Started(1), Started(2)]
+
+    asyncio.run(asyncio.wait_for(deliver(), 30))
+
+
 def test_a_loop_that_has_closed_leaves_its_requests_to_nobody() -> None:
     loop = asyncio.new_event_loop()
     loop.close()
