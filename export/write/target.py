@@ -42,7 +42,7 @@ def partial_of(target: Path) -> Path:
 def _check_room(partial: Path) -> None:
     """Raise the OSError that making a folder would end with: before any work is done, not behind it."""
     with suppress(FileNotFoundError):
-        partial.lstat()
+        partial.lstat()  # a name that is too long, or below a file
     above = next(folder for folder in partial.parents if folder.exists())
     if not os.access(above, os.W_OK | os.X_OK):
         is_readonly = os.statvfs(above).f_flag & os.ST_RDONLY
