@@ -139,7 +139,7 @@ def test_thousands_of_reads_from_threads_leave_no_descriptor_open(tmp_path: Path
     for thread in threads:
         thread.join()
     assert right == [True] * 1600
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # fewer: a collector closes what earlier tests left
 
 
 def cached_pages(path: Path) -> int:
