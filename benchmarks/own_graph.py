@@ -47,8 +47,8 @@ from benchmarks.emulated import run_there
 from benchmarks.own_graphs import write_graphs
 from edgeglm.errors import EdgeglmError
 from edgeglm.export.api import ExportRequest, export
-from edgeglm.export.foreign.clamps import reach_of
-from edgeglm.export.foreign.difference import Comparison, worst_of
+from edgeglm.export.foreign.measure.clamps import reach_of
+from edgeglm.export.foreign.measure.difference import Comparison, worst_of
 from edgeglm.units import format_size
 
 Arrays = Mapping[str, NDArray[Any]]

@@ -186,8 +186,8 @@ def _export_checkpoint(request: ExportRequest, budget: int, show: Show) -> Expor
 
 def _export_graph(request: ExportRequest, budget: int, show: Show) -> ExportResult:
     from edgeglm.export.foreign.graph_bundle import export_graph
-    from edgeglm.export.foreign.graph_plan import GraphRequest, open_graph
-    from edgeglm.export.foreign.quiet import quiet
+    from edgeglm.export.foreign.plan.graph_plan import GraphRequest, open_graph
+    from edgeglm.export.foreign.read.quiet import quiet
     from edgeglm.export.write.target import check_target
     from edgeglm.runtimes.core.heap import bound_heap
     from edgeglm.scratch import scratch_folder
@@ -221,9 +221,9 @@ def _export_graph(request: ExportRequest, budget: int, show: Show) -> ExportResu
 
 
 def _plan_graph(request: PlanRequest) -> Forecast:
-    from edgeglm.export.foreign.graph_forecast import forecast_graph
-    from edgeglm.export.foreign.graph_plan import GraphRequest
-    from edgeglm.export.foreign.quiet import quiet
+    from edgeglm.export.foreign.plan.graph_forecast import forecast_graph
+    from edgeglm.export.foreign.plan.graph_plan import GraphRequest
+    from edgeglm.export.foreign.read.quiet import quiet
     from edgeglm.scratch import scratch_folder
 
     _refuse_options(_for_checkpoints(request))

@@ -51,7 +51,7 @@ def test_the_architecture_page_names_files_that_exist() -> None:
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     sections = re.findall(r"^### In `([\w/]+)/`\n(.*?)(?=^#)", text, re.MULTILINE | re.DOTALL)
     assert [folder for folder, _ in sections] == [
-        "edgeglm", "runtimes", "runtimes/core", "runtimes/text", "export", "export/pipeline",
+        "edgeglm", "runtimes", "runtimes/core", "runtimes/text", "export", "export/pipeline", "export/foreign",
     ]  # fmt: skip
     for folder, table in sections:
         names = [name for row in re.findall(r"^\|(.+?)\|", table, re.MULTILINE) for name in re.findall(r"`(.+?)`", row)]

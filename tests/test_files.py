@@ -25,8 +25,8 @@ pytest.importorskip("onnx_ir")
 
 from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.foreign import arrays
-from edgeglm.export.foreign.graph_file import Input, graph_bytes, read_graph
+from edgeglm.export.foreign.read import arrays
+from edgeglm.export.foreign.read.graph_file import Input, graph_bytes, read_graph
 from edgeglm.export.samples import screenshots, windows
 from edgeglm.runtimes.inputs.image import MAX_PIXELS
 

@@ -6,7 +6,7 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ LAYERS = """
     model metric families checkpoint samples chat choose trace graph requests cluster quantize write prepare prefix
     prove calibrate targets predict evaluate burn pipeline compress search foreign api api_worker matrix demo
 """.split()
+FOREIGN_LAYERS = "normalize read measure fp16 quantize plan".split()  # the folders of export/foreign/, likewise
 
 
 def python_files(folder: Path) -> Iterator[Path]:
@@ -50,12 +51,12 @@ def violations(files: Iterable[Path], banned: Iterable[str]) -> list[str]:
     ]
 
 
-def layer_violations(export: Path) -> list[str]:
-    """Return each import by which one part of the export folder reaches into a later one."""
+def layer_violations(folder: Path, layers: Sequence[str], package: str) -> list[str]:
+    """Return each import by which one part of a folder reaches into a later one."""
     found = []
-    for index, name in enumerate(LAYERS):
-        files = python_files(export / name) if (export / name).is_dir() else [export / f"{name}.py"]
-        found += violations(files, [f"edgeglm.export.{later}" for later in LAYERS[index + 1 :]])
+    for index, name in enumerate(layers):
+        files = python_files(folder / name) if (folder / name).is_dir() else [folder / f"{name}.py"]
+        found += violations(files, [f"{package}.{later}" for later in layers[index + 1 :]])
     return found
 
 
@@ -93,7 +94,13 @@ def test_no_init_imports_anything_heavy(folder: str) -> None:
 
 
 def test_no_part_of_export_imports_a_later_one() -> None:
-    assert layer_violations(ROOT / "export") == []
+    assert layer_violations(ROOT / "export", LAYERS, "edgeglm.export") == []
+
+
+def test_no_folder_of_a_users_graphs_imports_a_later_one() -> None:
+    folder = ROOT / "export/foreign"
+    assert {path.parent.name for path in folder.glob("*/__init__.py")} == set(FOREIGN_LAYERS)
+    assert layer_violations(folder, FOREIGN_LAYERS, "edgeglm.export.foreign") == []
 
 
 def test_no_product_code_imports_the_demo() -> None:
@@ -118,7 +125,7 @@ def test_a_part_that_imports_a_later_one_is_found(tmp_path: Path) -> None:
     (tmp_path / "quantize/codes.py").write_text("from edgeglm.export import prove\nimport edgeglm.export.families.glm")
     (tmp_path / "choose.py").write_text("import edgeglm.export.write.disk\nimport edgeglm.errors")
     (tmp_path / "pipeline.py").write_text("import edgeglm.export.quantize, edgeglm.export.targets.qnn")
-    assert layer_violations(tmp_path) == [
+    assert layer_violations(tmp_path, LAYERS, "edgeglm.export") == [
         f"{tmp_path}/choose.py imports edgeglm.export.write.disk",
         f"{tmp_path}/quantize/codes.py imports edgeglm.export.prove",
     ]

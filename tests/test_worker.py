@@ -25,7 +25,7 @@ HOST_SIDE = (
     "edgeglm.export.chat.chat_worker",
     "edgeglm.export.targets.qnn.compile_worker",
     "edgeglm.export.foreign.graph_precision",
-    "edgeglm.export.foreign.program_worker",
+    "edgeglm.export.foreign.read.program_worker",
     "edgeglm.export.targets.litert.convert_worker",
     "edgeglm.export.trace.trace_worker",
 )

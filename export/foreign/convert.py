@@ -16,19 +16,19 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, NameFixPass, To
 from edgeglm.devices.operator_table import table_for
 from edgeglm.engines import DIALECTS, ENGINES
 from edgeglm.errors import AccuracyError, UnsupportedError
-from edgeglm.export.foreign.arrays import Arrays, common_shapes
-from edgeglm.export.foreign.difference import Comparison, worst_of
 from edgeglm.export.foreign.error import MAX_ERROR, calibrating, measured, open_original
-from edgeglm.export.foreign.fold import fold
-from edgeglm.export.foreign.formless import list_formless
-from edgeglm.export.foreign.graph_peak import SCALES_OPSET
-from edgeglm.export.foreign.graph_plan import Plan, computes_floats
 from edgeglm.export.foreign.graph_precision import Task, convert
-from edgeglm.export.foreign.integers import has_blocks
-from edgeglm.export.foreign.made import Made, write
-from edgeglm.export.foreign.plain_products import make_plain
-from edgeglm.export.foreign.single import is_other, other_ends, to_single
-from edgeglm.export.foreign.tidy import load_model
+from edgeglm.export.foreign.measure.difference import Comparison, worst_of
+from edgeglm.export.foreign.normalize.fold import fold
+from edgeglm.export.foreign.normalize.single import is_other, other_ends, to_single
+from edgeglm.export.foreign.normalize.tidy import load_model
+from edgeglm.export.foreign.plan.graph_peak import SCALES_OPSET
+from edgeglm.export.foreign.plan.graph_plan import Plan, computes_floats
+from edgeglm.export.foreign.quantize.formless import list_formless
+from edgeglm.export.foreign.quantize.integers import has_blocks
+from edgeglm.export.foreign.quantize.plain_products import make_plain
+from edgeglm.export.foreign.read.arrays import Arrays, common_shapes
+from edgeglm.export.foreign.read.made import Made, write
 from edgeglm.export.graph.check import check
 from edgeglm.export.graph.conform import fit, refusal, to_opset
 from edgeglm.export.graph.fix.mask_range import MaskRange

@@ -12,9 +12,9 @@ from edgeglm import manifest
 from edgeglm.engines import ENGINES
 from edgeglm.errors import AccuracyError, UnsupportedError
 from edgeglm.export.evaluate.fp16_sessions import round_results
-from edgeglm.export.foreign.clamps import reach_of
-from edgeglm.export.foreign.difference import Comparison, Difference, worst_of
-from edgeglm.export.foreign.graph_plan import Plan
+from edgeglm.export.foreign.measure.clamps import reach_of
+from edgeglm.export.foreign.measure.difference import Comparison, Difference, worst_of
+from edgeglm.export.foreign.plan.graph_plan import Plan
 from edgeglm.export.prove.onnx_run import Run, opened
 from edgeglm.export.prove.values import two_digits
 from edgeglm.strict_json import fitted

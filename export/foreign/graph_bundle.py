@@ -10,13 +10,13 @@ import onnx_ir as ir
 
 from edgeglm import manifest
 from edgeglm.engines import DIALECTS, ENGINES
-from edgeglm.export.foreign.arrays import hash_samples
 from edgeglm.export.foreign.convert import converted, fit_model
 from edgeglm.export.foreign.error import Accuracy, check_error, measure, measured
-from edgeglm.export.foreign.graph_file import weights_sha256
-from edgeglm.export.foreign.graph_plan import Plan
-from edgeglm.export.foreign.made import Made
-from edgeglm.export.foreign.program import is_program
+from edgeglm.export.foreign.plan.graph_plan import Plan
+from edgeglm.export.foreign.read.arrays import hash_samples
+from edgeglm.export.foreign.read.graph_file import weights_sha256
+from edgeglm.export.foreign.read.made import Made
+from edgeglm.export.foreign.read.program import is_program
 from edgeglm.export.graph.passes.infer_types import InferTypes
 from edgeglm.export.graph.violation import Violation
 from edgeglm.export.prove.onnx_run import run_file

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from edgeglm.engines import DIALECTS, ENGINES, EngineName
 from edgeglm.errors import UnsupportedError
-from edgeglm.export.foreign.graph_plan import Precision
-from edgeglm.export.foreign.made import Made, samples_of
+from edgeglm.export.foreign.plan.graph_plan import Precision
+from edgeglm.export.foreign.read.made import Made, samples_of
 from edgeglm.export.targets.base import quantize_step
 from edgeglm.runtimes.core.heap import bound_heap
 from edgeglm.worker import Crashed, Worker, serve
@@ -72,8 +72,8 @@ class Samples:
 
 
 def _narrow(task: Task) -> Made:
-    from edgeglm.export.foreign.half import to_half
-    from edgeglm.export.foreign.half_nodes import make_half
+    from edgeglm.export.foreign.fp16.half import to_half
+    from edgeglm.export.foreign.fp16.half_nodes import make_half
 
     if ENGINES[task.engine].half:
         graph, original, held, output = map(Path, (task.graph, task.original, task.held, task.output))
@@ -95,7 +95,7 @@ def _quantize(task: Task) -> Made:
     # Folds what is constant; for another engine the graph has the forms that it takes, and is left in them.
     ours = DIALECTS[ENGINES[task.engine].dialect].contrib
     quant_pre_process(task.graph, prepared, skip_symbolic_shape=True, skip_optimization=not ours)
-    from edgeglm.export.foreign.int8 import make_integers, widen
+    from edgeglm.export.foreign.quantize.int8 import make_integers, widen
 
     if ours:
         return make_integers(prepared, task)

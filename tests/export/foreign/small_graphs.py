@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 
-from edgeglm.export.foreign.made import write
+from edgeglm.export.foreign.read.made import write
 
 Arrays = dict[str, NDArray[Any]]
 Weights = dict[str, NDArray[Any] | np.generic]

@@ -16,8 +16,8 @@ from edgeglm.bundle import read_sealed
 from edgeglm.errors import AccuracyError, UsageError
 from edgeglm.export.api import ExportRequest, ExportResult, export
 from edgeglm.export.foreign.error import calibrating
-from edgeglm.export.foreign.half_nodes import GOAL, make_half
-from edgeglm.export.foreign.tidy import load_model
+from edgeglm.export.foreign.fp16.half_nodes import GOAL, make_half
+from edgeglm.export.foreign.normalize.tidy import load_model
 from edgeglm.manifest import GraphAccuracy, GraphManifest
 from tests.export.foreign.small_graphs import normal
 

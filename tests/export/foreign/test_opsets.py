@@ -16,8 +16,8 @@ pytest.importorskip("onnxscript")
 from edgeglm.devices.loader import load_profile
 from edgeglm.export.foreign import convert, graph_precision
 from edgeglm.export.foreign.graph_bundle import export_graph
-from edgeglm.export.foreign.graph_plan import GraphRequest, open_graph
-from edgeglm.export.foreign.quiet import quiet
+from edgeglm.export.foreign.plan.graph_plan import GraphRequest, open_graph
+from edgeglm.export.foreign.read.quiet import quiet
 from edgeglm.export.prove.onnx_run import check_loads, run_file
 from tests.export.foreign import small_graphs
 from tests.export.foreign.small_graphs import Arrays, Weights, graph, node, normal, value, written

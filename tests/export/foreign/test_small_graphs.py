@@ -18,13 +18,13 @@ from edgeglm.devices.loader import load_profile
 from edgeglm.devices.operator_table import table_for
 from edgeglm.errors import EdgeglmError, UnsupportedError
 from edgeglm.export.api import ExportRequest, export
-from edgeglm.export.foreign.activations import run_bytes
-from edgeglm.export.foreign.graph_file import read_graph
-from edgeglm.export.foreign.half import to_half
-from edgeglm.export.foreign.integers import Recipe, quantize
-from edgeglm.export.foreign.operand_types import complete_types, operands_of
-from edgeglm.export.foreign.quiet import quiet
-from edgeglm.export.foreign.tidy import load_model, name_nodes
+from edgeglm.export.foreign.fp16.half import to_half
+from edgeglm.export.foreign.measure.activations import run_bytes
+from edgeglm.export.foreign.normalize.operand_types import complete_types, operands_of
+from edgeglm.export.foreign.normalize.tidy import load_model, name_nodes
+from edgeglm.export.foreign.quantize.integers import Recipe, quantize
+from edgeglm.export.foreign.read.graph_file import read_graph
+from edgeglm.export.foreign.read.quiet import quiet
 from edgeglm.export.graph.check import check
 from edgeglm.export.graph.passes.infer_types import InferTypes
 from edgeglm.export.prove.onnx_run import run_file

@@ -14,7 +14,7 @@ pytest.importorskip("onnxscript")
 from edgeglm.bundle import read_sealed
 from edgeglm.export.api import ExportRequest, export
 from edgeglm.export.foreign.graph_precision import Samples
-from edgeglm.export.foreign.made import write
+from edgeglm.export.foreign.read.made import write
 from edgeglm.export.targets.ranges import calibrated
 from tests.export.foreign.small_graphs import graph, node, normal, value
 

@@ -1,0 +1,1 @@
+"""Memory, ranges and errors of a graph that is run on samples."""
