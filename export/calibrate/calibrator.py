@@ -14,11 +14,11 @@ from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
 from edgeglm.export.calibrate.histogram import least_squares
 from edgeglm.export.calibrate.learn import Learned, Learner
 from edgeglm.export.calibrate.observe import Observed
+from edgeglm.export.calibrate.products import original_weights
 from edgeglm.export.calibrate.walk import Walk, cut_into_groups
 from edgeglm.export.families.registry import image_config
 from edgeglm.export.prepare.types import Calibration, Opened, Prepared
 from edgeglm.export.prove.probes import Example, Passage, Prompt, example_prompts
-from edgeglm.export.prove.reference import OriginalWeights
 from edgeglm.export.quantize.rounded import KEPT_BYTES
 from edgeglm.export.quantize.rounding import Floats
 from edgeglm.export.samples.screenshots import Sample, read_samples
@@ -101,7 +101,12 @@ def samples_bytes(opened: Opened, examples: Sequence[Example]) -> int:
 
 
 def observe(
-    prepared: Prepared, examples: Sequence[Example], work: Path | None = None, widest: int = MOST
+    prepared: Prepared,
+    examples: Sequence[Example],
+    work: Path | None = None,
+    widest: int = MOST,
+    *,
+    in_bf16: bool = False,
 ) -> tuple[Observed, Learned]:
     """Return what every weight is multiplied by on the samples, and what is learnt of it.
 
@@ -110,6 +115,7 @@ def observe(
         examples: The samples.
         work: See `calibrate`, as `widest`.
         widest: See `work`.
+        in_bf16: See `work`.
 
     Raises:
         UnsupportedError: The model takes no pictures, and the samples are screens, or the other way round.
@@ -120,12 +126,13 @@ def observe(
     choices = {module.choice.name: module.choice for module in prepared.modules}
     file, equalizes = work / FEEDBACK if work else None, prepared.request.equalizes
     learner = Learner(choices, source, file, token_weights(prompts), widest, equalizes=equalizes)
-    observed = Observed(OriginalWeights(source), learner.see, learner.counts)
     try:
         with (
             np.errstate(all="ignore"),
             explained(work or prepared.checkpoint.folder, work or prepared.checkpoint.folder),
+            original_weights(source, in_bf16=in_bf16) as weights,
         ):
+            observed = Observed(weights, learner.see, learner.counts)
             for _ in Walk(prepared, prompts, observed, {}, learner).logits():
                 pass
     except ValueError as error:
@@ -151,7 +158,12 @@ def check_examples(prepared: Prepared, examples: Sequence[Example]) -> None:
 
 
 def calibrate(
-    prepared: Prepared, examples: Sequence[Example], work: Path | None = None, widest: int = MOST
+    prepared: Prepared,
+    examples: Sequence[Example],
+    work: Path | None = None,
+    widest: int = MOST,
+    *,
+    in_bf16: bool = False,
 ) -> Calibration:
     """Return what the encoders take of `observe`, whose errors it raises, and the hash of what the model was fed.
 
@@ -160,8 +172,9 @@ def calibrate(
         examples: The samples.
         work: A folder for what INT4 feeds errors back by, as long as weights are encoded; None to do without.
         widest: Most input channels of a matrix that has it.
+        in_bf16: Whether memory has room for the worker of `products.original_weights`.
     """
-    observed, learned = observe(prepared, examples, work, widest)
+    observed, learned = observe(prepared, examples, work, widest, in_bf16=in_bf16)
     ranges = {name: least_squares(seen) for name, seen in observed.histograms.items()} | learned.ranges
     screens = [example for example in examples if isinstance(example, Sample)]
     return Calibration(

@@ -14,7 +14,7 @@ from edgeglm.export.pipeline.export import Report, export
 from edgeglm.export.pipeline.gate import Gate, nothing_passed
 from edgeglm.export.pipeline.ladder import CONVERTED, Ladder, Means, Measure, workplace
 from edgeglm.export.predict.forecast import check_budget, export_peak, module_sizes, predict
-from edgeglm.export.predict.learning import check_disk, int4_widths, learning_bytes
+from edgeglm.export.predict.learning import check_disk, int4_widths, learning_bytes, worker_bytes
 from edgeglm.export.predict.peaks import check_peak, prefix_peak
 from edgeglm.export.prefix.lengths import prefix_lengths
 from edgeglm.export.prepare.preparation import STATIC, open_export, prepare
@@ -142,7 +142,8 @@ class Job:
         return max(self._check(opened), gate)
 
     def _check(self, opened: Opened) -> int:
-        return check_budget(opened, self.budget, self._fed(opened) + self._learning(opened, self._widest(opened)))
+        learning = self._learning(opened, self._widest(opened), self._worker(opened))
+        return check_budget(opened, self.budget, self._fed(opened) + learning)
 
     def _check_prefixes(self, opened: Opened) -> int:
         """Return the predicted peak while prefixes are computed; which takes the blocks' traces."""
@@ -156,13 +157,24 @@ class Job:
     def _fed(self, opened: Opened) -> int:
         return samples_bytes(opened, self.samples or (self.gate.samples if self.gate else []))
 
-    def _learning(self, opened: Opened, widest: int) -> int:
-        return learning_bytes(opened, widest) if self.samples else 0
+    def _learning(self, opened: Opened, widest: int, worker: int = 0) -> int:
+        return learning_bytes(opened, widest, worker) if self.samples else 0
 
     def _widest(self, opened: Opened) -> int:
         """Return up to how many input channels the budget has room for the covariance of a matrix's inputs."""
-        room = self.budget - self._fed(opened) - export_peak(opened, workers=WORKERS, traced=not opened.is_traced)
+        room = self._room(opened)
         return next((width for width in int4_widths(opened) if self._learning(opened, width) <= room), 0)
+
+    def _worker(self, opened: Opened) -> int:
+        """Return the bytes of the worker that multiplies in bf16; zero without one, or without room for it.
+
+        Covariances come first: they make a bundle better, it makes one sooner.
+        """
+        worker = worker_bytes(opened) if self.samples else 0
+        return worker if self._learning(opened, self._widest(opened), worker) <= self._room(opened) else 0
+
+    def _room(self, opened: Opened) -> int:
+        return self.budget - self._fed(opened) - export_peak(opened, workers=WORKERS, traced=not opened.is_traced)
 
     def calibrated(self, show: Show, leave: ExitStack) -> tuple[Request, Calibration | None]:
         """Return what the samples leave, and the request with the precision that an NPU's module then has.
@@ -177,7 +189,7 @@ class Job:
             work, widest = leave.enter_context(scratch_folder("calibration")), self._widest(opened)
             check_disk(traced, widest, work)
             show(Progress("calibrating"))
-            found = calibrate(traced, self.samples, work, widest)
+            found = calibrate(traced, self.samples, work, widest, in_bf16=self._worker(opened) > 0)
         for step in calibrate_steps(opened.choices):
             show(Progress("calibrating for the NPU"))
             request, found = step.calibrate(opened, self.samples, found)

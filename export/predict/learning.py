@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgeglm.export.calibrate.learn import TRIED, Learner
+from edgeglm.export.calibrate.products import WORKER_BYTES, is_fast_in_bf16
 from edgeglm.export.families.registry import module_of
 from edgeglm.export.graph.assemble import segments, stack_of
 from edgeglm.export.model import Choice
@@ -28,11 +29,22 @@ def int4_widths(opened: Opened) -> list[int]:
     return sorted({columns for _, columns in _matrices(opened)}, reverse=True)
 
 
-def learning_bytes(opened: Opened, widest: int) -> int:
+def worker_bytes(opened: Opened) -> int:
+    """Return what the worker that multiplies in bf16 takes; zero for a model without a matrix for it."""
+    tensors = opened.checkpoint.tensors.values()
+    return WORKER_BYTES if any(is_fast_in_bf16(tensor) for tensor in tensors) else 0
+
+
+def learning_bytes(opened: Opened, widest: int, worker: int = 0) -> int:
     """Return what a calibration takes beside the samples, if matrices of up to `widest` input channels have feedback.
 
     The covariances are those of one part at a time. Matrices that read the same value count each for itself, since
     headers do not show it; those of one row count are taken to be few.
+
+    Args:
+        opened: The export.
+        widest: See above.
+        worker: Bytes of a process that multiplies while it learns.
     """
     parts: dict[str, int] = {}
     for part, columns in _matrices(opened):
@@ -41,7 +53,7 @@ def learning_bytes(opened: Opened, widest: int) -> int:
     largest = min(TILE, max((columns for _, columns in _matrices(opened) if columns <= widest), default=0))
     making = COPIES * 8 * largest * largest
     encoding = WORKERS * (CHUNK_BYTES + CHUNK_BYTES // 4 + 6 * largest * largest + 8 * largest * GROUP)
-    return max(max(parts.values(), default=0) + making, encoding if largest else 0)
+    return max(max(parts.values(), default=0) + making + worker, encoding if largest else 0)
 
 
 def feedback_bytes(prepared: Prepared, widest: int) -> int:

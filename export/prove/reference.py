@@ -138,7 +138,8 @@ def _operators(source: Weights) -> list[type[OpRun]]:
 
     class Linear(_Linear):
         def _run(self, x: Floats, **_: object) -> tuple[Floats]:
-            y: Floats = np.concatenate([source.product(x, f"{name}.weight") for name in self.weights], axis=-1)
+            parts = [source.product(x, f"{name}.weight") for name in self.weights]
+            y: Floats = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
             if self.bias:
                 y = y + vectors(self.weights, "bias")
             if self.split_rotary:

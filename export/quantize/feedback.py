@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from edgeglm.export.quantize.rounding import DAMPING, Floats
 
-# Columns of a tile, and those whose errors reach the rest of it in one product.
-TILE, STEP = 1024, 64
+# Columns of a tile, and those that are rounded one by one.
+TILE, STEP = 1024, 32
+# Rows that are transposed at once: with more, wide ones push each other out of the processor's cache.
+FEW = 16
 # Rows that are rounded together, and their bytes at most.
 GROUP, GROUP_BYTES = 1024, 16 << 20
 # Up to here a triangle is inverted as a whole.
@@ -29,8 +31,8 @@ HALVED = 64
 class Tile:
     """The columns of a tile by energy, and how much of each one's error the later ones make good.
 
-    ``order`` is [k], ``shares`` [k, k] in fp16: row i is what an error of one in column ``order[i]`` adds to the
-    others, zero up to the diagonal.
+    ``order`` is [k], ``shares`` [k, k] in fp16: row i is what an error of one in column ``order[i]``, its distance from
+    the weight, adds to the others, zero up to the diagonal.
     """
 
     order: NDArray[np.int32]
@@ -101,14 +103,17 @@ def group_rows(columns: int) -> int:
 
 
 def make_tile(covariance: NDArray[np.float64]) -> Tile:
-    """Return a tile from the covariance [k, k] of its inputs; without any energy it passes nothing on."""
+    """Return a tile from the covariance [k, k] of its inputs; without any energy it passes nothing on.
+
+    What errors add to a column is known from a triangle of the covariance itself, if they are distances from the
+    weights, not from what was made of these (Babai's nearest plane, 2507.18553): nothing is inverted.
+    """
     energy = np.diag(covariance)
     order = np.argsort(-energy, kind="stable")
     damped = covariance[np.ix_(order, order)] + np.diag(np.full(len(order), float(DAMPING) * energy.mean() or 1.0))
-    # The inverse is U^T U with U upper; flipped, the covariance is L L^T, and U its inverse, flipped back.
-    lower = np.linalg.cholesky(damped[::-1, ::-1])
-    upper = invert_lower(lower)[::-1, ::-1]
-    shares = np.triu(upper / np.diag(upper)[:, None], 1)
+    # The covariance is U U^T with U upper: flipped, it is L L^T.
+    upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+    shares = np.triu(upper / np.diag(upper), 1)
     return Tile(order.astype(np.int32), np.clip(shares, -6e4, 6e4).astype(np.float16))
 
 
@@ -149,35 +154,60 @@ def codes_with_feedback(
     """
     codes, group = np.empty(weight.shape, np.int8), group_rows(weight.shape[1])
     for columns, tile in feedback.tiles():
-        shares, blocks = tile.shares.astype(np.float32), (columns.start + tile.order) // block_size
+        shares, blocks = _widened(tile.shares), (columns.start + tile.order) // block_size
         for start in range(0, len(weight), group):
             rows = slice(start, min(start + group, len(weight)))
             values = _columns_first(weight[rows, columns], group)[tile.order]
-            _round(values, _columns_first(scales[rows], group)[blocks], shares, limit)
-            rounded = np.empty(values.shape, np.int8)
-            rounded[tile.order] = values
+            made, rounded = np.empty((2, *values.shape), np.int8)
+            _round(values, np.zeros_like(values), _columns_first(scales[rows], group)[blocks], shares, made, limit)
+            rounded[tile.order] = made
             codes[rows, columns] = rounded[:, : rows.stop - start].T
     return codes
 
 
+def _widened(shares: NDArray[np.float16]) -> Floats:
+    """Return the upper triangle of shares [k, k] in fp32; below it there is nothing to be read."""
+    wide = np.empty(shares.shape, np.float32)
+    for start in range(0, len(shares), STEP):
+        wide[start : start + STEP, start:] = shares[start : start + STEP, start:]
+    return wide
+
+
 def _columns_first(rows: Floats, group: int) -> Floats:
-    """Return rows [n, k] as [k, group], filled up with ones."""
+    """Return rows [n, k] as [k, group], filled up with ones; a few at a time, which is four times as fast."""
     filled = np.ones((rows.shape[1], group), np.float32)
-    filled[:, : len(rows)] = rows.T
+    for start in range(0, len(rows), FEW):
+        filled[:, start : min(start + FEW, len(rows))] = rows[start : start + FEW].T
     return filled
 
 
-def _round(values: Floats, steps: Floats, shares: Floats, limit: int) -> None:
-    """Replace columns [k, rows] by their codes."""
-    errors, code = np.empty((STEP, values.shape[1]), np.float32), np.empty(values.shape[1], np.float32)
-    for start in range(0, len(values), STEP):
-        stop = min(start + STEP, len(values))
-        for column in range(start, stop):
-            value, step, error = values[column], steps[column], errors[column - start]
-            # Gathering what the columns before it owe takes fewer calls than each of them paying all others.
-            value -= shares[start:column, column] @ errors[: column - start]
-            np.rint(np.divide(value, step, out=code), out=code)
-            np.minimum(np.maximum(code, -limit, out=code), limit - 1, out=code)
-            np.subtract(value, np.multiply(code, step, out=error), out=error)
-            value[:] = code
-        values[stop:] -= shares[start:stop, stop:].T @ errors[: stop - start]
+def _round(weights: Floats, owed: Floats, steps: Floats, shares: Floats, codes: NDArray[np.int8], limit: int) -> None:
+    """Round columns [k, rows] to codes: the first half, what its errors add to the second, and that.
+
+    Args:
+        weights: Replaced by their errors.
+        owed: [k, rows], what errors of columns before these add to them.
+        steps: [k, rows], the scales.
+        shares: [k, k], see `Tile`.
+        codes: [k, rows], filled.
+        limit: Half the number of codes.
+    """
+    if len(weights) <= STEP:
+        return _round_one_by_one(weights, owed, steps, shares, codes, limit)
+    first, second = slice(len(weights) // 2), slice(len(weights) // 2, None)
+    _round(weights[first], owed[first], steps[first], shares[first, first], codes[first], limit)
+    owed[second] += shares[first, second].T @ weights[first]
+    return _round(weights[second], owed[second], steps[second], shares[second, second], codes[second], limit)
+
+
+def _round_one_by_one(
+    weights: Floats, owed: Floats, steps: Floats, shares: Floats, codes: NDArray[np.int8], limit: int
+) -> None:
+    code, lowest, highest = np.empty(weights.shape[1], np.float32), np.float32(-limit), np.float32(limit - 1)
+    for column, (weight, whole, step) in enumerate(zip(weights, owed, steps, strict=True)):
+        # Gathering what the columns before it owe takes fewer calls than each of them paying all others.
+        np.add(whole, shares[:column, column] @ weights[:column], out=whole)
+        np.divide(np.add(whole, weight, out=whole), step, out=code)
+        np.minimum(np.maximum(np.rint(code, out=code), lowest, out=code), highest, out=code)
+        codes[column] = code
+        np.subtract(weight, np.multiply(code, step, out=code), out=weight)
