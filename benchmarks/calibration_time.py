@@ -117,7 +117,7 @@ def main() -> None:
     once = seconds_once(prepared, passages, in_bf16=worker > 0)
     turns = [measure(prepared, passages, arguments.work, once, in_bf16=worker > 0) for _ in range(arguments.turns)]
     print(f"INT4 of {LAYERS} layers of AutoGLM-Phone-9B, processor time from one layer with random weights")
-    print(f"plain        {minutes(turn.plain for turn in turns)}, peak {format_size(max(turn.low for turn in turns))}")
+    print(f"plain        {minutes(turn.plain for turn in turns)}, peak {format_size(turns[0].low)}")
     whole = minutes(turn.learning + turn.encoding for turn in turns)
     print(f"calibrated   {whole}, peak {format_size(max(turn.peak for turn in turns))}")
     products = "bf16" if worker else "fp32"
