@@ -60,6 +60,7 @@ class Turn:
     encoding: float
     low: int
     peak: int
+    notes: tuple[str, ...]
 
     @property
     def ratio(self) -> float:
@@ -75,7 +76,7 @@ def measure(prepared: Prepared, passages: Sequence[Passage], work: Path, once: f
         with scratch_folder("calibration") as scratch:
             found, learning = timed(lambda: calibrate(prepared, passages, scratch, in_bf16=in_bf16))
             _, encoding = timed(lambda: write(prepare(prepared.opened, found), work))
-    return Turn(plain, learning - once + once / LAYERS, encoding, low, memory.peak_bytes)
+    return Turn(plain, learning - once + once / LAYERS, encoding, low, memory.peak_bytes, found.notes)
 
 
 def seconds_once(prepared: Prepared, passages: Sequence[Passage], *, in_bf16: bool) -> float:
@@ -129,6 +130,7 @@ def main() -> None:
     print(f"predicted    {format_size(predicted)}, {format_size(more)} more to learn")
     ratios = sorted(turn.ratio for turn in turns)
     verdict = "met" if median(ratios) <= BAR else "MISSED"
+    print(*turns[0].notes, sep="\n")
     print(f"ratio        {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}), {verdict}: at most {BAR:g}")
 
 
