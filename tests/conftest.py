@@ -5,11 +5,16 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from collections.abc import Iterator
+from dataclasses import replace
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
 from edgeglm.telemetry import disable_telemetry
+from edgeglm.worker import Worker
+from tests.loaded_tracer import Loaded
 
 # Before a test imports an engine.
 disable_telemetry()
@@ -63,3 +68,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("fuzzers")
         for row in ("| fuzzer | attempts | outcomes | faults |", "| --- | --- | --- | --- |", *rows):
             terminalreporter.write_line(row)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loaded_tracer() -> Iterator[Loaded]:
+    """Fork the tracing workers that this process starts from one that is loaded once; commands start their own."""
+    loaded, run = Loaded(), Worker.run
+
+    def run_loaded(worker: Worker[Any], *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+        return run(replace(worker, start=loaded.start) if loaded.starts(worker) else worker, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Worker, "run", run_loaded)
+        yield loaded
+    loaded.close()
+
+
+@pytest.fixture
+def own_tracers(loaded_tracer: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start every tracing worker as users do: what is tested is its start."""
+    monkeypatch.setattr(loaded_tracer, "is_used", False)

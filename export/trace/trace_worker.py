@@ -12,11 +12,14 @@ import gc
 import importlib
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from typing import Any
+
+# Only transformers' losses need it, and importing it takes a tenth of our start; a process that has it keeps it.
+sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]
 
 import msgspec
 import onnx_ir
@@ -28,6 +31,7 @@ from edgeglm.export.families.building import build_config
 from edgeglm.export.families.registry import FAMILIES
 from edgeglm.export.families.tower import Part, Tower
 from edgeglm.export.model import Model
+from edgeglm.export.trace.collect import collect_once
 from edgeglm.export.trace.decoder_parts import DecoderBack, back_part, block_part, front_part
 from edgeglm.export.trace.dialects import (
     ATTENTION,
@@ -44,20 +48,10 @@ from edgeglm.export.trace.unhooked import unhooked
 from edgeglm.roles import DECODER, ModuleName
 from edgeglm.worker import serve
 
-# The exporter collects its operators anew for every part, which takes as long as tracing it; nothing of ours changes
-# them. A torch that keeps them elsewhere collects them as ever.
-with suppress(ImportError, AttributeError, KeyError):
-    from torch.export import exported_program
-    from torch.onnx._internal.exporter import _registration
+if sys.modules["scipy"] is None:
+    del sys.modules["scipy"]
 
-    _registry = _registration.ONNXRegistry
-    _registry.from_torchlib = staticmethod(cache(_registry.from_torchlib))  # type: ignore[method-assign]
-    for _place, _name in (
-        (vars(_registration)["_torchlib_registry"], "get_torchlib_ops"),
-        (vars(_registration)["onnxscript_apis"], "get_torchlib_ops"),
-        (exported_program, "_collect_all_valid_cia_ops"),
-    ):
-        setattr(_place, _name, cache(getattr(_place, _name)))
+collect_once()
 
 
 class Tracer:

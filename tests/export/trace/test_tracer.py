@@ -16,6 +16,8 @@ from edgeglm.export.trace.trace_request import TraceRequest
 from edgeglm.export.trace.tracer import is_cached, key, trace
 from tests.export.tiny import config_of
 
+pytestmark = pytest.mark.usefixtures("own_tracers")
+
 
 def configure(folder: Path, hidden: int = 64, intermediate: int = 96, layers: int = 2) -> str:
     config = Glm4Config(

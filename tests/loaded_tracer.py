@@ -1,0 +1,184 @@
+"""A process that has loaded the tracing worker, and forks for every task.
+
+Loading torch, transformers and the exporter's operators takes longer than tracing a small model, and is the same each
+time. A fork is as far as a worker of its own that has just read its imports: it has the environment, the folder and
+the limits of who asks, no task is behind it, and it ends with its task.
+
+Run as a program, it is that process: each message on its stdin is a task's settings and four files, the worker's
+stdin, stdout and stderr, and where its id and then its exit code are told.
+"""
+
+from __future__ import annotations
+
+import array
+import gc
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any
+
+from edgeglm.process import child, die_with_parent
+from edgeglm.worker import Worker
+
+ROOT = Path(__file__).parents[1]
+MODULE = "edgeglm.export.trace.trace_worker"
+LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA, resource.RLIMIT_FSIZE)
+MOST_BYTES = 1 << 20  # of a task's settings
+
+
+class Forked:
+    """A worker, as far as `edgeglm.worker.Worker` knows a `subprocess.Popen`."""
+
+    def __init__(self, server: socket.socket) -> None:
+        settings = {
+            "folder": os.getcwd(),
+            "environment": dict(os.environ),
+            "limits": [(kind, *resource.getrlimit(kind)) for kind in LIMITS],
+        }
+        pipes = [os.pipe() for _ in range(4)]
+        theirs = [pipes[0][0], pipes[1][1], pipes[2][1], pipes[3][1]]
+        socket.send_fds(server, [json.dumps(settings).encode()], theirs)
+        for descriptor in theirs:
+            os.close(descriptor)
+        self.stdin: IO[bytes] = os.fdopen(pipes[0][1], "wb")
+        self.stdout: IO[bytes] = os.fdopen(pipes[1][0], "rb")
+        self.stderr: IO[bytes] = os.fdopen(pipes[2][0], "rb")
+        self._told: IO[bytes] = os.fdopen(pipes[3][0], "rb")
+        self.pid = int(self._told.readline())
+        self.returncode: int | None = None
+
+    def wait(self) -> int:
+        """Wait for its end, and return its exit code."""
+        if self.returncode is None:
+            self.returncode = int(self._told.readline())
+        return self.returncode
+
+    def kill(self) -> None:
+        """End it."""
+        if self.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End it, and close its files."""
+        self.kill()
+        self.wait()
+        for stream in (self.stdin, self.stdout, self.stderr, self._told):
+            with suppress(OSError):
+                stream.close()
+
+
+class Loaded:
+    """The loaded process, which is started when the first worker is."""
+
+    def __init__(self) -> None:
+        self.is_used = True
+        self._server: socket.socket | None = None
+
+    def starts(self, worker: Worker[Any]) -> bool:
+        """Return whether a worker is started by a fork."""
+        return self.is_used and worker.module == MODULE and worker.start is child
+
+    @contextmanager
+    def start(self, command: object, **options: object) -> Iterator[Any]:
+        """Start a worker, as `edgeglm.process.child` starts one by its command."""
+        if not self._server:
+            self._server, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                subprocess.run(
+                    [sys.executable, "-m", "tests.loaded_tracer"], stdin=theirs.fileno(), check=True, cwd=ROOT
+                )
+        worker = Forked(self._server)
+        try:
+            yield worker
+        finally:
+            worker.close()
+
+    def close(self) -> None:
+        """Let it end."""
+        if self._server:
+            self._server.close()
+
+
+def _load() -> Any:  # noqa: ANN401
+    """Import what a trace imports, and have the exporter read its operators."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    worker: Any = import_module(MODULE)
+    for family in worker.FAMILIES.values():
+        import_module(family.modeling)
+    for name in ("torch.export._trace", "torch._functorch.aot_autograd", "torch.onnx._internal.exporter._core"):
+        import_module(name)
+    registry: Any = import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+    for opset in {kind.opset for kind in worker.DIALECTS.values()}:
+        registry.from_torchlib(opset_version=opset)
+    return worker
+
+
+def _work(worker: Any, settings: dict[str, Any], files: array.array[int]) -> int:  # noqa: ANN401
+    """Be the worker: do the task on stdin."""
+    os.setsid()
+    for descriptor, file in enumerate(files[:3]):
+        os.dup2(file, descriptor)
+    for file in files:
+        os.close(file)
+    os.chdir(settings["folder"])
+    os.environ.clear()
+    os.environ.update(settings["environment"])
+    for limit in settings["limits"]:
+        resource.setrlimit(limit[0], limit[1:])
+    sys.stdin = os.fdopen(0)
+    return int(worker.main())
+
+
+def _watch(worker: Any, settings: dict[str, Any], files: array.array[int]) -> None:  # noqa: ANN401
+    """Fork the worker, and tell its id and its exit code."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    die_with_parent()
+    pid = os.fork()
+    if not pid:
+        die_with_parent()
+        code = 1
+        try:
+            code = _work(worker, settings, files)
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    for file in files[:3]:
+        os.close(file)
+    os.write(files[3], f"{pid}\n".encode())
+    os.write(files[3], f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n".encode())
+
+
+def main() -> None:
+    """Load the worker, and fork for each message until its sender has ended; a child of nobody, whom tests count."""
+    if os.fork():
+        os._exit(0)
+    gc.disable()
+    server = socket.socket(fileno=os.dup(0))
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    worker = _load()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while (received := socket.recv_fds(server, MOST_BYTES, 4))[0]:
+        files = array.array("i", received[1])
+        if not os.fork():
+            server.close()
+            _watch(worker, json.loads(received[0]), files)
+            os._exit(0)
+        for file in files:
+            os.close(file)
+
+
+if __name__ == "__main__":
+    main()
