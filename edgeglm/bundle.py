@@ -27,6 +27,7 @@ MAX_MANIFEST_BYTES = 4 << 20
 READ_BY_NAME = ("tokenizer/",)
 AGAIN = "start again, with the bundle as it was exported"
 RESTORE = "copy the bundle again from where it was exported, or export it again"
+DENIED, ALLOW = f"cannot be read: {os.strerror(errno.EACCES)}", "make it readable"
 
 
 @dataclass(frozen=True)
@@ -178,14 +179,14 @@ def load_bundle(folder: Path) -> Bundle:
     """Return a bundle, with every file there, inside the folder, and of its size.
 
     Raises:
-        UsageError, UnsupportedError: As `read_manifest`.
+        UsageError, UnsupportedError: As `read_manifest`; or this user may not read a file.
         DamagedFileError: The manifest, or a file, is not as it was exported.
     """
     manifest = read_manifest(folder)
     bundle = Bundle(Path(os.path.realpath(folder)), manifest)
     for relative, file in manifest.files.items():
         if fault := _fault(bundle.folder, relative, file):
-            raise DamagedFileError(folder / relative, fault, RESTORE)
+            raise not_whole(folder / relative, fault)
     for relative in extra_files(bundle.folder, manifest):
         if relative.startswith(READ_BY_NAME) and not Path(relative).name.startswith("."):
             raise DamagedFileError(folder / relative, "is not part of the bundle, and would be read", "remove it")
@@ -197,9 +198,10 @@ def verify_bundle(bundle: Bundle) -> None:
 
     Raises:
         DamagedFileError: A file is not as it was exported.
+        UsageError: This user may not read one.
     """
     for damage in _damage(bundle.folder, bundle.manifest, KnownHashes(bundle.folder), bundle._verified):
-        raise DamagedFileError(bundle.folder / damage.file, damage.why, RESTORE)
+        raise not_whole(bundle.folder / damage.file, damage.why)
 
 
 def find_damage(folder: Path, manifest: Sealed, *, trust_memory: bool = True) -> Iterator[Damage]:
@@ -214,6 +216,11 @@ def _damage(root: Path, manifest: Sealed, hashes: KnownHashes, verified: dict[st
         if fault := _fault(root, relative, file) or _hash_fault(root, relative, file, hashes, verified):
             yield Damage(relative, fault)
     hashes.save()
+
+
+def not_whole(file: Path, why: str) -> UsageError | DamagedFileError:
+    """Return the error for a file that is not as the manifest says, or that this user may not read."""
+    return UsageError(file, why, ALLOW) if why == DENIED else DamagedFileError(file, why, RESTORE)
 
 
 def extra_files(folder: Path, manifest: Sealed) -> list[str]:
@@ -254,7 +261,8 @@ def _unreadable(folder: Path, error: Exception) -> UsageError | DamagedFileError
     if number == errno.ELOOP and folder.is_dir():
         return DamagedFileError(folder / MANIFEST, "is a symbolic link", RESTORE)
     why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return UsageError(folder, f"cannot be read: {why}", "give a folder that edgeglm export wrote")
+    remedy = ALLOW if number == errno.EACCES else "give a folder that edgeglm export wrote"
+    return UsageError(folder, f"cannot be read: {why}", remedy)
 
 
 def _fault(root: Path, relative: str, file: File) -> str | None:

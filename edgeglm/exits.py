@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from edgeglm.errors import BudgetError, DamagedFileError, EdgeglmError, UnsupportedError
+from edgeglm.errors import BudgetError, DamagedFileError, EdgeglmError, UnsupportedError, UsageError
 
 INTERRUPTED = 130
 # 128 + SIGTERM, as a shell has it of a program that the signal ends.
@@ -26,6 +26,7 @@ BROKEN_PIPE = 141
 # What a library in Rust raises where its code is at its end; it is no Exception.
 RUST_PANIC = "PanicException"
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 NO_TEMPORARY = "No usable temporary directory"
 # What libraries say of memory that they do not get, most of them under an exception of their own.
 NO_MEMORY = re.compile(
@@ -167,11 +168,17 @@ def _report(error: BaseException, debug: bool, again: str) -> int:
 
 
 def explain(error: BaseException) -> EdgeglmError | None:
-    """Return what ended a program as an error of ours: its own, or memory or disk that ran out; None of a bug."""
+    """Return what ended a program as an error of ours; None of a bug.
+
+    It is its own, memory or disk that ran out, or a file that this user may not read or write.
+    """
     if isinstance(error, EdgeglmError) and not _is_of_memory(error.__cause__):
         return error
     if _is_of_disk(error):
         return _of_disk(error)
+    if isinstance(error, OSError) and error.errno in NOT_ALLOWED and error.filename is not None:
+        why = f"cannot be used by this user: {error.strerror}"
+        return UsageError(error.filename, why, "allow it, or give another place")
     if NO_TEMPORARY in str(error):
         return BudgetError("TMPDIR", "no folder for temporary files can be written", "free some, or set it to one")
     if _is_of_memory(error) or _is_of_memory(error.__cause__):

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import click
 
-from edgeglm.bundle import RESTORE, extra_files, find_damage, read_sealed
+from edgeglm.bundle import extra_files, find_damage, not_whole, read_sealed
 from edgeglm.cli.output import json_option, print_json
-from edgeglm.errors import DamagedFileError
 from edgeglm.units import format_size
 
 
@@ -35,6 +34,6 @@ def command(bundle: Path, as_json: bool) -> None:
     for name in [] if as_json else extra:
         click.echo(f"{name!r} is not part of the bundle", err=True)  # quoted, for control characters
     if damaged:
-        raise DamagedFileError(bundle / damaged[0].file, damaged[0].why, RESTORE)
+        raise not_whole(bundle / damaged[0].file, damaged[0].why)
     if not as_json:
         click.echo(f"{bundle}: {len(manifest.files)} files, {format_size(manifest.bundle_bytes)}, all as exported")

@@ -202,6 +202,8 @@ def _check_folder(folder: Path) -> None:
         raise UsageError(folder, f"cannot be read: {why}", DIRECTORY) from error
     if not stat.S_ISDIR(mode):
         raise UsageError(folder, "is not a directory", DIRECTORY)
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise UsageError(folder, "cannot be read: this user may not list it", "make it readable")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

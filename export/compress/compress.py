@@ -39,6 +39,7 @@ from edgeglm.export.compress.rates import Left, parse_rates, plan_parts, whole
 from edgeglm.export.compress.sparsity import sparsify
 from edgeglm.export.compress.walks import Shown, run_walk
 from edgeglm.export.compress.write import write_checkpoint
+from edgeglm.export.families.rope import FILE
 from edgeglm.export.predict.peaks import EXPORT_BYTES, TRACE_BYTES, check_peak
 from edgeglm.export.predict.torch_build import with_torch
 from edgeglm.export.prepare.preparation import open_export
@@ -46,7 +47,7 @@ from edgeglm.export.prepare.types import Opened, Prepared, Request
 from edgeglm.export.prove.probes import Example, example_prompts
 from edgeglm.export.prove.reference import OriginalWeights
 from edgeglm.export.requests import CompressRequest, CompressResult, Progress, Show
-from edgeglm.export.trace.tracer import CONFIG, trace
+from edgeglm.export.trace.tracer import trace
 from edgeglm.export.write.disk import explained, lock_folder, make_folders, remove_empty, sync
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _compress(request: CompressRequest, budget: int, show: Show, team: Team | No
     if request.distill:
         check_recovery(request, checkpoint)
     show(Progress("tracing"))
-    (traced,) = trace([opened.probe], opened.checkpoint.folder / CONFIG)
+    (traced,) = trace([opened.probe], opened.checkpoint.folder / FILE)
     prepared = Prepared(opened, traced.model, traced, (), {})
     parts = find_parts(checkpoint, traced.model)
     plan = plan_parts(parts, parse_rates(request.prune), checkpoint) if request.prune else whole(parts)

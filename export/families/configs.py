@@ -25,10 +25,12 @@ def normalize(config: Mapping[str, Any], tensors: Collection[str]) -> dict[str, 
     - A head of its own is used even where ``tie_word_embeddings`` says that there is none, as transformers 5 does
       (`PreTrainedModel.tie_weights`: both are in the checkpoint, so they are not tied).
     - What it says of quantization is left out: edgeglm reads quantized weights as plain ones.
+    - The epsilon of a norm may be a whole number, such as 0, for which transformers 5 wants a fraction.
     """
-    found = _without_quantization(config)
-    if isinstance(text := found.get("text_config"), Mapping):
-        found["text_config"] = _without_quantization(text)
+    found = _plain(config)
+    for name in ("text_config", CONFIG):
+        if isinstance(part := found.get(name), Mapping):
+            found[name] = _plain(part)
     if found.get("model_type") == "glm4v" and found.get("text_config") is None:
         moved = {key: value for key, value in found.items() if key not in GLM4V_KEYS}
         tied = bool(found.get("tie_word_embeddings"))
@@ -42,8 +44,11 @@ def normalize(config: Mapping[str, Any], tensors: Collection[str]) -> dict[str, 
     return found
 
 
-def _without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key != "quantization_config"}
+def _plain(part: Mapping[str, Any]) -> dict[str, Any]:
+    found = {key: value for key, value in part.items() if key != "quantization_config"}
+    if type(epsilon := found.get("rms_norm_eps")) is int and epsilon < 1 << 53:
+        found["rms_norm_eps"] = float(epsilon)
+    return found
 
 
 def embedding_in_head(config: Mapping[str, Any], tensors: Collection[str]) -> str | None:

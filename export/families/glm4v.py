@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgeglm.errors import UnsupportedError
+from edgeglm.export.families.rope import FILE, UNCHANGED
 from edgeglm.export.families.spec import DecoderSpec, EncoderSpec, Extent, Family
 from edgeglm.export.model import Grid, Vision
 
@@ -16,7 +18,10 @@ EXTENTS = (
     Extent("out_hidden_size", ".visual.downsample.weight", 0),
     Extent("spatial_merge_size", ".visual.downsample.weight", 2),
     Extent("intermediate_size", ".visual.merger.down_proj.weight", 1),
+    Extent("image_size", ".visual.embeddings.position_embedding.weight", 0, pieces_of="patch_size"),
 )
+# Channels that are turned at once: a pair by the row of a patch, and one by its column.
+AXES = 4
 # Under which its config describes the encoder.
 CONFIG = "vision_config"
 KEYS = frozenset({
@@ -30,6 +35,9 @@ def _vision(config: Any, grid: Grid | None) -> Vision | None:
     if grid is None:
         return None
     vision = getattr(config, CONFIG)
+    if (width := vision.hidden_size // vision.num_heads) % AXES:
+        why = f"its {CONFIG} has {width} channels a head, and a position in an image turns {AXES} at once"
+        raise UnsupportedError(FILE, why, UNCHANGED)
     return Vision(
         layers=vision.depth,
         hidden=vision.hidden_size,
@@ -76,6 +84,7 @@ GLM4V = Family(
             extents=EXTENTS,
             keys=KEYS,
             more_keys=frozenset({"image_end_token_id", "image_start_token_id", "image_token_id"}),
+            divided={"hidden_size": "num_heads"},
         ),
     ),
 )

@@ -12,7 +12,12 @@ from edgeglm.errors import UnsupportedError
 TYPES = ("default", "linear", "yarn", "llama3", "proportional", "dynamic", "longrope")
 # Their angles are others once a prompt is longer than what the model was first trained for.
 VARYING = ("dynamic", "longrope")
-FILE = "config.json"
+# What describes a model, and what helps where it cannot be one.
+FILE, UNCHANGED = "config.json", "take an unchanged config of the model"
+
+
+# Where older and newer configs have its settings: the first of them that is not empty counts.
+ROPES = ("rope_scaling", "rope_parameters")
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,12 @@ def read_positions(text: Mapping[str, Any], file: object = FILE, usual: int | No
     """
     longest = text.get("max_position_embeddings", usual)
     if not _is_count(longest):
-        raise UnsupportedError(file, "has no max_position_embeddings", "take an unchanged config of the model")
+        said = f"{longest!r:.60} as" if "max_position_embeddings" in text else "no"
+        raise UnsupportedError(file, f"has {said} max_position_embeddings", UNCHANGED)
     # In transformers' order (5.23, convert_rope_params_to_dict).
-    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    rope = next((text[name] for name in ROPES if text.get(name)), {})
     if not isinstance(rope, Mapping):
-        raise UnsupportedError(file, "its rope_scaling is no object", "take an unchanged config of the model")
+        raise UnsupportedError(file, "its rope_scaling is no object", UNCHANGED)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in TYPES:
         why = f"its rotary embedding is of the type {kind!r:.60}, which transformers does not know"

@@ -15,12 +15,16 @@ TABLE_WEIGHT = "embed_tokens.weight"
 
 @dataclass(frozen=True)
 class Extent:
-    """The right value of a config's key: an extent of a weight, by the end of its name, over a product of others."""
+    """The right value of a config's key: an extent of a weight, by the end of its name, over a product of others.
+
+    With `pieces_of`, the extent is how many squares of that key's size a square of the key's size is cut into.
+    """
 
     key: str
     weight: str
     axis: int
     over: tuple[str, ...] = ()
+    pieces_of: str | None = None
 
 
 TEXT_EXTENTS: tuple[Extent, ...] = (
@@ -45,6 +49,7 @@ class DecoderSpec:
         head: The weight of a head that is not tied to the table.
         mrope_section: The sections of a multimodal rotary embedding that a config leaves out.
         free_heads: Whether a config may state a head's size, and so another number of heads beside the same width.
+        divided: Keys of its config, and the one whose number divides each.
     """
 
     block: str
@@ -55,6 +60,7 @@ class DecoderSpec:
     head: str = "lm_head.weight"
     mrope_section: tuple[int, ...] = ()
     free_heads: bool = True
+    divided: Mapping[str, str] = field(default_factory=lambda: {"num_attention_heads": "num_key_value_heads"})
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class EncoderSpec:
         extents: Of its config and weights.
         keys: Those of its config that tower and description honour.
         more_keys: Those of the whole config.
+        divided: Keys of its config, and the one whose number divides each.
     """
 
     name: ModuleName
@@ -84,6 +91,7 @@ class EncoderSpec:
     extents: tuple[Extent, ...] = ()
     keys: frozenset[str] = frozenset()
     more_keys: frozenset[str] = frozenset()
+    divided: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -61,12 +61,14 @@ def _check_layers(file: Path, part: Mapping[str, Any], key: str, names: Sequence
 
 
 def _check_extent(file: Path, part: Mapping[str, Any], extent: Extent, there: int) -> None:
-    asked, factors = _count(file, part, extent.key), [_count(file, part, key) for key in extent.over]
+    others = (*extent.over, *([extent.pieces_of] if extent.pieces_of else []))
+    asked, factors = _count(file, part, extent.key), [_count(file, part, key) for key in others]
     if asked is None or None in factors:  # left to transformers' default
         return
-    needed = asked * math.prod(factor for factor in factors if factor is not None)
+    product = math.prod(factor for factor in factors if factor is not None)
+    needed = (asked // max(product, 1)) ** 2 if extent.pieces_of else asked * product
     if needed != there:
-        also = "".join(f" and {key} {part[key]}" for key in extent.over)
+        also = "".join(f" and {key} {part[key]}" for key in others)
         raise _contradicts(file, extent.key, f"{asked}{also}", f"{there} there ({extent.weight.strip('.')})")
 
 

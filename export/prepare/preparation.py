@@ -16,6 +16,7 @@ from edgeglm.export.choose.formats import with_formats
 from edgeglm.export.choose.picture import Picture, choose_picture
 from edgeglm.export.choose.precision import choose, npu_note
 from edgeglm.export.families.registry import FAMILIES, family_of, image_config
+from edgeglm.export.families.rope import FILE
 from edgeglm.export.graph.assemble import check_weights
 from edgeglm.export.model import Choice, Grid
 from edgeglm.export.prepare.header_checks import check_counts
@@ -29,9 +30,10 @@ from edgeglm.export.prepare.types import (
     PreparedModule,
     Request,
 )
+from edgeglm.export.prepare.value_checks import check_values
 from edgeglm.export.quantize.schemes import parse_scheme
 from edgeglm.export.trace.trace_request import TraceRequest
-from edgeglm.export.trace.tracer import CONFIG, Traced, trace
+from edgeglm.export.trace.tracer import Traced, trace
 from edgeglm.export.write.pyz import build_pyz
 from edgeglm.runtimes.text.sidecars import Sidecars
 from edgeglm.runtimes.text.templates import named_templates
@@ -57,6 +59,7 @@ def open_export(request: Request, *, headers_only: bool = False) -> Opened:
     checkpoint.check_architecture(FAMILIES)
     check_config(checkpoint)
     check_counts(checkpoint)
+    check_values(checkpoint)
     family = family_of(checkpoint.config)
     names, vision = family.modules(checkpoint.config), image_config(checkpoint.config)
     choices = tuple(choose(request.profile, request.precision, names).values())
@@ -107,7 +110,7 @@ def prepare(opened: Opened, calibration: Calibration | None = None) -> Prepared:
         UnsupportedError, DamagedFileError: The model cannot be traced, or its weights are not those it needs.
     """
     checkpoint = opened.checkpoint
-    found = dict(zip(opened.traces, trace(opened.traces, checkpoint.folder / CONFIG), strict=True))
+    found = dict(zip(opened.traces, trace(opened.traces, checkpoint.folder / FILE), strict=True))
     traced = {kind: found[request] for kind, request in opened.requests.items()}
     shapes, profile = [found[request] for request, _ in opened.shapes], opened.request.profile
     modules = tuple(

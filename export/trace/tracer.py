@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from edgeglm.errors import UnsupportedError
 from edgeglm.exits import NO_TEMPORARY, explain
+from edgeglm.export.families.rope import FILE, UNCHANGED
 from edgeglm.export.model import Model
 from edgeglm.export.trace.parity import check, is_finite
 from edgeglm.export.trace.trace_request import ANSWERS, PARTS, TraceRequest, Traces
@@ -23,7 +24,6 @@ from edgeglm.store import find, keep, making
 from edgeglm.worker import Crashed, Worker
 
 KIND = "traces"
-CONFIG, UNCHANGED = "config.json", "take an unchanged config of the model"
 LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 # The last line of a traceback.
 RAISED = re.compile(r"[\w.]*(Error|Exception|Violation)\w*: .")
@@ -44,7 +44,7 @@ class Traced:
     half: Traced | None = None
 
 
-def trace(requests: Sequence[TraceRequest], config: object = CONFIG) -> list[Traced]:
+def trace(requests: Sequence[TraceRequest], config: object = FILE) -> list[Traced]:
     """Trace each request in one child process that ends before this returns; cached by all inputs.
 
     Args:
@@ -110,6 +110,8 @@ def _made(requests: Sequence[TraceRequest], config: object) -> list[dict[str, by
         said = next((line for line in reversed(error.lines) if RAISED.match(line)), str(error))
         why = f"transformers cannot build and trace this model: {said}"
         raise UnsupportedError(config, why, UNCHANGED) from error
+    except UnsupportedError as error:
+        raise UnsupportedError(config if error.what == FILE else error.what, error.why, error.remedy) from error
 
 
 def _load(files: Mapping[str, bytes]) -> Traced:

@@ -30,6 +30,7 @@ def check_target(target: Path) -> Path:
             raise UsageError(target, "is a file", "give a folder")
         if resolved.exists() and not is_bundle(resolved) and any(resolved.iterdir()):
             raise UsageError(target, "exists and is not a bundle", "give a new folder")
+        _check_replaceable(target, resolved)
         _check_room(partial_of(resolved))
     return resolved
 
@@ -39,10 +40,22 @@ def partial_of(target: Path) -> Path:
     return target.with_name(f"{target.name}.partial")
 
 
+def _check_replaceable(target: Path, resolved: Path) -> None:
+    """Raise UsageError where a bundle that is there could not be removed once the new one is whole."""
+    for folder, _, _ in os.walk(resolved):
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            why = f"is there, and {folder} cannot be removed: {os.strerror(errno.EACCES)}"
+            raise UsageError(target, why, "remove it, or give a new folder")
+
+
 def _check_room(partial: Path) -> None:
     """Raise the OSError that making a folder would end with: before any work is done, not behind it."""
     with suppress(FileNotFoundError):
         partial.lstat()  # a name that is too long, or below a file
+        if not os.access(partial, os.R_OK | os.W_OK | os.X_OK):
+            raise UsageError(
+                partial, f"cannot be written: {os.strerror(errno.EACCES)}", "remove it, or give a new folder"
+            )
     above = next(folder for folder in partial.parents if folder.exists())
     if not os.access(above, os.W_OK | os.X_OK):
         is_readonly = os.statvfs(above).f_flag & os.ST_RDONLY

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from edgeglm.errors import DamagedFileError
+from edgeglm.errors import DamagedFileError, UsageError
 
 MAX_BYTES = 100_000_000  # of a file; a tokenizer of GLM-4's has some 20 MB
 POINTER = b"version https://git-lfs"  # a small text file in place of a large one
@@ -40,6 +40,7 @@ class Sidecars:
         Raises:
             DamagedFileError: It cannot be read, is no regular file, a link to nothing, larger than any such file is,
                 or a Git LFS pointer.
+            UsageError: This user may not read it.
         """
         if self.names is not None and name not in self.names:
             return None
@@ -50,6 +51,8 @@ class Sidecars:
             if os.path.islink(file):
                 raise damaged(file, "is a link to nothing") from error
             return None
+        except PermissionError as error:
+            raise UsageError(file, f"cannot be read: {error.strerror}", "make it readable") from error
         except OSError as error:
             raise damaged(file, f"cannot be read: {error.strerror}") from error
         data = _read(fd, file)

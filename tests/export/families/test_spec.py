@@ -60,11 +60,12 @@ def test_a_family_says_how_heads_are_rotated_and_what_a_head_is_called() -> None
 
 
 def test_a_picture_takes_as_many_tokens_as_merged_patches() -> None:
-    vision = GLM4V.describe(transformers.Glm4vConfig(), (24, 32)).vision
+    config = transformers.Glm4vConfig(text_config={"rope_parameters": {"rope_type": "default", "mrope_section": [64]}})
+    vision = GLM4V.describe(config, (24, 32)).vision
     assert vision is not None
     assert (vision.tokens, vision.token) == (12 * 16, 151343)
     assert small_grid(vision) == (4, 6)
-    assert GLM4V.describe(transformers.Glm4vConfig(), None).encoders == {}
+    assert GLM4V.describe(config, None).encoders == {}
 
 
 def test_only_the_last_token_goes_through_the_head() -> None:

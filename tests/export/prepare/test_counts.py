@@ -53,6 +53,8 @@ LIES = [
     ("vision_config", "out_hidden_size", 10**9, "128 there"),
     ("vision_config", "spatial_merge_size", 3, "2 there"),
     ("vision_config", "intermediate_size", 10**9, "72 there"),
+    ("vision_config", "image_size", 336, "64 there (visual.embeddings.position_embedding.weight)"),
+    ("vision_config", "image_size", 0, "64 there (visual.embeddings.position_embedding.weight)"),
 ]
 
 
@@ -63,7 +65,8 @@ def test_a_count_that_the_weights_have_not_is_one_line_at_once(
     start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(DamagedFileError) as caught:
         opened(checkpoint, tmp_path / "lie", part, key, value)
-    assert f"lie/config.json: its {key} is {value}, and the weights have {there}" in str(caught.value)
+    also = " and patch_size 14" if key == "image_size" else ""
+    assert f"lie/config.json: its {key} is {value}{also}, and the weights have {there}" in str(caught.value)
     assert time.process_time() - start < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
