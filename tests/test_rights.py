@@ -62,10 +62,11 @@ def bundle(place: Path) -> Path:
     return folder
 
 
-def mine(place: Path) -> None:
+def mine(place: Path) -> Path:
     """Give a folder, but not what is in it, to the user."""
     if os.geteuid() == 0:
         os.chown(place, 65534, 65534)
+    return place
 
 
 MAY_NOT = "cannot be read: this user may not list it; make it readable"
@@ -92,12 +93,12 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "module": (lambda place: (bundle(place) / "decoder").chmod(0), "load_bundle(place / 'bundle')", f": {DENIED}"),
     "bundle": (lambda place: bundle(place).chmod(0), "read_manifest(place / 'bundle')", f"bundle: {DENIED}"),
     "another's bundle": (
-        lambda place: (bundle(place) / "decoder").chmod(0o555) or mine(place),
+        lambda place: (bundle(mine(place)) / "decoder").chmod(0o555),
         "check_target(place / 'bundle')",
         "cannot be removed: Permission denied; remove it, or give a new folder",
     ),
     "another's partial bundle": (
-        lambda place: (place / "new.partial").mkdir(mode=0o555) or mine(place),
+        lambda place: (mine(place) / "new.partial").mkdir(mode=0o555),
         "check_target(place / 'new')",
         "new.partial: cannot be written: Permission denied; remove it, or give a new folder",
     ),

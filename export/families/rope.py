@@ -14,8 +14,6 @@ TYPES = ("default", "linear", "yarn", "llama3", "proportional", "dynamic", "long
 VARYING = ("dynamic", "longrope")
 # What describes a model, and what helps where it cannot be one.
 FILE, UNCHANGED = "config.json", "take an unchanged config of the model"
-
-
 # Where older and newer configs have its settings: the first of them that is not empty counts.
 ROPES = ("rope_scaling", "rope_parameters")
 
@@ -44,7 +42,7 @@ def read_positions(text: Mapping[str, Any], file: object = FILE, usual: int | No
         said = f"{longest!r:.60} as" if "max_position_embeddings" in text else "no"
         raise UnsupportedError(file, f"has {said} max_position_embeddings", UNCHANGED)
     # In transformers' order (5.23, convert_rope_params_to_dict).
-    rope = next((text[name] for name in ROPES if text.get(name)), {})
+    rope: object = next((text[name] for name in ROPES if text.get(name)), {})
     if not isinstance(rope, Mapping):
         raise UnsupportedError(file, "its rope_scaling is no object", UNCHANGED)
     kind = rope.get("rope_type", rope.get("type", "default"))
