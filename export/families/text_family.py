@@ -17,7 +17,15 @@ def describe_decoder(
     style: RotaryStyle = "pairs",
     mrope_section: tuple[int, ...] = (),
 ) -> Decoder:
-    """Return the decoder that a transformers text configuration describes, its weights under `prefix`.
+    """Return the decoder that a transformers text configuration describes.
+
+    Args:
+        config: The configuration.
+        prefix: What the names of its weights begin with.
+        tied: Whether the head is the embedding.
+        head: The weight of a head that is not.
+        style: How the rotary embedding turns a head's channels.
+        mrope_section: The sections of its positions, where the configuration has none.
 
     Raises:
         UnsupportedError: Its rotary embedding turns no channels, half a pair of them, or not those of its sections.
