@@ -49,6 +49,7 @@ from edgeglm.errors import EdgeglmError
 from edgeglm.export.api import ExportRequest, export
 from edgeglm.export.foreign.measure.clamps import reach_of
 from edgeglm.export.foreign.measure.difference import Comparison, worst_of
+from edgeglm.export.foreign.measure.places import places_of
 from edgeglm.units import format_size
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -139,7 +140,7 @@ def measure_there(contenders: list[Contender], original: Path, samples: list[Arr
 
 def worst_error(original: Path, samples: list[Arrays], wanted: Sequence[Arrays], made: Sequence[Arrays]) -> float:
     """Return the error of the worst output, of the original's outputs and others."""
-    comparison = Comparison()
+    comparison = Comparison(places_of(original))
     for want, got in zip(wanted, made, strict=True):
         comparison.add(want, got)
     worst = worst_of(comparison.differences(lambda: reach_of(original, samples)))

@@ -214,7 +214,7 @@ def _export_graph(request: ExportRequest, budget: int, show: Show) -> ExportResu
     bound_heap()
     with scratch_folder("graph") as work, quiet():
         opened = open_graph(graph, budget, work)
-        _, fixes, notes = export_graph(opened, folder, work, lambda stage: show(Progress(stage)))
+        _, fixes, notes = export_graph(opened, folder, work, lambda stage, done: show(Progress(stage, done)))
     return ExportResult(
         bundle=folder, notes=notes, fixes=fixes, predicted_peak_rss_bytes=opened.peak_bytes, max_ram=budget
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,12 @@ class NoFormError(UnsupportedError):
     """The precision has no form for any operator of a graph."""
 
 
-def converted(plan: Plan, model: ir.Model, work: Path) -> tuple[Plan, ir.Model, Made]:
+def converted(
+    plan: Plan, model: ir.Model, work: Path, show: Callable[[float], None] = lambda done: None
+) -> tuple[Plan, ir.Model, Made]:
     """Return the plan and the graph in its precision: in fp32 where the user asked for no other and it has no form."""
     try:
-        return plan, *convert_model(plan, model, work)
+        return plan, *convert_model(plan, model, work, show)
     except NoFormError as error:
         if plan.request.precision != "auto" or not computes_floats(plan.request.profile, plan.engine):
             raise
@@ -91,7 +93,7 @@ def _sized(plan: Plan, model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> t
     return model, violations
 
 
-def convert_model(plan: Plan, model: ir.Model, work: Path) -> tuple[ir.Model, Made]:
+def convert_model(plan: Plan, model: ir.Model, work: Path, show: Callable[[float], None]) -> tuple[ir.Model, Made]:
     """Return the graph in its precision, checked again: what a converter wrote must run too."""
     if plan.precision == "fp32" or plan.kept:
         return model, Made()
@@ -114,7 +116,7 @@ def convert_model(plan: Plan, model: ir.Model, work: Path) -> tuple[ir.Model, Ma
     floats = computes_floats(plan.request.profile, plan.engine)
     places = str(output), str(plan.source.original), held
     try:
-        found = convert(Task(plan.precision, str(graph), samples, plan.engine, *places, limit, floats, pairs))
+        found = convert(Task(plan.precision, str(graph), samples, plan.engine, *places, limit, floats, pairs), show)
     except UnsupportedError:
         open_original(plan)  # which a converter's message does not name, if that is the cause
         raise

@@ -14,7 +14,8 @@ from edgeglm.errors import AccuracyError, UnsupportedError
 from edgeglm.export.evaluate.fp16_sessions import round_results
 from edgeglm.export.foreign.measure.clamps import reach_of
 from edgeglm.export.foreign.measure.difference import Comparison, Difference, worst_of
-from edgeglm.export.foreign.plan.graph_plan import Plan
+from edgeglm.export.foreign.measure.places import places_of
+from edgeglm.export.foreign.plan.graph_plan import Plan, computes_floats
 from edgeglm.export.prove.onnx_run import Run, opened
 from edgeglm.export.prove.values import two_digits
 from edgeglm.strict_json import fitted
@@ -79,7 +80,7 @@ def measure(plan: Plan, file: Path) -> Accuracy:
     Raises:
         UnsupportedError: ONNX Runtime cannot run one of the graphs on the samples.
     """
-    comparison, indices = Comparison(), measured(plan)
+    comparison, indices = Comparison(places_of(plan.source.original)), measured(plan)
     original = open_original(plan)
     try:
         emitted = open_emitted(plan, file)
@@ -104,6 +105,9 @@ def check_error(plan: Plan, accuracy: Accuracy, blamed: Sequence[str] = ()) -> N
     why = f"its output {worst} is {worst.error:.2g} away from the original's, relative to it"
     why += f", most of it by {', '.join(blamed)}" if blamed else ""
     remedy = f"use a higher precision than {plan.precision}" if plan.precision != "fp32" else "check the graph"
+    if worst.undefined and not computes_floats(plan.request.profile, plan.engine):
+        why += "; it is NaN or infinite in places, and the NPU's integers have neither"
+        remedy = "keep logarithms, roots and quotients where they are defined, as by Max, or choose another --target"
     raise AccuracyError(plan.request.file, why, remedy)
 
 

@@ -33,7 +33,7 @@ PROVEN = 1  # samples that an engine's proof takes: a simulator is slow
 
 
 def export_graph(
-    plan: Plan, target: Path, work: Path, say: Callable[[str], None]
+    plan: Plan, target: Path, work: Path, say: Callable[[str, float | None], None]
 ) -> tuple[manifest.GraphManifest, tuple[Violation, ...], tuple[str, ...]]:
     """Write the bundle; returns its manifest, what was fixed, and what the user should know.
 
@@ -41,7 +41,7 @@ def export_graph(
         plan: The choices.
         target: The bundle's folder.
         work: A folder for what is needed meanwhile.
-        say: Told each stage.
+        say: Told each stage, and how far it is where that is known.
 
     Raises:
         UnsupportedError: An operator is refused and cannot be fixed, or a converter or builder cannot do it.
@@ -49,17 +49,18 @@ def export_graph(
         UsageError, BudgetError: Of the target or its disk.
     """
     request = plan.request
-    say("checking")
+    say("checking", None)
     model, fixes = fit_model(plan)
-    say(f"converting to {plan.precision}")
-    plan, made, found = converted(plan, model, work)
+    stage = f"converting to {plan.precision}"
+    say(stage, None)
+    plan, made, found = converted(plan, model, work, lambda done: say(stage, done))
     file = _emit(made, work)
-    say("measuring")
+    say("measuring", None)
     accuracy = measure(plan, file)
     check_error(plan, accuracy, found.blamed)
     notes = [*plan.notes, *accuracy.notes(found.blamed), *found.notes()]
     if ENGINES[plan.engine].builds:
-        say("building")
+        say("building", None)
     samples = [plan.samples[index] for index in measured(plan)[:PROVEN]]
     proof = graph_step(plan.engine).prove(file, request.file, request.profile, samples, work)
     notes += [proof.note] if proof.note else []

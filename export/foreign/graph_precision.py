@@ -5,6 +5,7 @@ They take a multiple of the weights, keep it, and log to stderr, so a worker run
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,15 @@ class Task(msgspec.Struct, frozen=True):
     pairs: bool
 
 
-def convert(task: Task) -> Made:
-    """Write the graph in the other precision; returns what was chosen and measured on the way.
+def convert(task: Task, show: Callable[[float], None] = lambda done: None) -> Made:
+    """Write the graph in the other precision; returns what was chosen and measured on the way, and shows how far it is.
 
     Raises:
         BudgetError: The process was killed, most likely for its memory.
         UnsupportedError: The tool cannot do it.
     """
     try:
-        return CONVERTER.run(task, task.precision)
+        return CONVERTER.run(task, task.precision, show)
     except Crashed as error:
         raise UnsupportedError(task.precision, f"ONNX Runtime cannot do it: {error}", "export it in fp32") from error
 
@@ -84,7 +85,7 @@ def _narrow(task: Task) -> Made:
     return Made()
 
 
-def _quantize(task: Task) -> Made:
+def _quantize(task: Task, show: Callable[[float], None]) -> Made:
     from onnxruntime.quantization import CalibrationDataReader
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -98,19 +99,18 @@ def _quantize(task: Task) -> Made:
     from edgeglm.export.foreign.quantize.int8 import make_integers, widen
 
     if ours:
-        return make_integers(prepared, task)
+        return make_integers(prepared, task, show)
     reader = Reader(Path(task.samples))
-    return widen(
-        prepared, quantize_step(task.engine).quantizer(prepared, reader, task.precision, floats=task.floats), task
-    )
+    quantizer = quantize_step(task.engine).quantizer(prepared, reader, task.precision, floats=task.floats)
+    return widen(prepared, quantizer, task, show)
 
 
-def make(task: Task) -> Made:
+def make(task: Task, show: Callable[[float], None] = lambda done: None) -> Made:
     """Convert in this process."""
-    return (_narrow if task.precision == "fp16" else _quantize)(task)
+    return _narrow(task) if task.precision == "fp16" else _quantize(task, show)
 
 
 def main() -> int:
     """Run the worker."""
     bound_heap()
-    return serve(Task, lambda task, show: make(task))
+    return serve(Task, make)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import onnx
 import onnx_ir as ir
@@ -13,7 +13,7 @@ from edgeglm.devices.profile import Limits, Profile
 from edgeglm.engines import ENGINES, EngineName
 from edgeglm.errors import UnsupportedError
 from edgeglm.export.graph.check import check
-from edgeglm.export.graph.fix import decompose_gelu, decompose_norms, fuse_gelu, fuse_norms
+from edgeglm.export.graph.fix import decompose_functions, decompose_gelu, decompose_norms, fuse_gelu, fuse_norms
 from edgeglm.export.graph.fix.patch_matmul import PatchMatMul
 from edgeglm.export.graph.fix.reduce_rank import ReduceRank
 from edgeglm.export.graph.fix.static_shapes import StaticShapes
@@ -102,6 +102,7 @@ def _fixes(table: Table, shapes: Shapes) -> Iterator[tuple[str, Fix]]:
     yield "patches times a matrix", _with(PatchMatMul())
     yield "GELU as one operator", _with(fuse_gelu.FuseGelu(), fuse_gelu.OPSET)
     yield "GELU decomposed", _with(decompose_gelu.DecomposeGelu())
+    yield "ONNX's definition of it", _defined({*table.operators})
     yield "norms as one operator", _with(fuse_norms.FuseNorms(), fuse_norms.RMS_NORM_OPSET)
     yield "norms decomposed", _with(decompose_norms.DecomposeNorms())
     if table.max_rank:
@@ -124,6 +125,17 @@ def _with(fix: ir.passes.PassBase, opset: int = 0, then: ir.passes.PassBase | No
         if then:
             then(model)
         return model
+
+    return apply
+
+
+def _defined(known: Collection[str]) -> Fix:
+    """Return what writes operators that are not known by others, where ONNX defines them so."""
+
+    def apply(model: ir.Model) -> ir.Model | None:
+        if model.graph.opset_imports.get("", decompose_functions.OPSET) < decompose_functions.OPSET:
+            model = to_opset(decompose_functions.OPSET)(model) or model
+        return decompose_functions.decompose_functions(model, known)
 
     return apply
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edgeglm.export.foreign.measure.difference import Comparison
+from edgeglm.export.foreign.measure.places import places_of
 from edgeglm.export.prove.onnx_run import opened
 
 CLAMPS = {"Relu", "Clip", "HardSwish", "ThresholdedRelu"}
@@ -39,7 +40,7 @@ def reach_of(original: Path, samples: Iterable[Mapping[str, NDArray[Any]]]) -> C
         names = give_before_clamps(proto.graph)
         if not names:
             return None
-        graph, reach = proto.SerializeToString(), Comparison()
+        graph, reach = proto.SerializeToString(), Comparison(places_of(original))
         del proto
         run = opened(original, graph)
         del graph

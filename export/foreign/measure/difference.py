@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,26 +28,35 @@ DOUBTED = 0.1
 
 @dataclass(frozen=True)
 class Difference:
-    """The error of an output, None where no value was compared, and the channels that it is of, all if empty."""
+    """The error of an output, None where no value was compared, and the channels that it is of, all if empty.
+
+    ``undefined`` is whether the original gives NaN or infinity in it.
+    """
 
     output: str
     error: float | None
     where: str = ""
+    undefined: bool = False
 
     def __str__(self) -> str:
         return f"{self.output}, {self.where}" if self.where else self.output
 
 
 class Comparison:
-    """Sums of the differences of outputs, over any number of samples."""
+    """Sums of the differences of outputs, over any number of samples.
 
-    def __init__(self) -> None:
+    Args:
+        places: Axes of outputs, by name, that are places of an image and no parts to be judged apart.
+    """
+
+    def __init__(self, places: Mapping[str, Collection[int]] | None = None) -> None:
         self._outputs: dict[str, _Output] = {}
+        self._places = places or {}
 
     def add(self, want: Mapping[str, object], got: Mapping[str, object]) -> None:
         """Compare the outputs of one sample by name: arrays, or sequences and maps of them."""
         for name, value in want.items():
-            output = self._outputs.setdefault(name, _Output())
+            output = self._outputs.setdefault(name, _Output(frozenset(self._places.get(name, ()))))
             ours, theirs = dict(_leaves(got[name])), dict(_leaves(value))
             for key in sorted({*ours, *theirs}):
                 output.add(theirs.get(key, _missing(ours)), ours.get(key, _missing(theirs)))
@@ -177,11 +186,13 @@ class _Sample:
 
 @dataclass
 class _Output:
-    """An output over the samples: norms of each, the shares of whole numbers, sums by channel."""
+    """An output over the samples: norms of each, the shares of whole numbers, sums by channel, but not by place."""
 
+    places: Collection[int] = ()
     samples: list[_Sample] = field(default_factory=list)
     values: int = 0
     unequal: int = 0
+    undefined: bool = False
     channels: dict[int, _Channels | None] = field(default_factory=dict)
 
     def add(self, want: Array, got: Array) -> None:
@@ -198,6 +209,7 @@ class _Output:
         # What is not finite is equal in both or as wrong as can be; a NaN among NaNs of the original is a number lost.
         odd = ~(np.isfinite(wide) & np.isfinite(made) | np.isnan(wide) & np.isnan(made) | (wide == made))
         known, undefined = np.isfinite(wide), np.isnan(wide) | np.isnan(made)
+        self.undefined |= not known.all()
         size = _typical(wide, known) if odd.any() and undefined[odd].all() else 0.0
         if odd.any() and not size:
             self.samples.append(_Sample(1.0, 1.0, float("inf"), want.size))
@@ -210,6 +222,7 @@ class _Output:
 
     def _add_channels(self, want: Array, got: Array) -> None:
         axes = {axis for axis in (1, want.ndim - 1) if want.ndim > 1 and want.shape[axis] > 1}
+        axes -= set(self.places)
         if not axes:  # the whole output is the one channel
             want, got, axes = want.reshape(-1, 1), got.reshape(-1, 1), {1}
         for axis in axes:
@@ -234,7 +247,7 @@ class _Output:
                 error, part = sums.worst(uncut.channels.get(axis) if uncut else None) if sums else (0.0, "")
                 if error > found[0]:
                     found = (error, f"{part} of axis {axis}" if sums and sums.wanted.size > 1 else STANDS)
-        return Difference(name, *found)
+        return Difference(name, *found, self.undefined)
 
     def _sampled(self, uncut: list[_Sample]) -> float:
         """Return the largest error of a sample; of few values, that of all samples, or of those of another size."""

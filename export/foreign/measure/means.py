@@ -18,6 +18,8 @@ from edgeglm.export.calibrate.histogram import Histogram
 Array = NDArray[Any]
 # Axes that nodes sum along: the channels of an image, the last of a product's inputs.
 CHANNELS, LAST = 1, -1
+# Values of an array that are counted: a histogram of so many is as good as one of all.
+COUNTED = 1 << 18
 Means = Mapping[int, Array]
 
 
@@ -63,9 +65,20 @@ class Values(Histogram):
         known = np.isfinite(array)
         finite = array if known.all() else array[known]
         if finite.size:
-            self.add(finite)
+            self._count(finite)
         for axis in (CHANNELS, LAST) if array.ndim > 1 and array.size else ():
             self._mean(axis, Mean.of(array, axis) if finite is array else None)
+
+    def _count(self, finite: NDArray[np.float32]) -> None:
+        """Count values: of many one of each few neighbours, which stands for them, and the least and the largest."""
+        flat, step, part = finite.reshape(-1), -(-finite.size // COUNTED), Histogram()
+        if step > 1:  # any of them, as every so manieth would be of one column or channel
+            starts = np.arange(0, flat.size - step, step)
+            part.add(flat[starts + np.random.default_rng(0).integers(0, step, starts.size)])
+            part.counts *= step
+            flat = np.array([flat.min(), flat.max()])
+        part.add(flat)
+        super().merge(part)
 
     def merge(self, other: Histogram) -> None:
         """Count what another has counted too."""

@@ -20,6 +20,7 @@ from edgeglm.export.foreign.measure.activations import kept_groups
 from edgeglm.export.foreign.measure.clamps import reach_of
 from edgeglm.export.foreign.measure.difference import Comparison, Reach, worst_of
 from edgeglm.export.foreign.measure.means import Means, Values
+from edgeglm.export.foreign.measure.places import Places, places_of
 from edgeglm.export.foreign.read.made import read, sample_files, write
 from edgeglm.export.prove.onnx_run import each_float, opened
 from edgeglm.runtimes.engines.ort.options import session_options
@@ -27,8 +28,10 @@ from edgeglm.runtimes.engines.ort.options import session_options
 Arrays = Mapping[str, NDArray[Any]]
 # How ONNX Runtime's profile ends the name of a node that it computed.
 COMPUTED = "_kernel_time"
-# Samples that forms are measured on.
-MOST = 32
+# Samples that forms are measured on: at most these, and of graphs that compute much fewer, but for the last.
+MOST, LEAST = 32, 2
+# Products of all samples of a measurement, of which a choice between forms takes up to 200: half a second of a core.
+PRODUCTS = 1 << 33
 
 
 @dataclass(frozen=True)
@@ -39,24 +42,34 @@ class Trials:
         pairs: Samples and outputs.
         reach: What the outputs are before the last clamps.
         layouts: Whether the engine may lay out values for its own kernels.
+        places: Axes of outputs that are places of an image.
     """
 
     pairs: Sequence[tuple[Path, Path]]
     reach: Reach | None = None
     layouts: bool = True
+    places: Places = field(default_factory=dict)
 
     @classmethod
-    def of(cls, original: Path, files: Sequence[Path], work: Path) -> Trials:
-        """Run the original on files of samples, at most `MOST` of them; `work` is a folder for its outputs."""
+    def of(cls, original: Path, files: Sequence[Path], work: Path, most: int = MOST) -> Trials:
+        """Run the original on files of samples.
+
+        Args:
+            original: The user's file.
+            files: Of samples.
+            work: A folder for its outputs.
+            most: So many of the samples at most.
+        """
         run, pairs = opened(original), list[tuple[Path, Path]]()
-        for file in files[:: -(-len(files) // MOST) or 1]:
+        for file in files[:: -(-len(files) // most) or 1]:
             pairs.append((file, work / f"outputs-{len(pairs)}-{file.name}"))
             write(pairs[-1][1], run(read(file)))
-        return cls(pairs, cache(lambda: reach_of(original, (read(sample) for sample, _ in pairs))))
+        reach = cache(lambda: reach_of(original, (read(sample) for sample, _ in pairs)))
+        return cls(pairs, reach, places=places_of(original))
 
     def error_of(self, graph: bytes) -> float:
         """Return the largest error of an output; infinite where the engine does not take the graph."""
-        comparison = Comparison()
+        comparison = Comparison(self.places)
         try:
             run = opened(Path(), graph, layouts=self.layouts)
             for sample, want in self.pairs:
@@ -102,8 +115,18 @@ class Fold:
     trials: Trials
 
 
+def affordable(products: int) -> int:
+    """Return on how many samples a graph of so many products a run is measured."""
+    return max(LEAST, min(MOST, PRODUCTS // max(products, 1)))
+
+
 def make_folds(
-    observed: Callable[[Sequence[Path]], dict[str, Values]], original: Path, samples: Path, held: Path, work: Path
+    observed: Callable[[Sequence[Path]], dict[str, Values]],
+    original: Path,
+    samples: Path,
+    held: Path,
+    work: Path,
+    most: int = MOST,
 ) -> tuple[Seen, list[Fold]]:
     """Return the values of all samples that calibrate, and folds.
 
@@ -116,15 +139,17 @@ def make_folds(
         samples: A folder of samples to calibrate on.
         held: Another, to measure on; the same samples where they are too few for two folders.
         work: A folder for outputs of the original.
+        most: Samples of a fold that forms are measured on.
     """
     given, kept = sample_files(samples), sample_files(held)
     halves = [given[::2], given[1::2]]
     if not halves[1] or [file.name for file in given] == [file.name for file in kept]:
         seen = Seen(observed(given))
-        return seen, [Fold(seen, Trials.of(original, kept, work))]
+        return seen, [Fold(seen, Trials.of(original, kept, work, most))]
     parts = [observed(half) for half in halves]
     folds = [
-        Fold(Seen(parts[index]), Trials.of(original, [*halves[1 - index], *kept[index::2]], work)) for index in range(2)
+        Fold(Seen(parts[index]), Trials.of(original, [*halves[1 - index], *kept[index::2]], work, most))
+        for index in range(2)
     ]
     return Seen(_merged(parts)), folds
 
@@ -137,7 +162,9 @@ def _merged(parts: Sequence[Mapping[str, Values]]) -> dict[str, Values]:
     return merged
 
 
-def observe(model: ir.Model, names: Sequence[str], files: Sequence[Path], work: Path) -> dict[str, Values]:
+def observe(
+    model: ir.Model, names: Sequence[str], files: Sequence[Path], work: Path, sized: ir.Model | None = None
+) -> dict[str, Values]:
     """Return a histogram of each value, by name; a value that is never finite, or no float, has none.
 
     Values are seen in groups: what a run is asked for stays in memory to its end.
@@ -147,13 +174,14 @@ def observe(model: ir.Model, names: Sequence[str], files: Sequence[Path], work: 
         names: Of values and inputs.
         files: Of samples.
         work: A folder for the graph.
+        sized: The graph with the sizes of the samples, where that is known: to find them takes long.
     """
     histograms: dict[str, Values] = {}
     inputs = {f"{value.name}" for value in model.graph.inputs}
     shapes = {name: array.shape for name, array in read(files[0]).items()}
     file = work / "observed.onnx"
     ir.save(model, file, external_data="observed.bin")
-    groups = kept_groups(model.clone(), [name for name in names if name not in inputs], shapes)
+    groups = kept_groups(sized or model.clone(), [name for name in names if name not in inputs], shapes)
     for index, group in enumerate(groups or [[]]):
         run = each_float(file, _giving(file, group)) if group else None
         for path in files:

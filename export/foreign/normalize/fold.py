@@ -16,5 +16,10 @@ LARGEST = 1 << 28
 def fold(model: ir.Model, engine: EngineName) -> None:
     """Fold constants in place, if the engine is an NPU; others do so when they load a graph."""
     if DIALECTS[ENGINES[engine].dialect].integers:
-        fold_constants(model, input_size_limit=LARGEST, output_size_limit=LARGEST)
+        fold_constants(model, input_size_limit=LARGEST, output_size_limit=LARGEST, should_fold=_is_filled)
         RemoveUnusedNodesPass()(model)
+
+
+def _is_filled(node: ir.Node) -> bool | None:
+    """Tell the library to fold a tensor of one number too, as pads and masks of exporters begin with; else None."""
+    return True if node.op_type == "ConstantOfShape" else None

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from edgeglm.export.calibrate.histogram import Histogram, least_squares, min_max
-from edgeglm.export.foreign.measure.activations import operations
 from edgeglm.export.foreign.measure.sensitivity import grouped
 from edgeglm.export.foreign.measure.trials import Choose, Fold, Seen
 from edgeglm.export.foreign.quantize.integers import (
@@ -138,9 +137,9 @@ def refined_groups(model: ir.Model) -> list[tuple[str, ...]]:
     return grouped([f"{node.name}" for node in integer_nodes(model)], REFINED)
 
 
-def few_rows(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> frozenset[str]:
-    """Return the names of products that have few rows with inputs of these shapes and are short, or shorter still."""
-    computed, names = operations(model.clone(), shapes), set[str]()
+def few_rows(model: ir.Model, computed: Mapping[str, int]) -> frozenset[str]:
+    """Return the names of products that have few rows, by what each node computes, and are short, or shorter still."""
+    names = set[str]()
     for node in integer_nodes(model):
         weight, count = float_array(node.inputs[1]), computed.get(f"{node.name}", 0)
         if (

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -13,11 +14,12 @@ from onnx_ir.traversal import RecursiveGraphIterator
 
 from edgeglm.export.foreign.graph_precision import Task
 from edgeglm.export.foreign.measure.activations import operations
-from edgeglm.export.foreign.measure.sensitivity import GOAL, NAMED, Search, search
-from edgeglm.export.foreign.measure.trials import Trials, make_folds, observe, reached
+from edgeglm.export.foreign.measure.sensitivity import GOAL, NAMED, TRIED, Search, search
+from edgeglm.export.foreign.measure.trials import Trials, affordable, make_folds, observe, reached
 from edgeglm.export.foreign.normalize.tidy import name_nodes
 from edgeglm.export.foreign.quantize.formless import list_formless
 from edgeglm.export.foreign.quantize.forms import (
+    REFINED,
     Form,
     blocks_form,
     choose,
@@ -34,13 +36,17 @@ from edgeglm.export.foreign.read.made import Made, read, sample_files
 from edgeglm.export.prove.values import two_digits
 from edgeglm.export.targets.base import Quantize, Quantizer
 
+T = TypeVar("T")
+Show = Callable[[float], None]
 
-def make_integers(prepared: Path, task: Task) -> Made:
+
+def make_integers(prepared: Path, task: Task, show: Show) -> Made:
     """Write a graph in INT4, or in the form of INT8 that is nearest to the original for its cost.
 
     Args:
         prepared: The graph, folded.
         task: The precision, the samples and the place.
+        show: Told how far it is.
     """
     output, limit = Path(task.output), task.limit
     model = ir.load(prepared)
@@ -49,16 +55,20 @@ def make_integers(prepared: Path, task: Task) -> Made:
     blocks = task.precision == "int4"
     names = [] if blocks else [f"{value.name}" for value in ranged_values(model)]
     original, samples, held = map(Path, (task.original, task.samples, task.held))
+    given = [*sample_files(samples), *sample_files(held)]
+    sized = model.clone()
+    computed = operations(sized, largest_shapes(map(read, given)))
     seen, folds = make_folds(
-        lambda files: observe(model, names, files, output.parent) if names else {},
+        lambda files: observe(model, names, files, output.parent, sized) if names else {},
         original,
         samples,
         held,
         output.parent,
+        affordable(sum(computed.values())),
     )
-    error_of = error_over(folds, lambda recipe: quantize(model, recipe))
-    unreached = _unreached(model, [*sample_files(samples), *sample_files(held)], output.parent)
-    forms = [form.with_floating(unreached) for form in _forms(model, task)]
+    unreached = _unreached(model, given, output.parent)
+    forms = [form.with_floating(unreached) for form in _forms(model, computed, task)]
+    error_of = counted(error_over(folds, lambda recipe: quantize(model, recipe)), len(forms) + REFINED + TRIED, show)
     runs = len(sample_files(samples))
     chosen, errors, refined = choose(forms, error_of, costs(model, seen, runs), refined_groups(model))
 
@@ -79,30 +89,46 @@ def make_integers(prepared: Path, task: Task) -> Made:
         _share(made),
         described(untouched.wide),
         chosen.title,
-        _cost(model, (*found.wide, *refined), task),
+        _cost(computed, (*found.wide, *refined)),
         described(unreached),
         list_formless(model),
     )
 
 
-def _forms(model: ir.Model, task: Task) -> list[Form]:
+def _forms(model: ir.Model, computed: Mapping[str, int], task: Task) -> list[Form]:
     if task.precision == "int4":
         return [blocks_form(model)]
-    shapes = largest_shapes(map(read, sample_files(Path(task.samples))))
-    return forms_of(model, pairs=task.pairs, few=few_rows(model, shapes) if task.pairs else ())
+    return forms_of(model, pairs=task.pairs, few=few_rows(model, computed) if task.pairs else ())
 
 
-def widen(prepared: Path, quantizer: Quantizer, task: Task) -> Made:
+def counted(error_of: Callable[[T], float], expected: int, show: Show) -> Callable[[T], float]:
+    """Return what measures the same, and tells how much of as many measurements as are expected is done."""
+    done = 0
+
+    def told(form: T) -> float:
+        nonlocal done
+        error = error_of(form)
+        done += 1
+        show(done / max(expected, done + 1))
+        return error
+
+    return told
+
+
+def widen(prepared: Path, quantizer: Quantizer, task: Task, show: Show) -> Made:
     """Write a graph in an engine's own form of INT8, with what ruins it there kept wide, as cheaply as that passes.
 
     Args:
         prepared: The graph, folded.
         quantizer: Writes it.
         task: The precision, the samples and the place.
+        show: Told how far it is.
     """
     model, output = ir.load(prepared), Path(task.output)
     kinds = {f"{node.name}": node.op_type for node in model.graph}
-    trials = Trials.of(Path(task.original), sample_files(Path(task.held)), output.parent)
+    files = sample_files(Path(task.held))
+    computed = operations(model.clone(), largest_shapes(map(read, files)))
+    trials = Trials.of(Path(task.original), files, output.parent, affordable(sum(computed.values())))
 
     def passes(error: float) -> bool:
         return error < task.limit
@@ -112,7 +138,8 @@ def widen(prepared: Path, quantizer: Quantizer, task: Task) -> Made:
             write(output, wide)
             return trials.error_of(output.read_bytes())
 
-        return search(quantizer.nodes, error_of, passes, min(GOAL, task.limit))
+        measured = counted(error_of, min(len(quantizer.nodes), TRIED), show)
+        return search(quantizer.nodes, measured, passes, min(GOAL, task.limit))
 
     for title, write in quantizer.forms.items():
         found, widened = tried(write), title
@@ -121,13 +148,11 @@ def widen(prepared: Path, quantizer: Quantizer, task: Task) -> Made:
     write(output, found.wide)
     wide, blamed = (tuple(f"{name} ({kinds[name]})" for name in names) for names in (found.wide, found.blamed[:NAMED]))
     before = two_digits(found.before) if np.isfinite(found.before) else 0.0
-    return Made(wide=wide, widened=widened, blamed=blamed, before=before, cost=_cost(model, found.wide, task))
+    return Made(wide=wide, widened=widened, blamed=blamed, before=before, cost=_cost(computed, found.wide))
 
 
-def _cost(model: ir.Model, wide: Collection[str], task: Task) -> float | None:
+def _cost(counts: Mapping[str, int], wide: Collection[str]) -> float | None:
     """Return the share of a graph's operations that nodes have, two digits."""
-    shapes = {name: array.shape for name, array in read(sample_files(Path(task.held))[0]).items()}
-    counts = operations(model, shapes)
     return two_digits(sum(counts.get(name, 0) for name in wide) / max(sum(counts.values()), 1)) if wide else None
 
 

@@ -11,12 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantType
 from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
+from edgeglm.errors import UnsupportedError
 from edgeglm.export.targets.base import Quantize, Quantizer
 from edgeglm.export.targets.ranges import calibrated
 
@@ -42,6 +44,8 @@ def quantizer(graph: Path, reader: CalibrationDataReader, precision: str, *, flo
     model = onnx.load(graph)
     _own_constants(model.graph)
     ranges = calibrated(graph, {node.op_type for node in model.graph.node}, reader)
+    if not floats:
+        _check_finite(model.graph, ranges)
     nodes = [node.name for node in model.graph.node if any(name in ranges.data for name in node.output)]
     sixteen: Quantize = partial(_write, model, ranges)
     everywhere = nodes if precision == "a16w8" else []
@@ -50,6 +54,16 @@ def quantizer(graph: Path, reader: CalibrationDataReader, precision: str, *, flo
     return Quantizer(
         nodes if forms or floats else [], {**forms, **({FLOATING: floating} if floats or not forms else {})}
     )
+
+
+def _check_finite(graph: onnx.GraphProto, ranges: TensorsData) -> None:
+    """Raise UnsupportedError for the first node that gives what integers do not have."""
+    for node in graph.node:
+        for name in node.output:
+            if name in ranges.data and not np.isfinite([*ranges.data[name].range_value]).all():
+                why = "it gives NaN or infinity on the samples, and the NPU's integers have neither"
+                remedy = "keep what it takes where it is defined, as by Max with a small number, or mend the samples"
+                raise UnsupportedError(f"{node.name} ({node.op_type})", why, remedy)
 
 
 def _write(model: onnx.ModelProto, ranges: TensorsData, output: Path, wide: Collection[str]) -> None:

@@ -109,7 +109,7 @@ def check_export(file: Path, samples: Sequence[Path], sample: Arrays, precision:
     request = GraphRequest(file, load_profile("cpu"), precision, samples[0].parent)
     with quiet():
         plan = open_graph(request, 8 << 30, work)
-        made, fixes, _ = export_graph(plan, file.parent / precision, work, lambda stage: None)
+        made, fixes, _ = export_graph(plan, file.parent / precision, work, lambda stage, done: None)
     assert not fixes
     assert made.modules[0].precision == precision
     (want,), (got,) = (run_file(path, sample).values() for path in (file, file.parent / precision / "graph/model.onnx"))

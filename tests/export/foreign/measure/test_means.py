@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("onnxscript")
 
-from edgeglm.export.foreign.measure.means import LAST, Values
+from edgeglm.export.foreign.measure.means import COUNTED, LAST, Values
 from edgeglm.export.foreign.measure.trials import Seen, observe
 from edgeglm.export.foreign.normalize.tidy import name_nodes
 from edgeglm.export.foreign.quantize.integers import Recipe, quantize, ranged_values
@@ -79,3 +79,17 @@ def test_an_axis_of_two_sizes_has_no_mean() -> None:
     values.merge(others)
     assert not values.means()
     assert values.counts.sum() == 18
+
+
+def test_of_many_values_some_are_counted_and_the_ends_are_kept() -> None:
+    """A channel that is the last axis is counted as often as its neighbours; one value that is far off is not lost."""
+    few, many = Values(), Values()
+    array = np.tile(np.array([[0.5, -2, 3]], np.float32), (4 * COUNTED, 1))
+    array[7, 0] = 100
+    for values, rows in ((few, array[: COUNTED // 4]), (many, array)):
+        values.take(rows)
+        assert (values.low, values.high) == (-2, 100)
+        assert values.counts.sum() == pytest.approx(rows.size, rel=1e-4)
+        shares = np.sort(values.counts)[-3:] / rows.size
+        assert shares == pytest.approx(np.full(3, 1 / 3), abs=0.01)
+    assert many.means()[LAST] == pytest.approx(few.means()[LAST], abs=1e-3)

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("onnxscript")
 
 from edgeglm.export.calibrate.histogram import min_max
-from edgeglm.export.foreign.measure.trials import make_folds, observe
+from edgeglm.export.foreign.measure.trials import LEAST, MOST, PRODUCTS, Trials, affordable, make_folds, observe
 from edgeglm.export.foreign.quantize.forms import Form, error_over
 from edgeglm.export.foreign.quantize.integers import Recipe, quantize
 from edgeglm.export.foreign.read.made import write
@@ -45,3 +45,13 @@ def test_halves_of_the_samples_measure_each_other(tmp_path: Path) -> None:
     assert [[file.name for file, _ in fold.trials.pairs] for fold in folds] == [["1.npz", "3.npz"], ["0.npz", "2.npz"]]
     assert seen.histograms["x"].counts.sum() == 24
     assert error_over(folds, lambda recipe: quantize(model, recipe))(Form("", Recipe("static", {}))) > 0.9
+
+
+@pytest.mark.parametrize(("products", "samples"), [(0, MOST), (PRODUCTS // 8, 8), (PRODUCTS, LEAST)])
+def test_a_graph_of_many_products_is_measured_on_fewer_samples(products: int, samples: int, tmp_path: Path) -> None:
+    """A detector of text on pages takes a second a run, and a choice between forms some hundred runs of a sample."""
+    onnx.save(graph([node("Neg", ["x"], ["y"])], [value("x", [1, 8])], [value("y", [1, 8])]), tmp_path / "model.onnx")
+    files = written(tmp_path, *(normal(1, 8) for _ in range(40)))
+    assert affordable(products) == samples
+    pairs = Trials.of(tmp_path / "model.onnx", files, tmp_path, affordable(products)).pairs
+    assert samples // 2 < len(pairs) <= samples

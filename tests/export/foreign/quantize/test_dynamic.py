@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("onnxscript")
 
+from edgeglm.export.foreign.measure.activations import operations
 from edgeglm.export.foreign.measure.trials import Seen, observe
 from edgeglm.export.foreign.quantize.codes import LARGEST_PAIR, encode
 from edgeglm.export.foreign.quantize.forms import costs, few_rows, forms_of
@@ -81,13 +82,14 @@ def test_neighbours_begin_at_even_places() -> None:
 
 @pytest.mark.parametrize(("rows", "names"), [(1, {"first"}), (2, {"first"}), (16, {"first"}), (64, set[str]())])
 def test_few_rows_are_counted(rows: int, names: set[str]) -> None:
-    assert few_rows(product("Gemm", rows), {"x": [rows, 64]}) == names
+    model = product("Gemm", rows)
+    assert few_rows(model, operations(model, {"x": [rows, 64]})) == names
 
 
 def test_a_large_product_keeps_the_faster_kernels() -> None:
     nodes = [node("MatMul", ["x", "w"], ["y"], name="first")]
-    model = graph(nodes, [value("x", [1, 1024])], [value("y", [1, 512])], {"w": normal(1024, 512)})
-    assert few_rows(ir.from_proto(model), {"x": [1, 1024]}) == set()
+    model = ir.from_proto(graph(nodes, [value("x", [1, 1024])], [value("y", [1, 512])], {"w": normal(1024, 512)}))
+    assert few_rows(model, operations(model, {"x": [1, 1024]})) == set()
 
 
 @pytest.mark.parametrize(("rows", "pays"), [(1, False), (64, True)])

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import numpy_helper
 
 pytest.importorskip("onnxruntime_qnn", reason="pip install 'edgeglm[qnn]'")
 pytest.importorskip("onnxscript")
@@ -63,10 +64,41 @@ def no_table(monkeypatch: pytest.MonkeyPatch) -> None:
 REFUSED = {
     "Einsum": (node("Einsum", ["c", "c"], ["y"], equation="bchw,bdhw->bchw", name="last"), {}),
     "Mod": (node("Mod", ["c", "m"], ["y"], fmod=1, name="last"), {"m": np.array(0.7, np.float32)}),
-    "ReduceL2": (node("ReduceL2", ["c"], ["y"], axes=[1], name="last"), {}),
     "TopK": (node("TopK", ["c", "k"], ["y", "i"], name="last"), {"k": np.array([3])}),
     "CumSum": (node("CumSum", ["c", "a"], ["y"], name="last"), {"a": np.array(2)}),
 }
+
+
+@pytest.mark.parametrize("last", [node("ReduceL2", ["c"], ["y"], axes=[1], name="last"),
+                                  node("Selu", ["c"], ["y"], name="last")], ids=["ReduceL2", "Selu"])  # fmt: skip
+def test_what_onnx_writes_by_other_operators_is_taken(last: onnx.NodeProto, tmp_path: Path) -> None:
+    manifest = exported(tmp_path, last)
+    assert manifest.modules[0].compiled
+    assert manifest.modules[0].compiled.executed_on == "HTP simulator"
+
+
+def test_pads_that_constants_make_are_folded(tmp_path: Path) -> None:
+    """As torch's exporter writes them, beginning with a tensor of zeros."""
+    pads = [
+        node("ConstantOfShape", ["n"], ["o"], value=numpy_helper.from_array(np.array([0]))),
+        node("Concat", ["ends", "o"], ["p"], axis=0),
+    ]
+    behind = [node("Pad", ["c", "p"], ["d"]), node("Relu", ["d"], ["y"])]
+    weights = {"n": np.array([4]), "ends": np.array([0, 0, 1, 0])}
+    assert exported(tmp_path, *pads, *behind, **weights).modules[0].compiled
+
+
+@pytest.mark.parametrize("operator", ["Log", "Sqrt"])
+def test_what_gives_no_numbers_is_named(operator: str, tmp_path: Path) -> None:
+    """Integers have no NaN, so that no precision of this NPU is near to the original."""
+    with pytest.raises(AccuracyError, match=rf"last \({operator}\).*; it is NaN or infinite in places.* as by Max, or"):
+        exported(tmp_path, node(operator, ["c"], ["y"], name="last"))
+
+
+def test_a_node_of_endless_range_is_named(tmp_path: Path) -> None:
+    behind = [node("Relu", ["c"], ["r"]), node("Log", ["r"], ["y"], name="last")]
+    with pytest.raises(UnsupportedError, match=r"^last \(Log\): it gives NaN or infinity on the samples"):
+        exported(tmp_path, *behind)
 
 
 def lstm() -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:

@@ -1,0 +1,35 @@
+"""A conversion says how far it is: choosing among forms of INT8 may take minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+pytest.importorskip("onnxscript")
+
+from edgeglm.export.api import ExportRequest, Progress, export
+from tests.export.foreign.small_graphs import graph, node, normal, value
+
+
+def test_a_conversion_says_how_far_it_is(tmp_path: Path) -> None:
+    nodes = [node("MatMul", ["x", "w"], ["a"]), node("Relu", ["a"], ["b"]), node("MatMul", ["b", "w"], ["y"])]
+    onnx.save(graph(nodes, [value("x", [4, 8])], [value("y", [4, 8])], {"w": normal(8, 8)}), tmp_path / "model.onnx")
+    (tmp_path / "samples").mkdir()
+    for index in range(4):
+        np.savez(tmp_path / f"samples/{index}.npz", x=normal(4, 8))
+    seen = list[Progress]()
+    request = ExportRequest(
+        model=str(tmp_path / "model.onnx"), target="cpu", precision="int8", calibration=tmp_path / "samples",
+        output=tmp_path / "bundle",
+    )  # fmt: skip
+    export(request, seen.append)
+    assert [progress.stage for progress in seen if progress.done is None] == [
+        "checking", "converting to int8", "measuring",
+    ]  # fmt: skip
+    shares = [progress.done for progress in seen if progress.done is not None]
+    assert len(shares) > 4
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < shares[-1] <= 1
