@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.choose.precision import parse_precisions
 from edgeglm.export.evaluate.original.memory import base_bytes, is_streamed, streamed_bytes, whole_bytes
+from edgeglm.export.evaluate.statistics import RULE_OF_THREE
 from edgeglm.export.pipeline.ladder import SENSITIVITY_SAMPLES, Ladder, worst
 from edgeglm.export.predict.forecast import loaded_bytes
 from edgeglm.export.predict.peaks import check_peak
@@ -117,7 +119,17 @@ def nothing_passed(folder: Path, ladder: Ladder) -> AccuracyError:
         f"no precision passes; the best, {describe(rung)}, drops {metric.name} by {drop} "
         f"and perhaps by {high}, where {limit} is allowed"
     )
+    if least := _least(metric):
+        why += f"; {metric.samples} samples leave {amount(metric, least)} open even where nothing differs"
+        return AccuracyError(folder, why, "measure on more samples, or allow more with --accuracy-drop")
     return AccuracyError(folder, why, "allow more with --accuracy-drop")
+
+
+def _least(metric: manifest.Metric) -> float | None:
+    """Return the drop of a share that so few samples leave open whatever they show, if it is above the limit."""
+    least = RULE_OF_THREE / max(metric.samples, 1)
+    is_bound = math.isclose(metric.drop_interval[1], metric.drop + least)
+    return least if is_bound and least > metric.limit else None
 
 
 def describe(rung: manifest.Rung) -> str:
