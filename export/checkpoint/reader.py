@@ -73,7 +73,8 @@ class Checkpoint:
             _check_shard(file, indexed, found, entries)
             entries |= found
         stored = {name: Tensor.of(entry) for name, entry in entries.items() if entry.dtype in ITEM_BYTES}
-        quantized = find_quantized(folder / "config.json", config, stored)
+        unread = {name: entry for name, entry in entries.items() if name not in stored}
+        quantized = find_quantized(folder / "config.json", config, stored, unread)
         # What lies beside a quantized matrix is a part of it, but for the bias.
         modules = {name.removesuffix("weight") for name in quantized.matrices}
         alone = [name for name in entries if name.rpartition(".")[0] + "." not in modules or name.endswith(".bias")]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from edgeglm.export.checkpoint.files import shown
 from edgeglm.export.checkpoint.quantized.gptq import CODES, INTEGERS
 from edgeglm.export.checkpoint.quantized.matrix import Matrix, Numbers
-from edgeglm.export.checkpoint.quantized.settings import Found, Settings, check_matrix, companion, misfit
+from edgeglm.export.checkpoint.quantized.settings import Found, Settings, check_matrix, companion, width_of
 from edgeglm.export.checkpoint.tensor import FLOATS, Tensor
 
 BITS, LAYOUT = 4, "gemm"
@@ -30,19 +30,20 @@ def find_matrices(settings: Settings, stored: Mapping[str, Tensor]) -> Found:
         why = f"is quantized by AWQ to {bits} bits in the layout {shown(layout)}"
         raise settings.unsupported(f"{why}, and edgeglm reads {BITS} bits in {LAYOUT}")
     found = (
-        _matrix(name.removesuffix(CODES), tensor, stored) for name, tensor in stored.items() if name.endswith(CODES)
+        _matrix(settings, name.removesuffix(CODES), tensor, stored)
+        for name, tensor in stored.items()
+        if name.endswith(CODES)
     )
     return Found({matrix.name: matrix for matrix in found})
 
 
-def _matrix(module: str, codes: Tensor, stored: Mapping[str, Tensor]) -> Matrix:
+def _matrix(settings: Settings, module: str, codes: Tensor, stored: Mapping[str, Tensor]) -> Matrix:
     zeros, scales = (companion(stored, codes, module, suffix) for suffix in (".qzeros", ".scales"))
     check_matrix(codes, "I32")
     check_matrix(zeros, "I32")
     check_matrix(scales, *FLOATS)
     (groups, rows), columns = scales.shape, codes.shape[0]
-    if columns % groups:
-        raise misfit(scales, f"has {groups} groups, which do not divide {columns} columns")
+    width = width_of(settings, scales, columns, varied=bool(settings.values.get("extra_config")))
     return Matrix(
         f"{module}.weight",
         f"AWQ {BITS}",
@@ -50,6 +51,6 @@ def _matrix(module: str, codes: Tensor, stored: Mapping[str, Tensor]) -> Matrix:
         INTEGERS,
         Numbers(scales, rows, groups, transposed=True),
         Numbers(zeros, rows, groups, transposed=True, bits=BITS, along_rows=True, order=ORDER),
-        columns // groups,
+        width,
         scales.dtype,
     )

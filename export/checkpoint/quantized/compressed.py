@@ -22,6 +22,7 @@ from edgeglm.export.checkpoint.quantized.settings import (
     block_of,
     check_matrix,
     companion,
+    lacking,
     misfit,
 )
 from edgeglm.export.checkpoint.tensor import FLOATS, Tensor
@@ -74,6 +75,8 @@ def _matrix(
     if scale.dtype not in FLOATS:
         raise misfit(scale, f"holds scales, and is stored as {scale.dtype}")
     zero = stored.get(prefix + "weight_zero_point")
+    if zero is None and _all_say(settings, "symmetric", False):
+        raise lacking(codes, "its weight_zero_point")
     if last == PACKED:
         return _packed(settings, codes, scale, zero, stored)
     check_matrix(codes, *TABLES, "I8")
@@ -97,6 +100,8 @@ def _packed(
     high, wide = block_of((rows, columns), scale, None)
     count = -(-columns // wide)
     order, zeros = stored.get(f"{module}weight_g_idx"), None
+    if order is None and count > 1 and _all_say(settings, "actorder", "group"):
+        raise lacking(codes, "its weight_g_idx, the order of its columns (actorder),")
     if order and (order.dtype != "I32" or order.shape != (columns,)):
         raise misfit(order, f"is stored as {order.dtype} of shape {list(order.shape)}")
     if zero:
@@ -140,6 +145,12 @@ def _groups(settings: Settings) -> Sequence[Mapping[str, Any]]:
     if not isinstance(groups, Mapping) or not all(isinstance(group, Mapping) for group in groups.values()):
         raise settings.wrong("config_groups", groups)
     return list(groups.values())
+
+
+def _all_say(settings: Settings, key: str, value: object) -> bool:
+    """Return whether all groups say it of their weights: whose a matrix is, only patterns of names tell."""
+    said = [weights.get(key) for group in _groups(settings) if (weights := _weights(group))]
+    return bool(said) and all(found is value or found == value for found in said)
 
 
 def _weights(group: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -10,7 +10,15 @@ from collections.abc import Mapping
 
 from edgeglm.export.checkpoint.files import shown
 from edgeglm.export.checkpoint.quantized.matrix import Matrix, Numbers
-from edgeglm.export.checkpoint.quantized.settings import Found, Settings, check_matrix, companion, misfit
+from edgeglm.export.checkpoint.quantized.settings import (
+    Found,
+    Settings,
+    check_matrix,
+    companion,
+    lacking,
+    misfit,
+    width_of,
+)
 from edgeglm.export.checkpoint.tensor import FLOATS, Tensor
 
 CODES = ".qweight"
@@ -58,8 +66,9 @@ def _matrix(
         )
     columns = order.shape[0] if order else codes.shape[0] * 32 // bits
     groups, rows = scales.shape
-    if not order and columns % groups:
-        raise misfit(scales, f"has {groups} groups, which do not divide {columns} columns")
+    if not order and groups > 1 and settings.values.get("desc_act"):
+        raise lacking(codes, "its .g_idx, the order of its columns (desc_act),")
+    varied = any(settings.values.get(key) for key in ("dynamic", "extra_config"))
     return Matrix(
         f"{module}.weight",
         f"GPTQ {bits}",
@@ -67,6 +76,6 @@ def _matrix(
         INTEGERS,
         Numbers(scales, rows, groups, transposed=True),
         Numbers(zeros, rows, groups, transposed=True, bits=bits, along_rows=True, one_less=one_less),
-        order or columns // groups,
+        order or width_of(settings, scales, columns, varied=varied),
         scales.dtype,
     )

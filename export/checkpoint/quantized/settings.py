@@ -14,6 +14,8 @@ from edgeglm.export.checkpoint.quantized.matrix import Matrix
 from edgeglm.export.checkpoint.tensor import Tensor
 
 REMEDY = "use the original, unquantized checkpoint"
+# Where the tools of GPTQ and AWQ say how many columns share a scale; -1 is all of a row.
+SIZES = ("group_size", "q_group_size")
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,33 @@ def block_of(shape: tuple[int, ...], scale: Tensor, block: tuple[int, int] | Non
     if not block and len(found) == 2 and all(found) and rows % found[0] == 0 and columns % found[1] == 0:
         return rows // found[0], columns // found[1]
     raise misfit(scale, f"has shape {list(found)}, which does not fit a weight of shape {list(shape)}")
+
+
+def width_of(settings: Settings, scales: Tensor, columns: int, *, varied: bool = False) -> int:
+    """Return how many columns share a scale of a transposed matrix; the last ones may be fewer.
+
+    Args:
+        settings: They say it for all matrices, if they say it.
+        scales: One row a group.
+        columns: Of the matrix.
+        varied: Whether some matrices may have other groups than the settings say.
+
+    Raises:
+        DamagedFileError: Settings and scales do not fit.
+    """
+    groups, size = scales.shape[0], columns
+    if is_said := any(settings.values.get(key) is not None for key in SIZES):
+        number = settings.number(*SIZES)
+        if number != -1 and number < 1:
+            raise settings.wrong(SIZES[0], number)
+        size = columns if number == -1 else number
+        if -(-columns // size) == groups:
+            return size
+    if is_said and not varied:
+        raise misfit(scales, f"has {groups} groups, which do not fit {columns} columns in groups of {size}")
+    if columns % groups:
+        raise misfit(scales, f"has {groups} groups, which do not divide {columns} columns")
+    return columns // groups
 
 
 def companion(stored: Mapping[str, Tensor], tensor: Tensor, module: str, suffix: str) -> Tensor:

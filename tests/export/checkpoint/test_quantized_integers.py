@@ -71,7 +71,10 @@ CASES: dict[str, Case] = {
     **{f"{packing} asymmetric": (by_round(packing), gptq(4, 32, less=0, indexed=False)) for packing in PLAIN[:2]},
     "auto-round as awq": (by_round("auto_round:auto_awq", act_bits=16), awq(32)),
     "packed": (compressed(INT4, 4, "group", group_size=32), packed(4, 32, symmetric=True)),
-    "packed asymmetric": (compressed(INT4, 4, "group", group_size=32), packed(4, 32, symmetric=False)),
+    "packed asymmetric": (
+        compressed(INT4, 4, "group", group_size=32, symmetric=False),
+        packed(4, 32, symmetric=False),
+    ),
     "packed rows": (compressed(INT4, 4, "channel"), packed(4, -1, symmetric=False)),
     "packed 8": (compressed(INT4, 8, "channel"), packed(8, -1, symmetric=True)),
     "packed 3": (compressed(INT4, 3, "group", group_size=16), packed(3, 16, symmetric=False)),
@@ -80,7 +83,7 @@ CASES: dict[str, Case] = {
         packed(4, 32, symmetric=False, ordered=True),
     ),
     "int8 rows": (compressed(INT8, 8, "channel"), int8(-1, symmetric=True)),
-    "int8 rows asymmetric": (compressed(INT8, 8, "channel"), int8(-1, symmetric=False)),
+    "int8 rows asymmetric": (compressed(INT8, 8, "channel", symmetric=False), int8(-1, symmetric=False)),
     "int8 groups": (compressed(INT8, 8, "group", group_size=32), int8(32, symmetric=False)),
     "int8 whole": (compressed(INT8, 8, "tensor"), int8(0, symmetric=False)),
     "fp8 rows": (compressed(FP8, 8, "channel", "float"), fp8_rounded(fp8_rows)),
@@ -149,8 +152,35 @@ DAMAGE: dict[str, tuple[str, Change, str]] = {
     ),
     "groups that do not divide": (
         "gptq without g_idx",
-        lambda t: t.update({f"{O_PROJ}.scales": t[f"{O_PROJ}.scales"][:5].contiguous()}),
-        "scales: has 5 groups, which do not divide 192 columns",
+        lambda t: t.update(
+            {f"{O_PROJ}.{part}": t[f"{O_PROJ}.{part}"][:5].contiguous() for part in ("scales", "qzeros")}
+        ),
+        "scales: has 5 groups, which do not fit 192 columns in groups of 32",
+    ),
+    "no order": (
+        "gptq act order",
+        lambda t: t.pop(f"{O_PROJ}.g_idx"),
+        r"qweight: is quantized, and its \.g_idx, the order of its columns \(desc_act\), is missing",
+    ),
+    "no order of packed columns": (
+        "packed act order",
+        lambda t: t.pop(f"{O_PROJ}.weight_g_idx"),
+        r"weight_packed: is quantized, and its weight_g_idx, the order of its columns \(actorder\), is missing",
+    ),
+    "no zero points of packed ones": (
+        "packed asymmetric",
+        lambda t: t.pop(f"{O_PROJ}.weight_zero_point"),
+        "weight_packed: is quantized, and its weight_zero_point is missing",
+    ),
+    "no zero points of whole ones": (
+        "int8 rows asymmetric",
+        lambda t: t.pop(f"{O_PROJ}.weight_zero_point"),
+        "weight: is quantized, and its weight_zero_point is missing",
+    ),
+    "unquantized too": (
+        "gptq 4",
+        lambda t: t.update({f"{O_PROJ}.weight": torch.zeros(96, 192)}),
+        f"weight: is there beside {O_PROJ}.qweight, which stands for the same weight",
     ),
     "no shape": ("packed", lambda t: t.pop(f"{O_PROJ}.weight_shape"), "weight_packed: is quantized, and its weight_sh"),
     "another shape": (
