@@ -30,6 +30,9 @@ PARTS = (
     ".weight_zero_point", ".weight_g_idx",
 )  # fmt: skip
 
+# Those that nothing but a quantized matrix has.
+EVIDENCE = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv")
+
 
 def find_quantized(
     file: Path, config: Mapping[str, Any], stored: Mapping[str, Tensor], unread: Mapping[str, Entry]
@@ -48,6 +51,7 @@ def find_quantized(
     """
     values = quantization_config(config)
     if values is None:
+        _check_plain(file, stored)
         return Found({})
     settings = Settings(file, values if isinstance(values, dict) else {})
     method = settings.word("quant_method")
@@ -61,6 +65,13 @@ def find_quantized(
         what = f"the checkpoint's {method} quantizes {' and '.join(found.notes)} too, which edgeglm does not"
         return Found(found.matrices, (f"{what}: it reads the weights alone",))
     return found
+
+
+def _check_plain(file: Path, stored: Mapping[str, Tensor]) -> None:
+    """Raise DamagedFileError for quantized weights of which the config says nothing."""
+    if found := next((name for name in stored if name.endswith(EVIDENCE)), None):
+        why = f"has no quantization_config, and the weights are quantized: they have {found}"
+        raise DamagedFileError(file, why, "take the config.json of these weights")
 
 
 def _check_parts(unread: Mapping[str, Entry]) -> None:

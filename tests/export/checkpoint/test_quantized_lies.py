@@ -64,3 +64,13 @@ def test_what_is_no_size_of_groups_is_one_line(size: object, tmp_path: Path) -> 
     save_quantized(SHAPE, tmp_path, *CASES["awq"])
     with pytest.raises(DamagedFileError, match=rf"config\.json: its quantization_config has {size!r} as group_size"):
         with_size(tmp_path, size)
+
+
+@pytest.mark.parametrize("case", ["gptq 4", "awq", "packed", "int8 rows", "fp8 whole"])
+def test_quantized_weights_without_a_word_of_it_are_one_line(case: str, tmp_path: Path) -> None:
+    save_quantized(SHAPE, tmp_path, *CASES[case])
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["quantization_config"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DamagedFileError, match=r"config\.json: has no quantization_config, and the weights are quanti"):
+        Checkpoint.open(tmp_path)
