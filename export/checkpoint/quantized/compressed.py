@@ -150,7 +150,7 @@ def _groups(settings: Settings) -> Sequence[Mapping[str, Any]]:
 def _all_say(settings: Settings, key: str, value: object) -> bool:
     """Return whether all groups say it of their weights: whose a matrix is, only patterns of names tell."""
     said = [weights.get(key) for group in _groups(settings) if (weights := _weights(group))]
-    return bool(said) and all(found is value or found == value for found in said)
+    return bool(said) and all(setting == value for setting in said)
 
 
 def _weights(group: Mapping[str, Any]) -> Mapping[str, Any]:
