@@ -128,8 +128,8 @@ def nothing_passed(folder: Path, ladder: Ladder) -> AccuracyError:
 def _least(metric: manifest.Metric) -> float | None:
     """Return the drop of a share that so few samples leave open whatever they show, if it is above the limit."""
     least = RULE_OF_THREE / max(metric.samples, 1)
-    is_bound = math.isclose(metric.drop_interval[1], metric.drop + least)
-    return least if is_bound and least > metric.limit else None
+    is_bound = math.isclose(metric.drop_interval[1], min(metric.drop + least, 1.0))
+    return min(least, 1.0) if is_bound and least > metric.limit else None
 
 
 def describe(rung: manifest.Rung) -> str:

@@ -37,6 +37,12 @@ def test_too_few_samples_for_a_limit_are_the_reason() -> None:
     assert "; 154 samples leave 1.95% open even where nothing differs; measure on more samples, or allow more" in said
 
 
+def test_two_samples_leave_everything_open() -> None:
+    same = np.ones(2)
+    said = ended(compare("tap_hit", SHARE, same, same, 0.02, mean, unseen=RULE_OF_THREE / len(same)))
+    assert "; 2 samples leave 100.00% open even where nothing differs; measure on more samples" in said
+
+
 def test_a_drop_that_is_seen_is_the_reason_where_it_is_one() -> None:
     same, worse = np.ones(1000), np.r_[np.zeros(100), np.ones(900)]
     said = ended(compare("tap_hit", SHARE, same, worse, 0.02, mean, unseen=RULE_OF_THREE / len(same)))
