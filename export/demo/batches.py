@@ -25,7 +25,8 @@ SHORT = 0.3  # the share of screens that are asked about in the short form, with
 BARE = 0.2  # the share of histories whose answers came without their tags
 OTHERS = 8  # tries for another goal, for each that is asked about
 FIRST_APP, LATER_APP = 'do(action="Launch"', "Launch behind other steps"
-HARD = ('do(action="Swipe"', 'do(action="Type"', LATER_APP)  # kinds of steps
+LIKED, MISSED, NEXT, TEXT = "behind a double tap", "behind a miss", "the second thing in an app", "with a text"
+HARD = ('do(action="Swipe"', LATER_APP, LIKED, MISSED, NEXT, TEXT)  # kinds of steps
 THIN = 0.35  # of a screen's elements, in the first steps
 
 
@@ -79,7 +80,7 @@ def _sample_played(random: Random, stage: Stage) -> tuple[Scene, list[Step]]:
     count = min(stage.goals, stage.questions)
     goal, phone = sample_goal(random, _sample_language(random, stage))
     by_kind = defaultdict[str, list[tuple[Scene, Step]]](list)
-    for scene, step in play(goal, phone.copy()):
+    for scene, step in play(goal, phone.copy(), (random, stage.slips)):
         by_kind[_kind_of(step)].append((scene, step))
     (kind,) = random.choices(list(by_kind), [stage.hard if kind in HARD else 1.0 for kind in by_kind])
     scene, first = random.choice(by_kind[kind])
@@ -95,9 +96,23 @@ def _sample_played(random: Random, stage: Stage) -> tuple[Scene, list[Step]]:
 
 
 def _kind_of(step: Step) -> str:
-    """Return the action's type; an app that is opened behind other steps is another kind than the first."""
-    kind = step.action.split(",")[0]
-    return LATER_APP if kind == FIRST_APP and step.previous else kind
+    """Return what makes a step hard, or else its action's type."""
+    kind, parts = step.action.split(",")[0], [_part_of(turn.thought) for turn in step.previous]
+    if step.previous and step.previous[-1].action.startswith('do(action="Double Tap"'):
+        return LIKED
+    if kind == FIRST_APP and step.previous:
+        return LATER_APP
+    if step.previous and step.previous[-1].thought == step.thought and kind == 'do(action="Tap"':
+        return MISSED
+    if '"' in step.thought:
+        return TEXT
+    is_next = len(set(parts)) > 1 and _part_of(step.thought) not in parts and not kind.startswith("finish")
+    return NEXT if is_next else kind
+
+
+def _part_of(thought: str) -> str:
+    """Return the part of a wish that a thought begins with."""
+    return thought.replace("：", ":").split(":")[0]
 
 
 def _sample_language(random: Random, stage: Stage) -> str:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from random import Random
 
 from edgeglm.actions import parse_action
-from edgeglm.export.demo.phone import Effect, Phone, name_of
+from edgeglm.export.demo.phone import TRASH, Effect, Phone, element_at, name_of
 from edgeglm.export.demo.screens import CHINESE, Scene
 from edgeglm.export.demo.steps import SWIPES, Step, Turn, do, finish, to_units
 
 # Thoughts and messages in English and Chinese; the same as of single steps.
 TAPPED = {"Tap": "点击", "Double Tap": "双击"}
 DONE = ("Nothing is left to do.", "没有剩余步骤了。"), ("Done", "已完成")
+# What a tap opens, closes or turns: that it missed is seen on the screen that follows.
+SEEN = (TRASH, "search box", "close button", "OK")
+MISSED_BY = 60  # thousandths of the screen, at most
 
 
 @dataclass(frozen=True)
@@ -157,15 +161,33 @@ class _Mover:
         return replace(self.step(thought, do(action, element=to_units(*target.centre))), box=target.box)
 
 
-def play(goal: Goal, phone: Phone) -> Iterator[tuple[Scene, Step]]:
-    """Perform a goal as the oracle does; yield each screen with its step."""
+def play(goal: Goal, phone: Phone, slips: tuple[Random, float] | None = None) -> Iterator[tuple[Scene, Step]]:
+    """Perform a goal as the oracle does; yield each screen with its step.
+
+    With `slips`, that share of the taps whose effect is seen are misses, and the oracle taps again.
+    """
     turns: list[Turn] = []
     while True:
         step = goal.next_step(phone, turns)
         yield phone.scene, step
+        if slips and slips[0].random() < slips[1] and (missed := _miss(step, phone, slips[0])):
+            turns.append(replace(step.turn, action=missed))
+            continue
         action = parse_action(step.action)
         assert action is not None
         if action.type == "finish":
             return
         phone.perform(action)
         turns.append(step.turn)
+
+
+def _miss(step: Step, phone: Phone, random: Random) -> str | None:
+    """Return a tap next to the element that a step taps, which touches nothing; None where there is none."""
+    action = parse_action(step.action)
+    if action is None or action.type != "Tap" or not action.point:
+        return None
+    element = element_at(phone.scene, action.point)
+    if element is None or (element.name not in SEEN and element.name not in phone.switches):
+        return None
+    point = tuple(min(999, max(0, axis + random.randint(-MISSED_BY, MISSED_BY))) for axis in action.point)
+    return do("Tap", element=(point[0], point[1])) if element_at(phone.scene, (point[0], point[1])) is None else None

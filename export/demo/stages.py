@@ -30,6 +30,7 @@ class Stage:
         chinese: Share of the system prompts that are in Chinese.
         chinese_wishes: Share of the goals that are wished for in Chinese.
         hard: How much likelier than others the steps are that were learnt worst, among those to draw the first from.
+        slips: Share of the taps before the first step that missed, where the screen shows it.
         learns_prompt: The prompt's keys and values are learnt in one step of so many, otherwise taken as they are.
     """
 
@@ -49,6 +50,7 @@ class Stage:
     chinese: float = 0.5
     chinese_wishes: float = 0.4
     hard: float = 1.0
+    slips: float = 0.0
     learns_prompt: int = 8
 
     def rate(self, step: int) -> float:
@@ -77,6 +79,7 @@ STAGES = (
     replace(GOALS, name="long", steps=400, learning_rate=6e-4, share=(0.6, 2.0), chinese=0.7),
     MIXED,
     replace(MIXED, name="hard", chinese_wishes=0.55, hard=3.0),
+    replace(MIXED, name="slips", steps=600, learning_rate=4e-4, chinese_wishes=0.6, hard=3.0, slips=0.4, played=0.75),
 )
 # Of a run that goes on with a model that answers already: it has the client's form to learn.
 FURTHER = (replace(STAGES[3], steps=800), replace(STAGES[4], steps=1200), *STAGES[5:])
