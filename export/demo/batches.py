@@ -80,7 +80,7 @@ def _sample_played(random: Random, stage: Stage) -> tuple[Scene, list[Step]]:
     count = min(stage.goals, stage.questions)
     goal, phone = sample_goal(random, _sample_language(random, stage))
     by_kind = defaultdict[str, list[tuple[Scene, Step]]](list)
-    for scene, step in play(goal, phone.copy(), (random, stage.slips)):
+    for scene, step in play(goal, phone.copy(), (random, stage.slips) if stage.slips else None):
         by_kind[_kind_of(step)].append((scene, step))
     (kind,) = random.choices(list(by_kind), [stage.hard if kind in HARD else 1.0 for kind in by_kind])
     scene, first = random.choice(by_kind[kind])

@@ -189,5 +189,5 @@ def _miss(step: Step, phone: Phone, random: Random) -> str | None:
     element = element_at(phone.scene, action.point)
     if element is None or (element.name not in SEEN and element.name not in phone.switches):
         return None
-    point = tuple(min(999, max(0, axis + random.randint(-MISSED_BY, MISSED_BY))) for axis in action.point)
-    return do("Tap", element=(point[0], point[1])) if element_at(phone.scene, (point[0], point[1])) is None else None
+    x, y = (min(999, max(0, axis + random.randint(-MISSED_BY, MISSED_BY))) for axis in action.point)
+    return do("Tap", element=(x, y)) if element_at(phone.scene, (x, y)) is None else None

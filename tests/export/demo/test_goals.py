@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -39,6 +40,19 @@ def test_the_oracle_reaches_every_goal_and_finishes(goals: list[tuple[Goal, Phon
         assert steps[-1].action.startswith("finish(")
         lengths[len(steps)] += 1
     assert set(lengths) == set(range(FEWEST_STEPS, MOST_STEPS + 1))
+
+
+def test_the_oracle_taps_again_where_a_tap_missed(goals: list[tuple[Goal, Phone]]) -> None:
+    missed = 0
+    for index, (goal, before) in enumerate(goals):
+        phone = before.copy()
+        played = list(play(goal, phone, (Random(index), 0.5)))
+        assert goal.is_reached(phone, before), goal.wish
+        for (seen, step), (after, again) in pairwise(played):
+            if again.previous[-1].action != step.action:
+                assert (after, again.thought, again.action) == (seen, step.thought, step.action)
+                missed += 1
+    assert missed > GOALS / 4
 
 
 def test_goals_use_what_the_phone_can_do(goals: list[tuple[Goal, Phone]]) -> None:
