@@ -164,7 +164,10 @@ class _Mover:
 def play(goal: Goal, phone: Phone, slips: tuple[Random, float] | None = None) -> Iterator[tuple[Scene, Step]]:
     """Perform a goal as the oracle does; yield each screen with its step.
 
-    With `slips`, that share of the taps whose effect is seen are misses, and the oracle taps again.
+    Args:
+        goal: What to do.
+        phone: On which it is done.
+        slips: Share of the taps whose effect is seen that miss, so that the oracle taps again, and what draws them.
     """
     turns: list[Turn] = []
     while True:
