@@ -70,7 +70,7 @@ def test_a_config_that_transformers_does_not_take_is_named_with_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    model = json.loads(configure(tmp_path / "model")) | {"hidden_act": "swoosh"}
+    model = json.loads(configure(tmp_path / "model")) | {"attention_bias": "swoosh"}
     file = tmp_path / "model" / "config.json"
     with pytest.raises(UnsupportedError, match=rf"^{file}: transformers cannot build and trace this model: .*swoosh"):
         trace([TraceRequest(json.dumps(model), "portable", 64)], file)

@@ -88,6 +88,15 @@ def test_at_rest_the_memory_of_forgotten_tokens_goes_back_and_other_slots_keep_t
     kept, slot = several.slot(0, CAPACITY), several.slot(2, MANY)
     assert isinstance(slot, Rows)
     want = [several.step({0: asked(several, 0, 20)})[0], kept.step(*_parts(asked(several, 20, 1)))]
+    # What other tests left running takes memory meanwhile, or gives it back: one quiet moment is enough.
+    assert any(_comes_back(several, slot) for _ in range(3))
+    kept.truncate(20)
+    np.testing.assert_array_equal(kept.step(*_parts(asked(several, 20, 1))), want[1])
+    np.testing.assert_array_equal(slot.step(*_parts(asked(several, 0, 20))), want[0])
+
+
+def _comes_back(several: SlotDecoder, slot: Rows) -> bool:
+    """Return whether most of the memory that a slot's tokens take is the system's again once they are forgotten."""
     slot.truncate(0)
     several.rest()  # so that what other tests left does not count
     before = current_rss()
@@ -95,10 +104,7 @@ def test_at_rest_the_memory_of_forgotten_tokens_goes_back_and_other_slots_keep_t
     taken = current_rss() - before
     slot.truncate(0)
     several.rest()
-    assert 4 * (current_rss() - before) < taken > 8 << 20
-    kept.truncate(20)
-    np.testing.assert_array_equal(kept.step(*_parts(asked(several, 20, 1))), want[1])
-    np.testing.assert_array_equal(slot.step(*_parts(asked(several, 0, 20))), want[0])
+    return 4 * (current_rss() - before) < taken > 8 << 20
 
 
 def _parts(one: Asked) -> tuple[NDArray[np.float32], NDArray[np.int64], int]:
