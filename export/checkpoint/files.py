@@ -36,8 +36,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def parse(file: Path, what: str, text: bytes) -> dict[str, Any]:
     """Return the JSON object in `text`, the `what` of a file. Raises DamagedFileError for anything else."""
-    if text.startswith(POINTER):
-        raise DamagedFileError(file, "is a Git LFS pointer, not the file itself", "run git lfs pull there")
+    refuse_pointer(file, text)
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -45,6 +44,12 @@ def parse(file: Path, what: str, text: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DamagedFileError(file, f"its {what} is not a JSON object", AGAIN)
     return value
+
+
+def refuse_pointer(file: Path, start: bytes) -> None:
+    """Raise DamagedFileError for a file that begins as a pointer of Git LFS does."""
+    if start.startswith(POINTER):
+        raise DamagedFileError(file, "is a Git LFS pointer, not the file itself", "run git lfs pull there")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

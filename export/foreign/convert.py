@@ -118,7 +118,7 @@ def convert_model(plan: Plan, model: ir.Model, work: Path, show: Callable[[float
     try:
         found = convert(Task(plan.precision, str(graph), samples, plan.engine, *places, limit, floats, pairs), show)
     except UnsupportedError:
-        open_original(plan)  # which a converter's message does not name, if that is the cause
+        _check_original(plan)  # which a converter's message does not name, if that is the cause
         raise
     made = ir.load(output)
     for tidying in (ClearMetadataAndDocStringPass(), NameFixPass(), TopologicalSortPass()):
@@ -139,6 +139,13 @@ def convert_model(plan: Plan, model: ir.Model, work: Path, show: Callable[[float
         why = f"{title} has no form for any of its operators{': ' if named else ''}{named}"
         raise NoFormError(name, why, "export it in fp16 or fp32")
     return made, found
+
+
+def _check_original(plan: Plan) -> None:
+    """Raise UnsupportedError where ONNX Runtime does not load the user's graph, or does not run it on a sample."""
+    run = open_original(plan)
+    for sample in plan.samples:
+        run(sample)
 
 
 def _saved(plan: Plan, indices: Sequence[int], folder: Path) -> str:

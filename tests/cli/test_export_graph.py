@@ -13,6 +13,9 @@ pytest.importorskip("onnxscript")
 
 import numpy as np
 import onnx
+from onnx import TensorProto
+from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
+from onnx.numpy_helper import from_array
 
 from edgeglm.bundle import read_sealed
 from edgeglm.manifest import GraphManifest
@@ -169,6 +172,8 @@ def test_samples_that_do_not_fit_are_one_line(
         ("--precision int2", 2, "int2: is not available for ONNX graphs"),
         ("--precision fp32 --context 5", 2, "--context: is only for checkpoints"),
         ("--precision fp32 --accuracy-drop 2%", 2, "--accuracy-drop: is only for checkpoints"),
+        ("--precision fp32 --max-error=", 2, "'': is not a percentage"),
+        ("--precision fp32 --max-ram=", 2, "'': is not a size"),
         ("--precision fp32 --max-ram 100MiB", 5, "100MiB is too little for .*; it takes at least"),
         ("--precision fp16 --target qcs6490", 3, r"qcs6490 computes no fp16 \(limits.npu_float\)"),
     ],
@@ -185,6 +190,39 @@ def test_sizes_that_nothing_fixes_are_one_line(files: Path, target: Path, capsys
     for name, why in (("jetson", "TensorRT builds for sizes that are known"), ("qcs6490", "takes ranges")):
         done = run(capsys, "export", files / "cnn-dynamic.onnx", "--target", name, "-o", target)
         check_failure(done, 3 if name == "jetson" else 2, why)
+    assert left_of(target) == []
+
+
+def test_samples_that_the_graph_does_not_take_are_one_line_in_int8(
+    tmp_path: Path, target: Path, capsys: Capture
+) -> None:
+    words, weights = (np.ones((8, 64), np.float32), np.ones((64, 64), np.float32))
+    nodes = [make_node("Gather", ["words", "ids"], ["rows"]), make_node("MatMul", ["rows", "weights"], ["y"])]
+    ids, y = make_tensor_value_info("ids", TensorProto.INT64, [2]), make_tensor_value_info("y", TensorProto.FLOAT, None)
+    constants = [from_array(words, "words"), from_array(weights, "weights")]
+    model = make_model(make_graph(nodes, "words", [ids], [y], constants), opset_imports=[make_opsetid("", 17)])
+    model.ir_version = 10
+    onnx.save(model, tmp_path / "words.onnx")
+    options = ("--target", "cpu", "--calibration", samples(tmp_path, ids=np.array([1, 9])), "-o", target)
+    done = run(capsys, "export", tmp_path / "words.onnx", "--precision", "int8", *options)
+    check_failure(done, 3, "words.onnx: ONNX Runtime cannot run it on the samples.*; give samples that it takes")
+
+
+def test_a_pointer_of_git_lfs_is_named_as_that(files: Path, tmp_path: Path, target: Path, capsys: Capture) -> None:
+    pointer, graph = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", tmp_path / "whole.onnx"
+    data = onnx.load(files / "cnn.onnx")
+    onnx.save(data, graph, save_as_external_data=True, location="weights.bin", size_threshold=10)
+    for name in ("weights.bin", "graph.onnx", "program.pt2", "sample.npz"):
+        (tmp_path / name).write_bytes(pointer)
+    options = ("--target", "cpu", "--precision", "fp32", "-o", target)
+    sample = ("--calibration", tmp_path / "sample.npz")
+    for name, given in (
+        ("weights.bin", [graph]),
+        ("graph.onnx", [tmp_path / "graph.onnx"]),
+        ("program.pt2", [tmp_path / "program.pt2"]),
+        ("sample.npz", [files / "cnn.onnx", *sample]),
+    ):
+        check_failure(run(capsys, "export", *given, *options), 6, f"{name}: is a Git LFS pointer.*; run git lfs pull")
     assert left_of(target) == []
 
 

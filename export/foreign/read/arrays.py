@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeglm.errors import UsageError
+from edgeglm.export.checkpoint.files import POINTER, refuse_pointer
 from edgeglm.export.foreign.read.graph_file import Input
 from edgeglm.files import opened
 from edgeglm.units import format_size
@@ -91,8 +92,9 @@ def hash_samples(samples: Sequence[Arrays]) -> str:
 def _read(file: Path, room: int) -> dict[str, NDArray[Any]]:
     """Return the arrays of a file that take no more than `room` bytes."""
     with opened(file, FORM) as stream:
-        start = stream.read(len(ARRAY))
-        if start == ARRAY:
+        start = stream.read(len(POINTER))
+        refuse_pointer(file, start)
+        if start.startswith(ARRAY):
             raise UsageError(file, f"is one array, not a {SUFFIX} file of several by name", FORM)
         try:
             with zipfile.ZipFile(stream) as archive:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_model
 
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
+from edgeglm.export.checkpoint.files import POINTER, refuse_pointer
 from edgeglm.export.foreign.normalize.tidy import bytes_of_weights, maps_of, quantized_by, tidy_proto
 from edgeglm.export.prove.onnx_run import check_loads
 from edgeglm.export.write.describe import DTYPES
@@ -127,8 +128,10 @@ def read_graph(file: Path, work: Path) -> Source:
 
 def _read_bytes(file: Path) -> bytes:
     with opened(file, f"give a {SUFFIX} file", MAX_BYTES) as stream:
+        start = stream.read(len(POINTER))
+        refuse_pointer(file, start)
         # The first field of every ONNX file is the version of its format.
-        if stream.read(1) != b"\x08":
+        if start[:1] != b"\x08":
             raise UsageError(file, "is not an ONNX file", f"give a {SUFFIX} file, or a checkpoint's folder")
         stream.seek(0)
         return stream.read(MAX_BYTES + 1)
@@ -159,11 +162,13 @@ def _check_external(file: Path, proto: onnx.ModelProto) -> None:
 
     Raises:
         OSError: It is not.
+        DamagedFileError: Git LFS has not fetched it.
     """
     names = {entry.value for tensor in _tensors(proto) for entry in tensor.external_data if entry.key == "location"}
     total = sum((file.parent / name).stat().st_size for name in names)
     for name in names:
-        open_regular(file.parent / name).close()
+        with open_regular(file.parent / name) as stream:
+            refuse_pointer(file.parent / name, stream.read(len(POINTER)))
     if total > MAX_BYTES:
         raise OSError(f"{format_size(total)} are beside it, and up to {format_size(MAX_BYTES)} are read")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
+from edgeglm.export.checkpoint.files import POINTER, refuse_pointer
 from edgeglm.files import opened
 from edgeglm.worker import Crashed, Worker
 
@@ -103,6 +104,7 @@ def convert_program(file: Path, work: Path) -> tuple[Path, str]:
 
 def _check_archive(file: Path) -> None:
     with opened(file, f"give a {SUFFIX} file of torch.export.save") as stream:
+        refuse_pointer(file, stream.read(len(POINTER)))
         try:
             names = zipfile.ZipFile(stream).namelist()
         except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
