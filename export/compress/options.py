@@ -51,6 +51,8 @@ def check_what(request: CompressRequest) -> None:
         parse_sparse(str(request.sparse))
     if request.distributed and request.distill is None:
         raise UsageError("--distributed", "shares out a recovery, and none is asked for", "give --distill FILE too")
+    if request.freeze and request.distill is None:
+        raise UsageError("--freeze", "says what does not learn, and nothing learns", "give --distill FILE too")
     if request.by not in (ACTIVATIONS, L1):
         raise UsageError(f"--by {request.by}", "is no measure of importance", f"give {ACTIVATIONS} or {L1}")
 
