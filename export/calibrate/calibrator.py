@@ -113,7 +113,7 @@ def observe(
     Args:
         prepared: The export.
         examples: The samples.
-        work: See `calibrate`, as `widest`.
+        work: See `calibrate`, as `widest` and `in_bf16`.
         widest: See `work`.
         in_bf16: See `work`.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +22,6 @@ TILE, STEP = 1024, 32
 FEW = 16
 # Rows that are rounded together, and their bytes at most.
 GROUP, GROUP_BYTES = 1024, 16 << 20
-# Up to here a triangle is inverted as a whole.
-HALVED = 64
 
 
 @dataclass(frozen=True)
@@ -115,17 +112,6 @@ def make_tile(covariance: NDArray[np.float64]) -> Tile:
     upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
     shares = np.triu(upper / np.diag(upper), 1)
     return Tile(order.astype(np.int32), np.clip(shares, -6e4, 6e4).astype(np.float16))
-
-
-def invert_lower(lower: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-    """Return the inverse of a lower triangle [k, k]: by halves, in a sixth of the time of a general one."""
-    if len(lower) <= HALVED:
-        return np.linalg.inv(lower)
-    half, made = len(lower) // 2, np.zeros_like(lower)
-    first, last = invert_lower(lower[:half, :half]), invert_lower(lower[half:, half:])
-    made[:half, :half], made[half:, half:] = first, last
-    made[half:, :half] = -(last @ lower[half:, :half]) @ first
-    return made
 
 
 def save_tiles(tiles: Sequence[Tile], file: Path, columns: int) -> Feedback:
