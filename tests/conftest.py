@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from edgeglm.telemetry import disable_telemetry
 from edgeglm.worker import Worker
-from tests.loaded_tracer import Loaded
+from tests.loaded_workers import Loaded
 
 # Before a test imports an engine.
 disable_telemetry()
@@ -71,12 +72,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def loaded_tracer() -> Iterator[Loaded]:
-    """Fork the tracing workers that this process starts from one that is loaded once; commands start their own."""
+def loaded_workers() -> Iterator[Loaded]:
+    """Fork the tracers and converters that this process starts from loaded ones; commands start their own."""
     loaded, run = Loaded(), Worker.run
 
     def run_loaded(worker: Worker[Any], *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
-        return run(replace(worker, start=loaded.start) if loaded.starts(worker) else worker, *arguments, **options)
+        if loaded.starts(worker):
+            worker = replace(worker, start=partial(loaded.start, worker.module))
+        return run(worker, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Worker, "run", run_loaded)
@@ -85,6 +88,6 @@ def loaded_tracer() -> Iterator[Loaded]:
 
 
 @pytest.fixture
-def own_tracers(loaded_tracer: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start every tracing worker as users do: what is tested is its start."""
-    monkeypatch.setattr(loaded_tracer, "is_used", False)
+def own_workers(loaded_workers: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start every worker as users do: what is tested is its start."""
+    monkeypatch.setattr(loaded_workers, "is_used", False)

@@ -6,6 +6,8 @@ of the graph says. So what reads a cache must come behind the nodes that write i
 
 from __future__ import annotations
 
+from collections import deque
+
 import onnx_ir as ir
 
 CACHE, NEW = "cache_", "new_"
@@ -20,16 +22,18 @@ def check_cache_order(model: ir.Model) -> None:
             continue
         writer = new[name.replace(CACHE, NEW, 1)]
         for reader in value.consumers():
-            if writer not in _before(reader):
+            if not _needs(reader, writer):
                 raise ValueError(f"{reader.name} may read {name} before its new rows are written")
 
 
-def _before(node: ir.Node) -> set[ir.Node]:
-    """Return the nodes that a node needs, in the same block: back to what gives it more than a few."""
-    seen, waiting = set[ir.Node](), list(node.predecessors())
+def _needs(reader: ir.Node, writer: ir.Node | None) -> bool:
+    """Return whether a node needs another one, however far: the nearest are looked at first, as it is near."""
+    seen, waiting = set[ir.Node](), deque([reader])
     while waiting:
-        current = waiting.pop()
-        if current not in seen:
-            seen.add(current)
-            waiting += current.predecessors()
-    return seen
+        for node in waiting.popleft().predecessors():
+            if node is writer:
+                return True
+            if node not in seen:
+                seen.add(node)
+                waiting.append(node)
+    return False

@@ -23,10 +23,14 @@ class FuseNorms(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every norm of either kind."""
         opset = model.graph.opset_imports.get("", 0)
+        graphs = (model.graph, *(function.graph for function in model.functions.values()))
+        # Without a root there is nothing to find, and looking for it in a large graph takes seconds.
+        is_decomposed = any(node.op_type == "Sqrt" for graph in graphs for node in graph.all_nodes())
         count = 0
         if opset >= LAYER_NORM_OPSET:
-            count += _LAYER_NORMS.apply_to_model(model) + _BIASES.apply_to_model(model)
-        if opset >= RMS_NORM_OPSET:
+            count += _LAYER_NORMS.apply_to_model(model) if is_decomposed else 0
+            count += _BIASES.apply_to_model(model)
+        if opset >= RMS_NORM_OPSET and is_decomposed:
             count += _RMS_NORMS.apply_to_model(model)
         return ir.passes.PassResult(model, bool(count))
 

@@ -16,7 +16,7 @@ from edgeglm.export.trace.trace_request import TraceRequest
 from edgeglm.export.trace.tracer import is_cached, key, trace
 from tests.export.tiny import config_of
 
-pytestmark = pytest.mark.usefixtures("own_tracers")
+pytestmark = pytest.mark.usefixtures("own_workers")
 
 
 def configure(folder: Path, hidden: int = 64, intermediate: int = 96, layers: int = 2) -> str:

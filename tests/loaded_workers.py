@@ -1,11 +1,11 @@
-"""A process that has loaded the tracing worker, and forks for every task.
+"""Processes that have loaded a worker, of traces or of LiteRT's conversions, and fork for every task.
 
-Loading torch, transformers and the exporter's operators takes longer than tracing a small model, and is the same each
-time. A fork is as far as a worker of its own that has just read its imports: it has the environment, the folder and
-the limits of who asks, no task is behind it, and it ends with its task.
+Loading torch and the exporter or converter takes longer than their work on a small model, and is the same each time. A
+fork is as far as a worker of its own that has just read its imports: it has the environment, the folder and the limits
+of who asks, no task is behind it, and it ends with its task.
 
-Run as a program, it is that process: each message on its stdin is a task's settings and four files, the worker's
-stdin, stdout and stderr, and where its id and then its exit code are told.
+Run as a program with the worker's module, it is such a process: each message on its stdin is a task's settings and four
+files, the worker's stdin, stdout and stderr, and where its id and then its exit code are told.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from edgeglm.process import child, die_with_parent
 from edgeglm.worker import Worker
 
 ROOT = Path(__file__).parents[1]
-MODULE = "edgeglm.export.trace.trace_worker"
+TRACER, CONVERTER = "edgeglm.export.trace.trace_worker", "edgeglm.export.targets.litert.convert_worker"
 LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA, resource.RLIMIT_FSIZE)
 MOST_BYTES = 1 << 20  # of a task's settings
 
@@ -79,42 +79,49 @@ class Forked:
 
 
 class Loaded:
-    """The loaded process, which is started when the first worker is."""
+    """The loaded processes, each of which is started when the first worker of its module is."""
 
     def __init__(self) -> None:
         self.is_used = True
-        self._server: socket.socket | None = None
+        self._servers = dict[str, socket.socket]()
 
     def starts(self, worker: Worker[Any]) -> bool:
         """Return whether a worker is started by a fork."""
-        return self.is_used and worker.module == MODULE and worker.start is child
+        return self.is_used and worker.module in (TRACER, CONVERTER) and worker.start is child
 
     @contextmanager
-    def start(self, command: object, **options: object) -> Iterator[Any]:
+    def start(self, module: str, command: object, **options: object) -> Iterator[Any]:
         """Start a worker, as `edgeglm.process.child` starts one by its command."""
-        if not self._server:
-            self._server, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if module not in self._servers:
+            self._servers[module], theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            program = [sys.executable, "-m", "tests.loaded_workers", module]
             with theirs:
-                subprocess.run(
-                    [sys.executable, "-m", "tests.loaded_tracer"], stdin=theirs.fileno(), check=True, cwd=ROOT
-                )
-        worker = Forked(self._server)
+                subprocess.run(program, stdin=theirs.fileno(), check=True, cwd=ROOT)
+        worker = Forked(self._servers[module])
         try:
             yield worker
         finally:
             worker.close()
 
     def close(self) -> None:
-        """Let it end."""
-        if self._server:
-            self._server.close()
+        """Let them end."""
+        for server in self._servers.values():
+            server.close()
 
 
-def _load() -> Any:  # noqa: ANN401
-    """Import what a trace imports, and have the exporter read its operators."""
+def _load(module: str) -> Any:  # noqa: ANN401
+    """Import a worker, and what a trace imports; have the exporter read its operators."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    worker: Any = import_module(MODULE)
+    import_module("edgeglm.export")
+    worker: Any = import_module(module)
+    if module == TRACER:
+        _load_exporter(worker)
+    logging.disable(logging.NOTSET)
+    return worker
+
+
+def _load_exporter(worker: Any) -> None:  # noqa: ANN401
     for family in worker.FAMILIES.values():
         import_module(family.modeling)
     for name in ("torch.export._trace", "torch._functorch.aot_autograd", "torch.onnx._internal.exporter._core"):
@@ -122,7 +129,6 @@ def _load() -> Any:  # noqa: ANN401
     registry: Any = import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
     for opset in {kind.opset for kind in worker.DIALECTS.values()}:
         registry.from_torchlib(opset_version=opset)
-    return worker
 
 
 def _work(worker: Any, settings: dict[str, Any], files: array.array[int]) -> int:  # noqa: ANN401
@@ -168,7 +174,7 @@ def main() -> None:
     server = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    worker = _load()
+    worker = _load(sys.argv[1])
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while (received := socket.recv_fds(server, MOST_BYTES, 4))[0]:
         files = array.array("i", received[1])
