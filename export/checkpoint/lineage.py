@@ -99,12 +99,6 @@ def find_original(folder: Path, remedy: str = "give the original by --reference"
     return original
 
 
-def is_of_demo(folder: Path) -> bool:
-    """Return whether a checkpoint was compressed from the demo."""
-    lineage = read_lineage(folder)
-    return lineage is not None and lineage.original == DEMO_NAME
-
-
 def check_original(folder: Path, wanted: object) -> None:
     """Check that a folder holds the original that a bundle's manifest names; `wanted` is None where it names none.
 

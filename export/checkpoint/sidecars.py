@@ -1,13 +1,8 @@
-"""Read what a checkpoint has beside its weights by types, before work starts: what is wrong is a line that names it."""
+"""A checkpoint's tokenizer and template, tried before work starts: what is wrong is a line that names the file."""
 
 from __future__ import annotations
 
-from typing import TypeVar
-
-import msgspec
-
-from edgeglm.errors import DamagedFileError, EdgeglmError, UnsupportedError
-from edgeglm.export.checkpoint.files import AGAIN, read_json
+from edgeglm.errors import EdgeglmError, UnsupportedError
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.families.registry import image_key
 from edgeglm.runtimes.text.chat import Chat
@@ -17,29 +12,6 @@ from edgeglm.runtimes.text.sidecars import Sidecars
 PROMPT = "Open the settings, 打开设置. aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!  1234\n\n"
 IMAGE_TOKEN = 151343  # where a config names none (transformers 5.23, Glm4vConfig)
 WORD = "settings"  # of the prompt
-T = TypeVar("T")
-
-
-def read_sidecar(checkpoint: Checkpoint, name: str, kind: type[T]) -> T | None:
-    """Return a JSON sidecar's members as a `msgspec.Struct`, or None where the checkpoint has no such file.
-
-    Args:
-        checkpoint: Its folder is searched.
-        name: The file's.
-        kind: Members that it does not name are skipped: who honours a file by names says what else it holds.
-
-    Raises:
-        DamagedFileError: It is not a JSON object, or a member has another type than `kind` gives it.
-        UsageError: It cannot be read.
-    """
-    file = checkpoint.sidecar(name)
-    if file is None:
-        return None
-    members = read_json(file)
-    try:
-        return msgspec.convert(members, kind)
-    except msgspec.ValidationError as error:
-        raise DamagedFileError(file, f"is not valid: {error}", f"correct it, or {AGAIN}") from error
 
 
 def open_chat(checkpoint: Checkpoint) -> Chat | None:
