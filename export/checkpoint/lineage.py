@@ -13,7 +13,7 @@ from edgeglm.digest import KnownHashes
 from edgeglm.errors import DamagedFileError, UsageError
 from edgeglm.export.checkpoint.adapter import open_checkpoint
 from edgeglm.export.checkpoint.files import AGAIN, read_json
-from edgeglm.export.checkpoint.locate import DEMO, DEMO_NAME, locate
+from edgeglm.export.checkpoint.locate import DEMO, locate
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.manifest import SPARSE
 
