@@ -27,7 +27,7 @@ MAX_MANIFEST_BYTES = 4 << 20
 READ_BY_NAME = ("tokenizer/",)
 AGAIN = "start again, with the bundle as it was exported"
 RESTORE = "copy the bundle again from where it was exported, or export it again"
-DENIED, ALLOW = f"cannot be read: {os.strerror(errno.EACCES)}", "make it readable"
+ALLOW = "make it readable"
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Bundle:
         fault = _fault(self.folder, relative, file)
         fault = fault or _hash_fault(self.folder, relative, file, KnownHashes(self.folder), self._verified)
         if fault:
-            raise DamagedFileError(self.folder / relative, f"was changed since it was opened: it {fault}", AGAIN)
+            raise DamagedFileError(self.folder / relative, f"was changed since it was opened: it {fault.why}", AGAIN)
 
     def _is_verified(self, relative: str) -> bool:
         hashed = self._verified.get(relative)
@@ -123,10 +123,22 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Damage:
-    """A file, relative to the bundle, that is not as the manifest says, and why."""
+    """A file that is not as the manifest says, or that this user may not read.
+
+    Args:
+        file: Relative to the bundle.
+        why: What is wrong with it.
+        is_denied: Whether it may not be read.
+    """
 
     file: str
     why: str
+    is_denied: bool = False
+
+    def error(self, folder: Path) -> UsageError | DamagedFileError:
+        """Return the error for it, in the bundle's folder."""
+        file = folder / self.file
+        return UsageError(file, self.why, ALLOW) if self.is_denied else DamagedFileError(file, self.why, RESTORE)
 
 
 class _Header(msgspec.Struct):
@@ -186,7 +198,7 @@ def load_bundle(folder: Path) -> Bundle:
     bundle = Bundle(Path(os.path.realpath(folder)), manifest)
     for relative, file in manifest.files.items():
         if fault := _fault(bundle.folder, relative, file):
-            raise not_whole(folder / relative, fault)
+            raise fault.error(folder)
     for relative in extra_files(bundle.folder, manifest):
         if relative.startswith(READ_BY_NAME) and not Path(relative).name.startswith("."):
             raise DamagedFileError(folder / relative, "is not part of the bundle, and would be read", "remove it")
@@ -201,7 +213,7 @@ def verify_bundle(bundle: Bundle) -> None:
         UsageError: This user may not read one.
     """
     for damage in _damage(bundle.folder, bundle.manifest, KnownHashes(bundle.folder), bundle._verified):
-        raise not_whole(bundle.folder / damage.file, damage.why)
+        raise damage.error(bundle.folder)
 
 
 def find_damage(folder: Path, manifest: Sealed, *, trust_memory: bool = True) -> Iterator[Damage]:
@@ -214,13 +226,8 @@ def _damage(root: Path, manifest: Sealed, hashes: KnownHashes, verified: dict[st
     """Yield the same; `verified` gets the identity of each file that is whole."""
     for relative, file in manifest.files.items():
         if fault := _fault(root, relative, file) or _hash_fault(root, relative, file, hashes, verified):
-            yield Damage(relative, fault)
+            yield fault
     hashes.save()
-
-
-def not_whole(file: Path, why: str) -> UsageError | DamagedFileError:
-    """Return the error for a file that is not as the manifest says, or that this user may not read."""
-    return UsageError(file, why, ALLOW) if why == DENIED else DamagedFileError(file, why, RESTORE)
 
 
 def extra_files(folder: Path, manifest: Sealed) -> list[str]:
@@ -265,35 +272,38 @@ def _unreadable(folder: Path, error: Exception) -> UsageError | DamagedFileError
     return UsageError(folder, f"cannot be read: {why}", remedy)
 
 
-def _fault(root: Path, relative: str, file: File) -> str | None:
+def _fault(root: Path, relative: str, file: File) -> Damage | None:
     """Return what is wrong with a file, short of its content."""
     try:
         real = Path(os.path.realpath(root / relative, strict=True))
         status = real.stat()
     except (OSError, ValueError) as error:
-        return _why(error)
+        return _unread(relative, error)
     if not real.is_relative_to(root):
-        return "is a link that leaves the bundle"
+        return Damage(relative, "is a link that leaves the bundle")
     if not stat.S_ISREG(status.st_mode):
-        return "is not a regular file"
+        return Damage(relative, "is not a regular file")
     if status.st_size != file.bytes:
-        return f"has {status.st_size} bytes instead of {file.bytes}"
+        return Damage(relative, f"has {status.st_size} bytes instead of {file.bytes}")
     return None
 
 
-def _hash_fault(root: Path, relative: str, file: File, hashes: KnownHashes, verified: dict[str, Hashed]) -> str | None:
+def _hash_fault(
+    root: Path, relative: str, file: File, hashes: KnownHashes, verified: dict[str, Hashed]
+) -> Damage | None:
     verified.pop(relative, None)
     try:
         hashed = hashes.hash_file(Path(os.path.realpath(root / relative)))
     except OSError as error:
-        return _why(error)
+        return _unread(relative, error)
     if hashed.sha256 != file.sha256:
-        return "is damaged or was changed: its SHA-256 is not the manifest's"
+        return Damage(relative, "is damaged or was changed: its SHA-256 is not the manifest's")
     verified[relative] = hashed
     return None
 
 
-def _why(error: Exception) -> str:
+def _unread(relative: str, error: Exception) -> Damage:
     if isinstance(error, FileNotFoundError):
-        return "is missing"
-    return f"cannot be read: {(error.strerror if isinstance(error, OSError) else None) or error}"
+        return Damage(relative, "is missing")
+    why = (error.strerror if isinstance(error, OSError) else None) or error
+    return Damage(relative, f"cannot be read: {why}", isinstance(error, PermissionError))

@@ -21,7 +21,6 @@ SHARED = {
         "find_damage",
         "is_bundle",
         "load_bundle",
-        "not_whole",
         "read_manifest",
         "read_sealed",
         "verify_bundle",

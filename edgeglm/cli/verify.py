@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from edgeglm.bundle import extra_files, find_damage, not_whole, read_sealed
+from edgeglm.bundle import extra_files, find_damage, read_sealed
 from edgeglm.cli.output import json_option, print_json
 from edgeglm.units import format_size
 
@@ -26,7 +25,7 @@ def command(bundle: Path, as_json: bool) -> None:
                 "bundle": str(bundle),
                 "files": len(manifest.files),
                 "bundle_bytes": manifest.bundle_bytes,
-                "damaged": [asdict(damage) for damage in damaged],
+                "damaged": [{"file": damage.file, "why": damage.why} for damage in damaged],
                 "extra": extra,
                 "passed": not damaged,
             }
@@ -34,6 +33,6 @@ def command(bundle: Path, as_json: bool) -> None:
     for name in [] if as_json else extra:
         click.echo(f"{name!r} is not part of the bundle", err=True)  # quoted, for control characters
     if damaged:
-        raise not_whole(bundle / damaged[0].file, damaged[0].why)
+        raise damaged[0].error(bundle)
     if not as_json:
         click.echo(f"{bundle}: {len(manifest.files)} files, {format_size(manifest.bundle_bytes)}, all as exported")
