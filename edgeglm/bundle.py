@@ -17,17 +17,16 @@ from pathlib import Path
 
 import msgspec
 
+from edgeglm.damage import ALLOW, RESTORE, extra_files, hash_all, hash_one, look
 from edgeglm.digest import READ_ONLY, Hashed, Identity, KnownHashes
 from edgeglm.errors import DamagedFileError, UnsupportedError, UsageError
-from edgeglm.manifest import MANIFEST, SCHEMA, File, GraphManifest, Manifest, Module, Sealed, Vision, parse_manifest
+from edgeglm.manifest import MANIFEST, SCHEMA, File, GraphManifest, Manifest, Module, Vision, parse_manifest
 from edgeglm.roles import Kind, ModuleName
 
 MAX_MANIFEST_BYTES = 4 << 20
 # Folders of which whatever has the right name is read.
 READ_BY_NAME = ("tokenizer/",)
 AGAIN = "start again, with the bundle as it was exported"
-RESTORE = "copy the bundle again from where it was exported, or export it again"
-ALLOW = "make it readable"
 
 
 @dataclass(frozen=True)
@@ -105,8 +104,8 @@ class Bundle:
         return self._names[folders]
 
     def _verify(self, relative: str, file: File) -> None:
-        fault = _fault(self.folder, relative, file)
-        fault = fault or _hash_fault(self.folder, relative, file, KnownHashes(self.folder), self._verified)
+        fault = look(self.folder, relative, file)
+        fault = fault or hash_one(self.folder, relative, file, KnownHashes(self.folder), self._verified)
         if fault:
             raise DamagedFileError(self.folder / relative, f"was changed since it was opened: it {fault.why}", AGAIN)
 
@@ -119,26 +118,6 @@ class Bundle:
             return Identity.of(os.stat(f"{self.folder}/{relative}"))
         except OSError:
             return None
-
-
-@dataclass(frozen=True)
-class Damage:
-    """A file that is not as the manifest says, or that this user may not read.
-
-    Args:
-        file: Relative to the bundle.
-        why: What is wrong with it.
-        is_denied: Whether it may not be read.
-    """
-
-    file: str
-    why: str
-    is_denied: bool = False
-
-    def error(self, folder: Path) -> UsageError | DamagedFileError:
-        """Return the error for it, in the bundle's folder."""
-        file = folder / self.file
-        return UsageError(file, self.why, ALLOW) if self.is_denied else DamagedFileError(file, self.why, RESTORE)
 
 
 class _Header(msgspec.Struct):
@@ -197,7 +176,7 @@ def load_bundle(folder: Path) -> Bundle:
     manifest = read_manifest(folder)
     bundle = Bundle(Path(os.path.realpath(folder)), manifest)
     for relative, file in manifest.files.items():
-        if fault := _fault(bundle.folder, relative, file):
+        if fault := look(bundle.folder, relative, file):
             raise fault.error(folder)
     for relative in extra_files(bundle.folder, manifest):
         if relative.startswith(READ_BY_NAME) and not Path(relative).name.startswith("."):
@@ -212,31 +191,8 @@ def verify_bundle(bundle: Bundle) -> None:
         DamagedFileError: A file is not as it was exported.
         UsageError: This user may not read one.
     """
-    for damage in _damage(bundle.folder, bundle.manifest, KnownHashes(bundle.folder), bundle._verified):
+    for damage in hash_all(bundle.folder, bundle.manifest, KnownHashes(bundle.folder), bundle._verified):
         raise damage.error(bundle.folder)
-
-
-def find_damage(folder: Path, manifest: Sealed, *, trust_memory: bool = True) -> Iterator[Damage]:
-    """Yield every file that is not as the manifest says, in the manifest's order."""
-    root = Path(os.path.realpath(folder))
-    yield from _damage(root, manifest, KnownHashes(root, trust=trust_memory), {})
-
-
-def _damage(root: Path, manifest: Sealed, hashes: KnownHashes, verified: dict[str, Hashed]) -> Iterator[Damage]:
-    """Yield the same; `verified` gets the identity of each file that is whole."""
-    for relative, file in manifest.files.items():
-        if fault := _fault(root, relative, file) or _hash_fault(root, relative, file, hashes, verified):
-            yield fault
-    hashes.save()
-
-
-def extra_files(folder: Path, manifest: Sealed) -> list[str]:
-    """Return what lies in the folder, relative to it, and is not in the manifest."""
-    found = []
-    for directory, folders, names in os.walk(folder):
-        links = [name for name in folders if os.path.islink(os.path.join(directory, name))]
-        found += [Path(directory, name).relative_to(folder).as_posix() for name in names + links]
-    return sorted(set(found) - manifest.files.keys() - {MANIFEST})
 
 
 def _explain(error: str) -> tuple[str, str]:
@@ -270,40 +226,3 @@ def _unreadable(folder: Path, error: Exception) -> UsageError | DamagedFileError
     why = (error.strerror if isinstance(error, OSError) else None) or str(error)
     remedy = ALLOW if number == errno.EACCES else "give a folder that edgeglm export wrote"
     return UsageError(folder, f"cannot be read: {why}", remedy)
-
-
-def _fault(root: Path, relative: str, file: File) -> Damage | None:
-    """Return what is wrong with a file, short of its content."""
-    try:
-        real = Path(os.path.realpath(root / relative, strict=True))
-        status = real.stat()
-    except (OSError, ValueError) as error:
-        return _unread(relative, error)
-    if not real.is_relative_to(root):
-        return Damage(relative, "is a link that leaves the bundle")
-    if not stat.S_ISREG(status.st_mode):
-        return Damage(relative, "is not a regular file")
-    if status.st_size != file.bytes:
-        return Damage(relative, f"has {status.st_size} bytes instead of {file.bytes}")
-    return None
-
-
-def _hash_fault(
-    root: Path, relative: str, file: File, hashes: KnownHashes, verified: dict[str, Hashed]
-) -> Damage | None:
-    verified.pop(relative, None)
-    try:
-        hashed = hashes.hash_file(Path(os.path.realpath(root / relative)))
-    except OSError as error:
-        return _unread(relative, error)
-    if hashed.sha256 != file.sha256:
-        return Damage(relative, "is damaged or was changed: its SHA-256 is not the manifest's")
-    verified[relative] = hashed
-    return None
-
-
-def _unread(relative: str, error: Exception) -> Damage:
-    if isinstance(error, FileNotFoundError):
-        return Damage(relative, "is missing")
-    why = (error.strerror if isinstance(error, OSError) else None) or error
-    return Damage(relative, f"cannot be read: {why}", isinstance(error, PermissionError))

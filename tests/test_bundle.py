@@ -14,13 +14,12 @@ import pytest
 
 from edgeglm.bundle import (
     MAX_MANIFEST_BYTES,
-    extra_files,
-    find_damage,
     is_bundle,
     load_bundle,
     read_manifest,
     verify_bundle,
 )
+from edgeglm.damage import extra_files, find_damage
 from edgeglm.errors import DamagedFileError, EdgeglmError, UnsupportedError, UsageError
 from edgeglm.manifest import MANIFEST
 from tests.bundles import CONTENT, DECODER, believe_new_files, reseal, write_bundle

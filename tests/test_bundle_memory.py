@@ -12,11 +12,11 @@ import pytest
 
 from edgeglm import digest, store
 from edgeglm.bundle import (
-    find_damage,
     load_bundle,
     read_manifest,
     verify_bundle,
 )
+from edgeglm.damage import find_damage
 from edgeglm.errors import DamagedFileError
 from tests.bundles import CONTENT, believe_new_files, write_bundle
 

@@ -16,9 +16,6 @@ SHARED = {
     "edgeglm.blocks": {"Block", "Blocks", "block_name", "read_block", "read_head"},
     "edgeglm.bundle": {
         "Bundle",
-        "Damage",
-        "extra_files",
-        "find_damage",
         "is_bundle",
         "load_bundle",
         "read_manifest",
@@ -26,6 +23,7 @@ SHARED = {
         "verify_bundle",
     },
     "edgeglm.contract": {"faults", "graph_faults", "model_faults", "scales_offset", "slot_name"},
+    "edgeglm.damage": {"Damage", "extra_files", "find_damage", "hash_all", "hash_one", "look"},
     "edgeglm.digest": {"Hashed", "Identity", "KnownHashes", "hash_range"},
     "edgeglm.errors": {
         "AccuracyError",

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from edgeglm.bundle import extra_files, find_damage, read_sealed
+from edgeglm.bundle import read_sealed
 from edgeglm.cli.output import json_option, print_json
+from edgeglm.damage import extra_files, find_damage
 from edgeglm.units import format_size
 
 

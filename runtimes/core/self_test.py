@@ -17,7 +17,8 @@ from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from edgeglm.actions import Action, Value, parse_action
-from edgeglm.bundle import RESTORE, Bundle
+from edgeglm.bundle import Bundle
+from edgeglm.damage import RESTORE
 from edgeglm.errors import AccuracyError, DamagedFileError, UnsupportedError
 from edgeglm.machine import describe_kernels, read_machine
 from edgeglm.runtimes.core.answer import Answer
