@@ -100,10 +100,11 @@ def convert_model(plan: Plan, model: ir.Model, work: Path, show: Callable[[float
     ours = DIALECTS[ENGINES[plan.engine].dialect].contrib
     if plan.precision != "fp16":
         model = _raised(plan, _single(plan, model, work), work)
-        MaskRange()(model)
-    if plan.precision != "fp16" and ours:
-        model = model.clone()  # as the graph stays as it is where no form is found
-        make_plain(model)
+        if ours:
+            model = model.clone()  # as the graph stays as it is where no form is found
+            make_plain(model)
+        else:  # a mask has a scale there
+            MaskRange()(model)
     if plan.precision == "int4" and not has_blocks(model):
         why = "INT4 is for matrix products with constant weights of 64 or more inputs, and it has none"
         raise UnsupportedError(plan.request.file, why, "export it in int8")
