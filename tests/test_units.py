@@ -102,5 +102,5 @@ def test_percentages_that_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["101%", "2", "100.1%", "1.0001"])
 def test_more_than_everything_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="is more than 100%; write 2% or 0"):
+    with pytest.raises(UsageError, match="is more than 100%; write "):
         parse_percent(text)

@@ -28,4 +28,4 @@ cluster_option = click.option(
 
 def parse_budget(max_ram: str | None) -> int:
     """Return a size in bytes. Raises UsageError for anything that is not one."""
-    return memory_budget(parse_size(max_ram) if max_ram is not None else None)
+    return memory_budget(parse_size(max_ram, "--max-ram") if max_ram is not None else None)

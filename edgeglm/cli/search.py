@@ -124,7 +124,7 @@ def command(
         adapter=adapter,
         output=out,
         max_ram=parse_budget(max_ram),
-        accuracy_drop=parse_percent(accuracy_drop),
+        accuracy_drop=parse_percent(accuracy_drop, "--accuracy-drop"),
         calibration=calibration,
         equalization=ways[0],
         equalizations=ways,

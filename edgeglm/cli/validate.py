@@ -49,7 +49,7 @@ def command(
     budget = parse_budget(max_ram)
     request = ValidateRequest(
         bundle=bundle,
-        accuracy_drop=parse_percent(accuracy_drop),
+        accuracy_drop=parse_percent(accuracy_drop, "--accuracy-drop"),
         data=data,
         reference=reference,
         adapter=adapter,

@@ -52,7 +52,7 @@ def read_keep(prefix: Path | None, size: str | None) -> Keep | None:
     """
     if prefix is None and size is None:
         return None
-    return Keep(parse_size(size or DEFAULT), read_prefix(prefix) if prefix else ())
+    return Keep(parse_size(DEFAULT if size is None else size, "--keep"), read_prefix(prefix) if prefix else ())
 
 
 def read_prefix(file: Path) -> Sequence[Message]:

@@ -73,8 +73,8 @@ def target(tmp_path: Path) -> Path:
             2,
             "nothing to measure .*tiny on; give samples with targets, or a text, by --calibration FILE",
         ),
-        ("--accuracy-drop 200%", 2, "'200%': is more than 100%"),
-        ("--max-ram banana", 2, "'banana': is not a size; write 2GiB"),
+        ("--accuracy-drop 200%", 2, "--accuracy-drop 200%: is more than 100%"),
+        ("--max-ram banana", 2, "--max-ram banana: is not a size; write 2GiB"),
     ],
 )
 def test_a_wrong_option_is_one_line(

@@ -144,7 +144,7 @@ def children_of(pid: int) -> list[int]:
         (["--data", "nowhere.txt"], "nowhere.txt: cannot be read"),
         (["-o", "nowhere/page.md"], "nowhere/page.md: its folder is not there"),
         (["-o", "page.json"], "page.json: is the name of what is kept beside the page"),
-        (["--max-ram", "much"], "'much': is not a size"),
+        (["--max-ram", "much"], "--max-ram much: is not a size"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

@@ -83,7 +83,7 @@ def test_a_model_that_lost_its_task_fails(tmp_path: Path, capsys: pytest.Capture
     ("arguments", "code", "line"),
     [
         (["--data", "nowhere.jsonl"], 2, "nowhere.jsonl: cannot be read"),
-        (["--accuracy-drop", "200%"], 2, "'200%': is more than 100%"),
+        (["--accuracy-drop", "200%"], 2, "--accuracy-drop 200%: is more than 100%"),
         (["--reference", "nowhere"], 2, "nowhere"),
         (["--limit", "0"], 2, "validate: "),
         (["--report", "nowhere/page.html"], 2, "nowhere/page.html: its folder is not there"),
