@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("onnxscript")
 
 from edgeglm.export.api import ExportRequest, Progress, export
-from tests.export.foreign.small_graphs import graph, node, normal, value
+from tests.export.foreign.small_graphs import Weights, graph, node, normal, value
 
 
 def test_a_conversion_says_how_far_it_is(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_int8_on_a_cpu_leaves_what_masks_scores(tmp_path: Path) -> None:
         node("MatMul", ["x", "w"], ["a"]), node("Add", ["a", "low"], ["scores"]),
         node("Where", ["kept", "scores", "hidden"], ["masked"]), node("Softmax", ["masked"], ["y"]),
     ]  # fmt: skip
-    weights = {"w": normal(8, 64), "low": np.float32(-100), "hidden": np.float32(-np.inf)}
+    weights: Weights = {"w": normal(8, 64), "low": np.float32(-100), "hidden": np.float32(-np.inf)}
     inputs = [value("x", [4, 8]), value("kept", [4, 64], onnx.TensorProto.BOOL)]
     onnx.save(graph(nodes, inputs, [value("masked", [4, 64]), value("y", [4, 64])], weights), tmp_path / "model.onnx")
     (tmp_path / "samples").mkdir()
