@@ -139,8 +139,8 @@ class CompressRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         calibration: Samples or a text; None for the demo's own.
         max_ram: Bytes that all processes may take together; None for 60% of what is available.
         distill: Samples (.jsonl) or a text that what is left learns on, from the original; None for none.
-        epochs: How often it sees them.
-        learning_rate: The highest one.
+        epochs: How often it sees them; None for 3.
+        learning_rate: The highest one; None for 1e-4.
         freeze: Modules that do not learn.
         resume: Whether to go on from a partial checkpoint.
         distributed: Whether torchrun has started this process as one of those that recover it.
@@ -151,8 +151,8 @@ class CompressRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     prune: str | None = None
     sparse: str | None = None
     distill: Path | None = None
-    epochs: int = 3
-    learning_rate: float = 1e-4
+    epochs: int | None = None
+    learning_rate: float | None = None
     freeze: tuple[str, ...] = ()
     resume: bool = True
     distributed: bool = False

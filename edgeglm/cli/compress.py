@@ -51,8 +51,8 @@ from edgeglm.units import format_size
     metavar="FILE",
     help="Samples (.jsonl) or a text that what is left learns on, from the original.",
 )
-@click.option("--epochs", default=3, show_default=True, metavar="N", help="How often --distill sees every sample.")
-@click.option("--learning-rate", default=1e-4, show_default=True, metavar="RATE", help="The highest of --distill.")
+@click.option("--epochs", type=int, metavar="N", help="How often --distill sees every sample (default: 3).")
+@click.option("--learning-rate", type=float, metavar="RATE", help="The highest of --distill (default: 1e-4).")
 @click.option("--freeze", default="", metavar="MODULES", help="Modules that do not learn, such as vision,embedding.")
 @click.option("--no-resume", is_flag=True, help="Discard a partial recovery instead of resuming it.")
 @click.option("--distributed", is_flag=True, help="Recover with the processes that torchrun has started.")
@@ -66,8 +66,8 @@ def command(
     by: str,
     calibration: Path | None,
     distill: Path | None,
-    epochs: int,
-    learning_rate: float,
+    epochs: int | None,
+    learning_rate: float | None,
     freeze: str,
     no_resume: bool,
     distributed: bool,

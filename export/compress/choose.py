@@ -6,20 +6,33 @@ Memory holds the covariance of one segment's inputs; refitted matrices lie in a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgeglm.export.calibrate.calibrator import check_examples, samples_bytes
+from edgeglm.export.calibrate.observe import Observed
 from edgeglm.export.calibrate.walk import ORIGINAL, Branches, Walk
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.compress.moments import Moments, column_sums, row_sums
+from edgeglm.export.compress.options import L1
 from edgeglm.export.compress.parts import Indices, Part, Units, units_of
 from edgeglm.export.compress.rates import Left
+from edgeglm.export.compress.walks import Shown, run_walk
+from edgeglm.export.predict.peaks import EXPORT_BYTES, TRACE_BYTES, check_peak
+from edgeglm.export.predict.torch_build import with_torch
+from edgeglm.export.prepare.types import Opened, Prepared
+from edgeglm.export.prove.probes import Example, example_prompts
+from edgeglm.export.prove.reference import OriginalWeights
 from edgeglm.export.quantize.rounding import Floats
+from edgeglm.export.requests import CompressRequest, Progress, Show
 from edgeglm.roles import ModuleName
+
+# Arrays in fp64 and fp32 of a covariance while a matrix is refitted.
+COPIES = 5
 
 
 @dataclass
@@ -152,3 +165,65 @@ def _block_sums(part: Part, source: Checkpoint) -> Iterator[float]:
     for layer in range(part.layers):
         prefix = part.prefix(layer)
         yield sum(float(row_sums(source, name).sum()) for name in source.tensors if name.startswith(prefix))
+
+
+def choose(
+    request: CompressRequest,
+    prepared: Prepared,
+    plan: Mapping[Part, Left],
+    examples: Sequence[Example],
+    work: Path,
+    budget: int,
+    show: Show,
+) -> tuple[Chosen, list[str]]:
+    """Choose what stays of each stack.
+
+    Args:
+        request: What is asked for.
+        prepared: The original.
+        plan: How much stays.
+        examples: The samples; none for L1.
+        work: A folder for refitted matrices.
+        budget: Bytes of memory.
+        show: Is told how far it is.
+
+    Returns:
+        What stays, and notes.
+
+    Raises:
+        EdgeglmError: The samples are not what the model takes, it is not finite on them, or memory is too short.
+        OSError: A file cannot be written.
+    """
+    checkpoint = prepared.checkpoint
+    if request.by == L1:
+        show(Progress("weighing"))
+        return choose_by_l1(plan, checkpoint), []
+    check_examples(prepared, examples)
+    widest = _widest(prepared.opened, plan, examples, budget)
+    source = replace(checkpoint, keep_pages=True)
+    observer = Observer(plan, source, work, widest)
+    prompts = example_prompts(prepared, examples)
+    shown = Shown(observer, sum(part.layers + 2 for part in plan), show)
+    walk = InfluenceWalk(prepared, prompts, Observed(OriginalWeights(source), observer.see), {}, shown)
+    run_walk(walk, work)
+    observer.chosen.layers = choose_layers(plan, walk.influence)
+    left = observer.chosen.unfitted
+    notes = (
+        [f"--max-ram has no room to refit {left[0]} and {len(left) - 1} more: columns are only left out"]
+        if left
+        else []
+    )
+    return observer.chosen, notes
+
+
+def _widest(opened: Opened, plan: Mapping[Part, Left], examples: Sequence[Example], budget: int) -> int:
+    """Return the most input channels of a matrix that is refitted within the budget.
+
+    Raises:
+        BudgetError: Not even the walk fits.
+    """
+    needed = EXPORT_BYTES + samples_bytes(opened, examples)
+    check_peak(max(needed, with_torch(TRACE_BYTES)), budget, f"to compress {opened.request.name}")
+    widths = {opened.checkpoint.find(reader).shape[1] for reader in removed(plan)}
+    fitting = [width for width in widths if needed + COPIES * 4 * width * width <= budget]
+    return max(fitting, default=0)

@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,35 +16,31 @@ import numpy as np
 
 from edgeglm.devices.loader import load_profile
 from edgeglm.errors import UsageError
-from edgeglm.export.calibrate.calibrator import check_examples, examples_hash, samples_bytes
-from edgeglm.export.calibrate.observe import Observed
+from edgeglm.export.calibrate.calibrator import examples_hash
 from edgeglm.export.checkpoint.lineage import ZEROS, Lineage, Step, read_lineage, weights_key
 from edgeglm.export.checkpoint.locate import locate
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.compress.choose import Chosen, InfluenceWalk, Observer, choose_by_l1, choose_layers, removed
+from edgeglm.export.compress.choose import Chosen, choose, removed
 from edgeglm.export.compress.cuts import cut_config, cut_tensors
 from edgeglm.export.compress.options import (
-    L1,
     check_learning,
     check_output,
     check_recovery,
     check_source,
     check_what,
     hash_data,
+    pace_of,
     read_examples,
 )
 from edgeglm.export.compress.parts import Part, find_parts
 from edgeglm.export.compress.rates import Left, parse_rates, plan_parts, whole
-from edgeglm.export.compress.sparsity import sparsify
-from edgeglm.export.compress.walks import Shown, run_walk
+from edgeglm.export.compress.sparsity import matrices, sparsify
 from edgeglm.export.compress.write import write_checkpoint
+from edgeglm.export.compress.zeros import check_shapes, parse_sparse
 from edgeglm.export.families.rope import FILE
-from edgeglm.export.predict.peaks import EXPORT_BYTES, TRACE_BYTES, check_peak
-from edgeglm.export.predict.torch_build import with_torch
 from edgeglm.export.prepare.preparation import open_export
-from edgeglm.export.prepare.types import Opened, Prepared, Request
-from edgeglm.export.prove.probes import Example, example_prompts
-from edgeglm.export.prove.reference import OriginalWeights
+from edgeglm.export.prepare.types import Prepared, Request
+from edgeglm.export.prove.probes import Example
 from edgeglm.export.requests import CompressRequest, CompressResult, Progress, Show
 from edgeglm.export.trace.tracer import trace
 from edgeglm.export.write.disk import explained, lock_folder, make_folders, remove_empty, sync
@@ -55,8 +50,6 @@ if TYPE_CHECKING:
 
 # A profile whose limits bind nothing; no module is made.
 PROFILE = "cpu"
-# Arrays in fp64 and fp32 of a covariance while a matrix is refitted.
-COPIES = 5
 NEW, MODEL, WORK, KEY = "new", "model", "work", "key"
 
 
@@ -89,17 +82,14 @@ def _compress(request: CompressRequest, budget: int, show: Show, team: Team | No
     check_output(request.output, source)
     check_source(source)
     opened = open_export(Request(source, name, load_profile(PROFILE), "fp32"))
-    checkpoint = opened.checkpoint
+    checkpoint, plan = opened.checkpoint, _plan(request, opened.checkpoint)
     examples = read_examples(request, checkpoint, name)
     if request.distill:
         check_recovery(request, checkpoint)
+        check_learning(request, checkpoint, _parameters(checkpoint, plan), budget, team.size if team else 1)
     show(Progress("tracing"))
     (traced,) = trace([opened.probe], opened.checkpoint.folder / FILE)
     prepared = Prepared(opened, traced.model, traced, (), {})
-    parts = find_parts(checkpoint, traced.model)
-    plan = plan_parts(parts, parse_rates(request.prune), checkpoint) if request.prune else whole(parts)
-    if request.distill:
-        check_learning(request, checkpoint, _parameters(checkpoint, plan), budget, team.size if team else 1)
     with _partial(request, _key(request, checkpoint, examples)) as partial:
         notes, scores = list[str](), list[float]()
         if not (partial / MODEL).exists():
@@ -128,6 +118,16 @@ def _compress(request: CompressRequest, budget: int, show: Show, team: Team | No
     )
 
 
+def _plan(request: CompressRequest, checkpoint: Checkpoint) -> dict[Part, Left]:
+    """Return what stays of each stack. Raises EdgeglmError where nothing would, or zeros have no place."""
+    parts = find_parts(checkpoint)
+    if request.prune:
+        return plan_parts(parts, parse_rates(request.prune), checkpoint)
+    for shapes in matrices(parts, checkpoint).values():
+        check_shapes(parse_sparse(str(request.sparse)), shapes)
+    return whole(parts)
+
+
 def _make(
     request: CompressRequest,
     prepared: Prepared,
@@ -143,7 +143,7 @@ def _make(
         chosen, zeros, notes = sparsify(request, prepared, list(plan), examples, partial / WORK, budget, show)
         kept = {ZEROS: dict[str, Any](zeros.items())}
     else:
-        chosen, notes = _choose(request, prepared, plan, examples, partial / WORK, budget, show)
+        chosen, notes = choose(request, prepared, plan, examples, partial / WORK, budget, show)
         units = {reader: units.tolist() for reader, units in chosen.units.items()}
         kept = {"layers": dict[str, Any](chosen.layers.items()), "units": dict[str, Any](units)}
     cuts = cut_tensors(checkpoint, plan, chosen)
@@ -173,7 +173,10 @@ def _parameters(checkpoint: Checkpoint, plan: Mapping[Part, Left]) -> int:
 def _key(request: CompressRequest, checkpoint: Checkpoint, examples: Sequence[Example]) -> str:
     """Hash all that determines the smaller checkpoint."""
     data = [] if request.distill is None else [hash_data(request.distill)]
-    asked = msgspec.structs.replace(request, output=Path(), max_ram=None, resume=True, distributed=False)
+    epochs, rate = pace_of(request)
+    asked = msgspec.structs.replace(
+        request, output=Path(), max_ram=None, resume=True, distributed=False, epochs=epochs, learning_rate=rate
+    )
     said = (asked, weights_key(checkpoint), examples_hash(examples), data)
     return hashlib.sha256(repr(said).encode()).hexdigest()
 
@@ -215,51 +218,6 @@ def _clear(partial: Path, key: str, *, resume: bool) -> None:
     (partial / KEY).write_text(key)
 
 
-def _choose(
-    request: CompressRequest,
-    prepared: Prepared,
-    plan: Mapping[Part, Left],
-    examples: Sequence[Example],
-    work: Path,
-    budget: int,
-    show: Show,
-) -> tuple[Chosen, list[str]]:
-    """Return what stays, and notes."""
-    checkpoint = prepared.checkpoint
-    if request.by == L1:
-        show(Progress("weighing"))
-        return choose_by_l1(plan, checkpoint), []
-    check_examples(prepared, examples)
-    widest = _widest(prepared.opened, plan, examples, budget)
-    source = replace(checkpoint, keep_pages=True)
-    observer = Observer(plan, source, work, widest)
-    prompts = example_prompts(prepared, examples)
-    shown = Shown(observer, sum(part.layers + 2 for part in plan), show)
-    walk = InfluenceWalk(prepared, prompts, Observed(OriginalWeights(source), observer.see), {}, shown)
-    run_walk(walk, work)
-    observer.chosen.layers = choose_layers(plan, walk.influence)
-    left = observer.chosen.unfitted
-    notes = (
-        [f"--max-ram has no room to refit {left[0]} and {len(left) - 1} more: columns are only left out"]
-        if left
-        else []
-    )
-    return observer.chosen, notes
-
-
-def _widest(opened: Opened, plan: Mapping[Part, Left], examples: Sequence[Example], budget: int) -> int:
-    """Return the most input channels of a matrix that is refitted within the budget.
-
-    Raises:
-        BudgetError: Not even the walk fits.
-    """
-    needed = EXPORT_BYTES + samples_bytes(opened, examples)
-    check_peak(max(needed, with_torch(TRACE_BYTES)), budget, f"to compress {opened.request.name}")
-    widths = {opened.checkpoint.find(reader).shape[1] for reader in removed(plan)}
-    fitting = [width for width in widths if needed + COPIES * 4 * width * width <= budget]
-    return max(fitting, default=0)
-
-
 def _lineage(
     request: CompressRequest,
     checkpoint: Checkpoint,
@@ -271,10 +229,11 @@ def _lineage(
     asked: dict[str, Any] = {"sparse": request.sparse} if request.sparse else {"prune": request.prune}
     asked["by"] = request.by
     if request.distill:
+        epochs, rate = pace_of(request)
         asked |= {
             "distill_sha256": hash_data(request.distill),
-            "epochs": request.epochs,
-            "learning_rate": request.learning_rate,
+            "epochs": epochs,
+            "learning_rate": rate,
             "freeze": list(request.freeze),
         }
     step = Step(command=asked, calibration_sha256=examples_hash(examples) if examples else None, kept=kept)

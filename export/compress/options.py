@@ -27,6 +27,7 @@ from edgeglm.export.write.disk import explained
 from edgeglm.files import opened
 from edgeglm.suggest import nearest_name
 
+EPOCHS, LEARNING_RATE = 3, 1e-4
 ACTIVATIONS, L1 = "activations", "l1"
 # Tokens of a window of text that a recovery learns from.
 WINDOW = 128
@@ -49,12 +50,23 @@ def check_what(request: CompressRequest) -> None:
         parse_rates(request.prune)
     else:
         parse_sparse(str(request.sparse))
-    if request.distributed and request.distill is None:
-        raise UsageError("--distributed", "shares out a recovery, and none is asked for", "give --distill FILE too")
-    if request.freeze and request.distill is None:
-        raise UsageError("--freeze", "says what does not learn, and nothing learns", "give --distill FILE too")
+    if request.distill is None:
+        _check_no_recovery(request)
     if request.by not in (ACTIVATIONS, L1):
         raise UsageError(f"--by {request.by}", "is no measure of importance", f"give {ACTIVATIONS} or {L1}")
+
+
+def _check_no_recovery(request: CompressRequest) -> None:
+    """Check that nothing is asked for that only a recovery does. Raises UsageError."""
+    given = {
+        "--epochs": request.epochs is not None,
+        "--learning-rate": request.learning_rate is not None,
+        "--freeze": bool(request.freeze),
+        "--no-resume": not request.resume,
+        "--distributed": request.distributed,
+    }
+    for option in (option for option, is_given in given.items() if is_given):
+        raise UsageError(option, "is about a recovery, and none is asked for", "give --distill FILE too")
 
 
 def check_source(folder: Path) -> None:
@@ -94,6 +106,12 @@ def read_examples(request: CompressRequest, checkpoint: Checkpoint, name: str) -
     return read_calibration(file, checkpoint.folder)[0]
 
 
+def pace_of(request: CompressRequest) -> tuple[int, float]:
+    """Return the epochs of a recovery, and its highest learning rate."""
+    epochs, rate = request.epochs, request.learning_rate
+    return EPOCHS if epochs is None else epochs, LEARNING_RATE if rate is None else rate
+
+
 def check_recovery(request: CompressRequest, original: Checkpoint) -> None:
     """Check the names of ``--freeze``, the numbers of the recovery, and what it learns from. Raises UsageError."""
     names = family_of(original.config).modules(original.config)
@@ -102,10 +120,11 @@ def check_recovery(request: CompressRequest, original: Checkpoint) -> None:
             raise UsageError(f"--freeze {name}", "is not a module of the model", nearest_name(name, names))
     if set(request.freeze) == set(names):
         raise UsageError("--freeze", "leaves nothing to learn", "name fewer modules")
-    if request.epochs < 1:
-        raise UsageError(f"--epochs {request.epochs}", "is none", "give 1 or more")
-    if not (math.isfinite(request.learning_rate) and 0 < request.learning_rate <= 1):
-        raise UsageError(f"--learning-rate {request.learning_rate}", "is no rate", "give one such as 1e-4")
+    epochs, rate = pace_of(request)
+    if epochs < 1:
+        raise UsageError(f"--epochs {epochs}", "is none", "give 1 or more")
+    if not (math.isfinite(rate) and 0 < rate <= 1):
+        raise UsageError(f"--learning-rate {rate}", "is no rate", "give one such as 1e-4")
     if request.distill:
         _check_lessons(request.distill, original)
 

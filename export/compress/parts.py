@@ -6,17 +6,17 @@ A unit is some columns of the matrix that reads it, `down_proj` or `o_proj`, and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.families.registry import family_of
-from edgeglm.export.families.spec import EncoderSpec
-from edgeglm.export.model import Encoder, Model
+from edgeglm.export.families.spec import DecoderSpec, EncoderSpec
+from edgeglm.export.prepare.header_checks import GUESSING
 from edgeglm.roles import DECODER, ModuleName
 
 UnitKind = Literal["channels", "groups"]
@@ -135,32 +135,63 @@ def units_of(part: Part) -> list[Units]:
     return channels + [Units(part, "groups", prefix) for prefix in prefixes if part.groups]
 
 
-def find_parts(checkpoint: Checkpoint, model: Model) -> list[Part]:
-    """Return the stacks of a checkpoint that something can be removed of: the decoder, and its towers."""
-    family, decoder = family_of(checkpoint.config), model.decoder
-    text = Part(
+def find_parts(checkpoint: Checkpoint) -> list[Part]:
+    """Return the stacks of a checkpoint that something can be removed of: the decoder, and its towers.
+
+    Its config and headers say it, so that no model is built for it. Raises DamagedFileError.
+    """
+    family = family_of(checkpoint.config)
+    towers = (_tower(checkpoint, spec) for spec in family.encoders if checkpoint.config.get(spec.config) is not None)
+    return [_decoder(checkpoint, family.decoder), *towers]
+
+
+def _decoder(checkpoint: Checkpoint, spec: DecoderSpec) -> Part:
+    section, first = "text_config" if "text_config" in checkpoint.config else None, spec.blocks.format(layer=0)
+    text, depth = checkpoint.config[section] if section else checkpoint.config, "num_hidden_layers"
+    part = Part(
         DECODER,
-        "text_config" if "text_config" in checkpoint.config else None,
-        "num_hidden_layers",
-        decoder.blocks,
-        decoder.layers,
-        decoder.intermediate,
-        groups=decoder.kv_heads if family.decoder.free_heads else 0,
-        heads=decoder.heads // decoder.kv_heads,
-        head_dim=decoder.head_dim,
+        section,
+        depth,
+        spec.blocks,
+        layers=_layers(checkpoint, text, depth, spec.blocks),
+        width=checkpoint.find(first + DOWN).shape[1],
     )
-    return [text, *(_tower(checkpoint, spec, encoder) for spec in family.encoders
-                    if (encoder := model.encoders.get(spec.name)))]  # fmt: skip
+    head_dim = _head_dim(text, spec)
+    if not spec.free_heads or not head_dim:
+        return part
+    queries, keys = (checkpoint.find(f"{first}{names[0]}.weight").shape[0] for names in (QUERIES, KEYS_VALUES))
+    return replace(part, groups=keys // head_dim, heads=queries // keys, head_dim=head_dim)
 
 
-def _tower(checkpoint: Checkpoint, spec: EncoderSpec, encoder: Encoder) -> Part:
+def _tower(checkpoint: Checkpoint, spec: EncoderSpec) -> Part:
     """Return a tower; which MLP has the width of its config, its family says."""
     end = next((extent.weight for extent in spec.extents if extent.key == "intermediate_size"), None)
     readers = [name for name in checkpoint.tensors if end and name.endswith(end)]
-    inside = [name for name in readers if name.startswith(encoder.blocks.format(layer=0))]
-    width = checkpoint.find(readers[0]).shape[1] if readers else 0
-    outside = tuple(name.removesuffix("down_proj.weight") for name in readers if name not in inside)
+    inside = [name for name in readers if name.startswith(spec.blocks.format(layer=0))]
     return Part(
-        spec.name, spec.config, spec.depth, encoder.blocks, encoder.layers, width,
-        in_blocks=bool(inside), followers=outside,
-    )  # fmt: skip
+        spec.name,
+        spec.config,
+        spec.depth,
+        spec.blocks,
+        layers=_layers(checkpoint, checkpoint.config[spec.config], spec.depth, spec.blocks),
+        width=checkpoint.find(readers[0]).shape[1] if readers else 0,
+        in_blocks=bool(inside),
+        followers=tuple(name.removesuffix("down_proj.weight") for name in readers if name not in inside),
+    )
+
+
+def _layers(checkpoint: Checkpoint, section: Mapping[str, Any], depth: str, blocks: str) -> int:
+    """Return how many blocks a config states; where it states none, how many the weights have."""
+    if (stated := section.get(depth)) is not None:
+        return int(stated)
+    start = blocks.partition("{")[0]
+    there = {name.removeprefix(start).partition(".")[0] for name in checkpoint.tensors if name.startswith(start)}
+    return len(there) - int(section.get(GUESSING) or 0)
+
+
+def _head_dim(section: Mapping[str, Any], spec: DecoderSpec) -> int:
+    """Return the channels of a head; 0 where the config does not say it."""
+    if stated := section.get("head_dim") or spec.head_dim:
+        return int(stated)
+    hidden, heads = section.get("hidden_size"), section.get("num_attention_heads")
+    return hidden // heads if hidden and heads else 0

@@ -13,7 +13,7 @@ import torch
 from edgeglm.export.checkpoint.lineage import LINEAGE
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.compress.lessons import Lessons, read_lessons
-from edgeglm.export.compress.options import check_learning
+from edgeglm.export.compress.options import check_learning, pace_of
 from edgeglm.export.compress.student import Settings, Student
 from edgeglm.export.compress.teacher import Teacher
 from edgeglm.export.compress.team import ALONE, Team
@@ -63,8 +63,7 @@ def recover(
     config, family, _ = parts_of(original.config)
     decoder = family.describe(config, None).decoder
     settings = Settings(
-        request.epochs,
-        request.learning_rate,
+        *pace_of(request),
         request.freeze,
         checkpointing=learning > budget / 2,
         bf16=decoder.hidden >= WIDE and torch.cpu._is_avx512_bf16_supported(),

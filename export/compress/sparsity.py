@@ -24,7 +24,6 @@ from edgeglm.export.compress.walks import Shown, run_walk
 from edgeglm.export.compress.zeros import (
     Pattern,
     Tile,
-    check_shapes,
     parse_sparse,
     tile_of_covariance,
     tile_of_energy,
@@ -230,8 +229,6 @@ def sparsify(
     assert request.sparse is not None
     pattern, source = parse_sparse(request.sparse), replace(prepared.checkpoint, keep_pages=True)
     wanted, notes = matrices(parts, source), list[str]()
-    for shapes in wanted.values():
-        check_shapes(pattern, shapes)
     sparse = Sparse(source, pattern, work)
     if request.by == L1:
         show(Progress("weighing"))

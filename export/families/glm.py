@@ -8,5 +8,5 @@ GLM = Family(
     "glm",
     "GlmForCausalLM",
     "transformers.models.glm.modeling_glm",
-    DecoderSpec("GlmDecoderLayer", "GlmRotaryEmbedding", "pairs", positions=131_072),
+    DecoderSpec("GlmDecoderLayer", "GlmRotaryEmbedding", "pairs", positions=131_072, head_dim=128),
 )

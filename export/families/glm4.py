@@ -8,5 +8,5 @@ GLM4 = Family(
     "glm4",
     "Glm4ForCausalLM",
     "transformers.models.glm4.modeling_glm4",
-    DecoderSpec("Glm4DecoderLayer", "Glm4RotaryEmbedding", "pairs", positions=131_072),
+    DecoderSpec("Glm4DecoderLayer", "Glm4RotaryEmbedding", "pairs", positions=131_072, head_dim=128),
 )

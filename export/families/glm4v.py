@@ -10,6 +10,7 @@ from edgeglm.export.families.spec import DecoderSpec, EncoderSpec, Extent, Famil
 from edgeglm.export.model import Grid, Vision
 
 PREFIX = "model.visual."
+BLOCKS = f"{PREFIX}blocks.{{layer}}."
 EXTENTS = (
     Extent("hidden_size", ".visual.patch_embed.proj.weight", 0),
     Extent("in_channels", ".visual.patch_embed.proj.weight", 1),
@@ -43,7 +44,7 @@ def _vision(config: Any, grid: Grid | None) -> Vision | None:
         hidden=vision.hidden_size,
         heads=vision.num_heads,
         output=vision.out_hidden_size,
-        blocks=f"{PREFIX}blocks.{{layer}}.",
+        blocks=BLOCKS,
         prefix=PREFIX,
         back=tuple(PREFIX + name for name in ("post_layernorm", "downsample", "merger")),
         patch=vision.patch_size,
@@ -79,6 +80,7 @@ GLM4V = Family(
             depth="depth",
             weights=(".visual.",),
             first=f"{PREFIX}patch_embed.proj.weight",
+            blocks=BLOCKS,
             tower="edgeglm.export.families.image_tower",
             describe=_vision,
             extents=EXTENTS,

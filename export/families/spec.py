@@ -49,6 +49,7 @@ class DecoderSpec:
         head: The weight of a head that is not tied to the table.
         mrope_section: The sections of a multimodal rotary embedding that a config leaves out.
         free_heads: Whether a config may state a head's size, and so another number of heads beside the same width.
+        head_dim: What transformers takes for a ``head_dim`` that a config leaves out; None for hidden size / heads.
         divided: Keys of its config, and the one whose number divides each.
     """
 
@@ -60,7 +61,13 @@ class DecoderSpec:
     head: str = "lm_head.weight"
     mrope_section: tuple[int, ...] = ()
     free_heads: bool = True
+    head_dim: int | None = None
     divided: Mapping[str, str] = field(default_factory=lambda: {"num_attention_heads": "num_key_value_heads"})
+
+    @property
+    def blocks(self) -> str:
+        """The beginning of the names of a block's weights, with ``{layer}``."""
+        return f"{self.prefix}.layers.{{layer}}."
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,7 @@ class EncoderSpec:
         depth: The key of that one's number of blocks.
         weights: What the names of its weights contain.
         first: A weight that every such encoder has.
+        blocks: The beginning of the names of a block's weights, with ``{layer}``.
         tower: The dotted name of the Python module that builds it with torch, as `edgeglm.export.families.tower` says.
         describe: Returns its description from the whole config and the grid of an image; None where it is not made.
         extents: Of its config and weights.
@@ -86,6 +94,7 @@ class EncoderSpec:
     depth: str
     weights: tuple[str, ...]
     first: str
+    blocks: str
     tower: str
     describe: Callable[[Any, Grid | None], Encoder | None]
     extents: tuple[Extent, ...] = ()
@@ -135,7 +144,7 @@ class Family:
     def first_weight(self, module: ModuleName) -> str:
         """Return a weight that every such module has."""
         firsts = {encoder.name: encoder.first for encoder in self.encoders}
-        firsts |= {TABLE: TABLE_WEIGHT, DECODER: f"{self.decoder.prefix}.layers.0.input_layernorm.weight"}
+        firsts |= {TABLE: TABLE_WEIGHT, DECODER: f"{self.decoder.blocks.format(layer=0)}input_layernorm.weight"}
         return firsts[module]
 
     def stored_name(self, name: str) -> str:

@@ -15,7 +15,8 @@ from edgeglm.export.checkpoint.lineage import read_lineage, weights_key
 from edgeglm.export.checkpoint.locate import locate
 from edgeglm.export.compress.compress import compress
 from edgeglm.export.compress.options import read_examples
-from edgeglm.export.compress.rates import parse_rates
+from edgeglm.export.compress.parts import find_parts
+from edgeglm.export.compress.rates import parse_rates, plan_parts
 from edgeglm.export.pipeline.job import Job
 from edgeglm.export.prepare.preparation import open_export
 from edgeglm.export.prepare.types import Request
@@ -79,8 +80,10 @@ def with_pruned(job: Job, request: SearchRequest, study: Path, show: Show) -> Se
     Raises:
         EdgeglmError: A rate is wrong, or its checkpoint cannot be made.
     """
-    for rate in request.prune:
-        parse_rates(rate)
+    if request.prune:
+        checkpoint = open_checkpoint(job.request.folder)
+        for rate in request.prune:
+            plan_parts(find_parts(checkpoint), parse_rates(rate), checkpoint)
     made = tuple(str(folder) for folder in _pruned(job, request, study, show))
     return msgspec.structs.replace(request, also=(*request.also, *made), prune=())
 

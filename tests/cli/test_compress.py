@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,8 @@ pytest.importorskip("transformers")
 
 from edgeglm.bundle import read_manifest
 from edgeglm.cli.main import main
+from edgeglm.errors import EdgeglmError
+from edgeglm.export.api import CompressRequest, Progress, compress
 from edgeglm.export.checkpoint.lineage import LINEAGE
 from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.samples.shipped import DATA
@@ -99,6 +102,37 @@ def test_wrong_options_are_one_line_and_write_nothing(
     target = tmp_path / "out"
     check_failure(run(capsys, "compress", tiny, "-o", target, *options.split()), status, why)
     assert left_of(target) == []
+
+
+@pytest.mark.parametrize(
+    "option", ["--epochs 3", "--learning-rate 1e-4", "--freeze vision", "--no-resume", "--distributed"]
+)
+def test_options_of_a_recovery_are_refused_without_one(option: str, tmp_path: Path, capsys: Capture) -> None:
+    target = tmp_path / "out"
+    done = run(capsys, "compress", "-o", target, "--prune", "40%", *option.split())
+    check_failure(
+        done, 2, f"{option.split(maxsplit=1)[0]}: is about a recovery, and none is asked for; give --distill FILE too"
+    )
+    assert left_of(target) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"prune": "100%"}, "would leave fewer than 32 of the 640 MLP channels of the decoder"),
+        ({"prune": "layers=9"}, "would leave none of the 4 layers of the decoder"),
+        ({"prune": "heads=50%"}, "derives a head's size from the number of heads"),
+        ({"prune": "40%", "distill": DATA / "calibration.jsonl", "max_ram": 800 << 20}, "is too little to recover"),
+    ],
+)
+def test_what_config_and_headers_refuse_is_refused_before_any_work(
+    options: dict[str, Any], error: str, tmp_path: Path
+) -> None:
+    stages = list[Progress]()
+    with pytest.raises(EdgeglmError) as refused:
+        compress(CompressRequest(output=tmp_path / "out", **options), stages.append)
+    assert error in str(refused.value)
+    assert stages == []
 
 
 def test_a_recovery_that_cannot_be_is_refused_before_anything_is_made(tmp_path: Path, capsys: Capture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,7 @@ LINEAGE = Lineage(original="tiny", place=None, sha256="0" * 64, steps=())
 def opened(family: str, folder: Path) -> tuple[Any, Checkpoint, list[Part]]:
     model = save(SHAPES[family], folder)
     checkpoint = Checkpoint.open(folder)
-    grid = SHAPES[family].grid if family == "glm4v" else None
-    described = family_of(checkpoint.config).describe(build_config(checkpoint.config), grid)
-    return model, checkpoint, find_parts(checkpoint, described)
+    return model, checkpoint, find_parts(checkpoint)
 
 
 def written(folder: Path, checkpoint: Checkpoint, plan: dict[Part, Left], chosen: Chosen) -> Any:  # noqa: ANN401
@@ -97,6 +96,26 @@ def test_layers_are_left_out_and_renumbered(family: str, tmp_path: Path) -> None
     assert torch.allclose(logits(smaller), logits(model), atol=1e-5)
     if family == "glm4v":
         assert smaller.config.vision_config.depth == 1
+
+
+@pytest.mark.parametrize("family", SHAPES)
+def test_config_and_headers_say_of_stacks_what_transformers_reads(family: str, tmp_path: Path) -> None:
+    _, checkpoint, (text, *towers) = opened(family, tmp_path)
+    model = family_of(checkpoint.config).describe(build_config(checkpoint.config), SHAPES[family].grid)
+    decoder, free = model.decoder, "glm4v" not in family
+    assert (text.blocks, text.layers, text.width) == (decoder.blocks, decoder.layers, decoder.intermediate)
+    heads = (decoder.kv_heads, decoder.heads // decoder.kv_heads, decoder.head_dim)
+    assert (text.groups, text.heads, text.head_dim) == (heads if free else (0, 0, 0))
+    found = {tower.module: (tower.blocks, tower.layers) for tower in towers}
+    assert found == {name: (encoder.blocks, encoder.layers) for name, encoder in model.encoders.items()}
+
+
+def test_layers_that_a_config_leaves_out_are_those_of_the_weights(tmp_path: Path) -> None:
+    _, checkpoint, _ = opened("glm4v", tmp_path)
+    config = {**checkpoint.config, "text_config": {**checkpoint.config["text_config"]}}
+    del config["text_config"]["num_hidden_layers"]
+    decoder, _ = find_parts(replace(checkpoint, config=config))
+    assert decoder.layers == SHAPES["glm4v"].layers
 
 
 def test_a_share_is_one_of_all_blocks_and_the_decoder_makes_up_for_a_tower(tmp_path: Path) -> None:

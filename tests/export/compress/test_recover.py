@@ -31,8 +31,6 @@ from edgeglm.export.compress.student import Settings, Student
 from edgeglm.export.compress.teacher import TEMPERATURE, Teacher
 from edgeglm.export.compress.write import write_checkpoint
 from edgeglm.export.evaluate.original.whole import Prompts, WholeOriginal
-from edgeglm.export.families.building import build_config
-from edgeglm.export.families.registry import family_of
 from edgeglm.export.requests import CompressRequest
 from edgeglm.export.samples.shipped import DATA
 
@@ -57,8 +55,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smaller(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("student") / "smaller"
     checkpoint = Checkpoint.open(DEMO)
-    described = family_of(checkpoint.config).describe(build_config(checkpoint.config), (8, 8))
-    plan = plan_parts(find_parts(checkpoint, described), parse_rates("mlp=20%"), checkpoint)
+    plan = plan_parts(find_parts(checkpoint), parse_rates("mlp=20%"), checkpoint)
     cuts = cut_tensors(checkpoint, plan, choose_by_l1(plan, checkpoint))
     lineage = Lineage(original="edgeglm-demo", place=None, sha256="0" * 64, steps=())
     write_checkpoint(folder, cuts, checkpoint, cut_config(checkpoint.config, plan), lineage, lambda done: None)

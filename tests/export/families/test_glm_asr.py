@@ -74,6 +74,7 @@ GLM_ASR = Family(
             depth="num_hidden_layers",
             weights=(".audio_tower.", f".{PROJECTOR}."),
             first="audio_tower.conv1.weight",
+            blocks="audio_tower.layers.{layer}.",
             tower=__name__,
             describe=describe,
             extents=(Extent("num_mel_bins", "audio_tower.conv1.weight", 1),),

@@ -115,3 +115,10 @@ def test_a_wrong_rate_is_refused_before_anything_is_pruned(folder: Path, tmp_pat
     with pytest.raises(UsageError, match="--prune all"):
         with_pruned(job, request, tmp_path / "study", lambda _: None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rate_that_leaves_nothing_is_refused_before_another_is_pruned(folder: Path, tmp_path: Path) -> None:
+    job, request = search_of(folder, prune=("mlp=50%", "layers=3"))
+    with pytest.raises(UsageError, match="--prune layers=3: would leave none of the 3 layers"):
+        with_pruned(job, request, tmp_path / "study", lambda _: None)
+    assert [*tmp_path.iterdir()] == []
