@@ -9,7 +9,7 @@ from pathlib import Path
 import edgeglm
 
 PACKAGE = Path(edgeglm.__file__).parent
-# What the runner imports of the package; tests/runtimes/test_pyz.py runs it with nothing else.
+# What the runner imports of the package; tests/runtimes/test_pyz.py reads that from its files.
 SHARED = (
     "__init__",
     "actions",
@@ -17,6 +17,7 @@ SHARED = (
     "bundle",
     "cache",
     "contract",
+    "damage",
     "digest",
     "engines",
     "errors",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import marshal
@@ -141,3 +142,17 @@ def test_without_a_folder_it_starts_all_the_same(alone: Path, tmp_path: Path) ->
     done = started(alone, tmp_path)
     assert (done.returncode, done.stdout) == (6, "")
     assert LINE.fullmatch(done.stderr)
+
+
+def test_what_it_imports_of_edgeglm_is_in_it(alone: Path) -> None:
+    with zipfile.ZipFile(alone / "run.pyz") as archive:
+        names = {name for name in archive.namelist() if name.endswith(".py")}
+        texts = {name: archive.read(name).decode() for name in names}
+    asked = set()
+    for name, text in texts.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("edgeglm."):
+                asked.add((name, node.module.replace(".", "/")))
+    assert len(asked) > 100
+    missing = {(name, path) for name, path in asked if not {f"{path}.py", f"{path}/__init__.py"} & names}
+    assert missing == set()
