@@ -43,6 +43,7 @@ def large_attacks() -> list[Attack]:
     return [
         Attack("body of 64 MiB and a byte", posted(b" " * (MAX_BODY_BYTES + 1)), (413,)),
         Attack("chunks of 65 MiB", chunked + chunk * 65 + b"0\r\n\r\n", (413,)),
+        Attack("body of 5 million values", posted(b'{"messages": [' + b"{}," * 5_000_000 + b"{}]}"), (413,)),
         Attack("text of 5 MiB", posted(long)),
         Attack("text of 4 million characters", posted(json.dumps(fields(content="Aa b" * 1_000_000)).encode())),
         Attack("name of 5 MiB", posted(json.dumps(fields(model="m" * (5 << 20))).encode()), FINE),

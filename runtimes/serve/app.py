@@ -17,7 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from edgeglm.runtimes.serve.answers import Beat, Delta, Event, Made
-from edgeglm.runtimes.serve.bodies import JSON, MAX_BYTES, Bodies, OneLength, refuse_speech
+from edgeglm.runtimes.serve.bodies import JSON, MAX_BYTES, MAX_VALUES, Bodies, OneLength, refuse_speech
 from edgeglm.runtimes.serve.completions import (
     Work,
     chat_work,
@@ -74,7 +74,8 @@ class Service:
         self, engine: Engine, keys: tuple[str, ...] = (), origins: Sequence[str] = (), media: Sequence[str] = (),
         most: int = MAX_BYTES, *, is_local: bool = False,
     ) -> None:  # fmt: skip
-        self.origins, self.bodies, self.is_local = tuple(origins), Bodies(most), is_local
+        window = max(engine.bundles.windows.values(), default=MAX_VALUES)  # a message takes a token at least
+        self.origins, self.bodies, self.is_local = tuple(origins), Bodies(most, window), is_local
         self.media = Media(media, self.bodies)
         self.engine, self.keys, self.metrics = engine, [key.encode() for key in keys], engine.metrics
         self.models = Models(engine.bundles)

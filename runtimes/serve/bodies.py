@@ -12,8 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from edgeglm.runtimes.serve.errors import ApiError
+from edgeglm.runtimes.serve.errors import TOO_LONG, ApiError
 from edgeglm.runtimes.serve.schema import decode
+from edgeglm.runtimes.serve.values import count_messages, count_values
 from edgeglm.units import format_size
 
 JSON, PLAIN = "application/json", "identity"
@@ -21,6 +22,8 @@ JSON, PLAIN = "application/json", "identity"
 MAX_BODY_BYTES = 64 << 20
 # Of all bodies together: four of the largest, or two hundred screenshots.
 MAX_BYTES = 256 << 20
+# Of a body: more than a window has tokens. A value becomes an object or two; a byte is in memory up to five times.
+MAX_VALUES, VALUE_BYTES = 1 << 18, 20
 RETRY_SECONDS = 2
 # A client that sends nothing for so long has gone, or keeps others from the room that its body takes; and one that
 # sends fewer bytes a second than this is as good as gone then.
@@ -34,6 +37,7 @@ class Bodies:
 
     Args:
         most: Bytes that all of them may take together.
+        messages: The most of a request.
         seconds: In which a further piece of a body comes, and all of it but for what is due to its length.
 
     Attributes:
@@ -41,8 +45,9 @@ class Bodies:
         largest: Bytes that one of them may have.
     """
 
-    def __init__(self, most: int = MAX_BYTES, seconds: float = SECONDS) -> None:
-        self.most, self.largest, self.seconds, self.held = most, min(most, MAX_BODY_BYTES), seconds, 0
+    def __init__(self, most: int = MAX_BYTES, messages: int = MAX_VALUES, seconds: float = SECONDS) -> None:
+        self.most, self.largest, self.messages = most, min(most, MAX_BODY_BYTES), messages
+        self.seconds, self.held = seconds, 0
 
     @asynccontextmanager
     async def read(self, request: Request, kind: type[T]) -> AsyncIterator[T]:
@@ -56,19 +61,38 @@ class Bodies:
         body, taken = bytearray(), 0
         try:
             async for piece in self._pieces(request):
-                taken, self.held = taken + len(piece), self.held + len(piece)
-                if taken > self.largest:
-                    raise _too_large(self.largest)
-                if self.held > self.most:
-                    why = f"requests of {format_size(self.most)} are waiting already; try again"
-                    again = {"Retry-After": str(RETRY_SECONDS), "Connection": "close"}
-                    raise ApiError(429, why, code="queue_full", headers=again)
+                taken = self._take(taken, len(piece))
                 body += piece
+            taken = self._take(taken, self._count(body) * VALUE_BYTES)
             asked = decode(body, kind)
             body.clear()
             yield asked
         finally:
             self.held -= taken
+
+    def _take(self, taken: int, more: int) -> int:
+        """Count more bytes of a body, and return how many it has by now."""
+        if taken + more > self.largest:
+            raise _too_large(self.largest)
+        if self.held + more > self.most:
+            why = f"requests of {format_size(self.most)} are waiting already; try again"
+            again = {"Retry-After": str(RETRY_SECONDS), "Connection": "close"}
+            raise ApiError(429, why, code="queue_full", headers=again)
+        self.held += more
+        return taken + more
+
+    def _count(self, body: bytearray) -> int:
+        """Return how many values a body has.
+
+        Raises:
+            ApiError: They are more than any request needs, or there are more messages than a prompt has tokens.
+        """
+        if (values := count_values(body, MAX_VALUES)) > MAX_VALUES:
+            raise ApiError(413, f"the body has more than {MAX_VALUES} values")
+        if values > self.messages and (messages := count_messages(body)) > self.messages:
+            why = f"there are {messages} messages, and a prompt may have {self.messages} tokens; leave out older ones"
+            raise ApiError(400, why, param="messages", code=TOO_LONG)
+        return values
 
     def _check_head(self, headers: Headers) -> None:
         """Refuse a body by what its head says of it."""

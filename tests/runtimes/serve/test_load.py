@@ -24,7 +24,7 @@ from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.serve import app, bodies
 from edgeglm.runtimes.serve.answers import Delta, Started
 from edgeglm.runtimes.serve.app import Service
-from edgeglm.runtimes.serve.bodies import Bodies
+from edgeglm.runtimes.serve.bodies import VALUE_BYTES, Bodies
 from edgeglm.runtimes.serve.engine import Engine
 from edgeglm.runtimes.serve.errors import ApiError
 from edgeglm.runtimes.serve.jobs import Job, Outbox
@@ -136,13 +136,13 @@ def test_a_length_with_chunks_is_refused_at_every_address(exact: Path, path: str
 
 
 def test_bodies_that_wait_have_a_bound_together() -> None:
-    taken = Bodies(most=40)
+    taken = Bodies(most=200)
     small, large = b'{"tokens": [1]}', b'{"tokens": [1,2,3,4,5,6,7]}'
 
     async def read() -> None:
         async with taken.read(request(small), DetokenizeRequest) as asked:
             assert asked.tokens == [1]
-            assert taken.held == len(small)
+            assert taken.held == len(small) + 2 * VALUE_BYTES
             with pytest.raises(ApiError, match="are waiting already") as caught:
                 async with taken.read(request(large), DetokenizeRequest):
                     pass
