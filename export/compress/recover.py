@@ -14,6 +14,7 @@ from edgeglm.export.checkpoint.lineage import LINEAGE
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.compress.lessons import Lessons, read_lessons
 from edgeglm.export.compress.options import check_learning, pace_of
+from edgeglm.export.compress.state import as_os_errors
 from edgeglm.export.compress.student import Settings, Student
 from edgeglm.export.compress.teacher import Teacher
 from edgeglm.export.compress.team import ALONE, Team
@@ -128,7 +129,8 @@ def _write(student: Student, smaller: Checkpoint) -> None:
     shutil.rmtree(saved, ignore_errors=True)
     names = {tensor.dtype for tensor in smaller.tensors.values()}
     dtype = DTYPES[names.pop()] if len(names) == 1 else torch.float32
-    student.whole.to(dtype).save_pretrained(saved)
+    with as_os_errors():
+        student.whole.to(dtype).save_pretrained(saved)
     copy_small_files(smaller.folder, saved)
     shutil.copyfile(smaller.folder / LINEAGE, saved / LINEAGE)
     for file in saved.iterdir():

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -25,13 +24,13 @@ from transformers.utils.logging import disable_progress_bar
 from edgeglm.errors import UsageError
 from edgeglm.export.compress.answers import Answers, distillation_loss, keep_zeros
 from edgeglm.export.compress.lessons import Encoded, Lesson, Lessons, collate, encode, labels, pieces
+from edgeglm.export.compress.state import write_state
 from edgeglm.export.compress.teacher import Teacher
 from edgeglm.export.compress.team import ALONE, Team
 from edgeglm.export.evaluate.original.whole import Prompts, WholeOriginal
 from edgeglm.export.evaluate.tasks.success import succeeds
 from edgeglm.export.families.building import reference_config
 from edgeglm.export.families.registry import module_of
-from edgeglm.export.write.disk import sync
 
 # Lessons of a step, and tokens that are in memory together.
 BATCH, TOKENS = 16, 4096
@@ -242,7 +241,7 @@ class Student:
         if len(self.history.scores) == 1 or self.history.scores[-1] > self.history.scores[self.history.best]:
             self.history.best = len(self.history.scores) - 1
             if self.team.leads:
-                _write(self.work / BEST, self.whole.state_dict())
+                write_state(self.work / BEST, self.whole.state_dict())
         self._save()
 
     def _tell(self, loss: float, left: float) -> None:
@@ -253,7 +252,7 @@ class Student:
         history = {"step": self.history.step, "scores": self.history.scores, "best": self.history.best}
         model, optimizer = self.team.weights(self.model), self.team.moments(self.model, self.optimizer)
         if self.team.leads:
-            _write(self.work / STATE, {"model": model, "optimizer": optimizer, "history": history})
+            write_state(self.work / STATE, {"model": model, "optimizer": optimizer, "history": history})
         self.saved = time.monotonic()
 
     def _load(self) -> None:
@@ -263,17 +262,3 @@ class Student:
         if history := self.team.tell(state.get("history")):
             self.team.restore(self.model, self.optimizer, state)
             self.history = History(**history)
-
-
-def _write(file: Path, state: Mapping[str, Any]) -> None:
-    """Write a state that is whole or not there. Raises OSError."""
-    partial = file.with_suffix(".partial")
-    try:
-        with open(partial, "wb") as output:
-            torch.save(state, output)
-            output.flush()
-            os.fsync(output.fileno())
-    except RuntimeError as error:  # what torch makes of a full disk
-        raise (error.__cause__ if isinstance(error.__cause__, OSError) else OSError(str(error))) from error
-    os.replace(partial, file)
-    sync(file.parent)
