@@ -70,6 +70,14 @@ class Metric:
         """Whether the drop is within its limit at 95% confidence."""
         return self.verdict == "pass"
 
+    @property
+    def why(self) -> str:
+        """Why it does not pass."""
+        drop = f"{self.name} drops by {self.change(self.drop)}"
+        if self.verdict == "fail":
+            return f"{drop}, more than {self.change(self.limit)}"
+        return f"{self.samples} samples are too few to tell: {drop}, but it may be {self.change(self.high)}"
+
     def value(self, value: float) -> str:
         """Return a value as it is shown: ``96.58%``."""
         return format(value, self.unit.value)

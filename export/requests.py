@@ -250,15 +250,7 @@ class ValidateResult(msgspec.Struct, frozen=True, kw_only=True):
         """Raise AccuracyError for the metric that failed, first for one that certainly did."""
         for metric in sorted(self.metrics, key=lambda metric: metric.verdict == "unclear"):
             if not metric.passed:
-                raise AccuracyError(self.bundle, _why(metric), _remedy(metric))
-
-
-def _why(metric: Metric) -> str:
-    drop, limit = metric.change(metric.drop), metric.change(metric.limit)
-    if metric.verdict == "fail":
-        return f"{metric.name} drops by {drop}, more than {limit}"
-    high = metric.change(metric.high)
-    return f"{metric.samples} samples are too few to tell: {metric.name} drops by {drop}, but it may be {high}"
+                raise AccuracyError(self.bundle, metric.why, _remedy(metric))
 
 
 def _remedy(metric: Metric) -> str:

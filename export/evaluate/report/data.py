@@ -82,6 +82,17 @@ class Rung:
         return self.refused is None and all(metric.passed for metric in self.metrics)
 
     @property
+    def fell(self) -> str | None:
+        """Why it was not taken, where a metric does not pass: first one that certainly fails."""
+        failed = [metric for metric in self.metrics if not metric.passed]
+        return min(failed, key=lambda metric: metric.verdict == "unclear").why.replace("_", " ") if failed else None
+
+    @property
+    def figure(self) -> float:
+        """What was to be least: the figure of a search for speed or memory, or the size."""
+        return next(iter(self.figures.values()), self.nbytes)
+
+    @property
     def worst(self) -> float:
         """The largest drop as a share of what is allowed."""
         return max((metric.drop / metric.limit for metric in self.metrics if metric.limit), default=0.0)
@@ -127,6 +138,11 @@ class Report:
             sensitivity={part: measured.sensitivity[part] for part in sorted(measured.sensitivity, key=_natural)},
             ladder=tuple(rungs),
         )
+
+    @property
+    def chosen(self) -> Rung | None:
+        """The attempt that became the bundle: of those that pass, the one with the least figure."""
+        return min((rung for rung in self.ladder if rung.passed), key=lambda rung: rung.figure, default=None)
 
     @property
     def bundle_bytes(self) -> int:

@@ -44,7 +44,7 @@ def _plots(report: Report) -> dict[str, Markup]:
     if report.sensitivity:
         drawn["sensitivity"] = plots.sensitivity(report.sensitivity)
     if any(rung.refused is None for rung in report.ladder):
-        drawn["ladder"] = plots.ladder(report.ladder)
+        drawn["ladder"] = plots.ladder(report.ladder, report.chosen)
     return {name: Markup(svg) for name, svg in drawn.items()}  # matplotlib escapes the names in it
 
 

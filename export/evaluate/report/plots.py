@@ -61,8 +61,11 @@ def sensitivity(divergences: Mapping[str, float]) -> str:
     return _svg("sensitivity", 0.8 + 0.24 * len(divergences), draw)
 
 
-def ladder(rungs: Sequence[Rung]) -> str:
-    """Plot what was to be least against loss: a numbered dot for each rung that was measured, and the Pareto front."""
+def ladder(rungs: Sequence[Rung], chosen: Rung | None) -> str:
+    """Plot what was to be least against loss: a numbered dot for each rung that was measured, and the Pareto front.
+
+    The one that was chosen has a ring.
+    """
     measured = {number: rung for number, rung in enumerate(rungs, start=1) if rung.refused is None}
     title, figure = _figure(list(measured.values()))
 
@@ -74,7 +77,9 @@ def ladder(rungs: Sequence[Rung]) -> str:
             axes.plot(
                 *([value] for value in place), "o", color=COLOURS["pass" if rung.passed else "fail"], markersize=7
             )
-            axes.annotate(f"{number}", place, (6, 5), textcoords="offset points", color=INK)
+            axes.annotate(f"{number}", place, (8, 6), textcoords="offset points", color=INK)
+            if rung is chosen:
+                axes.plot(*([value] for value in place), "o", color=INK, markerfacecolor="none", markersize=13)
         axes.axhline(1, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
         axes.grid(color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)

@@ -21,7 +21,7 @@ from PIL import Image
 from edgeglm import manifest
 from edgeglm.export.evaluate.report.data import Answer, Case, Memory, Passage, Report, Rung
 from edgeglm.export.evaluate.report.page import render
-from edgeglm.export.evaluate.report.plots import COLOURS, drops
+from edgeglm.export.evaluate.report.plots import COLOURS, drops, ladder
 from edgeglm.export.metric import PERPLEXITY, SHARE, Metric
 from tests.bundles import sample_manifest
 
@@ -193,5 +193,27 @@ def test_what_the_manifest_says_was_measured_is_shown() -> None:
     assert list(report.sensitivity) == ["decoder.layer.2", "decoder.layer.10"]
     text = words(report)
     assert "passes 2 of 2 metrics within their limits at 95% confidence" in text
-    assert "1 int4 equalization: off 2MiB 5.00% 0.2 no 2 odd – computes garbage no 3 int8 4MiB 1.00% 0.2 pass" in text
+    fallen = "1 int4 equalization: off 2MiB 5.00% 0.2 no tap hit drops by 5.00%, more than 2.00%"
+    assert f"{fallen} 2 odd – computes garbage no 3 int8 4MiB 1.00% 0.2 chosen" in text
+
+
+def test_of_those_that_pass_the_one_with_the_least_figure_is_chosen_and_has_a_ring() -> None:
+    unclear = manifest.Metric("tap_hit", 154, 0.95, 0.95, 0.0, (0.0, 0.0195), 0.01, False)
+    recorded = manifest.Metric("tap_hit", 1024, 0.95, 0.94, 0.01, (0.005, 0.015), 0.02, True)
+    rungs = (
+        manifest.Rung("fp16", 9 << 20, False, (unclear,), figures={"answer_ms": 10.0}),
+        manifest.Rung("int8", 4 << 20, True, (recorded,), figures={"answer_ms": 30.0}),
+        manifest.Rung("int8-block", 5 << 20, True, (recorded,), figures={"answer_ms": 20.0}),
+    )
+    made = msgspec.structs.replace(sample_manifest(), measured=manifest.Measured((recorded,), rungs, {}))
+    report = Report.of(made, plain().module_bytes, plain().original_bytes)
+    assert report.chosen is report.ladder[2]
+    text = words(report)
+    too_few = "no 154 samples are too few to tell: tap hit drops by 0.00%, but it may be 1.95%"
+    assert f"10.0 ms 0.00% {too_few} 2 int8 4MiB 30.0 ms 1.00% pass 3 int8-block 5MiB 20.0 ms 1.00% chosen" in text
+    drawn, without = ladder(report.ladder, report.chosen), ladder(report.ladder, None)
+    assert drawn.count("<use ") == without.count("<use ") + 1
+
+
+def test_what_was_not_measured_is_said() -> None:
     assert "not measured" in words(Report.of(sample_manifest(), plain().module_bytes, 0))
