@@ -72,7 +72,7 @@ class Metric:
 
     @property
     def why(self) -> str:
-        """Why it does not pass."""
+        """The reason why it does not pass."""
         drop = f"{self.name} drops by {self.change(self.drop)}"
         if self.verdict == "fail":
             return f"{drop}, more than {self.change(self.limit)}"

@@ -83,13 +83,13 @@ class Rung:
 
     @property
     def fell(self) -> str | None:
-        """Why it was not taken, where a metric does not pass: first one that certainly fails."""
+        """The reason why it was not taken, where a metric does not pass: first one that certainly fails."""
         failed = [metric for metric in self.metrics if not metric.passed]
         return min(failed, key=lambda metric: metric.verdict == "unclear").why.replace("_", " ") if failed else None
 
     @property
     def figure(self) -> float:
-        """What was to be least: the figure of a search for speed or memory, or the size."""
+        """The figure that was to be least: of a search for speed or memory, or the size."""
         return next(iter(self.figures.values()), self.nbytes)
 
     @property
