@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeglm.errors import EdgeglmError
+from edgeglm.runtimes.text.token_bytes import byte_letters
 from edgeglm.runtimes.text.tokenizer import BoundedTokenizer
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ WINDOW = 16
 # Of llguidance's log: it writes to stderr, where only lines of ours belong.
 SILENT = 0
 # As `json.dumps` writes it: a model that may write any blanks may write them without end. A schema's own key
-# ``x-guidance`` goes before.
-JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# ``x-guidance`` goes before. ``oneOf``, as which unions with a discriminator are written, is followed as ``anyOf``.
+JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "coerce_one_of": True}
 # What precedes the name of a special token where llguidance takes a vocabulary.
 SPECIAL = b"\xff"
 CUT = "\ufffd"  # a character of which some bytes are missing
@@ -194,7 +195,7 @@ class _Words:
 
 def _token_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
     """Return the bytes of each token of a byte-level vocabulary, none for those that it lacks."""
-    letters, words = _byte_letters(), [b""] * size
+    letters, words = byte_letters(), [b""] * size
     added = tokenizer.get_added_tokens_decoder()
     try:
         for word, token in tokenizer.get_vocab().items():
@@ -203,17 +204,6 @@ def _token_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
     except UnicodeEncodeError as error:
         raise GrammarError("the tokenizer's tokens are not made of bytes") from error
     return words
-
-
-def _byte_letters() -> dict[int, int]:
-    """Return the bytes that letters of byte-level tokenizers stand for: printable ones for themselves.
-
-    A letter below 256 that stands for none stays one that is no byte.
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    further = [byte for byte in range(256) if byte not in printable]
-    none = dict.fromkeys(further, 256 + len(further))
-    return {**none, **{byte: byte for byte in printable}, **{256 + place: byte for place, byte in enumerate(further)}}
 
 
 def schema_source(schema: str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from edgeglm.runtimes.core.answer import StopAnswer
 from edgeglm.runtimes.core.grammars import Choice
@@ -17,6 +17,10 @@ from edgeglm.runtimes.core.sampling import Allowing, Sampler, Sampling
 from edgeglm.runtimes.serve.errors import TOO_LONG, ApiError
 from edgeglm.runtimes.serve.text import OPEN, ReasoningSplitter, StopFilter
 from edgeglm.runtimes.serve.tools import Call, Form, Tool, call_reader
+from edgeglm.runtimes.text.token_bytes import token_bytes
+
+# A character of which a token has only some bytes.
+CUT = "\ufffd"
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class TokenScore:
-    """A token with its probability's logarithm, before penalties and temperature, and the likeliest others."""
+    """A token with its probability's logarithm, before penalties and temperature, its bytes, and the likeliest ones."""
 
     token: str
     logprob: float
-    top: tuple[tuple[str, float], ...] = ()
+    data: bytes | None = None
+    top: tuple[TokenScore, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -153,8 +158,9 @@ class _Answer:
     ) -> None:
         self.runner, self.prompt, self.settings, self.index = runner, prompt, settings, index
         self.emit, self.check, self.pause = emit, check, pause
-        decode = partial(runner.chat.tokenizer.decode, skip_special_tokens=False)
-        self.sampler = ScoringSampler(settings.sampling, settings.seed + index, settings.top_logprobs, decode)
+        self.sampler = ScoringSampler(
+            settings.sampling, settings.seed + index, settings.top_logprobs, runner.chat.tokenizer
+        )
         self.stops = StopFilter(settings.stops)
         thinks = opens_reasoning(runner, prompt)
         self.reasoning = ReasoningSplitter(thinks=thinks) if settings.splits_reasoning else None
@@ -209,12 +215,12 @@ class ScoringSampler(Sampler):
         sampling: As of `Sampler`.
         seed: As of `Sampler`.
         top: How many of the likeliest tokens to remember besides; nothing is remembered if None.
-        decode: Returns the text of tokens.
+        tokenizer: Of the bundle.
     """
 
-    def __init__(self, sampling: Sampling, seed: int, top: int | None, decode: Callable[[list[int]], str]) -> None:
+    def __init__(self, sampling: Sampling, seed: int, top: int | None, tokenizer: Tokenizer) -> None:
         super().__init__(sampling, seed)
-        self.top, self.decode, self._scores = top, decode, list[TokenScore]()
+        self.top, self.tokenizer, self._scores = top, tokenizer, list[TokenScore]()
         self.scores = top is not None
 
     def choose(self, logits: NDArray[np.float32], seen: Sequence[int], guide: Allowing | None = None) -> int:
@@ -242,8 +248,14 @@ class ScoringSampler(Sampler):
         peak = logits.max()
         logprobs = logits - peak - np.log(np.exp(logits - peak).sum())
         best = np.argsort(-logprobs, kind="stable")[:top]
-        others = tuple((self.decode([int(index)]), float(logprobs[index])) for index in best)
-        return TokenScore(self.decode([token]), float(logprobs[token]), others)
+        others = tuple(TokenScore(*self._told(int(index), logprobs)) for index in best)
+        return TokenScore(*self._told(token, logprobs), others)
+
+    def _told(self, token: int, logprobs: NDArray[np.float64]) -> tuple[str, float, bytes | None]:
+        """Return a token's text, score and bytes, which alone tell the part of a character that some tokens are."""
+        text = self.tokenizer.decode([token], skip_special_tokens=False)
+        data = token_bytes(self.tokenizer, token) if CUT in text else text.encode()
+        return text, float(logprobs[token]), data
 
 
 def opens_reasoning(runner: Runner, prompt: Prompt) -> bool:

@@ -55,6 +55,7 @@ NO_CACHE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 SESSION = "x-session-id"
 # What may be asked without a key.
 OPEN = ("/health", "/ready")
+LAST_LATIN = "\xff"
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -77,7 +78,8 @@ class Service:
         window = max(engine.bundles.windows.values(), default=MAX_VALUES)  # a message takes a token at least
         self.origins, self.bodies, self.is_local = tuple(origins), Bodies(most, window), is_local
         self.media = Media(media, self.bodies)
-        self.engine, self.keys, self.metrics = engine, [key.encode() for key in keys], engine.metrics
+        self.engine, self.metrics = engine, engine.metrics
+        self.keys = [key.encode() for key in keys] + [key.encode("latin-1") for key in keys if max(key) <= LAST_LATIN]
         self.models = Models(engine.bundles)
 
     def app(self) -> Starlette:
@@ -131,7 +133,8 @@ class Service:
 
     def _check_key(self, request: Request) -> None:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        given = key.strip().encode() if scheme.lower() == "bearer" else b""
+        # Bytes of a header come as Latin-1; some clients send a key in that, others in UTF-8.
+        given = key.strip(" \t").encode("latin-1") if scheme.lower() == "bearer" else b""
         if self.keys and not any(hmac.compare_digest(given, known) for known in self.keys):
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
 
@@ -183,14 +186,15 @@ class Service:
 
     async def _not_found(self, request: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)
-        why = "no such address" if status == 404 else f"{request.method} is not for this address"
+        hint = "" if request.url.path.startswith("/v1/") else "; those of OpenAI begin with /v1"
+        why = f"no such address{hint}" if status == 404 else f"{request.method} is not for this address"
         headers = getattr(error, "headers", None)  # of a 405: what is for this address
         return _error(ApiError(status, f"{request.url.path[:200]}: {why}", headers=headers))
 
     async def _complete(self, request: Request, asked: Common, kind: Kind, *, work: Work, is_chat: bool) -> Response:
         """Answer a completion, at once or as a stream; a prompt that is refused is an error before any stream."""
         name, began = self.models.find(asked.model), time.monotonic()
-        session = request.headers.get(SESSION, asked.user)
+        session = request.headers.get(SESSION) or asked.user or None  # an empty id is nobody's
         job = self.engine.submit(name, work, kind, asked.priority or "normal", session and session_key(session))
         completion = Completion(name, is_chat, usage_chunk=usage_chunk(asked))
         watch = asyncio.ensure_future(_until_gone(request))

@@ -16,8 +16,6 @@ from edgeglm.runtimes.serve.answers import Delta, Event, Finished, Started, Toke
 from edgeglm.runtimes.serve.tools import Call
 
 DONE = b"data: [DONE]\n\n"
-# A character of which a token has only some bytes.
-CUT = "\ufffd"
 Fields = dict[str, Any]
 
 
@@ -151,17 +149,12 @@ class Completion:
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
     def _scores(self, scores: Sequence[TokenScore]) -> Fields:
-        content = [
-            {
-                **self._score(score.token, score.logprob),
-                "top_logprobs": [self._score(token, logprob) for token, logprob in score.top],
-            }
-            for score in scores
-        ]
+        content = [{**self._score(score), "top_logprobs": [*map(self._score, score.top)]} for score in scores]
         return {"content": content}
 
-    def _score(self, text: str, logprob: float) -> Fields:
-        return {"token": text, "logprob": logprob, "bytes": None if CUT in text else list(text.encode())}
+    def _score(self, score: TokenScore) -> Fields:
+        data = None if score.data is None else list(score.data)
+        return {"token": score.token, "logprob": score.logprob, "bytes": data}
 
     def _text_scores(self, index: int, scores: Sequence[TokenScore]) -> Fields:
         offsets = [*accumulate((len(score.token) for score in scores), initial=self.scored[index])]
@@ -170,7 +163,7 @@ class Completion:
             "text_offset": offsets,
             "tokens": [score.token for score in scores],
             "token_logprobs": [score.logprob for score in scores],
-            "top_logprobs": [dict(score.top) for score in scores],
+            "top_logprobs": [{other.token: other.logprob for other in score.top} for score in scores],
         }
 
 

@@ -107,10 +107,13 @@ class ChatRequest(Common, kw_only=True):
         match self.response_format:
             case None | {"type": "text"}:
                 return None
+            case (
+                {"type": "json_schema", "json_schema": {"schema": dict() as schema}}
+                | {"type": "json_schema" | "json_object", "schema": dict() as schema}  # as llama.cpp's clients send it
+            ):
+                return msgspec.json.encode(schema).decode()
             case {"type": "json_object"}:
                 return '{"type": "object"}'
-            case {"type": "json_schema", "json_schema": {"schema": dict() as schema}}:
-                return msgspec.json.encode(schema).decode()
         why = "response_format is of type text, json_object, or json_schema with json_schema.schema"
         raise ApiError(400, why, param="response_format")
 
@@ -227,7 +230,7 @@ def _refuse(asked: Common, names: Sequence[str]) -> None:
 
 def _between(name: str, value: float | None, least: float, most: float) -> None:
     if value is not None and not least <= value <= most:
-        raise ApiError(400, f"{name} is {value}, and may be {least:g} to {most:g}", param=name)
+        raise ApiError(400, f"{name} is {value}, and may be {least} to {most}", param=name)
 
 
 def _missing(why: str) -> str | None:

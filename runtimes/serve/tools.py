@@ -55,6 +55,8 @@ def read_tools(given: Sequence[Any] | None) -> dict[str, Tool]:
         match tool:
             case {"type": "function", "function": {"name": str(name), **rest}} if _NAME.fullmatch(name):
                 parameters = rest.get("parameters") or {}
+                if isinstance(parameters, dict):  # some clients write null for what is not there
+                    parameters = {key: value for key, value in parameters.items() if value is not None}
             case _:
                 raise ApiError(400, "tools are functions with a name of letters, digits, _, . and -", param="tools")
         if name in tools or not isinstance(parameters, dict) or not _is_schema(parameters):
@@ -124,8 +126,8 @@ def _calls(message: Message) -> list[tuple[dict[str, Any], str, dict[str, Any]]]
 
 def _read_call(call: object) -> tuple[dict[str, Any], str, dict[str, Any]]:
     match call:
-        case {"function": {"name": str(name), "arguments": dict() | str() as given}}:
-            arguments = given if isinstance(given, dict) else _object(given or "{}")
+        case {"function": {"name": str(name), **rest}} if isinstance(given := rest.get("arguments") or {}, (dict, str)):
+            arguments = given if isinstance(given, dict) else _object(given)
             if arguments is not None and isinstance(call, dict):
                 return call, name, arguments
     why = "tool_calls have a function with a name, and arguments that are a JSON object as text"

@@ -24,6 +24,7 @@ TEXTS = ("text", "input_text", "output_text")
 PICTURES = ("image", "image_url", "input_image")
 # Where a part of a message has its picture, in the order of transformers' processors.
 PLACES = ("image", "image_url", "url", "path", "base64")
+URL_SAFE = str.maketrans("-_", "+/")  # base64's other letters
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 TAKEN = "give a path, a file URL or a data URL of a WebP, PNG or JPEG"
 SENT = "send a data URL of a WebP, PNG or JPEG"
@@ -176,7 +177,7 @@ def _decoded(where: str, decode: Callable[[], bytes], length: int) -> bytes:
 
 
 def _base64(text: str) -> bytes:
-    text = "".join(text.split()).rstrip("=")
+    text = "".join(text.split()).rstrip("=").translate(URL_SAFE)
     return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
 
 

@@ -145,7 +145,7 @@ def test_an_answer_that_has_begun_goes_on_in_the_grammar(runner: Runner, prompts
 def test_forced_tokens_have_their_probabilities(runner: Runner, prompts: list[Prompt]) -> None:
     scores = []
     for grammar in ("off", "auto"):
-        sampler = ScoringSampler(Sampling(), 0, 2, runner.chat.tokenizer.decode)
+        sampler = ScoringSampler(Sampling(), 0, 2, runner.chat.tokenizer)
         answer = runner.answer(prompts[3], sampling=sampler, grammar=grammar)
         scores.append([score.logprob for score in sampler.take()])
         assert len(scores[-1]) == answer.generated_tokens

@@ -73,7 +73,7 @@ def test_a_template_is_told_of_thinking_in_either_form() -> None:
 
 
 def test_chunks_add_up_to_the_whole() -> None:
-    score = TokenScore("do", -0.5, (("do", -0.5),))
+    score = TokenScore("do", -0.5, b"do", (TokenScore("do", -0.5, b"do"),))
     events: list[Event] = [Started(5), Delta(0, "do", "", (score,)), Delta(0, "", "why"), Finished(0, "stop", 2, 3, 1)]
     whole, stream = Completion("m", True), Completion("m", True, usage_chunk=True)
     chunks = [chunk for event in events for chunk in stream.chunks(event)] + [*stream.end()]
