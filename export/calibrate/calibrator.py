@@ -121,7 +121,7 @@ def observe(
         UnsupportedError: The model takes no pictures, and the samples are screens, or the other way round.
         UsageError: Something in the model is not finite on them.
     """
-    check_examples(prepared, examples)
+    check_examples(prepared.opened, examples)
     source, prompts = replace(prepared.checkpoint, keep_pages=True), example_prompts(prepared, examples)
     choices = {module.choice.name: module.choice for module in prepared.modules}
     file, equalizes = work / FEEDBACK if work else None, prepared.request.equalizes
@@ -148,13 +148,13 @@ def token_weights(prompts: Sequence[Prompt]) -> list[Floats]:
     return [np.concatenate(weights[group]) for group in cut_into_groups(prompts)]
 
 
-def check_examples(prepared: Prepared, examples: Sequence[Example]) -> None:
+def check_examples(opened: Opened, examples: Sequence[Example]) -> None:
     """Check that samples are what the model takes. Raises UnsupportedError."""
-    sees, screens = prepared.model.vision is not None, isinstance(examples[0], Sample)
+    sees, screens = opened.processor is not None, isinstance(examples[0], Sample)
     if screens and not sees:
-        raise UnsupportedError("--calibration", f"{prepared.request.name} takes no images", "give a text")
+        raise UnsupportedError("--calibration", f"{opened.request.name} takes no images", "give a text")
     if sees and not screens:
-        raise UnsupportedError("--calibration", f"{prepared.request.name} takes images", "give samples (.jsonl)")
+        raise UnsupportedError("--calibration", f"{opened.request.name} takes images", "give samples (.jsonl)")
 
 
 def calibrate(

@@ -13,20 +13,17 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeglm.export.calibrate.calibrator import check_examples, samples_bytes
 from edgeglm.export.calibrate.observe import Observed
-from edgeglm.export.calibrate.walk import ORIGINAL, Branches, Walk
+from edgeglm.export.calibrate.walk import ORIGINAL, Branches, Walk, Watch
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.compress.moments import Moments, column_sums, row_sums
 from edgeglm.export.compress.options import L1
 from edgeglm.export.compress.parts import Indices, Part, Units, units_of
 from edgeglm.export.compress.rates import Left
-from edgeglm.export.compress.walks import Shown, run_walk
-from edgeglm.export.predict.peaks import EXPORT_BYTES, TRACE_BYTES, check_peak
-from edgeglm.export.predict.torch_build import with_torch
+from edgeglm.export.compress.walks import Shown, no_room, run_walk, walk_bytes
 from edgeglm.export.prepare.types import Opened, Prepared
-from edgeglm.export.prove.probes import Example, example_prompts
-from edgeglm.export.prove.reference import OriginalWeights
+from edgeglm.export.prove.probes import Example, Prompt, example_prompts
+from edgeglm.export.prove.reference import OriginalWeights, Weights
 from edgeglm.export.quantize.rounding import Floats
 from edgeglm.export.requests import CompressRequest, Progress, Show
 from edgeglm.roles import ModuleName
@@ -116,10 +113,11 @@ class Observer:
 class InfluenceWalk(Walk):
     """A walk that keeps how much each block turns its hidden states: one minus their cosine (2403.03853)."""
 
-    influence: dict[ModuleName, list[float]]
+    def __init__(self, prepared: Prepared, prompts: Sequence[Prompt], original: Weights, watch: Watch) -> None:
+        super().__init__(prepared, prompts, original, {}, watch)
+        self.influence: dict[ModuleName, list[float]] = {}
 
     def _pass(self, module: ModuleName, graphs: Iterable[tuple[str, ir.Model]], branches: Branches) -> Branches:
-        self.influence = getattr(self, "influence", {})
         for name, graph in graphs:
             before = [values.get("hidden") for values in branches[ORIGINAL]]
             branches = super()._pass(module, [(name, graph)], branches)
@@ -198,21 +196,15 @@ def choose(
     if request.by == L1:
         show(Progress("weighing"))
         return choose_by_l1(plan, checkpoint), []
-    check_examples(prepared, examples)
     widest = _widest(prepared.opened, plan, examples, budget)
     source = replace(checkpoint, keep_pages=True)
     observer = Observer(plan, source, work, widest)
     prompts = example_prompts(prepared, examples)
     shown = Shown(observer, sum(part.layers + 2 for part in plan), show)
-    walk = InfluenceWalk(prepared, prompts, Observed(OriginalWeights(source), observer.see), {}, shown)
+    walk = InfluenceWalk(prepared, prompts, Observed(OriginalWeights(source), observer.see), shown)
     run_walk(walk, work)
     observer.chosen.layers = choose_layers(plan, walk.influence)
-    left = observer.chosen.unfitted
-    notes = (
-        [f"--max-ram has no room to refit {left[0]} and {len(left) - 1} more: columns are only left out"]
-        if left
-        else []
-    )
+    notes = no_room(observer.chosen.unfitted, "to refit", "columns are only left out")
     return observer.chosen, notes
 
 
@@ -222,8 +214,7 @@ def _widest(opened: Opened, plan: Mapping[Part, Left], examples: Sequence[Exampl
     Raises:
         BudgetError: Not even the walk fits.
     """
-    needed = EXPORT_BYTES + samples_bytes(opened, examples)
-    check_peak(max(needed, with_torch(TRACE_BYTES)), budget, f"to compress {opened.request.name}")
+    needed = walk_bytes(opened, examples, budget)
     widths = {opened.checkpoint.find(reader).shape[1] for reader in removed(plan)}
     fitting = [width for width in widths if needed + COPIES * 4 * width * width <= budget]
     return max(fitting, default=0)

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeglm.devices.loader import load_profile
 from edgeglm.errors import UsageError
-from edgeglm.export.calibrate.calibrator import examples_hash
+from edgeglm.export.calibrate.calibrator import check_examples, examples_hash
 from edgeglm.export.checkpoint.lineage import ZEROS, Lineage, Step, read_lineage, weights_key
 from edgeglm.export.checkpoint.locate import locate
 from edgeglm.export.checkpoint.reader import Checkpoint
@@ -84,6 +84,8 @@ def _compress(request: CompressRequest, budget: int, show: Show, team: Team | No
     opened = open_export(Request(source, name, load_profile(PROFILE), "fp32"))
     checkpoint, plan = opened.checkpoint, _plan(request, opened.checkpoint)
     examples = read_examples(request, checkpoint, name)
+    if examples:
+        check_examples(opened, examples)
     if request.distill:
         check_recovery(request, checkpoint)
         check_learning(request, checkpoint, _parameters(checkpoint, plan), budget, team.size if team else 1)
@@ -102,7 +104,7 @@ def _compress(request: CompressRequest, budget: int, show: Show, team: Team | No
             def tell(stage: str, done: float) -> None:
                 show(Progress(stage, done))
 
-            scores = recover(request, checkpoint, made, partial / WORK, budget, tell, *([team] if team else []))
+            scores = recover(request, checkpoint, made, partial / WORK, budget, tell, team)
             made = partial / WORK / SAVED
         with explained(request.output, request.output):
             os.rename(made, request.output)

@@ -38,7 +38,7 @@ def recover(
     work: Path,
     budget: int,
     show: Callable[[str, float], None],
-    team: Team = ALONE,
+    team: Team | None = None,
 ) -> list[float]:
     """Have a smaller checkpoint learn from its original, and write what it learned to ``work/saved``.
 
@@ -49,7 +49,7 @@ def recover(
         work: Where logits and state are kept.
         budget: Bytes of memory.
         show: Is told the stage and which share is done.
-        team: The processes that recover it.
+        team: The processes that recover it; None for this one alone.
 
     Returns:
         The scores of the held-out lessons, before the recovery and after each epoch.
@@ -59,6 +59,7 @@ def recover(
         OSError: A file cannot be written.
     """
     assert request.distill is not None
+    team = team or ALONE
     smaller = Checkpoint.open(folder)
     learning = check_learning(request, original, smaller.parameters, budget, team.size)
     config, family, _ = parts_of(original.config)

@@ -12,15 +12,14 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from edgeglm.export.calibrate.calibrator import check_examples, samples_bytes
 from edgeglm.export.calibrate.learn import Tokens
 from edgeglm.export.calibrate.observe import Observed
-from edgeglm.export.calibrate.walk import ORIGINAL, Branches, Walk
+from edgeglm.export.calibrate.walk import ORIGINAL, Branches, Walk, Watch
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.compress.choose import Chosen
 from edgeglm.export.compress.options import L1
 from edgeglm.export.compress.parts import Part
-from edgeglm.export.compress.walks import Shown, run_walk
+from edgeglm.export.compress.walks import Shown, no_room, run_walk, walk_bytes
 from edgeglm.export.compress.zeros import (
     Pattern,
     Tile,
@@ -30,11 +29,9 @@ from edgeglm.export.compress.zeros import (
     with_zeros,
 )
 from edgeglm.export.model import Rows
-from edgeglm.export.predict.peaks import EXPORT_BYTES, TRACE_BYTES, check_peak
-from edgeglm.export.predict.torch_build import with_torch
 from edgeglm.export.prepare.types import Opened, Prepared
-from edgeglm.export.prove.probes import Example, example_prompts
-from edgeglm.export.prove.reference import OriginalWeights, Segment
+from edgeglm.export.prove.probes import Example, Prompt, example_prompts
+from edgeglm.export.prove.reference import OriginalWeights, Segment, Weights
 from edgeglm.export.prove.values import feeds, passed_on
 from edgeglm.export.quantize.feedback import TILE, tile_slices
 from edgeglm.export.quantize.rounding import Floats
@@ -150,7 +147,11 @@ def _tiles(seen: Tokens) -> Iterator[Tile]:
 class SparseWalk(Walk):
     """A walk in which what leaves a block is computed with its sparse matrices: later blocks make up for earlier."""
 
-    sparse: Sparse
+    def __init__(
+        self, prepared: Prepared, prompts: Sequence[Prompt], original: Weights, watch: Watch, sparse: Sparse
+    ) -> None:
+        super().__init__(prepared, prompts, original, {}, watch)
+        self.sparse = sparse
 
     def _pass(self, module: ModuleName, graphs: Iterable[tuple[str, ir.Model]], branches: Branches) -> Branches:
         for name, graph in graphs:
@@ -187,9 +188,7 @@ def widest_input(
     Raises:
         BudgetError: Not even the walk fits.
     """
-    needed = EXPORT_BYTES + samples_bytes(opened, examples)
-    check_peak(max(needed, with_torch(TRACE_BYTES)), budget, f"to compress {opened.request.name}")
-    needed += COPIES * 8 * TILE**2
+    needed = walk_bytes(opened, examples, budget) + COPIES * 8 * TILE**2
     widest = 0
     for width in sorted({columns for shapes in wanted.values() for _, columns in shapes.values()}):
         needed += 4 * sum((tile.stop - tile.start) ** 2 for tile in tile_slices(width))
@@ -234,14 +233,12 @@ def sparsify(
         show(Progress("weighing"))
         sparse_by_size(wanted, sparse)
     else:
-        check_examples(prepared, examples)
         widest = widest_input(prepared.opened, wanted, examples, budget)
         names = {name for shapes in wanted.values() for name in shapes}
         thinner = Thinner(names, sparse, len(examples), widest)
         observed, total = Observed(OriginalWeights(source), thinner.see), sum(part.layers + 2 for part in parts)
-        walk = SparseWalk(prepared, example_prompts(prepared, examples), observed, {}, Shown(thinner, total, show))
-        walk.sparse = sparse
-        run_walk(walk, work)
+        shown = Shown(thinner, total, show)
+        run_walk(SparseWalk(prepared, example_prompts(prepared, examples), observed, shown, sparse), work)
         notes = [*_notes(wanted, thinner)]
     counts = {
         module: {
@@ -258,6 +255,4 @@ def _notes(wanted: Mapping[ModuleName, Mapping[str, tuple[int, int]]], thinner: 
         pairs = [thinner.errors[name] for name in shapes if name in thinner.errors]
         mean = np.mean([np.sqrt(error / max(size, 1e-30)) for error, size in pairs])
         yield f"relative error of the {module}'s sparse products: {mean:.2g}"
-    if left := thinner.left:
-        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        yield f"--max-ram has no room for the covariance of {left[0]}{more}: nothing there makes up for zeros"
+    yield from no_room(thinner.left, "for the covariance of", "nothing there makes up for zeros")

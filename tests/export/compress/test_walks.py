@@ -11,7 +11,7 @@ import pytest
 
 from edgeglm.errors import UsageError
 from edgeglm.export.calibrate.walk import Walk
-from edgeglm.export.compress.walks import Shown, run_walk
+from edgeglm.export.compress.walks import Shown, no_room, run_walk
 from edgeglm.export.requests import Progress
 from edgeglm.roles import ModuleName
 
@@ -45,3 +45,11 @@ def test_values_that_are_not_finite_are_a_line_about_the_samples(tmp_path: Path)
 
     with pytest.raises(UsageError, match="--calibration: what w is multiplied by is not finite; check the model"):
         run_walk(cast(Walk, Broken()), tmp_path)
+
+
+def test_matrices_without_room_are_one_note() -> None:
+    assert no_room([], "to refit", "columns are only left out") == []
+    (one,) = no_room(["first"], "to refit", "columns are only left out")
+    assert one == "--max-ram has no room to refit first: columns are only left out"
+    (three,) = no_room(["first", "second", "third"], "to refit", "columns are only left out")
+    assert three == "--max-ram has no room to refit first and 2 more: columns are only left out"
