@@ -74,12 +74,12 @@ def ladder(rungs: Sequence[Rung], chosen: Rung | None) -> str:
         axes.step(*zip(*front, strict=True), where="post", color=ACCENT, linewidth=1, zorder=0)
         for number, rung in measured.items():
             place = figure(rung), rung.worst
+            if rung is chosen:
+                axes.plot(*([value] for value in place), "o", color=INK, markerfacecolor=GRID, markersize=13)
             axes.plot(
                 *([value] for value in place), "o", color=COLOURS["pass" if rung.passed else "fail"], markersize=7
             )
             axes.annotate(f"{number}", place, (8, 6), textcoords="offset points", color=INK)
-            if rung is chosen:
-                axes.plot(*([value] for value in place), "o", color=INK, markerfacecolor="none", markersize=13)
         axes.axhline(1, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
         axes.grid(color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
