@@ -19,6 +19,7 @@ from edgeglm.export.search.aim import Aim, aim_of, study_of
 from edgeglm.export.search.candidates import with_pruned
 from edgeglm.export.search.knobs import Setting
 from edgeglm.export.search.search import Calibrated, Search, Variant
+from edgeglm.export.search.study import check_study
 from edgeglm.export.write.converted import Converted
 from edgeglm.export.write.reuse import Reuse
 from edgeglm.manifest import Rung
@@ -85,6 +86,7 @@ def searching(job: Job, request: SearchRequest, show: Show) -> Job:
     """Return a job that searches for the best bundle, here or on a cluster. Raises as `open_export`."""
     request = with_pruned(job, request, study_of(job, request), show)
     asked, aim = aim_of(job, request)
+    check_study(aim.study, aim.identity, is_named=request.study is not None)
     if request.cluster is None:
         return replace(asked, climber=partial(Search, aim=aim))
     return replace(asked, climber=partial(Spread, aim=aim, job=asked, search=request))

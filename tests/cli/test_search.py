@@ -12,6 +12,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("optuna")
 
 from edgeglm.bundle import read_manifest
+from edgeglm.errors import EdgeglmError
+from edgeglm.export.api import Progress, SearchRequest, search
 from tests.cli.commands import check_failure, run
 from tests.cli.test_validate_text import write_text, write_tokenizer
 from tests.export.tiny import SHAPES, save
@@ -60,6 +62,29 @@ def test_a_text_model_is_searched_for_memory(tmp_path: Path, capsys: Capture) ->
     for other in ([*options, "--accuracy-drop", "30%"], [*options, "--limit", 9]):
         done = run(capsys, "search", model, *other, "-o", tmp_path / "three", *study)
         check_failure(done, 2, "is a study of another model, device, limit, goal, or of other samples or options")
+
+
+def test_a_study_that_cannot_be_used_is_refused_before_any_work(tmp_path: Path) -> None:
+    model, text = tmp_path / "model", tmp_path / "text.txt"
+    save(SHAPES["glm4"], model)
+    write_tokenizer(model / "tokenizer.json")
+    write_text(text, 48)
+    (tmp_path / "words").write_text("no study\n")
+    for study, error in {
+        "words": "words: is no study; remove it, or name another by --study",
+        "model": "model: is a folder; name a file by --study",
+        "nowhere/study": "nowhere/study: cannot be written: No such file or directory",
+    }.items():
+        request = SearchRequest(
+            model=str(model), target="cpu", accuracy_drop=0.4, calibration=text, output=tmp_path / "bundle",
+            study=tmp_path / study,
+        )  # fmt: skip
+        stages = list[Progress]()
+        with pytest.raises(EdgeglmError) as refused:
+            search(request, stages.append)
+        assert error in str(refused.value)
+        assert stages == []
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "text.txt", "words"]
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from edgeglm.export.pipeline.ladder import Means, workplace
 from edgeglm.export.prepare.types import Request
 from edgeglm.export.search.aim import Aim
 from edgeglm.export.search.search import Search
-from edgeglm.export.search.study import open_study
+from edgeglm.export.search.study import check_study, open_study
 from tests.export.pipeline.test_ladder import SAMPLES, errors_within, small
 
 __all__ = ["small"]
@@ -84,6 +84,13 @@ def test_a_study_of_others_is_refused(searched: tuple[Path, Search]) -> None:
         UsageError, match="is a study of another model, device, limit, goal, or of other samples or options"
     ):
         open_study(folder / "study", "two")
+
+
+def test_a_study_beside_a_bundle_needs_no_folder_yet(tmp_path: Path) -> None:
+    check_study(tmp_path / "new" / "bundle.study", "one", is_named=False)
+    assert [*tmp_path.iterdir()] == []
+    with pytest.raises(UsageError, match="No such file or directory"):
+        check_study(tmp_path / "new" / "my.study", "one", is_named=True)
 
 
 @pytest.mark.parametrize("content", [b"no study\n", b"{}\n", b"[1]\n", b"\xff\xfe"])
