@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -188,9 +190,14 @@ class _Words:
         special = tokenizer.library.get_added_tokens_decoder()
         self.special_token_ids = [token for token in special if token < size]
         self.tokens = _token_bytes(tokenizer.library, size)
+        words = [re.escape(word.content) for word in special.values() if len(word.content) > 1]
+        self._special = re.compile("|".join(words) or "(?!)")
 
     def __call__(self, text: bytes | str) -> list[int]:
-        return self.tokenizer.encode_short(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+        """Return a text's tokens, among which there are no special ones: the grammar says where those may come."""
+        text = text if isinstance(text, str) else text.decode("utf-8", "replace")
+        cuts = [0, *(match.start() + 1 for match in self._special.finditer(text)), len(text)]
+        return [token for begin, end in pairwise(cuts) for token in self.tokenizer.encode_short(text[begin:end])]
 
 
 def _token_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:

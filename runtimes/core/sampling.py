@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from edgeglm.manifest import Generation
 
 Scores = NDArray[np.float64]
+# Below it the likeliest token is taken, as in vLLM: scores over a smaller one are not finite.
+LEAST_TEMPERATURE = 1e-5
 # Settings that requests have, and no checkpoint.
 OPENAI = {"frequency_penalty", "presence_penalty"}
 
@@ -53,7 +55,7 @@ class Sampling:
         """Whether nothing but a grammar keeps the likeliest token from being chosen."""
         penalties = self.repetition_penalty != 1.0 or self.frequency_penalty or self.presence_penalty
         bans = self.suppress_tokens or self.begin_suppress_tokens or self.bad_words_ids or self.no_repeat_ngram_size
-        return self.temperature == 0 and not penalties and not bans
+        return self.temperature < LEAST_TEMPERATURE and not penalties and not bans
 
 
 class Allowing(Protocol):
@@ -93,7 +95,7 @@ class Sampler:
                 return token
         scores = self.allow(logits.astype(np.float64), seen, guide.allowed() if guide else None)
         self.chosen += 1
-        if self.sampling.temperature == 0 or not np.isfinite(scores.max()):
+        if self.sampling.temperature < LEAST_TEMPERATURE or not np.isfinite(scores.max()):
             return int(scores.argmax())
         return self._draw(self.warp(scores))
 

@@ -190,8 +190,7 @@ def check_common(asked: Common) -> None:
     _between("presence_penalty", asked.presence_penalty, -2, 2)
     _between("max_tokens", asked.max_tokens, 1, 1 << 31)
     _between("n", asked.n, 1, MAX_CHOICES)
-    if asked.repetition_penalty is not None and asked.repetition_penalty <= 0:
-        raise ApiError(400, "repetition_penalty is not above 0", param="repetition_penalty")
+    _between("repetition_penalty", asked.repetition_penalty, 0.001, 1000)
     if len(asked.stops) > MAX_STOPS or "" in asked.stops:
         raise ApiError(400, f"stop takes up to {MAX_STOPS} texts, none of them empty", param="stop")
     if asked.stream_options is not None and not asked.stream:

@@ -157,6 +157,13 @@ def test_complete_takes_a_grammar(runner: Runner, prompts: list[Prompt]) -> None
     assert json.loads(runner.chat.tokenizer.decode(tokens)).keys() == {"name", "age"}
 
 
+@pytest.mark.parametrize("text", ["<think>", "a</answer>b<|user|>", "<|endoftext|>"])
+def test_what_a_grammar_forces_is_text_and_no_special_token(runner: Runner, prompts: list[Prompt], text: str) -> None:
+    grammar = GrammarText("x", json.dumps({"const": text}), is_schema=True)
+    answer = runner.answer(prompts[0], max_new_tokens=60, sampling=Sampler(Sampling()), grammar=grammar)
+    assert json.loads(answer.text) == text
+
+
 def test_bundles_of_other_models_have_no_grammar(exact: Path, tmp_path: Path) -> None:
     folder = demo_bundle(tmp_path / "bundle", "cpu", "fp32")
     reseal(folder, lambda manifest: manifest["model"].pop("task"))

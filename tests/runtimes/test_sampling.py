@@ -81,3 +81,9 @@ def test_a_setting_that_changes_what_is_likeliest_is_not_passed_over() -> None:
         first = sampler.choose(LOGITS, [], Guide(every, every))
         assert sampler.choose(LOGITS, [0], Guide(every, every)) == 1, (setting, first)
     assert Sampler(Sampling(begin_suppress_tokens=(0,))).choose(LOGITS, [], Guide(every, every)) == 1
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-9])
+def test_a_temperature_whose_scores_are_not_finite_is_greedy(temperature: float) -> None:
+    for settings in (Sampling(temperature=temperature), Sampling(temperature=temperature, top_p=0.9, min_p=0.1)):
+        assert {Sampler(settings, seed).choose(LOGITS * 50, [1]) for seed in range(5)} == {0}
