@@ -140,10 +140,10 @@ def measure_there(contenders: list[Contender], original: Path, samples: list[Arr
 
 def worst_error(original: Path, samples: list[Arrays], wanted: Sequence[Arrays], made: Sequence[Arrays]) -> float:
     """Return the error of the worst output, of the original's outputs and others."""
-    comparison = Comparison(places_of(original))
+    comparison = Comparison(places := places_of(original))
     for want, got in zip(wanted, made, strict=True):
         comparison.add(want, got)
-    worst = worst_of(comparison.differences(lambda: reach_of(original, samples)))
+    worst = worst_of(comparison.differences(lambda: reach_of(original, samples, places)))
     return worst.error or 0.0 if worst else 0.0
 
 

@@ -68,7 +68,8 @@ def _proof(module: Module, compiled: Compiled) -> str:
         return f"{built}, not executed"
     assert module.engine
     engine = ENGINES[module.engine].everywhere
-    return f"{built}, executed on its {compiled.executed_on}: cosine {compiled.cosine} to {engine.title}"
+    found = "whole numbers as" if compiled.cosine is None else f"cosine {compiled.cosine} to"
+    return f"{built}, executed on its {compiled.executed_on}: {found} {engine.title}"
 
 
 def _row(manifest: Sealed, module: Module) -> tuple[str, ...]:

@@ -80,8 +80,8 @@ def measure(plan: Plan, file: Path) -> Accuracy:
     Raises:
         UnsupportedError: ONNX Runtime cannot run one of the graphs on the samples.
     """
-    comparison, indices = Comparison(places_of(plan.source.original)), measured(plan)
-    original = open_original(plan)
+    source, indices = plan.source.original, measured(plan)
+    comparison, original = Comparison(places := places_of(source)), open_original(plan)
     try:
         emitted = open_emitted(plan, file)
         for index in indices:
@@ -93,7 +93,7 @@ def measure(plan: Plan, file: Path) -> Accuracy:
         why = f"ONNX Runtime cannot run it in {plan.precision}: {str(error).splitlines()[0]}"
         raise UnsupportedError(plan.request.file, why, "export it in another precision") from error
     unseen = not plan.is_calibrated or len(indices) < len(plan.samples)
-    differences = comparison.differences(lambda: reach_of(plan.source.original, (plan.samples[at] for at in indices)))
+    differences = comparison.differences(lambda: reach_of(source, (plan.samples[at] for at in indices), places))
     return Accuracy(differences, len(indices), unseen)
 
 

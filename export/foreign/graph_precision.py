@@ -58,7 +58,10 @@ def convert(task: Task, show: Callable[[float], None] = lambda done: None) -> Ma
     try:
         return CONVERTER.run(task, task.precision, show)
     except Crashed as error:
-        raise UnsupportedError(task.precision, f"ONNX Runtime cannot do it: {error}", "export it in fp32") from error
+        remedy = (
+            "export it in fp32" if task.floats else "take out of the model what that names, or choose another --target"
+        )
+        raise UnsupportedError(task.precision, f"ONNX Runtime cannot do it: {error}", remedy) from error
 
 
 class Samples:

@@ -11,7 +11,7 @@ from onnx_ir.traversal import RecursiveGraphIterator
 
 from edgeglm.devices.operator_table import Operator, Table
 from edgeglm.devices.profile import Limits
-from edgeglm.export.graph.violation import FIXED_LENGTH, WHOLE, Violation
+from edgeglm.export.graph.violation import FIXED_LENGTH, SAMPLED_LENGTH, WHOLE, Violation
 
 # How a stamped graph begins the names of a part's nodes and values.
 PART = re.compile(r"(front|back|layer\.\d+)\.")
@@ -39,7 +39,7 @@ def check(model: ir.Model, table: Table, limits: Limits | None = None) -> list[V
     for node in RecursiveGraphIterator(model.graph):
         place = _name(node), blocks.get(node, WHOLE), operator_name(node)
         found += [Violation(*place, reason) for reason in _reasons(node, table, opsets)]
-        found += [Violation(*place, reason, FIXED_LENGTH) for reason in _limit_reasons(node, limits)]
+        found += [Violation(*place, *reason) for reason in _limit_reasons(node, limits)]
     return found
 
 
@@ -101,20 +101,27 @@ def _form_reasons(node: ir.Node, operator: Operator, table: Table) -> Iterator[s
             yield f"{table.title} takes {name} {wanted} only, and it is {found.value}"
 
 
-def _limit_reasons(node: ir.Node, limits: Limits | None) -> Iterator[str]:
+def _limit_reasons(node: ir.Node, limits: Limits | None) -> Iterator[tuple[str, str]]:
+    """Yield reasons and remedies; a length that is a dimension of an input is fixed by samples."""
     if limits is None:
         return
-    if node.op_type == "LSTM" and not limits.variable_length_lstm.value and _varies_in_length(node):
-        yield "it takes sequences of different lengths, which the device cannot (limits.variable_length_lstm)"
+    if node.op_type == "LSTM" and not limits.variable_length_lstm.value:
+        why = "it takes sequences of different lengths, which the device cannot (limits.variable_length_lstm)"
+        if _takes_lengths(node):
+            yield why, FIXED_LENGTH
+        elif _is_sampled(node):
+            yield why, SAMPLED_LENGTH
     if not limits.dynamic_attention.value and _is_attention(node) and _is_dynamic(node):
-        yield "the length of its attention varies, which the device cannot (limits.dynamic_attention)"
+        yield "the length of its attention varies, which the device cannot (limits.dynamic_attention)", SAMPLED_LENGTH
 
 
-def _varies_in_length(lstm: ir.Node) -> bool:
-    """Return whether lengths are an input, or the sequence's dimension (0, or 1 with layout 1) is not fixed."""
+def _takes_lengths(lstm: ir.Node) -> bool:
     lengths = lstm.inputs[4] if len(lstm.inputs) > 4 else None
-    if lengths is not None and not _is_constant(lengths):
-        return True
+    return lengths is not None and not _is_constant(lengths)
+
+
+def _is_sampled(lstm: ir.Node) -> bool:
+    """Return whether the sequence's dimension (0, or 1 with layout 1) is not fixed."""
     x, axis = lstm.inputs[0], lstm.attributes.get_int("layout", 0)
     return x is not None and x.shape is not None and not isinstance(x.shape[axis], int)
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import NameFixPass
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, NameFixPass, RemoveUnusedNodesPass
+from onnx_ir.traversal import RecursiveGraphIterator
 
 from edgeglm.devices.operator_table import Table, table_for
 from edgeglm.devices.profile import Limits, Profile
@@ -22,6 +23,10 @@ from edgeglm.export.graph.passes.merge_reshapes import MergeReshapes
 from edgeglm.export.graph.violation import WHOLE, Violation
 
 Shapes = Mapping[str, tuple[int, ...]]
+# The converter writes nodes for constants, and its nodes have no names, for which tools ask.
+TIDYING = LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), RemoveUnusedNodesPass(), NameFixPass()
+# From this opset on, an attribute of Resize says from where it takes its values.
+PLACED = 11
 # Gives the fixed graph, or None where it finds nothing to fix.
 Fix = Callable[[ir.Model], ir.Model | None]
 
@@ -51,9 +56,9 @@ def fit(
         model = model.clone()
         NameFixPass()(model)  # by which a violation is known again
         violations = check(model, table, limits)
-    if final := [violation for violation in violations if violation.is_final]:
-        raise refusal(name, profile, final)
-    for label, fix in _fixes(table, shapes or {}):
+    for number, (label, fix) in enumerate(_fixes(table, shapes or {})):
+        if number and (final := _final(violations)):  # behind the first, which is the sizes of samples
+            raise refusal(name, profile, final)
         fixed = fix(model.clone()) if violations else None
         left = check(fixed, table, limits) if fixed else violations
         if fixed and len(left) < len(violations):
@@ -65,11 +70,16 @@ def fit(
 
 
 def refuse_final(model: ir.Model, profile: Profile, engine: EngineName, name: str) -> None:
-    """Raise UnsupportedError for what neither a fix nor samples can mend; the arguments are those of `fit`."""
+    """Raise UnsupportedError for what no fix can mend; the arguments are those of `fit`."""
     table = table_for(profile, engine)
-    found = check(model, table, _limits(profile, engine)) if table else []
-    if final := [violation for violation in found if violation.is_final]:
+    if final := _final(check(model, table, _limits(profile, engine)) if table else []):
         raise refusal(name, profile, final)
+
+
+def _final(violations: Sequence[Violation]) -> list[Violation]:
+    """Return what is final, and what else there is against the same nodes."""
+    nodes = {violation.node for violation in violations if violation.is_final}
+    return [violation for violation in violations if violation.node in nodes]
 
 
 def _limits(profile: Profile, engine: EngineName) -> Limits | None:
@@ -151,10 +161,25 @@ def to_opset(opset: int) -> Fix:
         except Exception:
             return None
         converted = ir.from_proto(proto)
+        if model.graph.opset_imports.get("", opset) < PLACED <= opset:
+            _place_as_before(converted)
+        for tidying in TIDYING:
+            tidying(converted)
         _infer(converted)
         return converted
 
     return convert
+
+
+def _place_as_before(model: ir.Model) -> None:
+    """Let Resize take values from where it did before it had an attribute for that; the converter forgets it."""
+    for node in RecursiveGraphIterator(model.graph):
+        if (node.domain, node.op_type) == ("", "Resize"):
+            scales = ir.convenience.get_const_tensor(node.inputs[2]) if node.inputs[2] is not None else None
+            shrinks = scales is not None and bool((scales.numpy() < 1).any())
+            modes = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "ceil" if shrinks else "floor"}
+            node.attributes.update({name: ir.AttrString(name, mode) for name, mode in modes.items()})
+            node.replace_input_with(1, None)  # the region, which this mode does not read
 
 
 def _infer(model: ir.Model) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 WHOLE = "graph"
 ANOTHER = "take it out of the model, or choose another --target"
 FIXED_LENGTH = "export it with one fixed length"
+SAMPLED_LENGTH = f"{FIXED_LENGTH}, or give samples of one length by --calibration"
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Violation:
 
     @property
     def is_final(self) -> bool:
-        """Whether no fix may take it away: one length in the place of many would be another model."""
-        return self.remedy == FIXED_LENGTH
+        """Whether no fix may take it away but the sizes of samples: one length for many would be another model."""
+        return self.remedy in (FIXED_LENGTH, SAMPLED_LENGTH)
 
     def fixed(self, fix: str) -> Violation:
         """Return the same, with its fix."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edgeglm.export.foreign.measure.difference import Comparison
-from edgeglm.export.foreign.measure.places import places_of
+from edgeglm.export.foreign.measure.places import Places
 from edgeglm.export.prove.onnx_run import opened
 
 CLAMPS = {"Relu", "Clip", "HardSwish", "ThresholdedRelu"}
@@ -32,7 +32,7 @@ BODIES = {"If", "Loop", "Scan"}
 BEFORE = ".before_clamps"
 
 
-def reach_of(original: Path, samples: Iterable[Mapping[str, NDArray[Any]]]) -> Comparison | None:
+def reach_of(original: Path, samples: Iterable[Mapping[str, NDArray[Any]]], places: Places) -> Comparison | None:
     """Return a graph's outputs on samples as they are before its last clamps, None where it has none."""
     proto = onnx.load(original, load_external_data=False)
     try:
@@ -40,7 +40,7 @@ def reach_of(original: Path, samples: Iterable[Mapping[str, NDArray[Any]]]) -> C
         names = give_before_clamps(proto.graph)
         if not names:
             return None
-        graph, reach = proto.SerializeToString(), Comparison(places_of(original))
+        graph, reach = proto.SerializeToString(), Comparison(places)
         del proto
         run = opened(original, graph)
         del graph

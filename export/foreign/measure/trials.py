@@ -64,8 +64,9 @@ class Trials:
         for file in files[:: -(-len(files) // most) or 1]:
             pairs.append((file, work / f"outputs-{len(pairs)}-{file.name}"))
             write(pairs[-1][1], run(read(file)))
-        reach = cache(lambda: reach_of(original, (read(sample) for sample, _ in pairs)))
-        return cls(pairs, reach, places=places_of(original))
+        places = places_of(original)
+        reach = cache(lambda: reach_of(original, (read(sample) for sample, _ in pairs), places))
+        return cls(pairs, reach, places=places)
 
     def error_of(self, graph: bytes) -> float:
         """Return the largest error of an output; infinite where the engine does not take the graph."""

@@ -27,6 +27,7 @@ from edgeglm.export.graph.passes.infer_types import InferTypes
 # From this version on, an initializer need not be an input too.
 IR_VERSION = 8
 ONNX = ("", "ai.onnx")
+FIRST = ".first_condition"
 QUANTIZED = {"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "QAttention", "QGemm", "QMoE"}
 # Attributes without which ONNX's inference takes another value than their default, and errs in shapes.
 DEFAULTS = {"STFT": ("onesided", 1)}
@@ -83,6 +84,7 @@ def load_model(proto: ModelProto, shapes: Mapping[str, Sequence[int | str]]) -> 
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     ClearMetadataAndDocStringPass()(model)
     _pass_dropouts(model)
+    _give_conditions(model)
     pass_identities(model)
     name_nodes(model)
     for value in model.graph.inputs:
@@ -104,6 +106,17 @@ def _pass_dropouts(model: ir.Model) -> None:
             node.resize_inputs(1)
             node.resize_outputs(1)
             node.attributes.clear()
+
+
+def _give_conditions(model: ir.Model) -> None:
+    """Let a Loop without a first condition have one that is true, which TensorRT asks for."""
+    for node in list(RecursiveGraphIterator(model.graph)):
+        if (node.domain, node.op_type) == ("", "Loop") and node.inputs[1] is None:
+            name = f"{node.outputs[0].name}{FIRST}"
+            condition = ir.Value(name=name, const_value=ir.tensor(np.array(True), name=name))
+            condition.dtype, condition.shape = ir.DataType.BOOL, ir.Shape([])
+            model.graph.register_initializer(condition)
+            node.replace_input_with(1, condition)
 
 
 def name_nodes(model: ir.Model) -> None:

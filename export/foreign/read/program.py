@@ -56,6 +56,9 @@ CONVERTER = Worker(
 )
 ALLOWED_ERROR = 1e-3
 RAISED = re.compile(r"^[\w.]*(Error|Exception|Unsupported)\w*: .")
+# How torch begins a line that it logs, what it colours, and what it says where the cause is said before.
+LOGGED, COLOUR = re.compile(r"^[WE]\d{4} .*?\] "), re.compile(r"(\x1b|\\x1b)\[\d+m")
+VAGUE = ("Failed to convert the exported program", "We ran into an error when deserializing")
 
 
 def is_program(file: Path) -> bool:
@@ -116,5 +119,7 @@ def _check_archive(file: Path) -> None:
 
 
 def _reason(error: Crashed) -> str:
-    raised = [line for line in error.lines if RAISED.match(line)]
-    return (raised or [str(error)])[-1]
+    lines = (COLOUR.sub("", LOGGED.sub("", line)) for line in error.lines)
+    raised = [line for line in lines if RAISED.match(line)]
+    clear = [line for line in raised if not any(words in line for words in VAGUE)]
+    return (clear or raised or [str(error)])[-1]

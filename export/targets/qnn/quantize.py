@@ -20,7 +20,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from edgeglm.errors import UnsupportedError
 from edgeglm.export.targets.base import Quantize, Quantizer
-from edgeglm.export.targets.ranges import calibrated
+from edgeglm.export.targets.ranges import calibrated, write_quantized
 
 # Where one of these stands, QNN leaves signed weights to the CPU.
 WANT_UNSIGNED_WEIGHTS = {"LayerNormalization", "RMSNormalization", "Gelu"}
@@ -90,13 +90,13 @@ def _quantize(
         model, None, weight_type=weights, per_channel=channels, init_overrides=overrides or None,
         nodes_to_exclude=[*excluded] or None,
     )  # fmt: skip
-    types = config.weight_type, config.activation_type
-    made = QDQQuantizer(
-        onnx.shape_inference.infer_shapes(model), channels, False, *types, ranges, [], [*excluded],
-        config.op_types_to_quantize, config.extra_options,
-    )  # fmt: skip
-    made.quantize_model()
-    made.model.save_model_to_file(str(output))
+
+    def make(inferred: onnx.ModelProto) -> QDQQuantizer:
+        types = config.weight_type, config.activation_type
+        operators, options = config.op_types_to_quantize, config.extra_options
+        return QDQQuantizer(inferred, channels, False, *types, ranges, [], [*excluded], operators, options)
+
+    write_quantized(onnx.shape_inference.infer_shapes(model), make, output)
 
 
 def _own_constants(graph: onnx.GraphProto) -> None:

@@ -10,7 +10,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from edgeglm.export.targets.base import Quantizer
-from edgeglm.export.targets.ranges import calibrated
+from edgeglm.export.targets.ranges import calibrated, write_quantized
 
 # What TensorRT fuses with its neighbours' steps, and computes in fp32 as well.
 WIDE: tuple[str, ...] = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -24,9 +24,10 @@ def quantizer(graph: Path, reader: CalibrationDataReader, precision: str, *, flo
     nodes = [node.name for node in onnx.load(graph, load_external_data=False).graph.node if node.op_type in WIDE]
 
     def quantize(output: Path, wide: Collection[str]) -> None:
-        types = QuantType.QInt8, QuantType.QInt8
-        made = QDQQuantizer(onnx.load(graph), True, False, *types, ranges, [], [*wide], [*WIDE], OPTIONS)
-        made.quantize_model()
-        made.model.save_model_to_file(str(output))
+        def make(model: onnx.ModelProto) -> QDQQuantizer:
+            types = QuantType.QInt8, QuantType.QInt8
+            return QDQQuantizer(model, True, False, *types, ranges, [], [*wide], [*WIDE], OPTIONS)
+
+        write_quantized(onnx.load(graph), make, output)
 
     return Quantizer(nodes, {"computed in fp32": quantize})

@@ -177,6 +177,14 @@ def test_a_dropout_that_does_nothing_is_not_there() -> None:
     assert [output.name for output in made.graph.outputs] == ["y", "z", "mask", "t"]
 
 
+def test_a_loop_without_a_first_condition_has_one() -> None:
+    """TensorRT asks for it; ONNX Runtime computes the same with it."""
+    loop, _ = load_model(SMALL["loop"].model, {"x": (2, 8)}).graph
+    assert loop.inputs[1] is not None
+    assert loop.inputs[1].const_value is not None
+    assert loop.inputs[1].const_value.numpy() == np.array(True)
+
+
 def test_values_that_live_at_once_are_counted() -> None:
     nodes = [node("Relu", ["x"], ["a"]), node("Exp", ["a"], ["b"]), node("Add", ["a", "b"], ["y"])]
     model = load_model(graph(nodes, [value("x", ["n", 8])], [value("y", ["n", 8])]), {"x": ("n", 8)})

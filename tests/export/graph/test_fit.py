@@ -18,7 +18,7 @@ from edgeglm.devices.operator_table import table_for
 from edgeglm.engines import EngineName
 from edgeglm.errors import UnsupportedError
 from edgeglm.export.graph.check import check
-from edgeglm.export.graph.conform import fit
+from edgeglm.export.graph.conform import fit, to_opset
 from tests.export.graph.fix.graphs import graph, normal, operators, run
 
 ATTENTION = """
@@ -101,7 +101,11 @@ def test_attention_of_varying_length_is_refused_on_xavier_alone() -> None:
     model = graph(ATTENTION.format(n="n"), opset=17)
     (line,) = refused(model, "jetson-xavier", "tensorrt")
     assert "(Softmax): the length of its attention varies, which the device cannot (limits.dynamic_attention)" in line
-    assert line.endswith("; export it with one fixed length")
+    assert line.endswith("; export it with one fixed length, or give samples of one length by --calibration")
+    sizes = dict.fromkeys("qkv", (1, 2, 5, 4))
+    fixed, fixes = fit(model, load_profile("jetson-xavier"), "tensorrt", "x", sizes)
+    assert [fix.fix for fix in fixes] == ["the sizes of the samples"]
+    assert [list(value.shape or ()) for value in fixed.graph.inputs] == [[1, 2, 5, 4]] * 3
     assert fit(model, load_profile("jetson"), "tensorrt", "x")[1] == ()
     assert fit(graph(ATTENTION.format(n=3), opset=17), load_profile("jetson-xavier"), "tensorrt", "x")[1] == ()
 
@@ -127,11 +131,13 @@ def lstm(n: str = "5", *, lengths: bool = False) -> ir.Model:
 
 @pytest.mark.parametrize("model", [lstm("n"), lstm(lengths=True)], ids=["varying dimension", "lengths beside it"])
 def test_a_variable_length_lstm_is_refused_on_qcs6490_alone(model: ir.Model) -> None:
-    (line,) = refused(model, "qcs6490", "qnn")
+    other, line = (line for line in refused(model, "qcs6490", "qnn") if "(LSTM)" in line)
+    assert "(LSTM): QNN HTP v68 does not have the operator" in other
     assert "(LSTM): it takes sequences of different lengths, which the device cannot" in line
-    # Samples of one length do not make it another model unseen.
-    with pytest.raises(UnsupportedError, match="sequences of different lengths"):
+    # Samples of one length fix a dimension, and no lengths beside it.
+    with pytest.raises(UnsupportedError, match="does not have the operator") as raised:
         fit(model, load_profile("qcs6490"), "qnn", "x", {"x": (5, 2, 3), "l": (2,)})
+    assert bool(raised.value.more) == (len(model.graph.inputs) > 1)
     assert fit(model, load_profile("jetson"), "tensorrt", "x")[1] == ()
 
 
@@ -201,3 +207,17 @@ def test_too_many_dimensions_become_fewer_on_qnn() -> None:
     assert operators(model) == ["Reshape", "Transpose", "Reshape"]
     assert {each.fix for each in fixes} == {"fewer dimensions"}
     np.testing.assert_allclose(run(model, x=x), run(before, x=x))
+
+
+@pytest.mark.parametrize(("mode", "scale"), [("nearest", 2.0), ("linear", 2.0), ("nearest", 0.4)])
+def test_a_resize_of_an_old_opset_takes_its_values_from_where_it_did(mode: str, scale: float) -> None:
+    """ONNX's converter forgets from where, and gives no names."""
+    name = "Upsample" if scale > 1 else "Resize"
+    text = f'''g (float[1, 1, 5, 5] x) => (float[1, 1, h, w] y) <float[4] s = {{1.0, 1.0, {scale}, {scale}}}>
+               {{ r = Relu (x) y = {name} <mode = "{mode}"> (r, s) }}'''
+    model = graph(text, opset=9 if scale > 1 else 10)
+    raised = to_opset(17)(model.clone())
+    assert raised is not None
+    assert all(node.name for node in raised.graph)
+    x = normal(1, 1, 5, 5)
+    np.testing.assert_allclose(run(raised, x=x), run(model, x=x), atol=1e-6)

@@ -12,9 +12,12 @@ import pytest
 pytest.importorskip("onnxscript")
 
 from edgeglm.bundle import read_sealed
+from edgeglm.engines import EngineName
 from edgeglm.export.api import ExportRequest, export
 from edgeglm.export.foreign.graph_precision import Samples
 from edgeglm.export.foreign.read.made import write
+from edgeglm.export.prove.onnx_run import run_file
+from edgeglm.export.targets.base import quantize_step
 from edgeglm.export.targets.ranges import calibrated
 from tests.export.foreign.small_graphs import graph, node, normal, value
 
@@ -47,6 +50,22 @@ def test_what_int8_ruins_is_computed_in_fp32(tmp_path: Path) -> None:
     assert module.max_relative_error < 0.05
     operators = [node.op_type for node in ir.load(tmp_path / "bundle/graph/model.onnx").graph]
     assert operators.index("MatMul") < operators.index("QuantizeLinear")  # the first takes x as it is
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "qnn"])
+def test_an_input_that_is_an_output_is_handed_through(engine: EngineName, tmp_path: Path) -> None:
+    """ONNX Runtime's tool makes a cycle of it."""
+    nodes = [node("Conv", ["x", "w"], ["y"], name="conv")]
+    outputs = [value("x", [1, 2, 4, 4]), value("y", [1, 2, 2, 2])]
+    onnx.save(graph(nodes, outputs[:1], outputs, {"w": normal(2, 2, 3, 3)}), tmp_path / "model.onnx")
+    x = normal(1, 2, 4, 4)
+    write(tmp_path / "0.npz", {"x": x})
+    made = quantize_step(engine).quantizer(tmp_path / "model.onnx", Samples(tmp_path), "int8", floats=False)
+    next(iter(made.forms.values()))(tmp_path / "made.onnx", [])
+    want, got = (run_file(tmp_path / file, {"x": x}) for file in ("model.onnx", "made.onnx"))
+    assert list(got) == ["x", "y"]
+    assert np.array_equal(got["x"], x)
+    assert np.abs(got["y"] - want["y"]).max() < 0.3
 
 
 def test_ranges_are_of_all_samples(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_only_the_last_cut_is_taken_away() -> None:
 def test_a_graph_without_a_cut_has_none(tmp_path: Path) -> None:
     nodes = [node("Relu", ["x"], ["a"]), node("Sigmoid", ["a"], ["y"])]
     onnx.save(graph(nodes, [value("x", [2, 8])], [value("y", [2, 8])]), tmp_path / "model.onnx")
-    assert reach_of(tmp_path / "model.onnx", []) is None
+    assert reach_of(tmp_path / "model.onnx", [], {}) is None
 
 
 def body(
@@ -149,7 +149,7 @@ def test_a_cut_in_a_function_is_taken_away(tmp_path: Path) -> None:
     model.functions.append(function)
     onnx.save(model, tmp_path / "model.onnx")
     x = normal(2, 8)
-    found, wanted = reach_of(tmp_path / "model.onnx", [{"x": x}]), Comparison()
+    found, wanted = reach_of(tmp_path / "model.onnx", [{"x": x}], {}), Comparison()
     assert found is not None
     wanted.add({"y": x}, {"y": x})
     assert found._outputs["y"].samples == wanted._outputs["y"].samples

@@ -15,9 +15,11 @@ import onnx
 
 from edgeglm.bundle import read_sealed
 from edgeglm.export.foreign.plan.graph_forecast import NO_CONTEXT
+from edgeglm.export.foreign.read.program import _reason
 from edgeglm.export.foreign.read.program_worker import distance
 from edgeglm.manifest import GraphManifest
 from edgeglm.runtimes.engines.ort.options import open_session
+from edgeglm.worker import Crashed
 from tests.cli.commands import check_failure, run
 from tests.export.foreign.small_graphs import X, Y, graph, node, normal, value
 from tests.export.user_graphs import IMAGE, Cnn
@@ -61,6 +63,37 @@ def test_a_graph_that_computes_something_else_is_far() -> None:
     masked = np.array([1, np.nan, -np.inf], np.float32)
     assert distance(masked, masked) == 0
     assert not distance(masked, np.ones(3, np.float32)) <= 1
+
+
+class Numbered(Cnn):
+    """A module that gives a size and a number beside its tensor."""
+
+    def __init__(self, more: int | None) -> None:
+        super().__init__()
+        self.more = more
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, int, int | None]:
+        """Return the tensor, the size of the batch, and the number."""
+        return super().forward(image), image.shape[0], self.more
+
+
+@pytest.mark.slow
+def test_a_size_is_an_output_and_a_number_is_named(tmp_path: Path, capsys: Capture) -> None:
+    shapes = {"image": {0: torch.export.Dim("batch", min=1, max=64)}}
+    options = ("--target", "cpu", "--precision", "fp32", "-o", tmp_path / "out")
+    for more, status, line in ((3, 3, "its output 3 is 3, int of Python and no tensor; leave it out"), (None, 0, "")):
+        made = torch.export.export(Numbered(more).eval(), (torch.randn(2, *IMAGE),), dynamic_shapes=shapes)
+        torch.export.save(made, tmp_path / "m.pt2")
+        done = run(capsys, "export", tmp_path / "m.pt2", *options)
+        assert (done[0], line in done[2]) == (status, True), done[2]
+
+
+def test_the_cause_is_told_and_not_that_there_is_one() -> None:
+    cause = "torch._errors.SerializeError: Unable to deserialize output a"
+    vague = "RuntimeError: We ran into an error when deserializing the saved file."
+    logged = f"W1130 14:59:33.346000 25004 /torch/export/__init__.py:348] {cause}"
+    assert _reason(Crashed(1, [logged, vague])) == cause
+    assert _reason(Crashed(1, [vague])) == vague
 
 
 def test_the_way_on_from_other_files_is_one_line(program: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -18,6 +18,8 @@ from edgeglm.errors import AccuracyError, UnsupportedError
 from edgeglm.export.api import ExportRequest, export
 from edgeglm.export.targets.base import graph_step
 from edgeglm.export.targets.qnn.compile import cosine
+from edgeglm.export.targets.qnn.compiler import Compiled
+from edgeglm.export.targets.qnn.graph import _compared, _fault
 from edgeglm.manifest import GraphManifest
 from tests.export.foreign.small_graphs import graph, node, normal, value
 
@@ -155,6 +157,17 @@ def test_outputs_that_are_both_zero_are_alike() -> None:
     assert cosine(zeros, zeros) == 1
     assert cosine(zeros, ones) == 0
     assert cosine(ones, ones) == pytest.approx(1)
+
+
+def test_whole_numbers_count_by_the_share_that_differs() -> None:
+    """Places of the largest are no directions: near ones have a cosine of almost 1, and are others."""
+    places = np.arange(100, 120)
+    for moved, share in ((0, 0.0), (1, 0.05), (20, 1.0)):
+        other = places + (np.arange(20) < moved)
+        least, most = _compared(Compiled("chip", [{"y": places}], [{"y": other}]))
+        assert (least, most) == (None, share)
+        assert (_fault(least, most) is None) == (share < 0.1)
+    assert "other whole numbers than ONNX Runtime in 100% of" in f"{_fault(None, 1.0)}"
 
 
 def test_without_the_compiler_nothing_is_proven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
