@@ -57,9 +57,9 @@ def prove(file: Path, original: Path, profile: Profile, samples: Sequence[Arrays
         why = f"{error.why}, from {node} on" if node else error.why
         raise UnsupportedError(f"{original} on {profile.name}", why, ANOTHER) from error
     least, most = _compared(done)
-    if why := _fault(least, most):
+    if fault := _fault(least, most):
         node = _first_node(file, partial(_is_right, chip=chip, samples=samples[:count], work=work))
-        raise AccuracyError(f"{original} on {profile.name}", f"{why}, from {node} on" if node else why, ANOTHER)
+        raise AccuracyError(f"{original} on {profile.name}", f"{fault}, from {node} on" if node else fault, ANOTHER)
     assert done.chip
     return Proof(
         compiled=manifest.Compiled(
