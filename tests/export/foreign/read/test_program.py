@@ -66,7 +66,7 @@ def test_a_graph_that_computes_something_else_is_far() -> None:
     assert not distance(masked, np.ones(3, np.float32)) <= 1
 
 
-class Numbered(torch.nn.Module):  # type: ignore[name-defined]
+class Numbered(torch.nn.Module):  # type: ignore[name-defined, misc]
     """A module that gives a size and a number beside its tensor."""
 
     def __init__(self, more: int | None) -> None:
