@@ -20,9 +20,13 @@ def calibrated(graph: Path, operators: Collection[str], reader: CalibrationDataR
 
 
 def write_quantized(model: onnx.ModelProto, make: Callable[[onnx.ModelProto], QDQQuantizer], output: Path) -> None:
-    """Write what a tool makes of a graph, which is changed in place.
+    """Write what a tool makes of a graph.
 
-    Inputs that are outputs too are put back behind it: it would make a cycle of each.
+    Args:
+        model: The graph, which is changed in place: inputs that are outputs too are put back behind the tool, which
+            would make a cycle of each.
+        make: The tool, which has not begun.
+        output: The file.
     """
     outputs = onnx.GraphProto(output=model.graph.output)
     inputs = {value.name for value in model.graph.input}
