@@ -23,8 +23,9 @@ from edgeglm.errors import DamagedFileError, UsageError
 # Of ONNX Runtime's log: at this level QNN's compiler names the operators that it refuses.
 ERROR = 3
 EXACT = {"session.x64quantprecision": "1"}
-# Threads that wait for the next operator do not wait for the next run: what is between two runs would cost every core.
-IDLE = {"session.force_spinning_stop": "1"}
+# Threads wait busily for the next operator, which comes within microseconds, and not for the next run, nor for a thread
+# whose core another program has: that cost up to half of a token's processor time.
+IDLE = {"session.force_spinning_stop": "1", "session.intra_op.spin_duration_us": "200"}
 # An ONNX file of one node, ``y = MatMulInteger(x, w)``, of unsigned and signed bytes.
 PRODUCT = (
     b'\x08\x08:=\n\x18\n\x01x\n\x01w\x12\x01y"\rMatMulInteger\x12\x00Z\t\n\x01x\x12\x04\n\x02\x08\x02'
