@@ -130,9 +130,13 @@ class Cluster:
 
 
 def check_cluster(address: str | None) -> None:
-    """Check that Ray is installed where it is asked for. Raises UsageError."""
-    if address is not None and find_spec("ray") is None:
+    """Check that Ray is installed where it is asked for, and that something listens there. Raises UsageError."""
+    if address is None:
+        return
+    if find_spec("ray") is None:
         raise UsageError(f"{OPTION} {address}", "needs Ray, which is not installed", "pip install 'edgeglm[cluster]'")
+    if address != LOCAL:
+        _check_address(address)
 
 
 @contextmanager
@@ -156,8 +160,6 @@ def connect(address: str, budget: int) -> Iterator[Cluster]:
     with ExitStack() as leave:
         if address == LOCAL:
             quiet |= _local(budget, leave.enter_context(scratch_folder("ray")))
-        else:
-            _check_address(address)
         leave.callback(sweep, Path(tempfile.gettempdir()), PREFIX)  # what killed workers left here
         leave.callback(ray.shutdown)
         terminate = signal.getsignal(signal.SIGTERM)

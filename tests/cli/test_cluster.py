@@ -24,6 +24,7 @@ from optuna.trial import TrialState
 
 from edgeglm.errors import BudgetError, UsageError
 from edgeglm.export import cluster
+from edgeglm.export.api import Progress, SearchRequest, search
 from edgeglm.export.search.study import NAME
 from tests.cli.commands import check_failure, end, run, start
 from tests.cli.test_validate_text import write_text, write_tokenizer
@@ -114,6 +115,16 @@ def test_without_the_extra_it_is_named(
 def test_an_address_where_nothing_is_is_refused(address: str, why: str) -> None:
     with pytest.raises(UsageError, match=why), cluster.connect(address, 1 << 40):
         pass
+
+
+@needs_ray
+def test_a_search_looks_for_its_cluster_before_any_work(tmp_path: Path) -> None:
+    stages = list[Progress]()
+    request = SearchRequest(target="cpu", accuracy_drop=0.01, output=tmp_path / "bundle", cluster="127.0.0.1:1")
+    with pytest.raises(UsageError, match="nothing answers there"):
+        search(request, stages.append)
+    assert stages == []
+    assert not list(tmp_path.iterdir())
 
 
 @needs_ray
