@@ -19,6 +19,7 @@ from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from edgeglm.errors import UnsupportedError
+from edgeglm.export.graph.violation import ANOTHER
 from edgeglm.export.targets.base import Quantize, Quantizer
 from edgeglm.export.targets.ranges import calibrated, write_quantized
 
@@ -45,7 +46,7 @@ def quantizer(graph: Path, reader: CalibrationDataReader, precision: str, *, flo
     _own_constants(model.graph)
     ranges = calibrated(graph, {node.op_type for node in model.graph.node}, reader)
     if not floats:
-        _check_finite(model.graph, ranges)
+        _check_finite(onnx.shape_inference.infer_shapes(model).graph, ranges)
     nodes = [node.name for node in model.graph.node if any(name in ranges.data for name in node.output)]
     sixteen: Quantize = partial(_write, model, ranges)
     everywhere = nodes if precision == "a16w8" else []
@@ -57,13 +58,21 @@ def quantizer(graph: Path, reader: CalibrationDataReader, precision: str, *, flo
 
 
 def _check_finite(graph: onnx.GraphProto, ranges: TensorsData) -> None:
-    """Raise UnsupportedError for the first node that gives what integers do not have."""
+    """Raise UnsupportedError for the first node that gives what integers do not have, or no value at all."""
+    empty = {value.name for value in (*graph.value_info, *graph.output) if _is_empty(value)}
     for node in graph.node:
         for name in node.output:
             if name in ranges.data and not np.isfinite([*ranges.data[name].range_value]).all():
+                if name in empty:
+                    why = "it gives a tensor without any value, and so without a range"
+                    raise UnsupportedError(f"{node.name} ({node.op_type})", why, ANOTHER)
                 why = "it gives NaN or infinity on the samples, and the NPU's integers have neither"
                 remedy = "keep what it takes where it is defined, as by Max with a small number, or mend the samples"
                 raise UnsupportedError(f"{node.name} ({node.op_type})", why, remedy)
+
+
+def _is_empty(value: onnx.ValueInfoProto) -> bool:
+    return any(dim.HasField("dim_value") and not dim.dim_value for dim in value.type.tensor_type.shape.dim)
 
 
 def _write(model: onnx.ModelProto, ranges: TensorsData, output: Path, wide: Collection[str]) -> None:

@@ -103,6 +103,15 @@ def test_a_node_of_endless_range_is_named(tmp_path: Path) -> None:
         exported(tmp_path, *behind)
 
 
+def test_a_node_without_any_value_is_named_as_that(tmp_path: Path) -> None:
+    """It has no range, and none of its values is NaN."""
+    behind = node("Slice", ["c", "none", "none", "axis"], ["y"], name="nothing")
+    with pytest.raises(
+        UnsupportedError, match=r"^nothing \(Slice\): it gives a tensor without any value.*; take it out"
+    ):
+        exported(tmp_path, behind, none=np.array([0]), axis=np.array([1]))
+
+
 def lstm() -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
     """Return an LSTM behind the convolution, whose weights are slices of a constant."""
     nodes = [
