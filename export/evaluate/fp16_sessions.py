@@ -23,6 +23,7 @@ from edgeglm.runtimes.core.session import DecoderSession, EncoderSession, Feeds
 from edgeglm.runtimes.engines.ort import engine as ort
 
 HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
+SUFFIX = ".single"
 # Compute nothing that is rounded.
 EXACT = set(
     "Cast CastLike Concat Constant ConstantOfShape Expand Flatten Gather Identity Reshape Shape Slice Split Squeeze"
@@ -98,8 +99,15 @@ def round_results(proto: onnx.ModelProto) -> onnx.ModelProto:
     return rounded
 
 
-def _round_graph(graph: GraphProto, inferred: GraphProto, outer: Mapping[str, int]) -> None:
-    """Round the results of a graph's operators in place; `outer` are the types of values around a body."""
+def _round_graph(graph: GraphProto, inferred: GraphProto, outer: Mapping[str, int], suffix: str = SUFFIX) -> None:
+    """Round the results of a graph's operators in place.
+
+    Args:
+        graph: The graph, or a body.
+        inferred: The same, with types.
+        outer: The types of values around a body.
+        suffix: Of the names of widened values, in bodies another one than around them.
+    """
     types, single, nodes = {**outer, **_types(inferred)}, dict[str, str](), list[NodeProto]()
     takers: dict[str, set[str]] = {}
     for node in graph.node:
@@ -110,14 +118,14 @@ def _round_graph(graph: GraphProto, inferred: GraphProto, outer: Mapping[str, in
         if types.get(name) != HALF:
             return name
         if name not in single:
-            single[name] = f"{name}.single"
+            single[name] = f"{name}{suffix}"
             nodes.append(helper.make_node("Cast", [name], [single[name]], to=SINGLE))
         return single[name]
 
     for node, known in zip(graph.node, inferred.node, strict=True):
         bodies = list(zip(_bodies(node), _bodies(known), strict=True))
         for body, body_known in bodies:
-            _round_graph(body, body_known, types)
+            _round_graph(body, body_known, types, f"{suffix}{SUFFIX}")
         if bodies or node.op_type in EXACT or HALF not in {types.get(name) for name in (*node.input, *node.output)}:
             nodes.append(node)
             continue
@@ -126,7 +134,7 @@ def _round_graph(graph: GraphProto, inferred: GraphProto, outer: Mapping[str, in
         made.input[:] = [widened(name) for name in node.input]
         if node.op_type == "DequantizeLinear" and takers.get(node.output[0]) == {"MatMul"}:
             # The engine multiplies by the codes, if nothing is in between.
-            single[node.output[0]] = made.output[0] = f"{node.output[0]}.single"
+            single[node.output[0]] = made.output[0] = f"{node.output[0]}{suffix}"
             nodes.append(made)
             continue
         made.output[:] = [f"{name}.exact" if types.get(name) == HALF else name for name in node.output]

@@ -49,3 +49,25 @@ def test_every_result_is_rounded(size: float, tmp_path: Path) -> None:
     _, rounded, proven = run(HEALTHY, size, tmp_path)
     assert rounded.dtype == np.float16
     np.testing.assert_allclose(rounded.astype(np.float64), proven.astype(np.float64), rtol=2e-3, atol=2e-3 * size)
+
+
+def test_a_body_may_take_what_is_taken_around_it() -> None:
+    """Every name is given once, in bodies of bodies too."""
+    text = """p = Add(a, a) s = ReduceMean<keepdims = 0>(p) f = Cast<to = 1>(s)
+      z = Constant<value_float = 0.0>() c = Less(z, f)
+      y = If(c) <
+        then_branch = inner () => (float16[n, m] t) {
+          o = Mul(a, p)
+          t = If(c) <then_branch = deep () => (float16[n, m] u) { u = Sub(a, o) },
+                     else_branch = flat () => (float16[n, m] v) { v = Neg(a) }>
+        },
+        else_branch = other () => (float16[n, m] w2) { w2 = Relu(a) }
+      >"""
+    proto = onnx.parser.parse_model(f"{HEADER} {{ {text} }}")
+    for size in (1, -1):
+        feeds = {"a": np.full((3, 8), size, np.float16), "w": np.zeros((8, 8), np.float16)}
+        plain, rounded = (
+            onnxruntime.InferenceSession(made.SerializeToString()).run(None, feeds)[0]
+            for made in (proto, round_results(proto))
+        )
+        np.testing.assert_allclose(rounded, plain, rtol=2e-3)
