@@ -120,7 +120,12 @@ def _give_conditions(model: ir.Model) -> None:
 
 
 def name_nodes(model: ir.Model) -> None:
-    """Give every node a name of its own in the whole model, those in bodies too, and every value one in its graph."""
+    """Give every node a name of its own in the whole model, those in bodies too, and every value one in its graph.
+
+    A node without a name has that of its first result, by which a user finds it.
+    """
+    for node in RecursiveGraphIterator(model.graph):
+        node.name = node.name or next((f"{value.name}" for value in node.outputs if value.name), None)
     NameFixPass()(model)
     taken = set[str]()
     for node in RecursiveGraphIterator(model.graph):

@@ -191,6 +191,11 @@ def test_values_that_live_at_once_are_counted() -> None:
     assert run_bytes(model, {"x": (100, 8)}) == 3 * 100 * 8 * 4
 
 
+def test_a_node_without_a_name_has_that_of_its_result() -> None:
+    nodes = [node("Relu", ["x"], ["a"]), node("Neg", ["a"], ["b"], name="y"), node("Abs", ["b"], ["y"])]
+    assert [made.name for made in load_model(plain(*nodes), {}).graph] == ["a", "y", "y_1"]
+
+
 def test_sequences_keep_their_types_and_weights_their_place(tmp_path: Path) -> None:
     nodes = [node("SplitToSequence", ["m"], ["s"], axis=1), node("ConcatFromSequence", ["s"], ["y"], axis=1)]
     model = ir.from_proto(plain(node("MatMul", ["x", "w"], ["m"]), *nodes, w=normal(8, 512)))
