@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -53,14 +54,22 @@ def test_large_bodies_do_not_break_a_budget(exact: Path) -> None:
     fields = {"messages": question("Select OK"), "max_tokens": 1}
     bodies = [json.dumps({**fields, "unknown": "x" * size}).encode() for size in (1 * MIB, 12 * MIB, 1000)]
 
-    def ask(number: int) -> int:
+    def post(body: bytes) -> int:
         with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)) as connection:
             try:
-                connection.request("POST", "/v1/chat/completions", bodies[number % 3])
+                connection.request("POST", "/v1/chat/completions", body)
                 with connection.getresponse() as response:
                     return response.status
             except ConnectionError:  # it was told before it had sent all
                 return 413
+
+    def ask(number: int) -> int:
+        """Ask once; the small ones again, as clients do, while large ones that come in take all the room."""
+        status, again = post(bodies[number % 3]), 100
+        while status == 429 and number % 3 == 2 and again:
+            time.sleep(0.05)
+            status, again = post(bodies[number % 3]), again - 1
+        return status
 
     with serving(exact, "--slots", "2", "--max-ram", "180MiB") as (process, url), ThreadPoolExecutor(24) as pool:
         statuses = Counter(pool.map(ask, range(48)))
