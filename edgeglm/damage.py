@@ -43,7 +43,7 @@ def find_damage(folder: Path, manifest: Sealed, *, trust_memory: bool = True) ->
 
 
 def hash_all(root: Path, manifest: Sealed, hashes: KnownHashes, verified: dict[str, Hashed]) -> Iterator[Damage]:
-    """Yield the same of a real path; `verified` gets the identity of each file that is whole."""
+    """Yield what is wrong with the files at a real path; `verified` gets the identities of those that are whole."""
     for relative, file in manifest.files.items():
         if fault := look(root, relative, file) or hash_one(root, relative, file, hashes, verified):
             yield fault

@@ -16,13 +16,13 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 from edgeglm import manifest
 from edgeglm.devices.profile import Profile
 from edgeglm.errors import AccuracyError, UnsupportedError
+from edgeglm.export.graph.violation import ANOTHER
 from edgeglm.export.targets.base import Proof
 from edgeglm.export.targets.qnn.compile import CONTEXT, MIN_COSINE, SIMULATED_PRODUCTS, SIMULATOR, cosine
 from edgeglm.export.targets.qnn.compiler import NAMES_NODES, Compiled, compile_file, title
 from edgeglm.runtimes.engines.qnn.engine import INSTALL, Chip, chip_of
 
 SIZED = False
-ANOTHER = "take it out of the model, or choose another --target"
 # Of whole numbers, such as the places of the largest: where scores are nearly equal, rounding chooses.
 MAX_OTHERS = 0.1
 STEPS = 8  # of the search for the node that is wrong, each of which compiles a graph

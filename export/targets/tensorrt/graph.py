@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edgeglm.devices.profile import Profile
 from edgeglm.errors import DamagedFileError, UnsupportedError
+from edgeglm.export.graph.violation import ANOTHER
 from edgeglm.export.targets.base import Proof
 from edgeglm.runtimes.engines.tensorrt.builder import Task
 from edgeglm.runtimes.engines.tensorrt.cache import try_build
@@ -44,5 +45,5 @@ def prove(
         try_build(Task(library.name, str(file), sm, {}, str(work / "engine.plan")))
     except (UnsupportedError, DamagedFileError) as error:
         what = error.what.replace(str(file), str(original))
-        raise UnsupportedError(what, error.why, "take it out of the model, or choose another --target") from error
+        raise UnsupportedError(what, error.why, ANOTHER) from error
     return Proof(f"built for SM{sm} by {library.title}: graph, types and shapes proven, not executed")

@@ -24,7 +24,7 @@ from edgeglm.errors import DamagedFileError, UsageError
 ERROR = 3
 EXACT = {"session.x64quantprecision": "1"}
 # Threads wait busily for the next operator, which comes within microseconds, and not for the next run, nor for a thread
-# whose core another program has: that cost up to half of a token's processor time.
+# whose core another program has: that cost a third of a token's processor time.
 IDLE = {"session.force_spinning_stop": "1", "session.intra_op.spin_duration_us": "200"}
 # An ONNX file of one node, ``y = MatMulInteger(x, w)``, of unsigned and signed bytes.
 PRODUCT = (
