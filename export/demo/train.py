@@ -32,8 +32,10 @@ from edgeglm.export.demo.samples import make_sample
 from edgeglm.export.demo.stages import FURTHER, STAGES, Stage
 from edgeglm.export.evaluate.original.whole import Prompts, WholeOriginal
 from edgeglm.export.evaluate.tasks.success import succeeds
+from edgeglm.machine import read_machine
 
 WEIGHT_DECAY = 0.02
+BF16 = {"amx", "avx512_bf16", "bf16"}
 VALIDATED = date(2026, 1, 1)  # the day in the prompts of the validation
 Log = Callable[[dict[str, object]], None]
 
@@ -63,7 +65,9 @@ class Trainer:
         return [*self.model.parameters(), *self.helper.parameters()]
 
     def _autocast(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.device.type, torch.bfloat16)
+        # A processor without bf16 emulates it, ten times slower than fp32.
+        is_fast = self.device.type != "cpu" or not BF16.isdisjoint(read_machine().cpu_features)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=is_fast)
 
     def step(self, stage: Stage, number: int, batch: Batch | Pictures) -> dict[str, float]:
         """Take step `number` of a stage, and return the losses."""
