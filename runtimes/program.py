@@ -44,7 +44,7 @@ def run(arguments: Sequence[str] | None = None, bundle: Path | None = None) -> N
             options.bundle,
             options.threads,
             context=options.context,
-            max_ram=parse_size(options.max_ram, "--max-ram") if options.max_ram else None,
+            max_ram=None if options.max_ram is None else parse_size(options.max_ram, "--max-ram"),
             low_rss=options.low_rss,
             keep=read_keep(options.prefix, options.keep),
             masks=options.mask,

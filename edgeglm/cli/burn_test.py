@@ -37,7 +37,7 @@ def command(bundle: Path, via: str, limit: int, max_ram: str | None, python: str
     opened = load_bundle(bundle)
     verify_bundle(opened)
     profile = opened.manifest.profile
-    memory = parse_size(max_ram, "--max-ram") if max_ram else int(profile.memory.usable.value)
+    memory = parse_size(max_ram, "--max-ram") if max_ram is not None else int(profile.memory.usable.value)
     device = open_device(via, python, opened)
     asked = questions(opened, limit)
     with device:

@@ -54,7 +54,8 @@ def serve(arguments: Sequence[str] | None = None, bundle: Path | None = None) ->
     """
     options = _parser(bundle).parse_args(arguments)
     keys = read_keys(options.api_key_file) if options.api_key_file else ()
-    folders, budget = named(options.bundles), parse_size(options.max_ram, "--max-ram") if options.max_ram else None
+    folders = named(options.bundles)
+    budget = None if options.max_ram is None else parse_size(options.max_ram, "--max-ram")
     manifests = [load_bundle(folder).manifest for folder in folders.values()]
     max_ram, most = divide(budget, manifests, options.context, is_shared=options.slots > 1)
     keep, grammar = read_keep(options.prefix, options.keep), read_grammar(options.grammar)

@@ -229,6 +229,7 @@ def command_line(pid: int) -> bytes:
         (["--via", "ssh", "-oProxyCommand=x"], "--via ssh: names no host; write --via ssh HOST"),
         (["--via", "usb"], "--via usb: is not a backend; choose one of adb, qemu, ssh"),
         (["--max-ram", "much"], "--max-ram much: is not a size"),
+        (["--max-ram", ""], "--max-ram '': is not a size"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

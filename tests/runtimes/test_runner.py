@@ -140,6 +140,8 @@ def test_the_command_prints_the_documented_object(exact: Path, capsys: pytest.Ca
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("edgeglm: --max-ram: 10MiB is too little for this bundle; give at least ")
+    assert main([*arguments, "--max-ram", ""]) == 2
+    assert capsys.readouterr().err.startswith("edgeglm: --max-ram '': is not a size; ")
 
 
 def test_the_peak_is_the_predicted_one(exact: Path) -> None:

@@ -239,6 +239,7 @@ def test_wrong_options_are_one_line(exact: Path, tmp_path: Path) -> None:
     check_failure(end(start("serve", exact, "--cors", "localhost")), 2, "is no origin")
     check_failure(end(start("serve", exact, "--api-key-file", tmp_path / "none")), 2, "cannot be read")
     check_failure(end(start("serve", exact, "--max-ram", "1MiB")), 5, "too little")
+    check_failure(end(start("serve", exact, "--max-ram", "")), 2, "--max-ram '': is not a size")
     check_failure(end(start("serve", exact, "--idle", "often=0")), 2, "'often=0' is none of often=…")
     check_failure(end(start("serve", exact, "--idle", "0")), 2, "argument --idle: '0' is no number of seconds")
     check_failure(end(start("serve", exact, "--shares", "sound=1")), 2, "'sound=1' is none of speech=…")
