@@ -105,7 +105,7 @@ class Service:
         handlers = {404: self._not_found, 405: self._not_found}
         shared = Middleware(
             CORSMiddleware, allow_origins=self.origins, allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"],
-            expose_headers=["Retry-After"],
+            expose_headers=["Retry-After"], allow_private_network=True,
         )  # fmt: skip
         # A page has no key, so where keys are asked for no page needs to be told from other clients.
         pages = [] if self.keys else [Middleware(OwnPages, origins=self.origins, is_local=self.is_local)]

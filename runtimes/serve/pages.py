@@ -19,6 +19,8 @@ from edgeglm.runtimes.serve.errors import ApiError
 JSON = "application/json"
 # Ends of names that no page of the public web has.
 LOCAL = (".localhost", ".local", ".internal")
+# Origin of what was opened from a file, or runs in a sandbox: of anyone's pages.
+NONE = "null"
 
 
 class OwnPages:
@@ -50,6 +52,8 @@ class OwnPages:
         is_own = not origin or headers.get("sec-fetch-site") == "same-origin" or _place(origin) == host.lower()
         if is_own or not {"*", origin}.isdisjoint(self.origins):
             return ""
+        if origin == NONE:
+            return "a page from a file or a sandbox has no origin to name; open it from a server, or give --cors '*'"
         return f"pages of {origin[:100]} may not ask; start the server with --cors {origin[:100]}"
 
 

@@ -279,7 +279,7 @@ def _host(text: str) -> str:
 
 
 def _origin(text: str) -> str:
-    if text != "*" and not re.fullmatch(r"https?://[^/\s]+", text):
+    if text != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no origin, such as http://localhost:3000, nor *")
     return text
 

@@ -13,7 +13,9 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 
+from edgeglm.errors import EdgeglmError
 from edgeglm.runtimes.serve.pages import is_of_this_machine
+from edgeglm.runtimes.serve.program import serve
 from tests.runtimes.serve.conftest import question, serving
 
 PAGE, OTHER = "http://localhost:3000", "https://evil.example"
@@ -56,6 +58,26 @@ def test_a_page_of_another_origin_is_refused(address: str) -> None:
 def test_a_page_that_was_named_may_ask(named: str) -> None:
     assert ask(named, Origin=PAGE) == 200
     assert ask(named, Origin=OTHER) == 403
+
+
+def test_a_browser_asks_for_a_page_that_was_named(named: str) -> None:
+    asked = {"Origin": PAGE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Private-Network": "true"}
+    with closing(http.client.HTTPConnection(urlsplit(named).netloc, timeout=60)) as connection:
+        connection.request("OPTIONS", "/v1/chat/completions", headers=asked)
+        response = connection.getresponse()
+        assert response.status == 200
+        assert response.headers["Access-Control-Allow-Private-Network"] == "true"
+
+
+@pytest.mark.parametrize("origin", [OTHER, "chrome-extension://abc", "tauri://localhost", "null"])
+def test_a_page_that_is_refused_is_told_an_option_that_is_taken(address: str, tmp_path: Path, origin: str) -> None:
+    with closing(http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)) as connection:
+        connection.request("GET", "/v1/models", headers={"Origin": origin})
+        why = json.loads(connection.getresponse().read())["error"]["message"]
+    named = why.rpartition("--cors ")[2].strip("'")
+    with pytest.raises(EdgeglmError) as caught:
+        serve([str(tmp_path), "--cors", named])
+    assert caught.value.what != "serve"  # the option is right, and the folder is no bundle
 
 
 @pytest.mark.parametrize(
