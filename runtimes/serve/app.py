@@ -194,7 +194,7 @@ class Service:
     async def _complete(self, request: Request, asked: Common, kind: Kind, *, work: Work, is_chat: bool) -> Response:
         """Answer a completion, at once or as a stream; a prompt that is refused is an error before any stream."""
         name, began = self.models.find(asked.model), time.monotonic()
-        session = request.headers.get(SESSION) or asked.user or None  # an empty id is nobody's
+        session = _words(request.headers.get(SESSION, "")) or asked.user or None  # an empty id is nobody's
         job = self.engine.submit(name, work, kind, asked.priority or "normal", session and session_key(session))
         completion = Completion(name, is_chat, usage_chunk=usage_chunk(asked))
         watch = asyncio.ensure_future(_until_gone(request))
@@ -279,6 +279,14 @@ async def _until_gone(request: Request) -> None:
     """Wait until the client has gone; its request is read by now."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _words(header: str) -> str:
+    """Return a header's text, whose bytes come as Latin-1 where clients write UTF-8."""
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeError:
+        return header
 
 
 def _json(fields: object, status: int = 200) -> Response:

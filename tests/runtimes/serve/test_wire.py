@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -191,6 +193,19 @@ def test_a_wrong_method_says_which_are_right(address: str) -> None:
     head = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.lower()
     assert " 405 " in head.splitlines()[0]
     assert "allow: post" in head
+
+
+def test_a_sessions_id_may_be_beyond_ascii(address: str) -> None:
+    for name, encoding in (("Jürgen 号", "utf-8"), ("Jürgen", "latin-1")):
+        given = urllib.request.Request(
+            f"{address}/chat/completions",
+            json.dumps({"messages": question("Select OK"), "max_tokens": 1}).encode(),
+            {"Content-Type": "application/json", "X-Session-Id": name.encode(encoding).decode("latin-1")},
+        )
+        urllib.request.urlopen(given, timeout=60).close()
+        ended = urllib.request.Request(f"{address}/sessions/{quote(name)}", method="DELETE")
+        with urllib.request.urlopen(ended, timeout=60) as response:
+            assert json.loads(response.read())["id"] == name
 
 
 def test_a_session_may_have_a_long_id(address: str) -> None:
