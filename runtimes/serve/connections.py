@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import resource
+import socket
+import sys
 from contextlib import nullcontext, suppress
+from functools import cache
 from typing import ClassVar
 
 import h11
@@ -11,12 +15,25 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 TICK_SECONDS = 1.0
+# Connections that wait to be accepted: a burst of clients is not turned away.
+BACKLOG = 2048
+# Those that are accepted in a turn of the loop. Without a file for one, asyncio would write as many tracebacks.
+ACCEPTED = 4
+# Files of the process that connections leave to bundles, to images that are fetched, and to those that are closed.
+SPARE_FILES = 64
+
+
+@cache
+def most_connections() -> int:
+    """Return how many connections are open at once: each takes a file of the process."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if files == resource.RLIM_INFINITY else max(files // 2, files - SPARE_FILES)
 
 
 class Connection(H11Protocol):
     """A connection that is lost by a client whose heads are not whole in time, or that does not read.
 
-    Each takes a file of the process, of which there are not many.
+    Each takes a file of the process, of which there are not many; one beyond `most_connections` is closed at once.
 
     Attributes:
         seconds: From the connection, or from the first bytes of a later head, to its last, however slowly they come;
@@ -30,7 +47,10 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first head."""
         super().connection_made(transport)
-        self._watch_head()
+        if len(self.connections) > most_connections():
+            transport.abort()
+        else:
+            self._watch_head()
 
     def data_received(self, data: bytes) -> None:
         """Take bytes: of a head, or of what follows it."""
@@ -69,6 +89,12 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._ends = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, with a longer queue than asyncio sets, which takes its length for what to accept in a turn."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)
 
     async def main_loop(self) -> None:
         """Return when the server is to end."""

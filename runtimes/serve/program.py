@@ -24,15 +24,13 @@ from edgeglm.runtimes.core.keep_options import add_keep_options, read_keep
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.serve.app import Service
 from edgeglm.runtimes.serve.budget import divide
-from edgeglm.runtimes.serve.connections import Connection, Server
+from edgeglm.runtimes.serve.connections import ACCEPTED, BACKLOG, Connection, Server
 from edgeglm.runtimes.serve.engine import Engine
 from edgeglm.runtimes.serve.errors import stopping
 from edgeglm.runtimes.serve.release import Idle
 from edgeglm.runtimes.serve.schedule import WEIGHTS
 from edgeglm.units import parse_size
 
-# Connections that wait to be accepted: a burst of clients is not turned away.
-BACKLOG = 2048
 # Clients keep a connection, many of them 5 seconds: whoever closes first must not be the server.
 KEEP_ALIVE_SECONDS = 75
 MAX_KEYS_BYTES = 1 << 20
@@ -103,6 +101,7 @@ async def _run(service: Service, listener: socket.socket, drain: int) -> bool:
     config = uvicorn.Config(
         # Its warnings are of what clients send, and anyone could fill a log with them.
         service.app(), http=Connection, log_level="error", access_log=False, lifespan="off", server_header=False,
+        backlog=ACCEPTED,
         ws="none", timeout_graceful_shutdown=drain + LAST_SECONDS, timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )  # fmt: skip
     server, came, loop = Server(config), list[int](), asyncio.get_running_loop()
@@ -187,11 +186,12 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in the one line of every other error."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError("serve", message, "run edgeglm serve --help")
+        raise UsageError("serve", message, f"run {self.prog} --help")
 
 
 def _parser(bundle: Path | None) -> argparse.ArgumentParser:
-    parser = _Parser(prog="edgeglm serve", description="Serve bundles to OpenAI-compatible clients.")
+    prog = "python run.pyz serve" if bundle else "edgeglm serve"
+    parser = _Parser(prog=prog, description="Serve bundles to OpenAI-compatible clients.")
     if bundle:
         parser.set_defaults(bundles=[bundle])
     else:

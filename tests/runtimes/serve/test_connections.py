@@ -7,9 +7,12 @@ import http.client
 import socket
 import threading
 import time
+from asyncio.constants import ACCEPT_RETRY_DELAY
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -19,6 +22,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from edgeglm.runtimes.serve.connections import Connection, Server
+from tests.runtimes.serve.conftest import serving
 
 SECONDS, LARGE = 0.5, 64 << 20
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -119,3 +123,25 @@ def test_a_client_that_reads_slowly_gets_everything() -> None:
             got += len(piece)
             time.sleep(SECONDS / 4)
         assert got == 8 << 20
+
+
+def test_more_connections_than_files_fill_no_log_and_keep_nobody_out_for_long(exact: Path) -> None:
+    """Each file that was missing for a connection had asyncio write 2,048 tracebacks."""
+    files = 160
+    limited = ["sh", "-c", f'ulimit -n {files}; exec "$@" 2>&1', "sh"]
+    with serving(exact, within=lambda command: [*limited, *command]) as (process, url), ExitStack() as stack:
+        place = urlsplit(url)
+        assert place.hostname
+        assert place.port
+        for _ in range(2 * files):
+            stack.enter_context(socket.create_connection((place.hostname, place.port)))
+        time.sleep(2 * ACCEPT_RETRY_DELAY)
+        opened = len([*Path(f"/proc/{process.pid}/fd").iterdir()])
+        stack.close()
+        with closing(http.client.HTTPConnection(place.netloc, timeout=60)) as connection:
+            connection.request("GET", "/health")
+            assert connection.getresponse().status == 200
+        process.terminate()
+        assert process.stdout is not None
+        assert process.stdout.read() == b""
+        assert files // 2 < opened < files
