@@ -141,12 +141,13 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in the one line of every other error."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError("run", message, "run edgeglm run --help")
+        raise UsageError("run", message, f"run {self.prog} --help")
 
 
 def _parser(bundle: Path | None) -> argparse.ArgumentParser:
     parser = _Parser(prog="edgeglm run", description="Answer a prompt from a bundle, and report time and memory.")
     if bundle:
+        parser.prog = "python run.pyz"
         parser.set_defaults(bundle=bundle)
     else:
         parser.add_argument("bundle", type=Path, help="the bundle's folder")
@@ -156,12 +157,7 @@ def _parser(bundle: Path | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-new-tokens", type=_count, default=128, metavar="N", help="maximum length of the answer (default: 128)"
     )
-    parser.add_argument(
-        "--context",
-        type=_count,
-        metavar="N",
-        help="maximum length of prompt and answer together (default: the bundle's)",
-    )
+    parser.add_argument("--context", type=_count, metavar="N", help="maximum length of prompt and answer together")
     parser.add_argument("--max-ram", metavar="SIZE", help="refuse a request that needs more, such as 500MiB")
     parser.add_argument("--low-rss", action="store_true", help="keep packed weights in a file, made on first use")
     add_keep_options(parser)

@@ -86,7 +86,7 @@ class Bundles:
     @property
     def tasks(self) -> list[Task]:
         """The requests that any of them answers."""
-        return [task for loaded in self.loaded.values() for task in loaded.tasks]
+        return [task for loaded in [*self.loaded.values()] for task in loaded.tasks]
 
     def pool(self) -> int:
         """Return how many tokens all sequences may have; 0 without a budget."""

@@ -6,7 +6,7 @@ A field that is not known is ignored, as OpenAI does. One that is known and not 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 from msgspec import Struct
@@ -160,7 +160,8 @@ def decode(body: bytes | bytearray, kind: type[T]) -> T:
             return _with_whole_numbers(body, kind)
     except msgspec.ValidationError as error:
         why, _, where = str(error).partition(" - at `$.")
-        raise ApiError(400, str(error), param=where.rstrip("`").partition("[")[0] or _missing(why)) from error
+        known = f": there are {', '.join(get_args(Priority))}" if "enum" in why else ""
+        raise ApiError(400, f"{error}{known}", param=where.rstrip("`").partition("[")[0] or _missing(why)) from error
     except msgspec.DecodeError as error:
         raise ApiError(400, f"the body is not JSON: {error}") from error
     except RecursionError as error:

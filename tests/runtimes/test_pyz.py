@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ pytest.importorskip("edgeglm.export.write.pyz")
 from edgeglm.export.write.pyz import build_pyz
 
 SAMPLES = 12
+SERVES = pytest.mark.skipif(find_spec("uvicorn") is None, reason="needs the extra serve")
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,14 @@ def test_one_that_is_whole_goes_on_to_the_bundle(alone: Path, tmp_path: Path) ->
     done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert "is not a bundle: it has no manifest.json" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("subcommand", "name"), [([], "python run.pyz"), pytest.param(["serve"], "python run.pyz serve", marks=SERVES)]
+)
+def test_its_help_and_errors_name_the_program_that_is_there(alone: Path, subcommand: list[str], name: str) -> None:
+    assert f"usage: {name} [-h]" in start(alone, *subcommand, "--help").stdout
+    assert start(alone, *subcommand, "--nonsense").stderr.rstrip().endswith(f"run {name} --help")
 
 
 @pytest.mark.parametrize("manifest", [b"", b"[" * 100_000, b"[]", b'{"files": 1}', b"\xff", None])

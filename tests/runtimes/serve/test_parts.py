@@ -48,6 +48,8 @@ def test_an_unknown_field_is_ignored_and_a_wrong_one_is_named() -> None:
         with pytest.raises(ApiError) as caught:
             decode(body, ChatRequest)
         assert (caught.value.status, caught.value.param) == (400, field)
+    with pytest.raises(ApiError, match="low, normal, high"):
+        decode(b'{"messages": [], "priority": "urgent"}', ChatRequest)
 
 
 @pytest.mark.parametrize(
