@@ -28,6 +28,7 @@ JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separato
 # What precedes the name of a special token where llguidance takes a vocabulary.
 SPECIAL = b"\xff"
 CUT = "\ufffd"  # a character of which some bytes are missing
+DEAD_END = "NoExtensionBias"  # llguidance's word for it
 
 
 class GrammarError(ValueError):
@@ -229,4 +230,5 @@ def schema_source(schema: str) -> str:
 
 def _line(message: str) -> str:
     """Return what a message of llguidance says, without the states and sources behind it."""
-    return " ".join(message.partition("<state>")[0].split())[:300]
+    line = " ".join(message.partition("<state>")[0].split())[:300]
+    return "no token may come next" if line == DEAD_END else line

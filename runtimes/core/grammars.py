@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
 from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.manifest import PHONE_AGENT, Manifest
+from edgeglm.runtimes.core.deep_stack import call_deep
 from edgeglm.runtimes.core.grammar import Grammar, GrammarError, Guide, Vocabulary, installed, schema_source
+from edgeglm.runtimes.core.schema_numbers import SchemaNumberError, check_numbers
 from edgeglm.runtimes.text.action_grammar import action_grammar
 from edgeglm.runtimes.text.chat import Chat
 
@@ -134,9 +137,9 @@ class Grammars:
             try:
                 if len(wanted.text) > MAX_BYTES:
                     raise GrammarError(f"it is larger than {MAX_BYTES >> 20} MiB")
-                source = schema_source(wanted.text) if wanted.is_schema else wanted.text
-                grammar = Grammar(vocabulary, source)
-            except GrammarError as error:
+                check_numbers(wanted.text, is_schema=wanted.is_schema)
+                grammar = call_deep(partial(_compile, vocabulary, wanted))
+            except (GrammarError, SchemaNumberError, MemoryError) as error:
                 raise UsageError(wanted.name, f"is no grammar: {error}", "correct it") from error
             if len(self._compiled) >= KEPT:
                 del self._compiled[next(iter(self._compiled))]
@@ -148,6 +151,10 @@ class Grammars:
             ends = self.manifest.generation.eos_token_ids
             self._vocabulary = Vocabulary(self.chat.bounded, self.manifest.model.vocabulary, ends)
         return self._vocabulary
+
+
+def _compile(vocabulary: Vocabulary, wanted: GrammarText) -> Grammar:
+    return Grammar(vocabulary, schema_source(wanted.text) if wanted.is_schema else wanted.text)
 
 
 @contextmanager
