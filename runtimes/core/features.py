@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgeglm.manifest import Vision
 from edgeglm.runtimes.core.prefixes import Prefixes
 from edgeglm.runtimes.core.prompt import FeaturesKey, Picture
+from edgeglm.runtimes.inputs.image import picture_reader
 
 LAST = 4  # images
 MAX_BYTES = 64 << 20  # in memory, of all of them
@@ -91,7 +92,7 @@ class Features:
 
     def _head(self, key: FeaturesKey) -> bytes:
         digest, grid = key
-        rest = msgspec.json.encode({"features": digest.hex(), "grid": grid})
+        rest = msgspec.json.encode({"features": digest.hex(), "grid": grid, "read by": picture_reader()})
         return self.prefixes.identity + b"\n" + rest
 
 

@@ -27,6 +27,7 @@ from edgeglm.machine import read_machine
 from edgeglm.runtimes.core.prompt import Key, Prompt, shared_length
 from edgeglm.runtimes.core.session import DecoderSession
 from edgeglm.runtimes.core.sessions import identity_of
+from edgeglm.runtimes.inputs.image import picture_reader
 from edgeglm.runtimes.text.messages import Message, message, normalize
 
 TOKENS = 256  # of a block
@@ -259,5 +260,6 @@ def place_of(identity: bytes) -> str:
 def _head(identity: bytes, parent: str, keys: tuple[Key, ...]) -> bytes:
     """Return the head of a block: JSON of all that its rows depend on."""
     names = [key if isinstance(key, int) else key.hex() for key in keys]
-    rest = msgspec.json.encode({"behind": parent, "keys": names, "rows": 1})
+    read_by = {} if all(isinstance(key, int) for key in keys) else {"read by": picture_reader()}
+    rest = msgspec.json.encode({"behind": parent, "keys": names, "rows": 1, **read_by})
     return identity + b"\n" + rest

@@ -9,11 +9,13 @@ import os
 import stat
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from edgeglm.digest import hash_range
 from edgeglm.errors import BudgetError, EdgeglmError, UsageError
@@ -114,6 +116,13 @@ def hash_picture(source: Source) -> bytes:
         return digest.digest()
     except (OSError, ValueError) as error:
         raise _unreadable(source, getattr(error, "strerror", None) or str(error)) from error
+
+
+@lru_cache(1)
+def picture_reader() -> str:
+    """Return what a picture's pixels depend on beside its file: Pillow and the libraries that decode for it."""
+    decoders = (f"{name} {features.version(name)}" for name in ("libjpeg_turbo", "webp"))
+    return ", ".join((f"Pillow {PIL.__version__}", *decoders))
 
 
 def to_patches(image: Image.Image, vision: Vision) -> NDArray[np.float32]:
