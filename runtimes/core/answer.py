@@ -36,6 +36,7 @@ class Answer:
     keys and values an earlier process had kept; an earlier request had left the others in the decoder. ``modules`` are
     those that were in memory at any time of the request. ``finish_reason`` is ``length`` where the answer was cut off.
     ``notes`` say what became of the pictures, or of the answer's grammar, that the user may not expect.
+    ``grammar_lost`` is why the grammar was not followed to the end, if it was not.
     ``model_passes`` are those of the decoder that chose tokens; as many as tokens, unless some were forced.
     """
 
@@ -54,6 +55,7 @@ class Answer:
     phases: list[Phase]
     modules: list[Loaded]
     notes: list[str]
+    grammar_lost: str | None = None
 
     @property
     def generated_tokens(self) -> int:

@@ -110,6 +110,11 @@ class Generation:
         if self.wish.drafts:
             self.wish.drafts.keep(self.lead.tokens, self.tokens)
 
+    @property
+    def lost(self) -> str | None:
+        """Why the answer is not held to its grammar to the end; None if it is, or has none."""
+        return self.guide.lost if self.guide else None
+
     def _ended(self) -> bool:
         return len(self.tokens) >= self.wish.limit or any(token in self.wish.ends for token in self.tokens[-1:])
 

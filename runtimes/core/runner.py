@@ -295,6 +295,6 @@ class Runner(AbstractContextManager["Runner"]):
             tokens=tokens, model_passes=self._generation.passes,
             time_to_first_token_ms=first, decode_tokens_per_second=(len(tokens) - 1) / seconds if tokens[1:] else 0.0,
             peak_rss_bytes=peak_rss(), state_bytes=self._state.session.state_bytes,
-            phases=self._costs.phases, modules=self._costs.modules,
+            phases=self._costs.phases, modules=self._costs.modules, grammar_lost=self._generation.lost,
             notes=[*self._costs.notes, *self.grammars.take_notes(self._generation.guide)],
         )  # fmt: skip

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from edgeglm.runtimes.core.answer import StopAnswer
-from edgeglm.runtimes.core.grammars import Choice
+from edgeglm.runtimes.core.grammars import Choice, GrammarText
 from edgeglm.runtimes.core.prompt import Prompt
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.sampling import Allowing, Sampler, Sampling
@@ -50,6 +50,11 @@ class Settings:
     grammar: Choice | None = "off"
     tools: Mapping[str, Tool] = field(default_factory=dict)
     form: Form = "lines"
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether the client asked for a schema, which an answer keeps or is none."""
+        return isinstance(self.grammar, GrammarText) and self.grammar.is_schema
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,9 @@ class _Answer:
             show=self._show,
             pause=self.pause,
         )
+        if self.settings.is_strict and done.grammar_lost:
+            why = f"is too complex for this answer, which is not held to it: {done.grammar_lost}"
+            raise ApiError(400, f"response_format: {why}", param="response_format")
         if not self.stops.stopped:
             self._emit(self.stops.finish())
         if self.reasoning:

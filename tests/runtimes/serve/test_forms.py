@@ -65,6 +65,17 @@ def test_a_schema_is_followed_wherever_clients_write_it(address: str, form: obje
     assert (status, done["choices"][0]["message"]["content"]) == (200, "7")
 
 
+def test_a_schema_that_is_lost_within_an_answer_is_an_error(address: str) -> None:
+    pytest.importorskip("llguidance")
+    links = {f"{number}": {"anyOf": [{"$ref": f"#/$defs/{number + 1}"}, {"const": 2}]} for number in range(3000)}
+    schema = {"$defs": {**links, "3000": {"const": 1}}, "$ref": "#/$defs/0"}
+    status, told = ask(address, response_format={"type": "json_schema", "json_schema": {"schema": schema}})
+    assert status == 400
+    assert told["param"] == "response_format"
+    assert "too complex for this answer" in told["message"]
+    assert ask(address, response_format={"type": "json_schema", "json_schema": {"schema": {"const": 7}}})[0] == 200
+
+
 def test_bytes_of_tokens_add_up_where_tokens_are_parts_of_characters(address: str) -> None:
     pytest.importorskip("llguidance")
     form = {"type": "json_schema", "json_schema": {"schema": {"const": "é数😀"}}}
