@@ -112,7 +112,7 @@ class Generation:
 
     @property
     def lost(self) -> str | None:
-        """Why the answer is not held to its grammar to the end; None if it is, or has none."""
+        """The reason why the answer is not held to its grammar to the end; None if it is, or has none."""
         return self.guide.lost if self.guide else None
 
     def _ended(self) -> bool:
