@@ -6,19 +6,22 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from edgeglm.engines import USUAL_FORMAT
+from edgeglm.engines import ENGINES, USUAL_FORMAT
 from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.export.burn.figures import measure_there
 from edgeglm.export.calibrate.calibrator import examples_hash
+from edgeglm.export.checkpoint.adapter import open_checkpoint
+from edgeglm.export.checkpoint.lineage import weights_key
 from edgeglm.export.evaluate.speed import MEASURER, SpeedRequest
 from edgeglm.export.pipeline.job import Job
 from edgeglm.export.pipeline.ladder import Measure
 from edgeglm.export.prefix.lengths import prefix_lengths
 from edgeglm.export.prepare.preparation import open_export
-from edgeglm.export.prepare.types import Opened, Request
+from edgeglm.export.prepare.types import LIBRARIES, Opened, Request
 from edgeglm.export.requests import SearchRequest, Switch
 from edgeglm.export.search.candidates import find_candidates
 from edgeglm.export.search.knobs import STEPS
@@ -26,8 +29,8 @@ from edgeglm.roles import DECODER
 from edgeglm.suggest import nearest_name
 
 Goal = Literal["size", "latency", "memory"]
-# Samples, or windows of a text, that tell whether a bundle fails for sure; bytes of each end of a file that are hashed.
-EARLY, END = 128, 1 << 20
+# Samples, or windows of a text, that tell whether a bundle fails for sure.
+EARLY = 128
 
 
 @dataclass(frozen=True)
@@ -108,18 +111,15 @@ def study_of(job: Job, request: SearchRequest) -> Path:
 
 
 def _identity(opened: Opened, job: Job, request: SearchRequest, models: Mapping[str, Path]) -> str:
-    """Return a hash of what a study is of: the weights by their sizes and ends, the device, samples, limit and goal.
+    """Return a hash of what a study is of: the weights, the device, the samples, the limit, the goal and the versions.
 
     Unlike `edgeglm.export.prepare.identity`, which tells files of one machine apart, it is the same for a copy.
     """
-    digest = hashlib.sha256()
+    made_by = [name for engine in ENGINES.values() if engine.reads in request.formats for name in engine.made_by]
+    versions = [(name, metadata.version(name)) for name in dict.fromkeys([*LIBRARIES, *made_by])]
+    digest = hashlib.sha256(repr(versions).encode())
     for folder in (opened.checkpoint.folder, *models.values()):
-        for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
-            size = file.stat().st_size
-            with open(file, "rb") as source:
-                digest.update(f"{file.name}\0{size}\0".encode() + source.read(END))
-                source.seek(max(0, size - END))
-                digest.update(source.read(END))
+        digest.update(weights_key(open_checkpoint(folder)).encode())
     bundle = (request.context, request.image_sizes, request.prefixes, request.kv)
     asked = (request.goal, request.accuracy_drop, request.via, request.limit)
     choices = (request.equalizations, request.formats, *models)

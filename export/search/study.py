@@ -84,7 +84,7 @@ def open_study(file: Path, identity: str) -> optuna.Study:
     if known is None and not study.trials:
         study.set_user_attr("identity", identity)
     elif known != identity:
-        why = "is a study of another model, device, limit, goal, or of other samples or options"
+        why = "is a study of another model, device, limit, goal or version, or of other samples or options"
         raise UsageError(file, why, "name another file by --study")
     return study
 

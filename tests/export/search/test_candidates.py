@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import msgspec
@@ -74,6 +77,25 @@ def test_a_model_that_has_moved_is_the_original_all_the_same(folder: Path, tmp_p
     alone = msgspec.structs.replace(request, model=str(smaller), also=())
     with pytest.raises(UsageError, match="which is not there; put it back, or take the original for MODEL"):
         aim_of(open_job(alone, BUDGET), alone)[0].expected()
+
+
+def test_a_study_is_of_all_weights_and_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fine-tuned model differs from its base between the ends of its files; another version made other bundles."""
+    (model := tmp_path / "model").mkdir()
+    build(replace(SHAPES["glm4"], vocabulary=8192)).save_pretrained(model)
+    write_tokenizer(model / "tokenizer.json")
+    write_text(tmp_path / "text.txt", 36)
+    before = aim_of(*search_of(tmp_path))[1].identity
+    copy = shutil.copytree(model, tmp_path / "copy" / "model")
+    weights = copy / "model.safetensors"
+    shutil.copy(tmp_path / "text.txt", copy.parent)
+    assert aim_of(*search_of(copy.parent))[1].identity == before
+    with weights.open("r+b") as file:
+        file.seek(weights.stat().st_size // 2)
+        file.write(b"\0\0\0\0")
+    assert aim_of(*search_of(copy.parent))[1].identity != before
+    monkeypatch.setattr(metadata, "version", lambda name: "0.0")
+    assert aim_of(*search_of(tmp_path))[1].identity != before
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_it_goes_on_where_it_was_killed(searched: tuple[Path, Search], small: Re
 def test_a_study_of_others_is_refused(searched: tuple[Path, Search]) -> None:
     folder, _ = searched
     with pytest.raises(
-        UsageError, match="is a study of another model, device, limit, goal, or of other samples or options"
+        UsageError, match="is a study of another model, device, limit, goal or version, or of other samples or options"
     ):
         open_study(folder / "study", "two")
 
