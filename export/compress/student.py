@@ -143,7 +143,7 @@ class Student:
     def learn(self) -> History:
         """Go on from the state on the disk to the end, and leave the model with the best score. Raises OSError."""
         self._load()
-        if not self.history.scores:
+        if len(self.history.scores) <= self.history.step // self.per_epoch:  # or it was interrupted while it judged
             self._evaluate()
         started, before = time.monotonic(), self.history.step
         try:
@@ -218,8 +218,10 @@ class Student:
         if held[0].sample is None:
             windows = pieces([encode(self.prompts, lesson) for lesson in held], TOKENS)
             answers = Answers(self.whole)
-            losses = [F.cross_entropy(self._logits(answers, piece), self._right(piece)) for piece in windows]
-            return -float(torch.stack(losses).mean())
+            lost = [
+                F.cross_entropy(self._logits(answers, piece), self._right(piece), reduction="none") for piece in windows
+            ]
+            return -float(torch.cat(lost).mean())
         samples = [lesson.sample for lesson in held if lesson.sample]
         settings = self.whole.generation_config
         agent = WholeOriginal(self.whole, self.prompts)
