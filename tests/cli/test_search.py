@@ -61,7 +61,7 @@ def test_a_text_model_is_searched_for_memory(tmp_path: Path, capsys: Capture) ->
     ]
     for other in ([*options, "--accuracy-drop", "30%"], [*options, "--limit", 9]):
         done = run(capsys, "search", model, *other, "-o", tmp_path / "three", *study)
-        check_failure(done, 2, "is a study of another model, device, limit, goal or version, or of other samples or options")
+        check_failure(done, 2, "is a study of another model, device, limit, goal or version, or of other samples")
 
 
 def test_a_study_that_cannot_be_used_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_an_answer_is_measured_on_a_board(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(rungs) == 2
     assert all(rung["figures"]["answer_ms"] > 0 for rung in rungs)
     here = ["search", model, *options, "-o", tmp_path / "two", "--study", tmp_path / "one.study"]
-    check_failure(run(capsys, *here), 2, "is a study of another model, device, limit, goal or version, or of other samples")
+    check_failure(run(capsys, *here), 2, "is a study of another model, device, limit, goal or version, or of other")
 
 
 @pytest.mark.parametrize(
