@@ -29,6 +29,8 @@ from edgeglm.export.checkpoint.tensor import FLOATS, Tensor
 
 FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision")
 PACKED, WHOLE, SCALE = "weight_packed", "weight", "weight_scale"
+# What the library takes for the order of activations that a g_idx tells.
+BY_GROUP = ("group", "dynamic", True)
 BYTES = tuple(np.arange(256, dtype=np.uint8).view(np.int8).astype(float).tolist())
 
 
@@ -100,7 +102,7 @@ def _packed(
     high, wide = block_of((rows, columns), scale, None)
     count = -(-columns // wide)
     order, zeros = stored.get(f"{module}weight_g_idx"), None
-    if order is None and count > 1 and _all_say(settings, "actorder", "group"):
+    if order is None and count > 1 and any(_all_say(settings, "actorder", word) for word in BY_GROUP):
         raise lacking(codes, "its weight_g_idx, the order of its columns (actorder),")
     if order and (order.dtype != "I32" or order.shape != (columns,)):
         raise misfit(order, f"is stored as {order.dtype} of shape {list(order.shape)}")

@@ -25,6 +25,17 @@ def test_a_part_in_a_dtype_that_is_not_read_is_not_left_out(case: str, part: str
         Checkpoint.open(changed(tmp_path, case, lambda t: t.update({name: t[name].double()})))
 
 
+@pytest.mark.parametrize("word", ["dynamic", True], ids=str)
+def test_an_order_of_columns_by_another_word_is_missed_too(word: object, tmp_path: Path) -> None:
+    """As compressed-tensors takes `actorder`: each of them is its "group"."""
+    changed(tmp_path, "packed act order", lambda t: t.pop(f"{O_PROJ}.weight_g_idx"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["weights"]["actorder"] = word
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DamagedFileError, match="its weight_g_idx, the order of its columns"):
+        Checkpoint.open(tmp_path)
+
+
 def with_size(folder: Path, size: object) -> Checkpoint:
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"]["group_size"] = size
