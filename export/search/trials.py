@@ -84,6 +84,8 @@ class Spread(Search):
 
 def searching(job: Job, request: SearchRequest, show: Show) -> Job:
     """Return a job that searches for the best bundle, here or on a cluster. Raises as `open_export`."""
+    if request.prune:  # which may take hours: what else is wrong is said before
+        aim_of(job, request)[0].expected()
     request = with_pruned(job, request, study_of(job, request), show)
     asked, aim = aim_of(job, request)
     check_study(aim.study, aim.identity, is_named=request.study is not None)

@@ -22,6 +22,7 @@ from edgeglm.export.pipeline.opening import open_job
 from edgeglm.export.requests import CompressRequest, SearchRequest
 from edgeglm.export.search.aim import aim_of
 from edgeglm.export.search.candidates import with_pruned
+from edgeglm.export.search.trials import searching
 from tests.cli.test_validate_text import write_text, write_tokenizer
 from tests.export.tiny import SHAPES, build
 
@@ -143,4 +144,11 @@ def test_a_rate_that_leaves_nothing_is_refused_before_another_is_pruned(folder: 
     job, request = search_of(folder, prune=("mlp=50%", "layers=3"))
     with pytest.raises(UsageError, match="--prune layers=3: would leave none of the 3 layers"):
         with_pruned(job, request, tmp_path / "study", lambda _: None)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_another_option_that_is_wrong_is_refused_before_anything_is_pruned(folder: Path, tmp_path: Path) -> None:
+    job, request = search_of(folder, prune=("mlp=50%",), formats=("gguf",), study=tmp_path / "study")
+    with pytest.raises(UsageError, match="--formats gguf: is no format"):
+        searching(job, request, lambda _: None)
     assert [*tmp_path.iterdir()] == []
