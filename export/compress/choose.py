@@ -105,7 +105,8 @@ class Observer:
                 self.chosen.unfitted.append(reader)
                 continue
             file = self.work / f"{len(self.chosen.fitted)}.f32"
-            moments.refit(self.source, reader, units.columns(chosen)).tofile(file)
+            refitted = moments.refit(self.source, reader, units.columns(chosen))
+            file.write_bytes(np.ascontiguousarray(refitted).data)  # `tofile` would not say which error of the system
             self.chosen.fitted[reader] = file
         self.moments = {}
 
@@ -202,7 +203,7 @@ def choose(
     prompts = example_prompts(prepared, examples)
     shown = Shown(observer, sum(part.layers + 2 for part in plan), show)
     walk = InfluenceWalk(prepared, prompts, Observed(OriginalWeights(source), observer.see), shown)
-    run_walk(walk, work)
+    run_walk(walk)
     observer.chosen.layers = choose_layers(plan, walk.influence)
     notes = no_room(observer.chosen.unfitted, "to refit", "columns are only left out")
     return observer.chosen, notes

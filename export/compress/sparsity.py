@@ -238,7 +238,7 @@ def sparsify(
         thinner = Thinner(names, sparse, len(examples), widest)
         observed, total = Observed(OriginalWeights(source), thinner.see), sum(part.layers + 2 for part in parts)
         shown = Shown(thinner, total, show)
-        run_walk(SparseWalk(prepared, example_prompts(prepared, examples), observed, shown, sparse), work)
+        run_walk(SparseWalk(prepared, example_prompts(prepared, examples), observed, shown, sparse))
         notes = [*_notes(wanted, thinner)]
     counts = {
         module: {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +15,6 @@ from edgeglm.export.predict.torch_build import with_torch
 from edgeglm.export.prepare.types import Opened
 from edgeglm.export.prove.probes import Example
 from edgeglm.export.requests import Progress, Show
-from edgeglm.export.write.disk import explained
 from edgeglm.roles import ModuleName
 
 
@@ -44,19 +42,15 @@ class Shown:
         self.listener.end()
 
 
-def run_walk(walk: Walk, work: Path) -> None:
+def run_walk(walk: Walk) -> None:
     """Pass all prompts through the model.
-
-    Args:
-        walk: It.
-        work: Where its listener writes.
 
     Raises:
         UsageError: Something in the model is not finite on the samples.
-        BudgetError: The disk is full.
+        OSError: A listener cannot write.
     """
     try:
-        with np.errstate(all="ignore"), explained(work, work):
+        with np.errstate(all="ignore"):
             for _ in walk.logits():
                 pass
     except ValueError as error:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import resource
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +19,7 @@ transformers = pytest.importorskip("transformers")
 from edgeglm.errors import UnsupportedError, UsageError
 from edgeglm.export.checkpoint.lineage import Lineage
 from edgeglm.export.checkpoint.reader import Checkpoint
-from edgeglm.export.compress.choose import Chosen, best, choose_by_l1
+from edgeglm.export.compress.choose import Chosen, Observer, best, choose_by_l1
 from edgeglm.export.compress.cuts import cut_config, cut_tensors
 from edgeglm.export.compress.moments import Moments
 from edgeglm.export.compress.parts import Part, find_parts, units_of
@@ -154,6 +157,22 @@ def test_refitted_columns_make_up_for_those_that_go(tmp_path: Path) -> None:
     left_out = np.linalg.norm(tokens[:, kept] @ weight[:, kept].T - want)
     refitted = np.linalg.norm(tokens[:, kept] @ moments.refit(checkpoint, name, kept).T - want)
     assert refitted < 0.2 * left_out
+
+
+def test_columns_that_the_disk_has_no_room_for_are_an_error_of_the_system(tmp_path: Path) -> None:
+    _, checkpoint, parts = opened("glm", tmp_path)
+    observer = Observer(plan_parts(parts, parse_rates("mlp=20%"), checkpoint), checkpoint, tmp_path, widest=160)
+    tokens = np.random.default_rng(0).standard_normal((20, 160)).astype(np.float32)
+    observer.see("model.layers.0.mlp.down_proj.weight", tokens)
+    handler, before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as full:
+            observer.end()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert full.value.errno == errno.EFBIG
 
 
 @pytest.mark.parametrize(

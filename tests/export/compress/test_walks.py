@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import onnx_ir as ir
@@ -37,14 +36,14 @@ def test_a_listener_hears_all_and_the_share_that_is_done_is_told() -> None:
     assert [progress.done for progress in told] == [0, 0.25]
 
 
-def test_values_that_are_not_finite_are_a_line_about_the_samples(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_a_line_about_the_samples() -> None:
     class Broken:
         def logits(self) -> Iterator[Any]:
             yield None
             raise ValueError("what w is multiplied by is not finite")
 
     with pytest.raises(UsageError, match="--calibration: what w is multiplied by is not finite; check the model"):
-        run_walk(cast(Walk, Broken()), tmp_path)
+        run_walk(cast(Walk, Broken()))
 
 
 def test_matrices_without_room_are_one_note() -> None:
