@@ -19,6 +19,7 @@ from edgeglm.errors import UsageError
 from edgeglm.export.calibrate.calibrator import check_examples, examples_hash
 from edgeglm.export.checkpoint.lineage import ZEROS, Lineage, Step, read_lineage, weights_key
 from edgeglm.export.checkpoint.locate import locate
+from edgeglm.export.checkpoint.quantized.matrix import Matrix
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.compress.choose import Chosen, choose, removed
 from edgeglm.export.compress.cuts import cut_config, cut_tensors
@@ -35,6 +36,7 @@ from edgeglm.export.compress.options import (
 from edgeglm.export.compress.parts import Part, find_parts
 from edgeglm.export.compress.rates import Left, parse_rates, plan_parts, whole
 from edgeglm.export.compress.sparsity import matrices, sparsify
+from edgeglm.export.compress.walks import walk_bytes
 from edgeglm.export.compress.write import write_checkpoint
 from edgeglm.export.compress.zeros import check_shapes, parse_sparse
 from edgeglm.export.families.rope import FILE
@@ -89,13 +91,14 @@ def _compress(request: CompressRequest, budget: int, show: Show, team: Team | No
     if request.distill:
         check_recovery(request, checkpoint)
         check_learning(request, checkpoint, _parameters(checkpoint, plan), budget, team.size if team else 1)
+    walk_bytes(opened, examples, budget)
     show(Progress("tracing"))
     (traced,) = trace([opened.probe], opened.checkpoint.folder / FILE)
     prepared = Prepared(opened, traced.model, traced, (), {})
     with _partial(request, _key(request, checkpoint, examples)) as partial:
-        notes, scores = list[str](), list[float]()
+        notes, scores = _quantized(checkpoint), list[float]()
         if not (partial / MODEL).exists():
-            notes = _make(request, prepared, plan, examples, partial, budget, show)
+            notes += _make(request, prepared, plan, examples, partial, budget, show)
         smaller = Checkpoint.open(partial / MODEL)
         made = partial / MODEL
         if request.distill:
@@ -163,6 +166,12 @@ def _make(
     for file in chosen.fitted.values():
         file.unlink()
     return notes
+
+
+def _quantized(checkpoint: Checkpoint) -> list[str]:
+    """Return a note on what was quantized and is not any more; none where nothing was."""
+    count = sum(isinstance(tensor, Matrix) for tensor in checkpoint.tensors.values())
+    return [f"{count} quantized matrices are written unquantized: compress the original instead"] if count else []
 
 
 def _parameters(checkpoint: Checkpoint, plan: Mapping[Part, Left]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ from edgeglm.errors import EdgeglmError
 from edgeglm.export.api import CompressRequest, Progress, compress
 from edgeglm.export.checkpoint.lineage import LINEAGE
 from edgeglm.export.checkpoint.locate import DEMO
+from edgeglm.export.checkpoint.reader import Checkpoint
+from edgeglm.export.checkpoint.tensor import Tensor
 from edgeglm.export.samples.shipped import DATA
 from tests.cli.commands import check_failure, end, left_of, run, start
+from tests.export.quantized import gptq, save_quantized
 from tests.export.tiny import SHAPES, save
 
 Capture = pytest.CaptureFixture[str]
@@ -123,6 +127,8 @@ def test_options_of_a_recovery_are_refused_without_one(option: str, tmp_path: Pa
         ({"prune": "layers=9"}, "would leave none of the 4 layers of the decoder"),
         ({"prune": "heads=50%"}, "derives a head's size from the number of heads"),
         ({"prune": "40%", "distill": DATA / "calibration.jsonl", "max_ram": 800 << 20}, "is too little to recover"),
+        ({"prune": "mlp=50%", "by": "l1", "max_ram": 300 << 20}, "300MiB is too little to compress edgeglm-demo"),
+        ({"sparse": "2:4", "max_ram": 300 << 20}, "300MiB is too little to compress edgeglm-demo"),
     ],
 )
 def test_what_config_and_headers_refuse_is_refused_before_any_work(
@@ -144,6 +150,17 @@ def test_a_recovery_that_cannot_be_is_refused_before_anything_is_made(tmp_path: 
     done = run(capsys, *options, DATA / "calibration.jsonl", "--max-ram", "800MiB")
     check_failure(done, 5, f"--max-ram: 800MiB is too little to recover {target}")
     assert [file.name for file in tmp_path.iterdir()] == ["words.txt"]
+
+
+def test_a_quantized_checkpoint_becomes_a_plain_one_and_a_note_says_so(tmp_path: Path, capsys: Capture) -> None:
+    (model := tmp_path / "model").mkdir()
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    save_quantized(replace(SHAPES["glm"], layers=1), model, settings, gptq(4, 32))
+    status, _, err = run(capsys, "compress", model, "-o", tmp_path / "out", "--prune", "mlp=20%", "--by", "l1")
+    assert status == 0
+    assert "note: 6 quantized matrices are written unquantized: compress the original instead" in err
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    assert all(isinstance(tensor, Tensor) for tensor in Checkpoint.open(tmp_path / "out").tensors.values())
 
 
 def test_a_folder_that_exists_stays(tiny: Path, tmp_path: Path, capsys: Capture) -> None:
