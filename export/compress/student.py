@@ -239,11 +239,12 @@ class Student:
         weights = self.team.weights(self.model) if self.team.size > 1 else {}
         if weights:
             self.whole.load_state_dict(weights)
-        self.history.scores.append(self.team.tell(self.score() if self.team.leads else 0.0))
-        if len(self.history.scores) == 1 or self.history.scores[-1] > self.history.scores[self.history.best]:
-            self.history.best = len(self.history.scores) - 1
-            if self.team.leads:
-                write_state(self.work / BEST, self.whole.state_dict())
+        score = self.team.tell(self.score() if self.team.leads else 0.0)
+        is_best = not self.history.scores or score > self.history.scores[self.history.best]
+        if is_best and self.team.leads:  # before the history says so: what is interrupted here is judged again
+            write_state(self.work / BEST, self.whole.state_dict())
+        self.history.best = len(self.history.scores) if is_best else self.history.best
+        self.history.scores.append(score)
         self._save()
 
     def _tell(self, loss: float, left: float) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ pytest.importorskip("transformers")
 
 from edgeglm.export.compress import student
 from edgeglm.export.compress.lessons import Lessons
+from edgeglm.export.compress.state import write_state
 from edgeglm.export.compress.student import Settings, Student
 from edgeglm.export.compress.teacher import Teacher
 from tests.export.compress.learn import VOCABULARY, WINDOW, prepare
@@ -34,25 +37,36 @@ def test_every_token_of_a_held_out_text_counts_the_same(folder: Path, monkeypatc
     assert made(folder).score() == pytest.approx(together, rel=1e-6)
 
 
+@pytest.mark.parametrize("moment", ["judging", "writing"])
 def test_an_epoch_that_was_interrupted_while_it_was_judged_is_judged_later(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    moment: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the last epoch has learned is written, not what there was before it."""
-    scores = iter([0.1, None, 0.2])
+    calls = {"judging": 0, "writing": 0}
+
+    def come(now: str) -> None:
+        calls[now] += 1
+        if now == moment and calls[now] == 2:
+            raise KeyboardInterrupt
 
     def score(_: Student) -> float:
-        if (found := next(scores)) is None:
-            raise KeyboardInterrupt
-        return found
+        come("judging")
+        return calls["judging"] / 10
+
+    def write(file: Path, state: Mapping[str, Any]) -> None:
+        if file.name == student.BEST:
+            come("writing")
+        write_state(file, state)
 
     monkeypatch.setattr(Student, "score", score)
+    monkeypatch.setattr(student, "write_state", write)
     first = made(folder)
     with pytest.raises(KeyboardInterrupt):
         first.learn()
     assert first.history.step == first.steps
     again = made(folder)
     history = again.learn()
-    assert (history.scores, history.best) == ([0.1, 0.2], 1)
+    assert (history.scores, history.best) == ([0.1, 0.3], 1)
     learned = first.model.state_dict()
     for name, value in again.model.state_dict().items():
         assert torch.equal(value, learned[name]), name
