@@ -90,7 +90,7 @@ def command(
         distill=distill,
         epochs=epochs,
         learning_rate=learning_rate,
-        freeze=tuple(filter(None, freeze.split(","))),
+        freeze=tuple(filter(None, map(str.strip, freeze.split(",")))),
         resume=not no_resume,
         distributed=distributed,
     )

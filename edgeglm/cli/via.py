@@ -16,7 +16,8 @@ class ViaCommand(click.Command):
         """Take the host to its option."""
         for index in range(len(args) - 1):
             if args[index : index + 2] == ["--via", "ssh"] or args[index] == "--via=ssh":
-                host = index + (1 if "=" in args[index] else 2)
-                args = [*args[:index], "--via", " ".join(["ssh", *args[host : host + 1]]), *args[host + 1 :]]
+                start = index + (1 if "=" in args[index] else 2)
+                host = [word for word in args[start : start + 1] if not word.startswith("-")]  # else the next option
+                args = [*args[:index], "--via", " ".join(["ssh", *host]), *args[start + len(host) :]]
                 break
         return super().parse_args(ctx, args)

@@ -29,6 +29,7 @@ Capture = pytest.CaptureFixture[str]
         (["--via", "ssh", "pi@board", "bundle"], "ssh pi@board bundle"),
         (["bundle", "--via=ssh", "pi@board"], "ssh pi@board bundle"),
         (["--via", "adb", "bundle"], "adb bundle"),
+        (["--via", "ssh", "--", "bundle"], "ssh bundle"),
     ],
 )
 def test_a_host_belongs_to_its_option(arguments: list[str], printed: str) -> None:
