@@ -77,10 +77,10 @@ def command(
     """
     budget = parse_budget(max_ram)
     cells = cells_of(
-        items(models) or [DEMO],
-        items(targets) or profile_names(),
-        items(precisions) or PRECISIONS,
-        items(formats) or export_formats(),
+        _listed("--models", models) or [DEMO],
+        _listed("--targets", targets) or profile_names(),
+        _listed("--precisions", precisions) or PRECISIONS,
+        _listed("--formats", formats) or export_formats(),
         _measured(data, limit),
     )
     kept, environment = _beside(out), read_environment()
@@ -112,6 +112,14 @@ def command(
         click.echo(
             f"edgeglm: memory: the peak was above the budget of {format_size(budget)}; please report it", err=True
         )
+
+
+def _listed(option: str, texts: Sequence[str]) -> list[str]:
+    """Return the items of an option's lists. Raises UsageError where they are given and hold none."""
+    found = items(texts)
+    if texts and not found:
+        raise UsageError(f"{option} {' '.join(map(repr, texts))}", "names nothing", "name one, or leave the option out")
+    return found
 
 
 def _runner(address: str | None, plan: Plan, leave: ExitStack) -> tuple[int, Run]:

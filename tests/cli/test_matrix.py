@@ -140,6 +140,8 @@ def children_of(pid: int) -> list[int]:
         (["--precisions", "int9"], "precision 'int9': there is no such scheme"),
         (["--precisions", "decodr=int4"], "'decodr' is not a module"),
         (["--formats", "gguf"], "--formats gguf: is not a format; choose one of "),
+        (["--models", ","], "--models ',': names nothing; name one, or leave the option out"),
+        (["--targets", ""], "--targets '': names nothing"),
         (["--models", "nowhere"], "nowhere: cannot be read; give a checkpoint"),
         (["--data", "nowhere.txt"], "nowhere.txt: cannot be read"),
         (["-o", "nowhere/page.md"], "nowhere/page.md: its folder is not there"),
