@@ -89,6 +89,7 @@ def command(
         click.echo(f"edgeglm: {kept}: {damaged} of its outcomes are damaged, and left out", err=True)
     matrix = Matrix(known, cells, environment)
     check_cluster(cluster)
+    write_outcomes(kept, matrix.outcomes)  # what cannot be kept is not measured
     plan, total = Plan(budget, limit, data, environment), len(matrix.waiting)
     with MemorySampler() as memory, Display(budget) as display, ExitStack() as leave:
 

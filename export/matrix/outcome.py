@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from edgeglm.errors import UsageError
+from edgeglm.export.write.disk import explained
 from edgeglm.files import read_bytes
 from edgeglm.manifest import Metric
 from edgeglm.roles import HasRole, ModuleName
@@ -163,13 +164,12 @@ def write_outcomes(file: Path, outcomes: Iterable[Outcome]) -> None:
 
 
 def replace_file(file: Path, data: bytes) -> None:
-    """Write a file as a whole."""
+    """Write a file as a whole. Raises UsageError, or BudgetError where the disk is full."""
     partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(data)
-        partial.replace(file)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UsageError(
-            file, f"cannot be written: {error.strerror}", "give a file in a folder of yours: -o"
-        ) from error
+    with explained(file, file.absolute().parent):
+        try:
+            partial.write_bytes(data)
+            partial.replace(file)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise

@@ -145,6 +145,7 @@ def children_of(pid: int) -> list[int]:
         (["--models", "nowhere"], "nowhere: cannot be read; give a checkpoint"),
         (["--data", "nowhere.txt"], "nowhere.txt: cannot be read"),
         (["-o", "nowhere/page.md"], "nowhere/page.md: its folder is not there"),
+        (["-o", "/proc/page.md"], "/proc/page.json: cannot be written: No such file or directory; give a folder on"),
         (["-o", "page.json"], "page.json: is the name of what is kept beside the page"),
         (["--max-ram", "much"], "--max-ram much: is not a size"),
     ],

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from edgeglm.errors import UsageError
+from edgeglm.errors import BudgetError, UsageError
 from edgeglm.export.matrix.outcome import (
     Cell,
     Outcome,
@@ -101,6 +103,21 @@ def test_outcomes_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert read_outcomes(file) == ({}, 0)
     write_outcomes(file, [WORKS, REFUSED])
     assert read_outcomes(file) == (KEPT, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["matrix.json"]
+
+
+def test_outcomes_that_the_disk_has_no_room_for_leave_the_old_ones(tmp_path: Path) -> None:
+    file = tmp_path / "matrix.json"
+    write_outcomes(file, [WORKS])
+    handler, before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(BudgetError, match=r"matrix\.json: a file of it may not become so large here"):
+            write_outcomes(file, [WORKS, REFUSED])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert read_outcomes(file) == ({WORKS.identity: WORKS}, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["matrix.json"]
 
 
