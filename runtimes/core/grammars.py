@@ -52,7 +52,7 @@ def read_grammar(choice: str) -> Choice:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
-        text = data.decode()
+        text = data.decode("utf-8-sig")
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else "is not UTF-8"
         raise UsageError(f"--grammar {choice}", f"cannot be read: {why}", remedy) from error

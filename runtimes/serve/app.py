@@ -136,7 +136,8 @@ class Service:
         # Bytes of a header come as Latin-1; some clients send a key in that, others in UTF-8.
         given = key.strip(" \t").encode("latin-1") if scheme.lower() == "bearer" else b""
         if self.keys and not any(hmac.compare_digest(given, known) for known in self.keys):
-            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+            headers = {"WWW-Authenticate": "Bearer"}  # RFC 9110, 15.5.2: a 401 names the scheme
+            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key", headers=headers)
 
     async def _chat(self, request: Request) -> Response:
         async with self.bodies.read(request, ChatRequest) as asked, self.media.fetched(asked.messages):

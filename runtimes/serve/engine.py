@@ -112,7 +112,7 @@ class Engine:
         with self._changed:
             if len(self._jobs) >= self.most_waiting:
                 self.metrics.refused.inc()
-                why = f"{self.most_waiting} requests are waiting already; try again"
+                why = f"as many requests as may are waiting already ({self.most_waiting}); try again"
                 raise ApiError(429, why, code="queue_full", headers={"Retry-After": str(RETRY_SECONDS)})
             self.schedule.enter(job.claim)
             self._jobs.append(job)

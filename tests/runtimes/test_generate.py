@@ -212,5 +212,8 @@ def test_the_command_takes_a_file(exact: Path, tmp_path: Path, capsys: pytest.Ca
     assert result["text"] in ("Yes, it is.", "No.")
     assert result["model_passes"] < result["generated_tokens"]
     assert read_grammar(str(file)) == GrammarText(f"--grammar {file}", file.read_text(), is_schema=False)
+    marked = file.with_name("marked.lark")  # as some editors of Windows write it
+    marked.write_text(file.read_text(), encoding="utf-8-sig")
+    assert read_grammar(str(marked)) == GrammarText(f"--grammar {marked}", file.read_text(), is_schema=False)
     with pytest.raises(UsageError, match="is neither"):
         read_grammar("on")

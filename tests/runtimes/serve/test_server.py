@@ -127,6 +127,9 @@ def test_keys_are_asked_for_everywhere_but_where_health_is(exact: Path, tmp_path
     with serving(exact, "--api-key-file", keys, "--cors", page) as (_, address):
         check_preflight(address, page)
         assert post(address, "/v1/chat/completions", chat())[0] == 401
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            get(address, "/v1/models")
+        assert caught.value.headers["WWW-Authenticate"] == "Bearer"
         assert post(address, "/v1/chat/completions", chat(), {**JSON, "Authorization": "Bearer wrong"})[0] == 401
         for key in ("first", "second"):
             assert post(address, "/v1/chat/completions", chat(), {**JSON, "Authorization": f"Bearer {key}"})[0] == 200
