@@ -147,6 +147,8 @@ class _Lowering:
         values = [self._initializer(f"{tensor}.{part.suffix}", part) for part in stored]
         names = tuple(f"{value.name}" for value in values)
         self.stored.append(Stored((tensor,), rows, columns, scheme, stored, names))
+        if attributes:  # ONNX Runtime's exact kernels fail on a scale for each row without zero points (decision 0012)
+            values.append(self._tensor(f"{tensor}.zeros", np.zeros(rows, np.int8), ir.DataType.INT8))
         return self._node("DequantizeLinear", values, f"{tensor}.dequantized", values[0].shape, attributes)
 
     def _initializer(self, name: str, part: Part) -> ir.Value:

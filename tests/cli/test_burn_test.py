@@ -226,7 +226,7 @@ def command_line(pid: int) -> bytes:
     ("options", "why"),
     [
         (["--via", "ssh"], "--via ssh: names no host; write --via ssh HOST"),
-        (["--via", "ssh", "-oProxyCommand=x"], "--via ssh: names no host; write --via ssh HOST"),
+        (["--via", "ssh", "-oProxyCommand=x"], "burn-test: No such option '-o'"),
         (["--via", "usb"], "--via usb: is not a backend; choose one of adb, qemu, ssh"),
         (["--max-ram", "much"], "--max-ram much: is not a size"),
         (["--max-ram", ""], "--max-ram '': is not a size"),

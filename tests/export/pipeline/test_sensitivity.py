@@ -102,7 +102,7 @@ def test_an_exact_part_does_none_and_the_cache_gives_the_same_again(
     prompts = sample_prompts(prepared, samples[:1], answered=True)
     parts = {"decoder.layer.3": "fp32", "decoder.back": "int4"}
     first = sensitivities(prepared, prompts, parts)
-    assert first["decoder.layer.3"] == 0
+    assert first["decoder.layer.3"] < 1e-12  # without AVX512 another piece of a product rounds otherwise
     assert first["decoder.back"] > 0
     (kept,) = cache.iterdir()
     assert sensitivities(prepared, prompts, parts) == first
