@@ -149,12 +149,17 @@ def _with_bias(node: ir.Node, product: ir.Value) -> None:
 
 
 def share_equal(model: ir.Model) -> None:
-    """Let rounded weights that are equal be one: nodes that share a weight have each made codes of it."""
+    """Let rounded weights that are equal be one: nodes that share a weight have each made codes of it.
+
+    Those of an LSTM stay: without VNNI, ONNX Runtime's exact kernels replace each of them, and fail on the second time.
+    """
     for graph in [model.graph, *model.graph.subgraphs()]:
         kept: dict[tuple[ir.DataType, tuple[int, ...], bytes], ir.Value] = {}
         for name, value in list(graph.initializers.items()):
             tensor = value.const_value
             if tensor is None or tensor.dtype not in CODES or value.is_graph_input() or value.is_graph_output():
+                continue
+            if any(use.node.op_type == "DynamicQuantizeLSTM" for use in value.uses()):
                 continue
             key = (tensor.dtype, tensor.numpy().shape, blake2b(tensor.tobytes()).digest())
             if (first := kept.setdefault(key, value)) is not value:

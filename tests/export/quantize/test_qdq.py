@@ -78,6 +78,17 @@ def test_what_moves_values_keeps_their_codes_and_a_softmax_has_its_own() -> None
     assert step(model, "s") == 1 / 256
 
 
+def test_weights_with_a_scale_for_each_row_have_zero_points() -> None:
+    """Without them ONNX Runtime's exact kernels, for x86 without VNNI, fail (decision 0012)."""
+    model = graph()
+    lower_to_integers(model, NpuInt8(8), RANGES, ["t"])
+    (weight,) = [node for node in model.graph if node.op_type == "DequantizeLinear" and "axis" in node.attributes]
+    zeros = weight.inputs[2]
+    assert zeros is not None
+    assert zeros.const_value is not None
+    assert zeros.const_value.numpy().tolist() == [0] * 8
+
+
 def test_norms_are_one_operator_with_unsigned_weights() -> None:
     model = graph()
     stored = lower_to_integers(model, NpuInt8(16), RANGES, ["t"])
