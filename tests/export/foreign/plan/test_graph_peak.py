@@ -17,10 +17,12 @@ import subprocess
 
 from edgeglm.export.foreign.measure.activations import kept_groups
 from edgeglm.export.foreign.plan.graph_peak import graph_peak, size_of
+from edgeglm.runtimes.engines.ort.options import saturates
 from tests.export.foreign.small_graphs import graph, node, normal, value
 
 SIZE, CHANNELS = 384, 32
 MORE, LESS = 1.05, 0.8  # of the predicted peak, what may be taken; on other machines libraries take less
+WITHOUT_VNNI = 1.15  # instead of MORE: other kernels of the engine, which are not predicted (docs/cli.md)
 
 
 @pytest.mark.slow
@@ -41,7 +43,7 @@ def test_the_peak_of_large_activations_is_predicted(tmp_path: Path) -> None:
     options = ["--precision", "int8", "--calibration", str(tmp_path / "samples"), "-o", str(tmp_path / "out"), "--json"]
     made = json.loads(subprocess.run([*command, *options], check=True, stdout=subprocess.PIPE, text=True).stdout)
     share = made["peak_rss_bytes"] / made["predicted_peak_rss_bytes"]
-    assert LESS <= share <= MORE
+    assert LESS <= share <= (WITHOUT_VNNI if saturates() else MORE)
 
 
 def test_values_that_are_kept_together_take_no_more_than_a_run() -> None:
