@@ -26,7 +26,7 @@ FEWEST = 8
 PIECE = 1 << 16
 # Of a text that is read to its end; of a longer one, so many windows as are asked for.
 MAX_BYTES = 64 << 20
-TEXT = "give a text file in UTF-8, or a part of a long one"
+TEXT = "give a text file in UTF-8; of a long one a part, or --limit where the command has it"
 
 
 @dataclass(frozen=True)

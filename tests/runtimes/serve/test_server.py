@@ -130,6 +130,7 @@ def test_keys_are_asked_for_everywhere_but_where_health_is(exact: Path, tmp_path
         with pytest.raises(urllib.error.HTTPError) as caught:
             get(address, "/v1/models")
         assert caught.value.headers["WWW-Authenticate"] == "Bearer"
+        caught.value.close()
         assert post(address, "/v1/chat/completions", chat(), {**JSON, "Authorization": "Bearer wrong"})[0] == 401
         for key in ("first", "second"):
             assert post(address, "/v1/chat/completions", chat(), {**JSON, "Authorization": f"Bearer {key}"})[0] == 200
