@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -81,11 +82,17 @@ def is_cached(requests: Sequence[TraceRequest]) -> bool:
 def key(request: TraceRequest) -> str:
     """Return a hash of the request, the configuration it names, the libraries' versions and our own tracing code."""
     digest = hashlib.sha256(msgspec.json.encode(request))
-    digest.update(repr([(name, metadata.version(name)) for name in LIBRARIES]).encode())
-    here = Path(__file__).parent
-    for source in sorted([*here.glob("*.py"), *(here.parent / "families").glob("*.py"), here.parent / "model.py"]):
-        digest.update(source.read_bytes())
+    digest.update(_code())
     return digest.hexdigest()[:32]
+
+
+@cache  # what runs stays what was imported; a plan asks for a key several times in each precision
+def _code() -> bytes:
+    """Return the libraries' versions and our own tracing code."""
+    here = Path(__file__).parent
+    sources = sorted([*here.glob("*.py"), *(here.parent / "families").glob("*.py"), here.parent / "model.py"])
+    versions = repr([(name, metadata.version(name)) for name in LIBRARIES]).encode()
+    return versions + b"".join(source.read_bytes() for source in sources)
 
 
 def _find(requests: Sequence[TraceRequest]) -> tuple[dict[TraceRequest, dict[str, bytes]], list[TraceRequest]]:
