@@ -73,7 +73,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def loaded_workers() -> Iterator[Loaded]:
-    """Fork the tracers and converters that this process starts from loaded ones; commands start their own."""
+    """Fork the workers that this process starts from loaded ones; a command in another process starts its own."""
     loaded, run = Loaded(), Worker.run
 
     def run_loaded(worker: Worker[Any], *arguments: Any, **options: Any) -> Any:  # noqa: ANN401

@@ -1,11 +1,11 @@
-"""Processes that have loaded a worker, of traces or of LiteRT's conversions, and fork for every task.
+"""Processes that have loaded a worker, of traces or of LiteRT's conversions, or the command line, and fork.
 
 Loading torch and the exporter or converter takes longer than their work on a small model, and is the same each time. A
 fork is as far as a worker of its own that has just read its imports: it has the environment, the folder and the limits
 of who asks, no task is behind it, and it ends with its task.
 
-Run as a program with the worker's module, it is such a process: each message on its stdin is a task's settings and four
-files, the worker's stdin, stdout and stderr, and where its id and then its exit code are told.
+Run as a program with the name of its first module, it is such a process: each message on its stdin is the settings of a
+worker and four files, its stdin, stdout and stderr, and where its id and then its exit code are told.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import json
 import logging
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
 import sys
+import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
@@ -32,15 +35,22 @@ from edgeglm.worker import Worker
 
 ROOT = Path(__file__).parents[1]
 TRACER, CONVERTER = "edgeglm.export.trace.trace_worker", "edgeglm.export.targets.litert.convert_worker"
+COMMAND = "edgeglm.__main__"
+# What they import when they use it. None of a command's reads the hub's address, which a test may give it.
+LATER = {
+    COMMAND: ("edgeglm.cli.main", "edgeglm.cli.export", "edgeglm.cli.plan", "edgeglm.export.pipeline.opening"),
+}
 LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA, resource.RLIMIT_FSIZE)
 MOST_BYTES = 1 << 20  # of a task's settings
 
 
 class Forked:
-    """A worker, as far as `edgeglm.worker.Worker` knows a `subprocess.Popen`."""
+    """A worker or command, as far as `edgeglm.worker.Worker` knows a `subprocess.Popen`."""
 
-    def __init__(self, server: socket.socket) -> None:
+    def __init__(self, server: socket.socket, module: str, arguments: Sequence[str] = ()) -> None:
         settings = {
+            "module": module,
+            "arguments": arguments,
             "folder": os.getcwd(),
             "environment": dict(os.environ),
             "limits": [(kind, *resource.getrlimit(kind)) for kind in LIMITS],
@@ -53,7 +63,7 @@ class Forked:
         self.stdin: IO[bytes] = os.fdopen(pipes[0][1], "wb")
         self.stdout: IO[bytes] = os.fdopen(pipes[1][0], "rb")
         self.stderr: IO[bytes] = os.fdopen(pipes[2][0], "rb")
-        self._told: IO[bytes] = os.fdopen(pipes[3][0], "rb")
+        self._told: IO[bytes] = os.fdopen(pipes[3][0], "rb", buffering=0)
         self.pid = int(self._told.readline())
         self.returncode: int | None = None
 
@@ -62,6 +72,10 @@ class Forked:
         if self.returncode is None:
             self.returncode = int(self._told.readline())
         return self.returncode
+
+    def ends_within(self, seconds: float) -> bool:
+        """Return whether it has ended, for which it has so much time."""
+        return self.returncode is not None or bool(select.select([self._told], [], [], seconds)[0])
 
     def kill(self) -> None:
         """End it."""
@@ -92,16 +106,23 @@ class Loaded:
     @contextmanager
     def start(self, module: str, command: object, **options: object) -> Iterator[Any]:
         """Start a worker, as `edgeglm.process.child` starts one by its command."""
+        worker = Forked(self._server(module), module)
+        try:
+            yield worker
+        finally:
+            worker.close()
+
+    def command(self, *arguments: object) -> Forked:
+        """Start a command; it is the caller's to close."""
+        return Forked(self._server(COMMAND), COMMAND, [str(argument) for argument in arguments])
+
+    def _server(self, module: str) -> socket.socket:
         if module not in self._servers:
             self._servers[module], theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             program = [sys.executable, "-m", "tests.loaded_workers", module]
             with theirs:
                 subprocess.run(program, stdin=theirs.fileno(), check=True, cwd=ROOT)
-        worker = Forked(self._servers[module])
-        try:
-            yield worker
-        finally:
-            worker.close()
+        return self._servers[module]
 
     def close(self) -> None:
         """Let them end."""
@@ -109,14 +130,18 @@ class Loaded:
             server.close()
 
 
+@cache
 def _load(module: str) -> Any:  # noqa: ANN401
-    """Import a worker, and what a trace imports; have the exporter read its operators."""
-    warnings.simplefilter("ignore")
+    """Import a worker, and what its work imports; have the exporter read its operators."""
     logging.disable(logging.WARNING)
-    import_module("edgeglm.export")
-    worker: Any = import_module(module)
-    if module == TRACER:
-        _load_exporter(worker)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import_module("edgeglm.export")
+        worker: Any = import_module(module)
+        for name in LATER.get(module, ()):
+            import_module(name)
+        if module == TRACER:
+            _load_exporter(worker)
     logging.disable(logging.NOTSET)
     return worker
 
@@ -143,7 +168,12 @@ def _work(worker: Any, settings: dict[str, Any], files: array.array[int]) -> int
     os.environ.update(settings["environment"])
     for limit in settings["limits"]:
         resource.setrlimit(limit[0], limit[1:])
-    sys.stdin = os.fdopen(0)
+    # Anew: those that were opened before believe of a pipe what was so of a file.
+    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.argv[1:] = settings["arguments"]
+    if settings["module"] == COMMAND:
+        gc.enable()  # as workers do by themselves
     return int(worker.main())
 
 
@@ -157,6 +187,8 @@ def _watch(worker: Any, settings: dict[str, Any], files: array.array[int]) -> No
         code = 1
         try:
             code = _work(worker, settings, files)
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(code)
@@ -174,13 +206,14 @@ def main() -> None:
     server = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    worker = _load(sys.argv[1])
+    _load(sys.argv[1])
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while (received := socket.recv_fds(server, MOST_BYTES, 4))[0]:
-        files = array.array("i", received[1])
+        files, settings = array.array("i", received[1]), json.loads(received[0])
+        worker = _load(settings["module"])
         if not os.fork():
             server.close()
-            _watch(worker, json.loads(received[0]), files)
+            _watch(worker, settings, files)
             os._exit(0)
         for file in files:
             os.close(file)

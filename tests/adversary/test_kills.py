@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 
+from edgeglm.cli.main import main
 from tests.adversary.fuzzer import Fuzzer
 from tests.export.tiny import SHAPES, save
+from tests.loaded_workers import Loaded
 
-SECONDS = 4.0  # about as long as an export of the tiny model takes
+SECONDS = 2.0  # about as long as an export of the tiny model takes, when the exporter is loaded and has its traces
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -27,27 +26,21 @@ def tree(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def start(checkpoint: Path, target: Path) -> subprocess.Popen[bytes]:
-    """An export in a process group of its own."""
-    command = [sys.executable, "-m", "edgeglm", "export", str(checkpoint), "--target", "cpu", "-o", str(target)]
-    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def test_kills_leave_the_same_bytes_in_the_end(tmp_path: Path, fuzz: Callable[[str], Fuzzer]) -> None:
+def test_kills_leave_the_same_bytes_in_the_end(
+    tmp_path: Path, fuzz: Callable[[str], Fuzzer], loaded_workers: Loaded
+) -> None:
     fuzzer, checkpoint, target = fuzz("an export killed at a random moment"), tmp_path / "model", tmp_path / "bundle"
     save(SHAPES["glm"], checkpoint)
-    assert start(checkpoint, tmp_path / "clean").wait() == 0
+    export = ("export", str(checkpoint), "--target", "cpu", "-o")
+    assert main([*export, str(tmp_path / "clean")]) == 0
     want = tree(tmp_path / "clean")
     for number in fuzzer.attempts():
         shutil.rmtree(target, ignore_errors=True)
         for _ in range(fuzzer.random.randint(1, 3)):
-            process = start(checkpoint, target)
-            try:
-                process.wait(fuzzer.random.uniform(0, SECONDS))
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        status = start(checkpoint, target).wait()
+            with closing(loaded_workers.command(*export, target)) as process:  # killed at the end of the block
+                process.ends_within(fuzzer.random.uniform(0, SECONDS))
+        with closing(loaded_workers.command(*export, target)) as process:
+            status = process.wait()
         left = [path.name for path in tmp_path.iterdir() if path.name.startswith("bundle.")]
         if status or left:
             fuzzer.fault(number, f"exit {status}, left: {left}")

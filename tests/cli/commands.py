@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from edgeglm.cli.main import main
+from tests.loaded_workers import Loaded
 
 ROOT = Path(__file__).parents[2]
 LINE = re.compile(r"edgeglm: [^\n]+: [^\n]+; [^\n]+\n")
@@ -35,6 +37,13 @@ def end(process: subprocess.Popen[str]) -> Done:
     """Exit code, stdout and stderr of a process, when it has ended."""
     out, err = process.communicate()
     return process.returncode, out, err
+
+
+def run_loaded(loaded: Loaded, *arguments: object) -> Done:
+    """Exit code, stdout and stderr of a command in a process of its own, which has imported it already."""
+    with closing(loaded.command(*arguments)) as process:
+        out, err = process.stdout.read(), process.stderr.read()
+        return process.wait(), out.decode(), err.decode()
 
 
 def check_failure(done: Done, status: int, why: str) -> None:

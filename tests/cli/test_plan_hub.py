@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +12,10 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from edgeglm.cli.main import main
+from tests.cli.commands import Done, run_loaded
 from tests.cli.hub import Hub
 from tests.export.tiny import Shape, save
+from tests.loaded_workers import Loaded
 
 NAME = "someone/Tiny-GLM"
 # Large enough for a download to show, in two shards.
@@ -30,24 +30,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def plan(hub: Hub, home: Path, name: str = NAME, command: str = "plan") -> subprocess.CompletedProcess[str]:
-    """In a process of its own, since the hub's address is read once."""
-    environment = os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
-    line = [sys.executable, "-m", "edgeglm", command, name, "--target", "cpu", "--json"]
-    return subprocess.run(line, env=environment, cwd=home, capture_output=True, text=True, check=False)
+@pytest.fixture
+def plan(loaded_workers: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """A command in a process of its own, since the hub's address is read once."""
+
+    def run(hub: Hub, name: str = NAME, command: str = "plan") -> Done:
+        environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        with monkeypatch.context() as there:
+            there.chdir(tmp_path)
+            for variable, value in environment.items():
+                there.setenv(variable, value)
+            return run_loaded(loaded_workers, command, name, "--target", "cpu", "--json")
+
+    return run
 
 
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
 def test_no_weight_is_downloaded(
-    folder: Path, ranges: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, ranges: bool, plan: Callable[..., Done], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shards = sorted(path.name for path in folder.glob("*.safetensors"))
     assert len(shards) == 2
     hub = Hub(NAME, folder, ranges=ranges)
-    done = plan(hub, tmp_path)
-    assert done.returncode == 0, done.stderr
     assert main(["plan", str(folder), "--target", "cpu", "--json"]) == 0
-    here, there = json.loads(capsys.readouterr().out), json.loads(done.stdout)
+    status, out, err = plan(hub)
+    assert status == 0, err
+    here, there = json.loads(capsys.readouterr().out), json.loads(out)
     assert {**there, "notes": 0} == {**here, "notes": 0}
     for shard in shards:
         # Of a server without ranges, what was on its way when it was hung up on was sent too.
@@ -56,21 +64,21 @@ def test_no_weight_is_downloaded(
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_a_name_that_the_hub_does_not_have_is_one_line(folder: Path, tmp_path: Path) -> None:
-    done = plan(Hub(NAME, folder), tmp_path, "someone/other")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith("edgeglm: someone/other: is no folder, and Hugging Face does not give it (")
+def test_a_name_that_the_hub_does_not_have_is_one_line(folder: Path, plan: Callable[..., Done]) -> None:
+    status, _, err = plan(Hub(NAME, folder), "someone/other")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("edgeglm: someone/other: is no folder, and Hugging Face does not give it (")
 
 
-def test_a_shard_that_is_not_there_is_one_line(folder: Path, tmp_path: Path) -> None:
+def test_a_shard_that_is_not_there_is_one_line(folder: Path, plan: Callable[..., Done], tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in folder.iterdir():
         if not file.name.endswith("00002-of-00002.safetensors"):
             (copy / file.name).symlink_to(file)
-    done = plan(Hub(NAME, copy), tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (6, 1), done.stderr
-    assert f"{NAME}/model-00002-of-00002.safetensors: is missing, and 1 of the 2 files" in done.stderr
+    status, _, err = plan(Hub(NAME, copy))
+    assert (status, err.count("\n")) == (6, 1), err
+    assert f"{NAME}/model-00002-of-00002.safetensors: is missing, and 1 of the 2 files" in err
 
 
 OTHERS = {
@@ -84,16 +92,16 @@ OTHERS = {
 @pytest.mark.parametrize("command", ["plan", "export"])
 @pytest.mark.parametrize(("names", "code", "told"), OTHERS.values(), ids=OTHERS)
 def test_a_repository_without_safetensors_is_recognized_and_not_downloaded(
-    names: list[str], code: int, told: str, command: str, tmp_path: Path
+    names: list[str], code: int, told: str, command: str, plan: Callable[..., Done], tmp_path: Path
 ) -> None:
     repository = tmp_path / "repository"
     repository.mkdir()
     for name in names:
         (repository / name).write_text("{}" if name.endswith(".json") else "GGUF" * 1000)
     hub = Hub(NAME, repository)
-    done = plan(hub, tmp_path, command=command)
-    assert (done.returncode, done.stdout) == (code, "")
-    (line,) = [line for line in done.stderr.splitlines() if line and "Fetching" not in line]
+    status, out, err = plan(hub, command=command)
+    assert (status, out) == (code, "")
+    (line,) = [line for line in err.splitlines() if line and "Fetching" not in line]
     assert line.startswith("edgeglm: ")
     assert NAME in line
     assert told in line
