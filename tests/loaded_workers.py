@@ -1,11 +1,12 @@
-"""Processes that have loaded a worker, of traces or of LiteRT's conversions, or the command line, and fork.
+"""Processes that have loaded a worker, of traces, validations or LiteRT's conversions, or the command line, and fork.
 
 Loading torch and the exporter or converter takes longer than their work on a small model, and is the same each time. A
 fork is as far as a worker of its own that has just read its imports: it has the environment, the folder and the limits
 of who asks, no task is behind it, and it ends with its task.
 
 Run as a program with the name of its first module, it is such a process: each message on its stdin is the settings of a
-worker and four files, its stdin, stdout and stderr, and where its id and then its exit code are told.
+worker and four files, its stdin, stdout and stderr, and where its id and then its exit code are told. Before it forks
+for a module that it has not loaded, it loads it.
 """
 
 from __future__ import annotations
@@ -35,9 +36,12 @@ from edgeglm.worker import Worker
 
 ROOT = Path(__file__).parents[1]
 TRACER, CONVERTER = "edgeglm.export.trace.trace_worker", "edgeglm.export.targets.litert.convert_worker"
-COMMAND = "edgeglm.__main__"
+VALIDATOR, COMMAND = "edgeglm.export.api_worker", "edgeglm.__main__"
+# Which of them share a process: originals are computed with what traces are, torch and transformers.
+SHARED = {VALIDATOR: TRACER}
 # What they import when they use it. None of a command's reads the hub's address, which a test may give it.
 LATER = {
+    VALIDATOR: ("edgeglm.export.evaluate.comparison", "edgeglm.export.evaluate.original.whole"),
     COMMAND: ("edgeglm.cli.main", "edgeglm.cli.export", "edgeglm.cli.plan", "edgeglm.export.pipeline.opening"),
 }
 LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA, resource.RLIMIT_FSIZE)
@@ -101,12 +105,12 @@ class Loaded:
 
     def starts(self, worker: Worker[Any]) -> bool:
         """Return whether a worker is started by a fork."""
-        return self.is_used and worker.module in (TRACER, CONVERTER) and worker.start is child
+        return self.is_used and worker.module in (TRACER, CONVERTER, VALIDATOR) and worker.start is child
 
     @contextmanager
     def start(self, module: str, command: object, **options: object) -> Iterator[Any]:
         """Start a worker, as `edgeglm.process.child` starts one by its command."""
-        worker = Forked(self._server(module), module)
+        worker = Forked(self._server(SHARED.get(module, module)), module)
         try:
             yield worker
         finally:
