@@ -23,7 +23,7 @@ from edgeglm.export.checkpoint.locate import DEMO
 from edgeglm.export.checkpoint.reader import Checkpoint
 from edgeglm.export.checkpoint.tensor import Tensor
 from edgeglm.export.samples.shipped import DATA
-from tests.cli.commands import check_failure, end, left_of, run, start
+from tests.cli.commands import check_failure, left_of, run, start
 from tests.export.quantized import gptq, save_quantized
 from tests.export.tiny import SHAPES, save
 
@@ -214,7 +214,7 @@ def test_a_killed_recovery_goes_on_to_a_checkpoint_that_exports(tmp_path: Path, 
         process.kill()
         process.communicate()
     assert not target.exists()
-    status, out, _ = end(start("compress", *options, "--json"))
+    status, out, _ = run(capsys, "compress", *options, "--json")
     assert status == 0
     assert left_of(target) == ["out"]
     recovery = json.loads(out)["recovery"]
