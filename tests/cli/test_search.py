@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ Capture = pytest.CaptureFixture[str]
 def test_a_text_model_is_searched_for_memory(tmp_path: Path, capsys: Capture) -> None:
     """Attempts with figures on few windows, one pruned; another folder goes on from the study, with none again."""
     model, text = tmp_path / "model", tmp_path / "text.txt"
-    save(SHAPES["glm4"], model)
+    save(replace(SHAPES["glm4"], layers=1), model)
     write_tokenizer(model / "tokenizer.json")
     write_text(text, 48)
     drop = ["--target", "cpu", "--accuracy-drop", "40%", "--calibration", text, "--equalization", "on,off"]
@@ -66,7 +67,7 @@ def test_a_text_model_is_searched_for_memory(tmp_path: Path, capsys: Capture) ->
 
 def test_a_study_that_cannot_be_used_is_refused_before_any_work(tmp_path: Path) -> None:
     model, text = tmp_path / "model", tmp_path / "text.txt"
-    save(SHAPES["glm4"], model)
+    save(replace(SHAPES["glm4"], layers=1), model)
     write_tokenizer(model / "tokenizer.json")
     write_text(text, 48)
     (tmp_path / "words").write_text("no study\n")
@@ -91,7 +92,7 @@ def test_a_study_that_cannot_be_used_is_refused_before_any_work(tmp_path: Path) 
 def test_a_format_is_searched_for(tmp_path: Path, capsys: Capture) -> None:
     need_tflite()
     model, text = tmp_path / "model", tmp_path / "text.txt"
-    save(SHAPES["glm4"], model)
+    save(replace(SHAPES["glm4"], layers=1), model)
     write_tokenizer(model / "tokenizer.json")
     write_text(text, 36)
     options = ["--target", "cpu", "--accuracy-drop", "90%", "--calibration", text, "--formats", "onnx,tflite"]
