@@ -6,10 +6,14 @@ that are multiplied: those stay in INT8. Between operators of 8 and of 16 bits v
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+# ONNX Runtime's tools import it where it is installed, for what is not used here: three seconds of the processor.
+sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 import numpy as np
 import onnx
@@ -22,6 +26,9 @@ from edgeglm.errors import UnsupportedError
 from edgeglm.export.graph.violation import ANOTHER
 from edgeglm.export.targets.base import Quantize, Quantizer
 from edgeglm.export.targets.ranges import calibrated, write_quantized
+
+if sys.modules["torch"] is None:
+    del sys.modules["torch"]
 
 # Where one of these stands, QNN leaves signed weights to the CPU.
 WANT_UNSIGNED_WEIGHTS = {"LayerNormalization", "RMSNormalization", "Gelu"}
