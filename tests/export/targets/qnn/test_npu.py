@@ -31,7 +31,8 @@ from edgeglm.export.targets.qnn.compile import MIN_COSINE
 from edgeglm.export.targets.qnn.compiler import compile_file
 from edgeglm.runtimes.engines.qnn import engine as qnn
 from edgeglm.runtimes.engines.qnn.engine import Encoder, find_npu
-from tests.cli.commands import ROOT, check_failure, end, left_of, run, start
+from tests.cli.captured import run_captured
+from tests.cli.commands import ROOT, check_failure, left_of, run
 from tests.runtimes.demo import SCREEN, taps_ok
 
 Capture = pytest.CaptureFixture[str]
@@ -43,7 +44,7 @@ PROMPT = "Select OK"
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """The bundle, and what the command printed."""
     folder = tmp_path_factory.mktemp("npu") / "bundle"
-    status, out, err = end(start("export", "--target", "qcs6490", "-o", folder))
+    status, out, err = run_captured("export", "--target", "qcs6490", "-o", folder)
     assert status == 0, err
     return folder, out, err
 
@@ -149,7 +150,7 @@ def test_few_screens_are_validated_on_the_simulator(bundle: Path, capsys: Captur
 @pytest.mark.slow
 def test_a_graph_that_the_simulator_computes_otherwise_is_no_bundle(tmp_path: Path) -> None:
     target = tmp_path / "bundle"
-    done = end(start("export", "--target", "qcs6490", "--precision", "vision=a8w8", "-o", target))
+    done = run_captured("export", "--target", "qcs6490", "--precision", "vision=a8w8", "-o", target)
     check_failure(done, 4, r"vision: the NPU's simulator computes a8w8 with a cosine of 0\.99\d\d .* choose a16w8")
     assert left_of(target) == []
 
