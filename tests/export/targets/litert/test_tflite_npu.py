@@ -32,7 +32,8 @@ from edgeglm.export.targets.qnn.compile import MIN_COSINE, cosine
 from edgeglm.runtimes.core.sessions import open_encoder
 from edgeglm.runtimes.engines.qnn import engine as qnn
 from edgeglm.runtimes.inputs.image import to_patches
-from tests.cli.commands import check_failure, end, left_of, run, start
+from tests.cli.captured import run_captured
+from tests.cli.commands import check_failure, left_of, run
 from tests.runtimes.demo import SCREEN, demo_bundle, taps_ok
 
 Capture = pytest.CaptureFixture[str]
@@ -44,7 +45,7 @@ NPU = ("--target", "qcs6490", "--format", "vision=tflite")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The bundle, and what the command printed."""
     folder = tmp_path_factory.mktemp("npu") / "bundle"
-    status, out, err = end(start("export", *NPU, "-o", folder))
+    status, out, err = run_captured("export", *NPU, "-o", folder)
     assert (status, err) == (0, "")
     return folder, out
 
@@ -135,7 +136,7 @@ def test_the_runner_takes_the_portable_file_and_says_so(bundle: Path, capsys: Ca
 @pytest.mark.slow
 def test_what_the_simulator_computes_otherwise_is_not_shipped(tmp_path: Path) -> None:
     target = tmp_path / "bundle"
-    done = end(start("export", *NPU, "--precision", "vision=a8w8", "-o", target))
+    done = run_captured("export", *NPU, "--precision", "vision=a8w8", "-o", target)
     check_failure(done, 4, r"simulator computes it with a cosine of 0\.99\d\d to LiteRT's, below 0\.999; choose a16w8")
     assert not target.exists()
 
