@@ -87,7 +87,7 @@ print(peak_rss())
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_layers(tmp_path: Path) -> None:
     peaks = {}
-    for layers in (4, 24):
+    for layers in (2, 12):
         config = transformers.GlmConfig(
             vocab_size=1024,
             hidden_size=512,
@@ -104,5 +104,5 @@ def test_memory_does_not_grow_with_the_layers(tmp_path: Path) -> None:
             [sys.executable, "-c", PEAK, folder], cwd=ROOT, capture_output=True, text=True, check=True
         )
         peaks[layers] = int(done.stdout)
-    # Twenty layers of 3.9 million weights are 300 MiB in fp32.
-    assert peaks[24] - peaks[4] < 32 << 20
+    # Ten layers of 3.9 million weights are 150 MiB in fp32.
+    assert peaks[12] - peaks[2] < 32 << 20
