@@ -204,11 +204,17 @@ def save(folder: Path) -> Anything:
     return model
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where traces are kept, which are the same in each precision."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-5), ("int8", 0.05)])
 def test_a_bundle_hears_and_answers_as_transformers_does(
-    precision: str, limit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str, limit: float, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register(monkeypatch, tmp_path / "cache", GLM_ASR)
+    register(monkeypatch, cache, GLM_ASR)
     model = save(tmp_path / "model")
     made = make(tmp_path / "model", precision, tmp_path / "bundle")
     assert [module.name for module in made.modules] == ["embedding", "audio", "decoder"]

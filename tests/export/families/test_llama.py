@@ -29,13 +29,19 @@ TOKENS = [[3, 1, 4, 1, 5, 9, 2], [6], [5], [3, 5, 8]]
 WIDTHS = [32, 24]
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where traces are kept, which are the same in each precision."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.mark.parametrize(
     ("precision", "width", "limit"), [*(("fp32", width, 1e-5) for width in WIDTHS), ("int8", 32, 0.05)]
 )
 def test_a_bundle_computes_what_transformers_does(
-    precision: str, width: int, limit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str, width: int, limit: float, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register(monkeypatch, tmp_path / "cache", LLAMA)
+    register(monkeypatch, cache, LLAMA)
     config = transformers.LlamaConfig(
         vocab_size=200, hidden_size=96, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=width, max_position_embeddings=128, attention_bias=True, pad_token_id=0,
