@@ -56,7 +56,8 @@ def test_a_bundle_is_written_planned_and_validated(exported: api.ExportResult) -
 def test_a_worker_gives_what_the_function_gives(exported: api.ExportResult) -> None:
     planner = Worker("edgeglm.export.api_worker", api.Forecast, "the planner")
     request = PlanRequest(target="cpu", precision="decoder=int4,vision=fp16", context=512, image_sizes=((196, 392),))
-    assert planner.run(request, "plan") == answer(request, lambda done: None) == api.plan(request)
+    planned = api.plan(request)  # first, because a worker's own tracing process takes longer than ours
+    assert planner.run(request, "plan") == answer(request, lambda done: None) == planned
     validator = Worker("edgeglm.export.api_worker", api.ValidateResult, "the validator")
     measured = ValidateRequest(bundle=exported.bundle, limit=2, accuracy_drop=1.0)
     here, there = api.validate(measured), validator.run(measured, "validate")
