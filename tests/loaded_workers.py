@@ -1,8 +1,8 @@
-"""Processes that have loaded a worker, of traces, validations or LiteRT's conversions, or the command line, and fork.
+"""Processes that have loaded a worker of the host side, or the command line, and fork for every task.
 
-Loading torch and the exporter or converter takes longer than their work on a small model, and is the same each time. A
-fork is as far as a worker of its own that has just read its imports: it has the environment, the folder and the limits
-of who asks, no task is behind it, and it ends with its task.
+Loading one takes longer than its work on a small model, and is the same each time. A fork is as far as a worker of
+its own that has just read its imports: it has the environment, the folder and the limits of who asks, no task is behind
+it, and it ends with its task.
 
 Run as a program with the name of its first module, it is such a process: each message on its stdin is the settings of a
 worker and four files, its stdin, stdout and stderr, and where its id and then its exit code are told. Before it forks
@@ -24,7 +24,7 @@ import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
@@ -36,12 +36,24 @@ from edgeglm.worker import Worker
 
 ROOT = Path(__file__).parents[1]
 TRACER, CONVERTER = "edgeglm.export.trace.trace_worker", "edgeglm.export.targets.litert.convert_worker"
+CHAT, PROGRAM = "edgeglm.export.chat.chat_worker", "edgeglm.export.foreign.read.program_worker"
+PRECISION = "edgeglm.export.foreign.graph_precision"
 VALIDATOR, COMMAND = "edgeglm.export.api_worker", "edgeglm.__main__"
+WORKERS = (TRACER, CONVERTER, CHAT, PROGRAM, PRECISION, VALIDATOR)
 # Which of them share a process: originals are computed with what traces are, torch and transformers.
 SHARED = {VALIDATOR: TRACER}
 # What they import when they use it. None of a command's reads the hub's address, which a test may give it.
 LATER = {
-    VALIDATOR: ("edgeglm.export.evaluate.comparison", "edgeglm.export.evaluate.original.whole"),
+    VALIDATOR: (
+        "edgeglm.export.pipeline.job",
+        "edgeglm.export.evaluate.comparison",
+        "edgeglm.export.evaluate.original.whole",
+    ),
+    PRECISION: (
+        "edgeglm.export.foreign.fp16.half_nodes",
+        "edgeglm.export.foreign.quantize.int8",
+        "edgeglm.export.targets.qnn.quantize",
+    ),
     COMMAND: ("edgeglm.cli.main", "edgeglm.cli.export", "edgeglm.cli.plan", "edgeglm.export.pipeline.opening"),
 }
 LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA, resource.RLIMIT_FSIZE)
@@ -105,7 +117,7 @@ class Loaded:
 
     def starts(self, worker: Worker[Any]) -> bool:
         """Return whether a worker is started by a fork."""
-        return self.is_used and worker.module in (TRACER, CONVERTER, VALIDATOR) and worker.start is child
+        return self.is_used and worker.module in WORKERS and worker.start is child
 
     @contextmanager
     def start(self, module: str, command: object, **options: object) -> Iterator[Any]:
@@ -145,18 +157,20 @@ def _load(module: str) -> Any:  # noqa: ANN401
         for name in LATER.get(module, ()):
             import_module(name)
         if module == TRACER:
-            _load_exporter(worker)
+            for family in worker.FAMILIES.values():
+                import_module(family.modeling)
+            _load_exporter({kind.opset for kind in worker.DIALECTS.values()})
+        if module == PROGRAM:
+            _load_exporter({worker.OPSET})
     logging.disable(logging.NOTSET)
     return worker
 
 
-def _load_exporter(worker: Any) -> None:  # noqa: ANN401
-    for family in worker.FAMILIES.values():
-        import_module(family.modeling)
+def _load_exporter(opsets: Iterable[int]) -> None:
     for name in ("torch.export._trace", "torch._functorch.aot_autograd", "torch.onnx._internal.exporter._core"):
         import_module(name)
     registry: Any = import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
-    for opset in {kind.opset for kind in worker.DIALECTS.values()}:
+    for opset in opsets:
         registry.from_torchlib(opset_version=opset)
 
 
