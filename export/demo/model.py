@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from random import Random
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken
 from torch import Tensor, nn
 from transformers import Glm4vConfig, Glm4vForConditionalGeneration, PreTrainedTokenizerFast
 
-from edgeglm.export.demo.client import first_text, later_text
-from edgeglm.export.demo.prompts import LANGUAGES, sample_prompt
-from edgeglm.export.demo.screens import HEIGHT, WIDTH, sample_scene
-from edgeglm.export.demo.tasks import sample_step
-from edgeglm.export.demo.words import CHINESE, COMMON_CHINESE, ENGLISH
+from edgeglm.export.demo.screens import HEIGHT, WIDTH
+from edgeglm.export.demo.vocabulary import drop_merges, train_bpe
 
 PATCH, MERGE = 14, 2
-LONGEST_TOKEN = 12  # in bytes: four Chinese characters, so that words are learnt and not whole sentences
 VOCABULARY = 4096
 WINDOW = 8192  # holds Open-AutoGLM's Chinese system prompt and ten steps
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -38,9 +33,6 @@ SPECIAL = (
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 # What ends an answer: GLM-4.1V's own four. An end token is not text, so that Open-AutoGLM reads no ``</answer>``.
 ENDS = ("<|endoftext|>", "<|user|>", "<|observation|>", "</answer>")
-# GLM-4's split, which keeps digits single; but a quotation mark never joins the word behind it, so that a text in
-# quotation marks is the same tokens in an instruction as in an action, whatever stands before it.
-SPLIT = r"[^\r\n\p{L}\p{N}\"]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CHAT_TEMPLATE = (
     "[gMASK]<sop>"
     "{%- for message in messages -%}"
@@ -56,21 +48,8 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(samples: int = 8000) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE of VOCABULARY entries, trained on sampled steps."""
-    bpe = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(SPLIT), "isolated")
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(SPECIAL) - len(TAGS),
-        max_token_length=LONGEST_TOKEN,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-        min_frequency=2,
-    )
-    bpe.train_from_iterator(_corpus(samples), trainer)
+    """Return a byte-level BPE of VOCABULARY entries, trained on sampled steps, without the merges that do harm."""
+    bpe = drop_merges(train_bpe(VOCABULARY - len(SPECIAL) - len(TAGS), samples), samples)
     bpe.add_special_tokens(list(SPECIAL))
     bpe.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
     tokenizer = PreTrainedTokenizerFast(
@@ -84,19 +63,6 @@ def build_tokenizer(samples: int = 8000) -> PreTrainedTokenizerFast:
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
-
-
-def _corpus(samples: int) -> list[str]:
-    """Return the texts whose pieces become words: common ones, system prompts, and steps as the client sends them."""
-    texts: list[str] = [*ENGLISH, *CHINESE, *COMMON_CHINESE] * 20
-    for language in LANGUAGES:
-        texts += [sample_prompt(Random(f"tokenizer/{language}/{index}"), language) for index in range(samples // 40)]
-    for index in range(samples):
-        random = Random(f"tokenizer/{index}")
-        scene = sample_scene(random)
-        step = sample_step(scene, random)
-        texts += [step.prompt, step.thought, step.action, first_text("", scene.app), later_text(scene.app)]
-    return texts
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> Glm4vConfig:
