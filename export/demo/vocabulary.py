@@ -82,7 +82,8 @@ def drop_merges(bpe: Tokenizer, samples: int = 8000) -> Tokenizer:
     for pair in reversed(merges):
         if "".join(pair) not in rare or "".join(pair) in needed:
             needed.update(pair)
-    written["model"]["merges"] = [pair for pair in merges if "".join(pair) not in rare - needed]
+    dropped = rare - needed
+    written["model"]["merges"] = [pair for pair in merges if "".join(pair) not in dropped]
     return Tokenizer.from_str(json.dumps(written))
 
 
@@ -128,7 +129,7 @@ def main(checkpoint: Path, out: Path) -> None:
     """Write CHECKPOINT again with a tokenizer that does not make those tokens."""
     file = "tokenizer.json"
     bpe = drop_merges(Tokenizer.from_file(str(checkpoint / file)))
-    copytree(checkpoint, out)
+    copytree(checkpoint, out, dirs_exist_ok=True)
     bpe.save(str(out / file))
 
 
