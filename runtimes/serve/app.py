@@ -32,7 +32,7 @@ from edgeglm.runtimes.serve.errors import ApiError, naming, stopping, to_api
 from edgeglm.runtimes.serve.jobs import Job
 from edgeglm.runtimes.serve.media import Media
 from edgeglm.runtimes.serve.models import Models
-from edgeglm.runtimes.serve.pages import OwnPages
+from edgeglm.runtimes.serve.pages import AbsoluteForm, OwnPages
 from edgeglm.runtimes.serve.release import session_key
 from edgeglm.runtimes.serve.responses import Completion, error_event
 from edgeglm.runtimes.serve.schedule import Kind
@@ -109,7 +109,7 @@ class Service:
         )  # fmt: skip
         # A page has no key, so where keys are asked for no page needs to be told from other clients.
         pages = [] if self.keys else [Middleware(OwnPages, origins=self.origins, is_local=self.is_local)]
-        middleware = [Middleware(OneLength), *([shared] if self.origins else []), *pages]
+        middleware = [Middleware(OneLength), Middleware(AbsoluteForm), *([shared] if self.origins else []), *pages]
         return Starlette(routes=routes, exception_handlers=handlers, middleware=middleware)
 
     def _guarded(self, path: str, handler: Handler) -> Handler:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from ipaddress import ip_address
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -21,6 +21,32 @@ JSON = "application/json"
 LOCAL = (".localhost", ".local", ".internal")
 # Origin of what was opened from a file, or runs in a sandbox: of anyone's pages.
 NONE = "null"
+
+
+class AbsoluteForm:
+    """Takes ``http://host/path`` as a request's target for the path on that host, as RFC 9112 (3.2.2) asks of servers.
+
+    Args:
+        app: Answers the request.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        target = scope["raw_path"].decode("latin-1")
+        if target.lower().startswith(("http://", "https://")):
+            _, _, place = target.partition("://")
+            host, slash, path = place.partition("/")
+            headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
+            scope = {
+                **scope,
+                "path": unquote(slash + path) or "/",
+                "raw_path": (slash + path).encode("latin-1") or b"/",
+                "headers": [(b"host", host.encode("latin-1")), *headers],
+            }
+        await self.app(scope, receive, send)
 
 
 class OwnPages:

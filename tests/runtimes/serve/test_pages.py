@@ -47,6 +47,15 @@ def test_a_page_whose_name_was_given_this_address_is_refused(address: str) -> No
         assert ask(address, Host=host) == 200
 
 
+def test_a_target_may_be_a_whole_address_which_tells_the_host(address: str) -> None:
+    here = urlsplit(address).netloc
+    for path in (f"http://{here}/v1/models", f"HTTP://{here}/v1/models?a=b", f"http://{here}/health"):
+        assert ask(address, "GET", path) == 200
+    assert ask(address, path=f"http://{here}/v1/chat/completions") == 200
+    assert ask(address, "GET", f"http://{here}") == 404
+    assert ask(address, "GET", "http://evil.example/v1/models", Host="localhost") == 403
+
+
 def test_a_page_of_another_origin_is_refused(address: str) -> None:
     for origin in (OTHER, "null", "http://127.0.0.1:3000"):
         assert ask(address, Origin=origin, Sec_Fetch_Site="cross-site") == 403
