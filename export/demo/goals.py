@@ -8,12 +8,12 @@ from random import Random
 
 from edgeglm.actions import parse_action
 from edgeglm.export.demo.phone import TRASH, Effect, Phone, element_at, name_of
-from edgeglm.export.demo.screens import CHINESE, Scene
+from edgeglm.export.demo.screens import Scene
 from edgeglm.export.demo.steps import SWIPES, Step, Turn, do, finish, to_units
 
-# Thoughts and messages in English and Chinese; the same as of single steps.
-TAPPED = {"Tap": "点击", "Double Tap": "双击"}
-DONE = ("Nothing is left to do.", "没有剩余步骤了。"), ("Done", "已完成")
+# Messages to the user in English and Chinese. Thoughts are in English, as all that is written on the screens.
+DONE = ("Done", "已完成")
+LOG_IN = ("Please log in", "请先登录")
 # What a tap opens, closes or turns: that it missed is seen on the screen that follows.
 SEEN = (TRASH, "search box", "close button", "OK")
 MISSED_BY = 60  # thousandths of the screen, at most
@@ -50,8 +50,8 @@ class Task:
 class Goal:
     """A wish: apps with tasks one after another, at the end the home screen or not.
 
-    `wish` is in `language`, "en" or "cn". `parts` are those of its words that ask for one thing each, in their order:
-    for each visit to open the app and each of its tasks, at last the home screen.
+    `wish` is in `language`, "en" or "cn". `parts` are those of its words that ask for one thing each, in their order
+    and in English: for each visit to open the app and each of its tasks, at last the home screen.
     """
 
     wish: str
@@ -87,7 +87,7 @@ class Goal:
                 return mover.launch(app)
             return mover.unblock() or replace(mover, part=doing[tasks.index(open_tasks[0])]).perform(open_tasks[0])
         if self.ends_at_home and phone.front:
-            return _Mover(self, phone, tuple(turns), parts[0]).step(("Go home.", "回到主屏幕。"), do("Home"))
+            return _Mover(self, phone, tuple(turns), parts[0]).step("Go home.", do("Home"))
         return _Mover(self, phone, tuple(turns), "").finish()
 
 
@@ -100,27 +100,20 @@ class _Mover:
     turns: tuple[Turn, ...]
     part: str
 
-    @property
-    def is_chinese(self) -> bool:
-        return self.goal.language == "cn"
+    def step(self, thought: str, action: str) -> Step:
+        front = name_of(self.phone.front, self.goal.language)
+        part = f"{self.part}: " if self.part else ""
+        return Step(self.goal.wish, self.turns, part + thought, action, app=front)
 
-    def name(self, element: str) -> str:
-        return CHINESE[element] if self.is_chinese else element
-
-    def step(self, thought: tuple[str, str], action: str) -> Step:
-        part = f"{self.part}{('：' if self.is_chinese else ': ')}" if self.part else ""
-        return Step(self.goal.wish, self.turns, part + thought[self.is_chinese], action, app=self._front())
-
-    def _front(self) -> str:
-        return name_of(self.phone.front, self.goal.language)
+    def say(self, message: tuple[str, str]) -> str:
+        """Return a message in the goal's language."""
+        return message[self.goal.language == "cn"]
 
     def launch(self, app: str) -> Step:
-        name = self.name(app)
-        return self.step((f"Open {name}.", f"打开{name}。"), do("Launch", app=name))
+        return self.step(f"Open {app}.", do("Launch", app=name_of(app, self.goal.language)))
 
     def finish(self) -> Step:
-        thought, message = DONE
-        return self.step(thought, finish(message[self.is_chinese]))
+        return self.step("Nothing is left to do.", finish(self.say(DONE)))
 
     def unblock(self) -> Step | None:
         """Return the step that deals with what stands before an app's pages."""
@@ -128,10 +121,9 @@ class _Mover:
         if block == "popup":
             return self.touch("close button")
         if block == "loading":
-            return self.step(("The page is loading.", "页面正在加载。"), do("Wait", duration="2 seconds"))
+            return self.step("The page is loading.", do("Wait", duration="2 seconds"))
         if block == "login":
-            message = ("Please log in", "请先登录")[self.is_chinese]
-            return self.step(("The user must log in.", "需要用户登录。"), do("Take_over", message=message))
+            return self.step("The user must log in.", do("Take_over", message=self.say(LOG_IN)))
         return None
 
     def perform(self, task: Task) -> Step:
@@ -141,24 +133,21 @@ class _Mover:
         if app.dialog:
             return self.touch("OK")
         if task.kind == "search" and app.is_focused:
-            thought = (f'The keyboard is open, type "{task.name}".', f'键盘已打开，输入"{task.name}"。')
-            return self.step(thought, do("Type", text=task.name))
+            return self.step(f'The keyboard is open, type "{task.name}".', do("Type", text=task.name))
         if task.page > app.page:
-            name = self.name(task.target)
             _, start, end = SWIPES["down"]
-            return self.step((f"{name} is not here.", f"这里没有{name}。"), do("Swipe", start=start, end=end))
+            return self.step(f"{task.target} is not here.", do("Swipe", start=start, end=end))
         if task.kind == "search":
-            thought = (f'Tap the search box to type "{task.name}".', f'点击搜索框，输入"{task.name}"。')
-            return self.touch("search box", thought=thought)
+            return self.touch("search box", thought=f'Tap the search box to type "{task.name}".')
         return self.touch(task.target, "Double Tap" if task.kind == "like" else "Tap")
 
-    def touch(self, element: str, action: str = "Tap", thought: tuple[str, str] | None = None) -> Step:
+    def touch(self, element: str, action: str = "Tap", thought: str = "") -> Step:
         """Return a tap on the middle of an element."""
         target = self.phone.scene.find(element)
         assert target is not None
-        name = self.name(element)
-        thought = thought or (f"{action} {name}.", f"{TAPPED[action]}{name}。")
-        return replace(self.step(thought, do(action, element=to_units(*target.centre))), box=target.box)
+        return replace(
+            self.step(thought or f"{action} {element}.", do(action, element=to_units(*target.centre))), box=target.box
+        )
 
 
 def play(goal: Goal, phone: Phone, slips: tuple[Random, float] | None = None) -> Iterator[tuple[Scene, Step]]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
+from typing import TypeVar
 
 from edgeglm.export.demo.goals import Goal, Task, play
-from edgeglm.export.demo.phone import SETTINGS, TRASH, App, Phone, element_at
+from edgeglm.export.demo.phone import SETTINGS, TRASH, App, Phone, element_at, name_of
 from edgeglm.export.demo.screens import APPS, CHINESE, COLOURS, ROWS, TOOLS, Scene, sample_scene
 from edgeglm.export.demo.steps import to_units
 from edgeglm.export.demo.words import sample_text
+
+T = TypeVar("T")
 
 # Of a goal, with the one that finishes it.
 FEWEST_STEPS, MOST_STEPS = 2, 8
@@ -91,8 +95,8 @@ def _write_goal(random: Random, language: str, visits: tuple[tuple[str, tuple[Ta
     ends_at_home = random.random() < 0.2
     written = [_write_visit(random, language, app, tasks) for app, tasks in visits]
     if ends_at_home:
-        home = random.choice(GO_HOME[language])
-        written.append((home, [home]))
+        home, part = _wording(random, GO_HOME, language)
+        written.append((home, [part]))
     wish = _capitalize(THEN[language].join(text for text, _ in written))
     first, *others = [part for _, parts in written for part in parts]
     return Goal(wish, (_capitalize(first), *others), language, visits, ends_at_home)
@@ -125,21 +129,28 @@ def _sample_task(random: Random, kind: str, page: int) -> Task:
 
 def _write_visit(random: Random, language: str, app: str, tasks: tuple[Task, ...]) -> tuple[str, list[str]]:
     """Return what is wished for in an app, and its parts: to open it, and each task."""
-    name = CHINESE[app] if language == "cn" else app
+    name = name_of(app, language)
     if not tasks:
-        opening = random.choice(OPEN[language]).format(a=name)
-        return opening, [opening]
+        opening, part = _wording(random, OPEN, language)
+        return opening.format(a=name), [part.format(a=app)]
     joint = random.choice(AND[language])
     done = [_write_task(random, language, task) for task in tasks]
-    opening, comma = random.choice(VISITS[language])
-    opening = opening.format(a=name)
-    return f"{opening}{comma}{joint.join(done)}", [opening, *done]
+    (opening, comma), (part, _) = _wording(random, VISITS, language)
+    text = f"{opening.format(a=name)}{comma}{joint.join(text for text, _ in done)}"
+    return text, [part.format(a=app), *(part for _, part in done)]
 
 
-def _write_task(random: Random, language: str, task: Task) -> str:
+def _write_task(random: Random, language: str, task: Task) -> tuple[str, str]:
+    """Return what is wished for, and the same in English."""
     name = task.name.removesuffix(" switch")
     written = CHINESE.get(name, name) if language == "cn" and task.kind != "search" else name
-    return random.choice(TASKS[task.kind][language]).format(n=written)
+    text, part = _wording(random, TASKS[task.kind], language)
+    return text.format(n=written), part.format(n=name)
+
+
+def _wording(random: Random, wordings: Mapping[str, tuple[T, ...]], language: str) -> tuple[T, T]:
+    """Return one of the wordings in a language, and the same in English."""
+    return random.choice([*zip(wordings[language], wordings["en"], strict=True)])
 
 
 def _build(random: Random, goal: Goal) -> Phone | None:
