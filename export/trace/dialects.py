@@ -160,7 +160,10 @@ class PortableAttention:
         """Return the attention over all of `k` and `v` that the mask shows."""
         batch, heads, length, width = q.shape
         folded = (q * scale).reshape(batch, k.shape[1], heads // k.shape[1] * length, width)
-        scores = torch.matmul(folded, k.transpose(2, 3)).reshape(batch, heads, length, -1)
+        scores = torch.matmul(folded, k.transpose(2, 3))
+        # A step of one token is left folded: with one key head, LiteRT's converter makes a wrong graph of the reshape.
+        if not (isinstance(length, int) and length == 1):
+            scores = scores.reshape(batch, heads, length, -1)
         if mask is not None:
             scores = scores + mask
         # softmax(dtype=float32) of half inputs would lose its upcast in the exporter.

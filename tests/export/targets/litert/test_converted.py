@@ -39,7 +39,7 @@ def make(request: Request, target: Path, reuse: Reuse) -> tuple[Manifest, int]:
 
 @pytest.mark.slow
 def test_the_same_module_is_converted_once(tmp_path: Path) -> None:
-    save(replace(SHAPES["glm"], layers=1), tmp_path / "model")
+    save(SHAPES["glm-tied-one-head"], tmp_path / "model")  # a head that LiteRT's converter needs a form of its own for
     time.sleep(1.5 * SETTLED_NS / 1e9)  # a file that has just changed is like no other
     fp32 = Request(tmp_path / "model", "model", load_profile("cpu"), "fp32", format="tflite")
     reuse = Reuse(Converted(tmp_path / "converted"))
