@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from ipaddress import ip_address
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -35,17 +35,11 @@ class AbsoluteForm:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        target = scope["raw_path"].decode("latin-1")
-        if target.lower().startswith(("http://", "https://")):
-            _, _, place = target.partition("://")
+        scheme, mark, place = scope["path"].partition("://")
+        if mark and scheme.lower() in ("http", "https"):
             host, slash, path = place.partition("/")
             headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
-            scope = {
-                **scope,
-                "path": unquote(slash + path) or "/",
-                "raw_path": (slash + path).encode("latin-1") or b"/",
-                "headers": [(b"host", host.encode("latin-1")), *headers],
-            }
+            scope = {**scope, "path": slash + path or "/", "headers": [(b"host", host.encode()), *headers]}
         await self.app(scope, receive, send)
 
 

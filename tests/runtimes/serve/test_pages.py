@@ -53,7 +53,8 @@ def test_a_target_may_be_a_whole_address_which_tells_the_host(address: str) -> N
         assert ask(address, "GET", path) == 200
     assert ask(address, path=f"http://{here}/v1/chat/completions") == 200
     assert ask(address, "GET", f"http://{here}") == 404
-    assert ask(address, "GET", "http://evil.example/v1/models", Host="localhost") == 403
+    for host in ("evil.example", "%D7%90.example", "user@evil.example:1"):
+        assert ask(address, "GET", f"http://{host}/v1/models", Host="localhost") == 403
 
 
 def test_a_page_of_another_origin_is_refused(address: str) -> None:
