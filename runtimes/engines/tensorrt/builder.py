@@ -6,6 +6,7 @@ took is given back.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ def build(task: Task, library: Library, show: Callable[[float], None]) -> None:
         DamagedFileError: The graph or its weights cannot be read.
     """
     trt, log = library.module, new_log(library)
+    # A failed build's builder is garbage in a cycle. Freed in TensorRT's call of the log, it waits for itself forever.
+    gc.collect()
     builder = trt.Builder(log)
     network = builder.create_network(_flags(library))
     parser = trt.OnnxParser(network, log)
