@@ -112,7 +112,7 @@ def _kind_of(step: Step) -> str:
 
 def _part_of(thought: str) -> str:
     """Return the part of a wish that a thought begins with."""
-    return thought.replace("：", ":").split(":")[0]
+    return thought.partition(":")[0]
 
 
 def _sample_language(random: Random, stage: Stage) -> str:
