@@ -14,9 +14,10 @@ from edgeglm.runtimes.core.grammars import Choice, GrammarText
 from edgeglm.runtimes.core.prompt import Prompt
 from edgeglm.runtimes.core.runner import Runner
 from edgeglm.runtimes.core.sampling import Allowing, Sampler, Sampling
+from edgeglm.runtimes.serve.calls import call_reader
 from edgeglm.runtimes.serve.errors import TOO_LONG, ApiError
 from edgeglm.runtimes.serve.text import OPEN, ReasoningSplitter, StopFilter
-from edgeglm.runtimes.serve.tools import Call, Form, Tool, call_reader
+from edgeglm.runtimes.serve.tools import Call, Form, Tool
 from edgeglm.runtimes.text.token_bytes import token_bytes
 
 # A character of which a token has only some bytes.
@@ -191,9 +192,11 @@ class _Answer:
             self._emit(self.stops.finish())
         if self.reasoning:
             self._send(*self.reasoning.finish())
-        if self.reader and (rest := self.reader.finish()):
-            self.emit(Delta(self.index, rest))
         reason: str = "stop" if self.stops.stopped else done.finish_reason
+        if self.reader:
+            rest, calls = self.reader.finish(cut=reason == "length")
+            if rest or calls:
+                self.emit(Delta(self.index, rest, calls=calls))
         reason = "tool_calls" if self.called and reason == "stop" else reason
         cached = done.prompt_tokens - done.prefilled_tokens
         self.emit(Finished(self.index, reason, done.generated_tokens, cached, done.model_passes))

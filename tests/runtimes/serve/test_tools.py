@@ -19,9 +19,10 @@ import openai
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_openai import ChatOpenAI
 
+from edgeglm.runtimes.serve.calls import call_reader
 from edgeglm.runtimes.serve.errors import ApiError
 from edgeglm.runtimes.serve.tool_grammar import tool_grammar
-from edgeglm.runtimes.serve.tools import Form, Tool, call_reader, read_tools, with_calls
+from edgeglm.runtimes.serve.tools import Form, Tool, read_tools, with_calls
 from tests.bundles import reseal
 from tests.runtimes.serve.conftest import serving
 
@@ -202,8 +203,51 @@ def test_calls_are_told_from_text_however_it_comes(
 ) -> None:
     reader = call_reader(form, TOOLS, thinks=False)
     taken = [reader.add(text[start : start + size]) for start in range(0, len(text), size)]
-    assert "".join(piece for piece, _ in taken) + reader.finish() == shown
+    rest, unfinished = reader.finish(cut=False)
+    assert ("".join(piece for piece, _ in taken) + rest, unfinished) == (shown, ())
     assert [(call.name, json.loads(call.arguments)) for _, found in taken for call in found] == calls
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "shown", "arguments"),
+    [
+        ("tagged", TAGGED_CALL[: TAGGED_CALL.index("</arg_value>\n</tool_call>")], "", '{"city": "Bonn"'),
+        ("tagged", "I look.\n<tool_call>get_weather\n<arg_key>ci", "I look.", "{"),
+        ("tagged", "<tool_call>get_wea", "<tool_call>get_wea", None),
+        ("tagged", "<think>\n<tool_call>get_weather\n", "<think>\n<tool_call>get_weather\n", None),
+        ("lines", LINES_CALL[:-4], "", '{"city": "Bonn", "days"'),
+        ("lines", "I look.\nget_weather\n{", "I look.", "{"),
+        ("lines", "get_wea", "get_wea", None),
+        ("lines", "I get_weather\n{", "I get_weather\n{", None),
+    ],
+)
+def test_a_call_that_the_limit_cuts_is_a_call_with_what_it_has(
+    form: Form, text: str, shown: str, arguments: str | None
+) -> None:
+    """As OpenAI's: the reason to end is "length", and the arguments are no whole JSON."""
+    reader = call_reader(form, TOOLS, thinks=False)
+    pieces = [reader.add(character) for character in text]
+    rest, calls = reader.finish(cut=True)
+    assert "".join(piece for piece, _ in pieces) + rest == shown
+    assert [(call.name, call.arguments) for call in calls] == ([("get_weather", arguments)] if arguments else [])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_limit_cuts_a_call_and_says_so(client: Any, form: Form) -> None:
+    pytest.importorskip("llguidance")
+    asked = {"model": form, "messages": USER, "tools": ASKED, "tool_choice": NAMED, "temperature": 1.5, "seed": 1}
+    for limit in range(8, 40, 8):
+        (choice,) = client.chat.completions.create(**asked, max_tokens=limit).choices
+        if choice.message.tool_calls:
+            break
+    (call,) = choice.message.tool_calls
+    assert (choice.finish_reason, choice.message.content, call.function.name) == ("length", None, "get_weather")
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(call.function.arguments)
+    chunks = [*client.chat.completions.create(**asked, max_tokens=limit, stream=True)]
+    (streamed,) = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
+    assert streamed.function.arguments == call.function.arguments
+    assert chunks[-1].choices[0].finish_reason == "length"
 
 
 def test_arguments_have_the_types_of_their_schema() -> None:
