@@ -122,32 +122,6 @@ def build_model(config: Glm4vConfig, seed: int = 0) -> Glm4vForConditionalGenera
     return model
 
 
-def take_over(
-    model: Glm4vForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerFast,
-    source: Glm4vForConditionalGeneration,
-    words: PreTrainedTokenizerFast,
-) -> None:
-    """Give a model the weights of another one of its shape, which may have other words.
-
-    A word that `source` has not begins as the mean of its pieces there.
-
-    Args:
-        model: Takes the weights.
-        tokenizer: Its words.
-        source: Has the weights.
-        words: Its words.
-    """
-    state, known = source.state_dict(), words.get_vocab()
-    pieces = [
-        [known[word]] if word in known else [piece.id for piece in words.backend_tokenizer.model.tokenize(word)]
-        for word in tokenizer.convert_ids_to_tokens([*range(len(tokenizer))])
-    ]
-    for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
-        state[name] = torch.stack([state[name][ids].mean(0) for ids in pieces])
-    model.load_state_dict(state)
-
-
 def _initialize(name: str, parameter: nn.Parameter) -> None:
     if name.endswith("embed_tokens.weight"):
         parameter.normal_(0, 0.5)

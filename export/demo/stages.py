@@ -81,5 +81,3 @@ STAGES = (
     replace(MIXED, name="hard", chinese_wishes=0.55, hard=3.0),
     replace(MIXED, name="slips", steps=600, learning_rate=4e-4, chinese_wishes=0.6, hard=3.0, slips=0.4, played=0.75),
 )
-# Of a run that goes on with a model that answers already: it has the client's form to learn.
-FURTHER = (replace(STAGES[3], steps=800), replace(STAGES[4], steps=1200), *STAGES[5:])

@@ -24,12 +24,12 @@ from transformers import Glm4vForConditionalGeneration, PreTrainedTokenizerFast
 from edgeglm.export.demo.batches import Batches
 from edgeglm.export.demo.losses import Helper, losses, vision_loss
 from edgeglm.export.demo.metrics import Score, score
-from edgeglm.export.demo.model import build_config, build_model, build_tokenizer, save, take_over
+from edgeglm.export.demo.model import build_config, build_model, build_tokenizer, save
 from edgeglm.export.demo.packing import Batch, Packer
 from edgeglm.export.demo.pictures import Pictures
 from edgeglm.export.demo.prompts import LANGUAGES, client_prompt
 from edgeglm.export.demo.samples import make_sample
-from edgeglm.export.demo.stages import FURTHER, STAGES, Stage
+from edgeglm.export.demo.stages import STAGES, Stage
 from edgeglm.export.evaluate.original.whole import Prompts, WholeOriginal
 from edgeglm.export.evaluate.tasks.success import succeeds
 from edgeglm.machine import read_machine
@@ -126,7 +126,7 @@ class Run:
         samples: Validation screens after each stage with answers and each `every` steps of the last one; 0 for none.
         log: Takes reports.
         workers: Processes that make the batches; this one does if 0.
-        checkpoint: A new run begins with its model instead of nothing.
+        checkpoint: A new run begins with its model and tokenizer instead of nothing.
     """
 
     out: Path
@@ -155,17 +155,15 @@ class Run:
         """Return the tokenizer with which the run began, so that later changes of the data leave it as it is."""
         folder = self.out / "tokenizer"
         if not folder.exists():
-            build_tokenizer().save_pretrained(folder)
-        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
-        return tokenizer
+            (_load_tokenizer(self.checkpoint) if self.checkpoint else build_tokenizer()).save_pretrained(folder)
+        return _load_tokenizer(folder)
 
     def _restore(self, trainer: Trainer) -> tuple[int, int]:
         """Return the stage to go on with, and how many of its steps are done."""
         file = self.out / "state.pt"
         if not file.exists():
             if self.checkpoint:
-                source = WholeOriginal.load(self.checkpoint)
-                take_over(trainer.model, trainer.tokenizer, source.model, source.tokenizer)
+                trainer.model.load_state_dict(WholeOriginal.load(self.checkpoint).model.state_dict())
             return 0, 0
         state = torch.load(file, weights_only=True, map_location=trainer.device)
         names = [stage.name for stage in self.stages]
@@ -212,6 +210,11 @@ class Run:
         return {"validation": scores, "wrong": {form: wrong[:5] for form, (_, wrong) in results.items()}}
 
 
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+    return tokenizer
+
+
 def _plain(stage: Stage) -> dict[str, object]:
     """Return a stage's settings as a saved state has them."""
     return dict(asdict(stage))
@@ -225,18 +228,31 @@ def _show(record: dict[str, object], file: Path) -> None:
     click.echo("  ".join(f"{name} {value}" for name, value in record.items()) + end, err=True, nl=False)
 
 
+NAMES = [stage.name for stage in STAGES]
+
+
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="State, log, checkpoint.")
-@click.option("--until", type=click.Choice([stage.name for stage in STAGES]), help="The last stage to train.")
+@click.option("--first", type=click.Choice(NAMES), help="The first stage to train, of a --checkpoint.")
+@click.option("--until", type=click.Choice(NAMES), help="The last stage to train.")
 @click.option("--every", default=200, show_default=True, help="Save every N steps; validate in the last stage.")
 @click.option("--samples", default=256, show_default=True, help="Validation screens; 0 for none.")
 @click.option("--workers", default=1, show_default=True, help="Processes that make batches; 0 for none of its own.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Go on with this model, in stages of its own.")
-def main(out: Path, until: str | None, every: int, samples: int, workers: int, checkpoint: Path | None) -> None:
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Begin with this model and words.",
+)
+def main(
+    out: Path, first: str | None, until: str | None, every: int, samples: int, workers: int, checkpoint: Path | None
+) -> None:
     """Train the demo phone agent; stop it any time and start it again to go on."""
+    if bool(first) != bool(checkpoint):
+        raise click.UsageError("--first and --checkpoint belong together: give both or neither")
+    stages = STAGES[NAMES.index(first or NAMES[0]) : 1 + NAMES.index(until or NAMES[-1])]
+    if not stages:
+        raise click.UsageError(f"--until {until} is before --first {first}")
     out.mkdir(parents=True, exist_ok=True)
-    names = [stage.name for stage in STAGES]
-    stages = FURTHER if checkpoint else STAGES[: 1 + names.index(until or names[-1])]
     run = Run(out, stages, every, samples, lambda record: _show(record, out / "train.jsonl"), workers, checkpoint)
     trainer = run.train()
     save(trainer.model.half(), trainer.tokenizer, out / "checkpoint")
