@@ -75,8 +75,10 @@ class TaggedReader:
         """End it, as `CallReader` says; blanks behind a call are nothing, and an argument is whole or left out."""
         held, self.held = self.held, ""
         if cut and not self.thinks and held.startswith(CALL_OPEN):
-            name, arguments, _ = self._parts(held.removeprefix(CALL_OPEN))
-            if name in self.tools:
+            body = held.removeprefix(CALL_OPEN)
+            name, arguments, _ = self._parts(body)
+            # A name that nothing follows may be the beginning of another tool's.
+            if name in self.tools and body.lstrip() != name:
                 return "", (Call(name, json.dumps(arguments, ensure_ascii=False)[:-1]),)
         return "" if self.called and not held.strip() else held, ()
 

@@ -214,7 +214,9 @@ def test_calls_are_told_from_text_however_it_comes(
         ("tagged", TAGGED_CALL[: TAGGED_CALL.index("</arg_value>\n</tool_call>")], "", '{"city": "Bonn"'),
         ("tagged", "I look.\n<tool_call>get_weather\n<arg_key>ci", "I look.", "{"),
         ("tagged", "<tool_call>get_wea", "<tool_call>get_wea", None),
+        ("tagged", "<tool_call>ping", "<tool_call>ping", None),  # perhaps of "ping_all"
         ("tagged", "<think>\n<tool_call>get_weather\n", "<think>\n<tool_call>get_weather\n", None),
+        ("tagged", "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>get_weather", "", "{"),
         ("lines", LINES_CALL[:-4], "", '{"city": "Bonn", "days"'),
         ("lines", "I look.\nget_weather\n{", "I look.", "{"),
         ("lines", "get_wea", "get_wea", None),
