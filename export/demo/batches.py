@@ -14,7 +14,7 @@ from edgeglm.export.demo.goals import play
 from edgeglm.export.demo.packing import Batch, Packer, Row
 from edgeglm.export.demo.pictures import Pictures, take_pictures
 from edgeglm.export.demo.prompts import LANGUAGES, sample_prompt
-from edgeglm.export.demo.screens import Scene, sample_scene
+from edgeglm.export.demo.screens import TOOLS, Scene, sample_scene
 from edgeglm.export.demo.stages import Stage
 from edgeglm.export.demo.steps import Step
 from edgeglm.export.demo.tasks import sample_pointing, sample_practice, sample_step
@@ -26,7 +26,9 @@ BARE = 0.2  # the share of histories whose answers came without their tags
 OTHERS = 8  # tries for another goal, for each that is asked about
 FIRST_APP, LATER_APP = 'do(action="Launch"', "Launch behind other steps"
 LIKED, MISSED, NEXT, TEXT = "behind a double tap", "behind a miss", "the second thing in an app", "with a text"
-HARD = ('do(action="Swipe"', LATER_APP, LIKED, MISSED, NEXT, TEXT)  # kinds of steps
+ICON = "on an icon"
+HARD = ('do(action="Swipe"', ICON, LATER_APP, LIKED, MISSED, NEXT, TEXT)  # kinds of steps
+ICONS = tuple(f"{name} button" for name in TOOLS)  # small ones
 THIN = 0.35  # of a screen's elements, in the first steps
 
 
@@ -47,12 +49,20 @@ class Batches(Dataset[Batch | Pictures]):
         random = Random(f"{self.split}/{stage.name}/{index}")
         density = THIN if index < stage.sparse else 1.0
         if stage.kind == "tower":
-            return take_pictures([sample_scene(random, density) for _ in range(stage.images)], random)
+            return take_pictures([self._sample_scene(random, density) for _ in range(stage.images)], random)
         asked = [self._ask(random, density) for _ in range(stage.images)]
         (language,) = random.choices(LANGUAGES, (1 - stage.chinese, stage.chinese))
         system = sample_prompt(random, language, random.uniform(*stage.share))
         pictures = take_pictures([scene for scene, _ in asked], random)
         return self.packer.pack(pictures, [row for _, row in asked], system, stage.kind == "answers")
+
+    def _sample_scene(self, random: Random, density: float) -> Scene:
+        if random.random() >= self.stage.icons:
+            return sample_scene(random, density)
+        while True:
+            scene = sample_scene(random, density, "page")
+            if any(element.name in ICONS for element in scene.elements):
+                return scene
 
     def _ask(self, random: Random, density: float) -> tuple[Scene, Row]:
         """Return a screen and what is asked about it: where goals are performed, first their next steps."""
@@ -78,7 +88,7 @@ def _sample_played(random: Random, stage: Stage) -> tuple[Scene, list[Step]]:
     What is rare is asked as often as what every goal has: the first step's action is drawn by its kind.
     """
     count = min(stage.goals, stage.questions)
-    goal, phone = sample_goal(random, _sample_language(random, stage))
+    goal, phone = sample_goal(random, _sample_language(random, stage), random.random() < stage.settings)
     by_kind = defaultdict[str, list[tuple[Scene, Step]]](list)
     for scene, step in play(goal, phone.copy(), (random, stage.slips) if stage.slips else None):
         by_kind[_kind_of(step)].append((scene, step))
@@ -106,6 +116,8 @@ def _kind_of(step: Step) -> str:
         return MISSED
     if '"' in step.thought:
         return TEXT
+    if step.thought.endswith(tuple(f"Tap {icon}." for icon in ICONS)):
+        return ICON
     is_next = len(set(parts)) > 1 and _part_of(step.thought) not in parts and not kind.startswith("finish")
     return NEXT if is_next else kind
 

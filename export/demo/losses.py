@@ -134,9 +134,9 @@ class Helper(nn.Module):
 
 
 def vision_loss(model: Glm4vForConditionalGeneration, helper: Helper, pictures: Pictures) -> Tensor:
-    """Return the vision-only first stage: no decoder, helper losses alone."""
+    """Return the helper losses of the tower alone: no decoder, and the names' embeddings stay as they are."""
     image_tokens = encode_images(model.model.visual, to_patches(pictures.pixels))
-    return helper.vision_loss(image_tokens, model.model.language_model.embed_tokens.weight, pictures)
+    return helper.vision_loss(image_tokens, model.model.language_model.embed_tokens.weight.detach(), pictures)
 
 
 def losses(model: Glm4vForConditionalGeneration, helper: Helper, batch: Batch, learns_prompt: bool = True) -> Losses:

@@ -24,12 +24,14 @@ class Stage:
         last_rate: Share of the peak at the end, to which it falls as a cosine.
         helper: Weight of the helper losses at the beginning, and at the end.
         sparse: The first steps, on screens with few elements.
+        icons: Share of the tower's screens that are a page with small icons, and others by chance.
         played: Share of the images that are of a phone on which a goal is performed.
         goals: Questions behind such an image that are the next step of a goal; each is of another goal.
         share: Least and largest share of the pieces that a batch's system prompt has.
         chinese: Share of the system prompts that are in Chinese.
         chinese_wishes: Share of the goals that are wished for in Chinese.
         hard: How much likelier than others the steps are that were learnt worst, among those to draw the first from.
+        settings: Share of the goals that visit the settings, and others by chance.
         slips: Share of the taps before the first step that missed, where the screen shows it.
         learns_prompt: The prompt's keys and values are learnt in one step of so many, otherwise taken as they are.
     """
@@ -44,12 +46,14 @@ class Stage:
     last_rate: float = 1.0
     helper: tuple[float, float] = (1.0, 1.0)
     sparse: int = 0
+    icons: float = 0.0
     played: float = 0.5
     goals: int = 1
     share: tuple[float, float] = (0.0, 0.3)
     chinese: float = 0.5
     chinese_wishes: float = 0.4
     hard: float = 1.0
+    settings: float = 0.0
     slips: float = 0.0
     learns_prompt: int = 8
 
@@ -69,6 +73,10 @@ GOALS = Stage(
     "goals", "answers", 1200, images=12, last_rate=0.02, helper=(0.1, 0.1), share=(0.0, 1.0), played=0.8, goals=5
 )
 MIXED = replace(GOALS, name="mixed", steps=1500, learning_rate=8e-4, share=(0.0, 2.0), played=0.6, goals=4)
+SEEING = replace(
+    MIXED, name="seeing", steps=750, images=10, learning_rate=6e-4, last_rate=0.5, helper=(0.3, 0.2), share=(0.0, 0.4),
+    chinese=0.55, chinese_wishes=0.58, hard=3.0, slips=0.3, played=0.66, settings=0.12,
+)  # fmt: skip
 STAGES = (
     Stage("vision", "tower", 4000, sparse=400),
     Stage("early", "answers", 1600),
@@ -80,4 +88,7 @@ STAGES = (
     MIXED,
     replace(MIXED, name="hard", chinese_wishes=0.55, hard=3.0),
     replace(MIXED, name="slips", steps=600, learning_rate=4e-4, chinese_wishes=0.6, hard=3.0, slips=0.4, played=0.75),
+    Stage("icons", "tower", 1500, learning_rate=8e-4, warm_up=150, last_rate=0.02, icons=0.5),
+    SEEING,
+    replace(SEEING, name="last", steps=450, learning_rate=3.5e-4, last_rate=0.02, helper=(0.2, 0.1), share=(0.0, 1.5)),
 )

@@ -43,10 +43,16 @@ THEN = {"en": ", then ", "cn": "，然后"}
 GO_HOME = {"en": ("go home", "go to the home screen"), "cn": ("回到主屏幕", "回桌面")}
 
 
-def sample_goal(random: Random, language: str) -> tuple[Goal, Phone]:
-    """Return a goal of FEWEST_STEPS to MOST_STEPS in a language, and a phone on which it can be done."""
+def sample_goal(random: Random, language: str, in_settings: bool = False) -> tuple[Goal, Phone]:
+    """Return a goal of FEWEST_STEPS to MOST_STEPS in a language, and a phone on which it can be done.
+
+    Args:
+        random: Draws it.
+        language: Of the wish, "en" or "cn".
+        in_settings: It visits the settings; otherwise one in twenty does.
+    """
     while True:
-        goal = _sample_wish(random, language)
+        goal = _sample_wish(random, language, in_settings)
         if (phone := _build(random, goal)) is None:
             continue
         trial = phone.copy()
@@ -86,8 +92,10 @@ def _kind_for(random: Random, name: str) -> str:
     return named.get(name) or ("press" if name in PRESSED else "")
 
 
-def _sample_wish(random: Random, language: str) -> Goal:
+def _sample_wish(random: Random, language: str, in_settings: bool) -> Goal:
     names = random.sample(list(APPS), random.choices((1, 2), (3, 1))[0])
+    if in_settings and SETTINGS not in names:
+        names[random.randrange(len(names))] = SETTINGS
     return _write_goal(random, language, tuple((app, _sample_tasks(random, app)) for app in names))
 
 

@@ -16,12 +16,12 @@ import click
 from click.testing import CliRunner
 from transformers import Glm4vForConditionalGeneration, PreTrainedTokenizerFast
 
-from edgeglm.export.demo.batches import HARD, Batches, _kind_of, _sample_played
+from edgeglm.export.demo.batches import HARD, ICONS, Batches, _kind_of, _sample_played
 from edgeglm.export.demo.evaluate import CHECKPOINT
 from edgeglm.export.demo.losses import encode_images
 from edgeglm.export.demo.model import build_config, build_model, build_tokenizer
 from edgeglm.export.demo.packing import Batch, Packer
-from edgeglm.export.demo.pictures import COLUMNS, IMAGE_TOKENS, ROWS, Pictures, to_patches
+from edgeglm.export.demo.pictures import CLASSES, COLUMNS, IMAGE_TOKENS, ROWS, Pictures, to_patches
 from edgeglm.export.demo.stages import STAGES, Kind, Stage
 from edgeglm.export.demo.train import Run, Trainer, main
 from edgeglm.export.evaluate.original.whole import WholeOriginal
@@ -97,6 +97,30 @@ def test_a_few_steps_lower_a_loss(tokenizer: PreTrainedTokenizerFast, kind: Kind
     batches = Batches(trainer.packer, "train", stage)
     reports = [trainer.step(stage, number, batches[number % 2]) for number in range(20)]
     assert all(reports[-1][loss] < 0.7 * reports[0][loss] for loss in losses)
+
+
+def test_the_tower_alone_leaves_the_decoder_as_it_is(tokenizer: PreTrainedTokenizerFast) -> None:
+    trainer, stage = Trainer(tokenizer, CPU), replace(STAGES[0], images=2)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.step(stage, 0, batch_of(trainer.packer, stage))
+    changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith("model.visual.") for name in changed)
+
+
+def test_pages_with_icons_and_visits_to_the_settings_are_as_frequent_as_a_stage_says(packer: Packer) -> None:
+    few, many = (_icons(batch_of(packer, replace(STAGES[0], images=32, icons=share))) for share in (0.0, 1.0))
+    assert 0 <= few < 16
+    assert many == 32
+    asked = [_sample_played(Random(number), replace(answers(1, 1), settings=1.0)) for number in range(10)]
+    wishes = [steps[0].instruction for _, steps in asked]
+    assert all("Settings" in wish or "设置" in wish for wish in wishes)
+
+
+def _icons(pictures: Pictures) -> int:
+    """Return how many of the pictures have a small icon."""
+    icons = torch.tensor([CLASSES[name] for name in ICONS])
+    return len(pictures.cells[torch.isin(pictures.cells[:, 2], icons), 0].unique())
 
 
 def test_a_phone_is_asked_for_the_next_step_of_several_goals() -> None:
