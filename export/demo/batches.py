@@ -116,7 +116,7 @@ def _kind_of(step: Step) -> str:
         return MISSED
     if '"' in step.thought:
         return TEXT
-    if step.thought.endswith(tuple(f"Tap {icon}." for icon in ICONS)):
+    if step.thought.removesuffix(".").endswith(ICONS):
         return ICON
     is_next = len(set(parts)) > 1 and _part_of(step.thought) not in parts and not kind.startswith("finish")
     return NEXT if is_next else kind
