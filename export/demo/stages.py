@@ -74,8 +74,15 @@ GOALS = Stage(
 )
 MIXED = replace(GOALS, name="mixed", steps=1500, learning_rate=8e-4, share=(0.0, 2.0), played=0.6, goals=4)
 SEEING = replace(
-    MIXED, name="seeing", steps=750, images=10, learning_rate=6e-4, last_rate=0.5, helper=(0.3, 0.2), share=(0.0, 0.4),
-    chinese=0.55, chinese_wishes=0.58, hard=3.0, slips=0.3, played=0.66, settings=0.12,
+    MIXED, name="seeing", steps=750, images=10, learning_rate=6e-4, warm_up=60, last_rate=0.5, helper=(0.3, 0.2),
+    share=(0.0, 0.4), chinese=0.55, chinese_wishes=0.58, hard=3.0, slips=0.3, played=0.66, settings=0.12,
+)  # fmt: skip
+LONGER = replace(
+    SEEING, name="longer", steps=450, learning_rate=3.5e-4, last_rate=0.02, helper=(0.2, 0.1), share=(0.0, 1.5)
+)
+WISHES = replace(
+    LONGER, name="wishes", learning_rate=5e-4, share=(0.0, 0.8), chinese=0.6, chinese_wishes=0.75, hard=2.0, played=0.7,
+    settings=0.15,
 )  # fmt: skip
 STAGES = (
     Stage("vision", "tower", 4000, sparse=400),
@@ -90,5 +97,6 @@ STAGES = (
     replace(MIXED, name="slips", steps=600, learning_rate=4e-4, chinese_wishes=0.6, hard=3.0, slips=0.4, played=0.75),
     Stage("icons", "tower", 1500, learning_rate=8e-4, warm_up=150, last_rate=0.02, icons=0.5),
     SEEING,
-    replace(SEEING, name="last", steps=450, learning_rate=3.5e-4, last_rate=0.02, helper=(0.2, 0.1), share=(0.0, 1.5)),
+    LONGER,
+    WISHES,
 )
