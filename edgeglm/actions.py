@@ -102,6 +102,10 @@ class _Reader:
 
     def arguments(self, at: int) -> tuple[dict[str, Value], int] | None:
         """Return the arguments from `at` on, and where the bracket behind them ends."""
+        # What looks like an argument behind a typed text may be a piece of it.
+        return self._arguments(at, typed_ends=True) or self._arguments(at, typed_ends=False)
+
+    def _arguments(self, at: int, *, typed_ends: bool) -> tuple[dict[str, Value], int] | None:
         arguments: dict[str, Value] = {}
         is_typed = self.response.startswith("message", at)  # only finish begins with it
         while not (close := _CLOSE.match(self.response, at)):
@@ -109,16 +113,16 @@ class _Reader:
             key = _KEY.match(self.response, comma.end() if comma else at)
             if not key or key[1] in arguments or (arguments and not comma):
                 return None
-            if (value := self._value(key.end(), is_typed)) is None:
+            if (value := self._value(key.end(), is_typed, typed_ends=typed_ends)) is None:
                 return None
             arguments[key[1]], at = value
             is_typed = is_typed or arguments.get("action") in TYPED
         return arguments, close.end()
 
-    def _value(self, at: int, is_typed: bool) -> tuple[Value, int] | None:
+    def _value(self, at: int, is_typed: bool, *, typed_ends: bool) -> tuple[Value, int] | None:
         """Return the value at `at` and where it ends."""
         if self.response[at : at + 1] in _QUOTES:
-            return self._text(at, is_typed)
+            return self._text(at, is_typed, typed_ends=typed_ends)
         if point := _POINT.match(self.response, at):
             return (_rounded(point[1]), _rounded(point[2])), point.end()
         if number := _NUMBERS.match(self.response, at):
@@ -126,16 +130,16 @@ class _Reader:
         flag = _FLAG.match(self.response, at)
         return (flag[0] == "True", flag.end()) if flag else None
 
-    def _text(self, at: int, is_typed: bool) -> tuple[str, int] | None:
+    def _text(self, at: int, is_typed: bool, *, typed_ends: bool) -> tuple[str, int] | None:
         """Return the text whose quote opens at `at`, and where its closing quote ends.
 
-        That is the next quote, if an argument or the bracket is behind it. Of a typed text, and where the next quote is
-        the text's own, it is the last quote with a bracket behind it.
+        That is the next quote, if an argument or the bracket is behind it. Where the next quote is the text's own, and
+        of a typed text where no argument follows or is to end it, it is the last quote with a bracket behind it.
         """
         quote = self.response[at]
         end = next(_unescaped(_QUOTES[quote], self.response, at + 1), None)
         is_closed = end is not None and _CLOSE.match(self.response, end)
-        if end is None or not (is_closed or self._has_argument(end)) or (is_closed and is_typed):
+        if end is None or not (is_closed or self._has_argument(end)) or (is_typed and (is_closed or not typed_ends)):
             end = self._last_quote(quote, at + 1, end if end and is_closed else at + 1)
         return (_unescape(self.response[at + 1 : end - 1]), end) if end else None
 

@@ -63,6 +63,8 @@ from edgeglm.actions import ACTIONS, Action, Value, parse_action, write_action
         ),
         ('do(action="Type", text="do(action=\'Back\')")', Action("Type", {"text": "do(action='Back')"})),
         ('finish(message="<answer>")', Action("finish", {"message": "<answer>"})),
+        ('finish(message="a", b=[c")', Action("finish", {"message": 'a", b=[c'})),
+        ('do(action="Type", text="a", b=1, text="c")', Action("Type", {"text": 'a", b=1, text="c'})),
         # Escapes.
         (r'do(action="Type", text="a\nb\t\\ \"c\" \u4f60\x41")', Action("Type", {"text": 'a\nb\t\\ "c" 你A'})),
         (r'do(action="Type", text="\d \q")', Action("Type", {"text": r"\d \q"})),

@@ -2,8 +2,8 @@
 
 It holds an answer to one action in the spelling of Open-AutoGLM's prompts, and to nothing that would change which
 action that is: the thought is free, and so is what is typed or said at the end, which may hold quotes and actions.
-Other texts are strings of Python's, since the client parses them. An answer without tags ends with an action, and is
-free before and behind it.
+Other texts are strings of Python's, since the client parses them. An answer without tags has an action, and is free
+before it, up to a word's end, and behind it, where no other may begin and be left unfinished.
 """
 
 from __future__ import annotations
@@ -43,5 +43,7 @@ def action_grammar(tokens: Container[str]) -> str:
 start: {" | ".join(rules)}
 TEXT: /(?s:.+)/
 ACTION: /\s*{_ACTION}\s*/
-UNTAGGED: /(?s:.*){_ACTION}(?s:.*)/
+UNTAGGED: UP_TO_ACTION AFTER
+UP_TO_ACTION: /((?s:.*)[^A-Za-z0-9_])?{_ACTION}/
+AFTER: /(?s:.*)/ & ~/(?s:.*)(do|finish)\((?s:.*)/
 """

@@ -73,6 +73,8 @@ def test_the_demos_answers_are_all_inside_and_forced_tokens_are_its_own() -> Non
         '<answer>do(action="Type", text="a\n\\"b\\" do(action="Back")")</answer>',
         '<answer>do(action="Long Press", element=[5,99], message="重要")</answer>',
         'do(action="Back") no, do(action="Home")',
+        '返回do(action="Back")',
+        'do(action="Back"), then undo it',
     ],
 )
 def test_every_form_of_an_answer_is_inside(answer: str) -> None:
@@ -115,7 +117,14 @@ def test_what_the_clients_parser_refuses_is_outside(action: str, is_inside: bool
 
 @pytest.mark.parametrize(
     "answer",
-    ["no action", '<answer>do(action="Fly")</answer>', '<answer>do(action="Tap", element=[1001,1])</answer>', ""],
+    [
+        "no action",
+        '<answer>do(action="Fly")</answer>',
+        '<answer>do(action="Tap", element=[1001,1])</answer>',
+        "",
+        'undo(action="Back")',
+        'do(action="Back") or do(action="Home"',
+    ],
 )
 def test_what_has_no_action_does_not_end(answer: str) -> None:
     assert not walk(ACTION, [*TOKENIZER.encode(answer), END])[0]
